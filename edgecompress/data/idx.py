@@ -1,0 +1,67 @@
+"""The idx files of MNIST and its relatives, plain or gzipped.
+
+Format: two zero bytes, a type code, the number of axes, one big-endian uint32 an axis, then the values. Only unsigned bytes (code 8)
+are read, which is what images and labels of these sets are.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from edgecompress.errors import ConfigError
+
+UINT8 = 8
+SPLITS = {"train": "train", "eval": "t10k"}
+
+
+def read(path: Path) -> np.ndarray:
+    """Return the array in `path`, dtype uint8.
+
+    Raises:
+        ConfigError: Not an idx file of unsigned bytes, or truncated.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: unreadable idx file: {error}; fetch it again") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UINT8:
+        raise ConfigError(f"{path}: not an idx file of unsigned bytes; it starts with {data[:4].hex() or 'nothing'}")
+    axes = data[3]
+    header = 4 + 4 * axes
+    shape = struct.unpack(f">{axes}I", data[4:header]) if len(data) >= header else ()
+    if len(data) - header != math.prod(shape):
+        raise ConfigError(f"{path}: its header promises {math.prod(shape)} bytes, {max(0, len(data) - header)} follow; fetch it again")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    """Write a uint8 array; gzipped without a time stamp, so that equal arrays give equal files."""
+    header = bytes([0, 0, UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images `(n, h, w)` and labels `(n,)` of "train" or "eval" from the usual file names.
+
+    Raises:
+        ConfigError: A file is missing, or images and labels differ in number.
+    """
+    arrays = []
+    for what, axes in (("images", 3), ("labels", 1)):
+        stem = f"{SPLITS[split]}-{what}-idx{axes}-ubyte"
+        found = [path for path in (folder / f"{stem}.gz", folder / stem) if path.exists()]
+        if not found:
+            raise ConfigError(f"{folder}: no {stem} or {stem}.gz; an idx folder holds train-… and t10k-… files")
+        array = read(found[0])
+        if array.ndim != axes:
+            raise ConfigError(f"{found[0]}: {array.ndim} axes, {axes} expected")
+        arrays.append(array)
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise ConfigError(f"{folder}: {len(images)} images but {len(labels)} labels for {split}")
+    return images, labels
