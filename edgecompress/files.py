@@ -1,0 +1,57 @@
+"""Files that are either whole or not there."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgecompress.errors import ConfigError, EdgeCompressError
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there when the block succeeds, remove it otherwise.
+
+    Raises:
+        EdgeCompressError: The disk is full.
+        ConfigError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def explain(error: OSError, path: Path) -> EdgeCompressError:
+    """Return the error that tells a person what to do about a failed write to `path`."""
+    if error.errno in NO_SPACE:
+        return EdgeCompressError(f"{path}: no space left on the device; free some and run the same command again, finished steps are kept")
+    return ConfigError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or mend its permissions")
