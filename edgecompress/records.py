@@ -20,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: immutable, compared by value, unknown keys refused."""
 
 
-class LayerStats(Record):
+class LayerStats(Record, frozen=True, kw_only=True):
     """Cost of one layer at batch size 1.
 
     Attributes:
@@ -44,7 +44,7 @@ class LayerStats(Record):
     latency_ms: float | None = None
 
 
-class ModelStats(Record):
+class ModelStats(Record, frozen=True, kw_only=True):
     """What `analyze` found. `params` counts every parameter, `macs` only convolutions and linear layers."""
 
     schema: int = SCHEMA
@@ -57,7 +57,7 @@ class ModelStats(Record):
     conditions: dict[str, str] = {}
 
 
-class LayerPlan(Record):
+class LayerPlan(Record, frozen=True, kw_only=True):
     """One layer's decision. `loss_increase` is the predicted rise of the distillation loss when this layer alone is replaced."""
 
     layer: str
@@ -72,13 +72,13 @@ class LayerPlan(Record):
     why: str = ""
 
 
-class SkippedLayer(Record):
+class SkippedLayer(Record, frozen=True, kw_only=True):
     layer: str
     macs: int
     reason: str
 
 
-class CompressionPlan(Record):
+class CompressionPlan(Record, frozen=True, kw_only=True):
     """Which layers become which factorization, at which rank, and why the others stay dense.
 
     Attributes:
@@ -98,7 +98,7 @@ class CompressionPlan(Record):
     notes: tuple[str, ...] = ()
 
 
-class DecomposeResult(Record):
+class DecomposeResult(Record, frozen=True, kw_only=True):
     """Measured after the factors were computed and BatchNorm was re-estimated; compare with the plan's prediction."""
 
     schema: int = SCHEMA
@@ -108,7 +108,7 @@ class DecomposeResult(Record):
     macs: int
 
 
-class Epoch(Record):
+class Epoch(Record, frozen=True, kw_only=True):
     epoch: int
     loss: float
     top1: float | None
@@ -116,7 +116,7 @@ class Epoch(Record):
     seconds: float
 
 
-class FinetuneResult(Record):
+class FinetuneResult(Record, frozen=True, kw_only=True):
     """Accuracies are fractions of the evaluation set; None without labels. `epochs[0]` is the state after BatchNorm re-estimation."""
 
     schema: int = SCHEMA
@@ -131,7 +131,7 @@ class FinetuneResult(Record):
     note: str = ""
 
 
-class QuantSpec(Record):
+class QuantSpec(Record, frozen=True, kw_only=True):
     """How an artifact was quantized. Schemes: fp32, fp16, int8-dynamic, int8-static."""
 
     scheme: str
@@ -139,7 +139,7 @@ class QuantSpec(Record):
     calibration_samples: int = 0
 
 
-class LayerQuantization(Record):
+class LayerQuantization(Record, frozen=True, kw_only=True):
     """Signal-to-quantization-noise ratio of a layer's int8 weight, 20·log10(‖W‖ / ‖W − Q(W)‖), in dB."""
 
     layer: str
@@ -147,7 +147,7 @@ class LayerQuantization(Record):
     per_tensor_sqnr_db: float
 
 
-class QuantizeResult(Record):
+class QuantizeResult(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA
     specs: tuple[QuantSpec, ...]
     calibration_data: str
@@ -155,7 +155,7 @@ class QuantizeResult(Record):
     layers: tuple[LayerQuantization, ...]
 
 
-class Preprocessing(Record):
+class Preprocessing(Record, frozen=True, kw_only=True):
     """How an image becomes an input: resize the short side, centre crop, then `(x / 255 − mean) / std` per channel."""
 
     mean: tuple[float, ...]
@@ -164,7 +164,7 @@ class Preprocessing(Record):
     crop: int | None = None
 
 
-class TensorSpec(Record):
+class TensorSpec(Record, frozen=True, kw_only=True):
     """One input or output of an artifact. `layout` is NCHW, NHWC or "" when the tensor is no image."""
 
     name: str
@@ -175,7 +175,7 @@ class TensorSpec(Record):
     zero_point: int | None = None
 
 
-class Parity(Record):
+class Parity(Record, frozen=True, kw_only=True):
     """The artifact against the eager model of the same step, on real inputs.
 
     Attributes:
@@ -192,7 +192,7 @@ class Parity(Record):
     samples: int
 
 
-class Artifact(Record):
+class Artifact(Record, frozen=True, kw_only=True):
     """The manifest beside an exported file.
 
     Attributes:
@@ -226,7 +226,7 @@ class Artifact(Record):
     created_at: str = ""
 
 
-class ConversionRequest(Record):
+class ConversionRequest(Record, frozen=True, kw_only=True):
     """What `export` sends to a converter program on stdin. Paths are absolute.
 
     Attributes:
@@ -243,7 +243,7 @@ class ConversionRequest(Record):
     calibration: str = ""
 
 
-class ConversionReply(Record):
+class ConversionReply(Record, frozen=True, kw_only=True):
     """What a converter program prints as its last line on stdout."""
 
     inputs: tuple[TensorSpec, ...]
@@ -252,7 +252,7 @@ class ConversionReply(Record):
     notes: tuple[str, ...] = ()
 
 
-class DeviceInfo(Record):
+class DeviceInfo(Record, frozen=True, kw_only=True):
     """Where something ran. What a device does not tell is "" or None; nothing in it is trusted or rendered unescaped."""
 
     url: str
@@ -271,7 +271,7 @@ class DeviceInfo(Record):
     emulated: bool = False
 
 
-class BenchmarkResult(Record):
+class BenchmarkResult(Record, frozen=True, kw_only=True):
     """One artifact on one device: every raw value and the conditions. Statistics are computed when asked.
 
     Attributes:

@@ -1,0 +1,68 @@
+"""Parameters and multiply-accumulates of layers, counted while a model runs: one formula for dense and factorized layers alike."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass
+class Seen:
+    """What one layer did in a forward pass; shapes are of its last call, without the batch axis."""
+
+    calls: int = 0
+    macs: int = 0
+    activation_bytes: int = 0
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = field(default=())
+
+
+def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
+    """MACs of one call at batch size 1: each weight is used once a position, output positions for all but transposed convolutions."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if isinstance(layer, nn.Linear):
+        return weight.numel() * math.prod(y.shape[1:-1])
+    return weight.numel() * math.prod((x if isinstance(layer, TRANSPOSED) else y).shape[2:])
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[dict[str, Seen]]:
+    """Record what each counted layer of `model` does while the block runs it."""
+    seen: dict[str, Seen] = {}
+
+    def watch(name: str) -> object:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            x = args[0]
+            one = seen.setdefault(name, Seen())
+            one.calls += 1
+            one.macs += macs_of(layer, x, y)
+            one.activation_bytes += 4 * (math.prod(x.shape[1:]) + math.prod(y.shape[1:]))
+            one.input_shape, one.output_shape = tuple(x.shape[1:]), tuple(y.shape[1:])
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, COUNTED)]  # type: ignore[arg-type]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def params_of(module: nn.Module) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def cost_of(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (params, macs) of a module on the meta device for one input of `input_shape`, without its batch axis."""
+    with watching(module) as seen:
+        module(torch.empty(1, *input_shape, device="meta"))
+    return params_of(module), sum(one.macs for one in seen.values())
