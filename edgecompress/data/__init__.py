@@ -1,0 +1,63 @@
+"""Data for training, evaluation and calibration. A form of data is a module with the two functions of `Loader`, and one line in LOADERS."""
+
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from edgecompress.data import idx, imagefolder, npz
+from edgecompress.data.images import open_image, preprocess
+from edgecompress.data.samples import Samples, check_finite, check_labels, check_shape, describe, fetch
+from edgecompress.errors import ConfigError
+from edgecompress.records import Preprocessing
+
+__all__ = [
+    "LOADERS",
+    "Loader",
+    "Samples",
+    "check_finite",
+    "check_labels",
+    "check_shape",
+    "describe",
+    "fetch",
+    "load",
+    "open_image",
+    "preprocess",
+]
+
+Split = Literal["train", "eval"]
+
+
+class Loader(Protocol):
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` looks like this form. Asked in the order of LOADERS."""
+
+    def load(self, path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+        """Return one split of it."""
+
+
+LOADERS: Final[dict[str, Loader]] = {
+    "an .npz": npz,
+    "idx files": idx,
+    "an ImageFolder": imagefolder,
+}
+
+
+def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+    """Return a split of the data at `path`, whatever its form.
+
+    Args:
+        path: A file or a folder in one of the forms of LOADERS.
+        split: A set that comes as one is parted: every fifth sample is for "eval", and the others for "train".
+        preprocessing: Applied to images; None scales them to [0, 1].
+        input_shape: The model's input without its batch axis, `(c, h, w)` for images.
+
+    Raises:
+        ConfigError: Nothing there, an unknown form, or data that do not fit the model.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder; data are {', '.join(LOADERS)}")
+    if path.is_dir() and not any(path.iterdir()):
+        raise ConfigError(f"{path}: an empty folder; data are {', '.join(LOADERS)}")
+    for loader in LOADERS.values():
+        if loader.recognises(path):
+            return loader.load(path, split, preprocessing=preprocessing, input_shape=input_shape)
+    raise ConfigError(f"{path}: not a form of data known here; data are {', '.join(LOADERS)}")

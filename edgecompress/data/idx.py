@@ -11,11 +11,32 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from edgecompress.data.images import ImageArray
+from edgecompress.data.samples import Samples
 from edgecompress.errors import ConfigError
+from edgecompress.records import Preprocessing
 
 UINT8 = 8
 SPLITS = {"train": "train", "eval": "t10k"}
+
+
+def recognises(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*-idx?-ubyte*"))
+
+
+def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+    """Return a split of an idx folder.
+
+    Raises:
+        ConfigError: As `read_split`, or the images do not fit the model.
+    """
+    images, labels = read_split(path, split)
+    if len(images) == 0:
+        raise ConfigError(f"{path}: its {split} files hold no samples; fetch them again")
+    inputs = ImageArray(images, preprocessing, input_shape, subject=str(path))
+    return Samples(inputs, torch.from_numpy(labels.astype(np.int64)), source=f"{path}: {len(images)} images")
 
 
 def read(path: Path) -> np.ndarray:

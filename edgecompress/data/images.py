@@ -1,0 +1,143 @@
+"""From an image to a model input: resize, crop, scale. The Raspberry Pi script repeats this arithmetic with Pillow and numpy alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from edgecompress.data.samples import check_shape
+from edgecompress.errors import ConfigError
+from edgecompress.records import Preprocessing
+
+MODES = {1: "L", 3: "RGB"}
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits a channel; Pillow would clip them silently
+
+
+class ImageFiles:
+    """Image files, each opened when asked for."""
+
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> None:
+        check_preprocessing(preprocessing, input_shape)
+        self.paths = tuple(paths)
+        self.preprocessing = preprocessing
+        self.input_shape = input_shape
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = self.paths[index]
+        return preprocess(open_image(path), self.preprocessing, self.input_shape, subject=str(path))
+
+
+class ImageArray:
+    """Images in memory as bytes, `(n, h, w)` or `(n, h, w, c)`; a quarter of what their float inputs would take."""
+
+    def __init__(self, array: np.ndarray, preprocessing: Preprocessing | None, input_shape: tuple[int, ...], *, subject: str) -> None:
+        check_preprocessing(preprocessing, input_shape)
+        self.array = array
+        self.preprocessing = preprocessing
+        self.input_shape = input_shape
+        self.subject = subject
+        if len(array):
+            self[0]  # all have one shape, so the first tells whether it fits
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return preprocess(self.array[index], self.preprocessing, self.input_shape, subject=self.subject)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return the decoded image, turned as its EXIF orientation says.
+
+    Raises:
+        ConfigError: Missing, truncated, not an image, too large, or more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError for a broken PNG
+        raise ConfigError(f"{path}: unreadable image: {error}; replace or remove it") from error
+    if image.mode in WIDE_MODES:
+        raise ConfigError(f"{path}: more than 8 bits a channel (mode {image.mode}); save it with 8")
+    return image
+
+
+def preprocess(
+    image: Image.Image | np.ndarray, preprocessing: Preprocessing | None, input_shape: tuple[int, ...], *, subject: str = "image"
+) -> Tensor:
+    """Return a float32 input `(c, h, w)`: short side resized (bilinear), centre cropped, `(x / 255 − mean) / std`.
+
+    Args:
+        image: A Pillow image, or uint8 `(h, w)` or `(h, w, c)`; grey and colour are converted to what the model takes.
+        preprocessing: None scales to [0, 1] only.
+        input_shape: `(c, h, w)`, without the batch axis.
+        subject: Names the image in an error.
+
+    Raises:
+        ConfigError: The result would not have `input_shape`, or the model takes neither grey nor colour images.
+    """
+    check_preprocessing(preprocessing, input_shape)
+    channels = input_shape[0]
+    resize, crop = (preprocessing.resize, preprocessing.crop) if preprocessing else (None, None)
+    if resize or crop or not isinstance(image, np.ndarray) or _channels(image) != channels:
+        image = _fit(_pillow(image, subject).convert(MODES[channels]), resize, crop, subject)
+    array = np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))  # (c, h, w)
+    check_shape(array.shape, input_shape, subject)
+    x = torch.from_numpy(array.astype(np.float32)) / 255
+    if preprocessing is None:
+        return x
+    return (x - torch.tensor(preprocessing.mean)[:, None, None]) / torch.tensor(preprocessing.std)[:, None, None]
+
+
+def check_preprocessing(preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> None:
+    """Refuse a preprocessing that cannot give `(c, h, w)`.
+
+    Raises:
+        ConfigError: `input_shape` is no image, or mean and std do not fit it.
+    """
+    if len(input_shape) != 3 or input_shape[0] not in MODES:
+        raise ConfigError(
+            f"input {input_shape}: no grey or colour image (c, h, w); give data as float32 arrays in an .npz, or by the recipe"
+        )
+    if preprocessing is None:
+        return
+    for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+        if len(values) not in (1, input_shape[0]) or not np.isfinite(values).all():
+            raise ConfigError(f"preprocessing: {name} {values} for {input_shape[0]} channels; give one number, or one a channel")
+    if min(preprocessing.std) <= 0:
+        raise ConfigError(f"preprocessing: std {preprocessing.std}; it must be positive")
+    if any(size is not None and size < 1 for size in (preprocessing.resize, preprocessing.crop)):
+        raise ConfigError(f"preprocessing: resize {preprocessing.resize}, crop {preprocessing.crop}; sizes are pixels, 1 or more")
+
+
+def _fit(image: Image.Image, resize: int | None, crop: int | None, subject: str) -> Image.Image:
+    if resize:
+        scale = resize / min(image.size)
+        image = image.resize((max(resize, int(image.width * scale)), max(resize, int(image.height * scale))), Image.Resampling.BILINEAR)
+    if crop:
+        if min(image.size) < crop:
+            raise ConfigError(
+                f"{subject}: {image.width}×{image.height} pixels, smaller than the crop of {crop}; give a larger image or resize"
+            )
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    return image
+
+
+def _pillow(image: Image.Image | np.ndarray, subject: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if image.dtype != np.uint8 or _channels(image) not in MODES:
+        raise ConfigError(f"{subject}: {image.dtype} {image.shape} is no grey or colour image; give uint8 (h, w), (h, w, 1) or (h, w, 3)")
+    return Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+
+
+def _channels(image: np.ndarray) -> int:
+    return 1 if image.ndim == 2 else image.shape[-1]

@@ -1,0 +1,96 @@
+"""Numpy archives: `x_train, y_train, x_test, y_test`, or `inputs, labels` as one set. Pickled (object) arrays are refused."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecompress.data.images import ImageArray
+from edgecompress.data.samples import Inputs, Samples, check_finite, check_labels, check_shape
+from edgecompress.data.split import HELD_OUT, part
+from edgecompress.errors import ConfigError
+from edgecompress.records import Preprocessing
+
+NAMES = {"train": ("x_train", "y_train"), "eval": ("x_test", "y_test")}
+ONE_SET = ("inputs", "labels")
+
+
+def recognises(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".npz"
+
+
+def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+    """Return a split: uint8 arrays are images and get preprocessed, floats are inputs already.
+
+    Raises:
+        ConfigError: Unreadable, a pickle, an array is missing, or shapes, labels or values do not fit.
+    """
+    x, y, note = _arrays(path, split)
+    if x.ndim == 0 or len(x) == 0:
+        raise ConfigError(f"{path}: holds no samples; give at least one")
+    if y is not None and len(x) != len(y):
+        raise ConfigError(f"{path}: {len(x)} inputs but {len(y)} labels; give one label an input")
+    labels = None if y is None else check_labels(_tensor(y, path, "labels"), str(path))
+    source = f"{path}: {len(x)} samples{note}"
+    return Samples(_inputs(x, path, preprocessing, input_shape), labels, source=source)
+
+
+def _arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, str]:
+    try:
+        if not zipfile.is_zipfile(path):  # np.load would take a bare .npy or try a pickle
+            raise ConfigError(f"{path}: not an .npz archive; save it with numpy.savez")
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+            x_name, y_name = NAMES[split] if NAMES[split][0] in names else ONE_SET
+            if x_name not in names:
+                found = ", ".join(sorted(names)) or "nothing"
+                raise ConfigError(f"{path}: no array {NAMES[split][0]} or {ONE_SET[0]}, it holds {found}; name the arrays so")
+            x = archive[x_name]
+            y = archive[y_name] if y_name in names else None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise ConfigError(f"{path}: holds a pickled (object) array, which may run code; save plain number arrays") from error
+        raise ConfigError(f"{path}: unreadable archive: {error}; save it again with numpy.savez") from error
+    if x_name != ONE_SET[0]:
+        return x, y, ""
+    if y is not None and len(x) != len(y):
+        raise ConfigError(f"{path}: {len(x)} inputs but {len(y)} labels; give one label an input")
+    rows = part(range(len(x)), split, str(path))
+    return x[rows], None if y is None else y[rows], f", {HELD_OUT[split]}"
+
+
+def _inputs(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Inputs:
+    if x.dtype == np.uint8:
+        return ImageArray(_channels_last(x, input_shape, path), preprocessing, input_shape, subject=str(path))
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ConfigError(f"{path}: inputs are {x.dtype}; give images as uint8, or ready inputs as float32")
+    inputs = _tensor(x.astype(np.float32), path, "inputs")
+    if tuple(x.shape[1:]) != input_shape and len(input_shape) == 3:
+        channels, height, width = input_shape
+        if tuple(x.shape[1:]) == (height, width, channels):
+            inputs = inputs.permute(0, 3, 1, 2).contiguous()  # (n, c, h, w)
+        elif tuple(x.shape[1:]) == (height, width) and channels == 1:
+            inputs = inputs[:, None]  # (n, 1, h, w)
+    check_shape(inputs.shape[1:], input_shape, str(path))
+    check_finite(inputs, str(path))
+    return inputs
+
+
+def _channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """Return images `(n, h, w)` or `(n, h, w, c)`. Channels first is recognised by the model's input, and wins a tie."""
+    if x.ndim == 3:
+        return x
+    if x.ndim != 4:
+        raise ConfigError(f"{path}: uint8 inputs of shape {x.shape} are no images; give (n, h, w, c), (n, c, h, w), (n, h, w) or float32")
+    first = x.shape[1:] == input_shape or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3))
+    return x.transpose(0, 2, 3, 1) if first else x
+
+
+def _tensor(x: np.ndarray, path: Path, what: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="))))
+    except TypeError as error:
+        raise ConfigError(f"{path}: {what} are {x.dtype}; give integer labels and uint8 or float32 inputs") from error
