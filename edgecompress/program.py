@@ -83,6 +83,12 @@ def example_inputs(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
     )
 
 
+def example_outputs(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
+    """Return zeros of the shapes and dtypes that `program` gives."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    return tuple(torch.zeros(tuple(values[name].shape), dtype=values[name].dtype) for name in program.graph_signature.user_outputs)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that says something."""
     lines = (line.strip() for line in str(error).splitlines())

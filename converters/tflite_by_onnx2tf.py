@@ -1,0 +1,98 @@
+"""Route onnx2tf of to_tflite.py: program → ONNX → Keras model → TFLite by TensorFlow's converter."""
+
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported: onnx2tf builds models of tf-keras
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx2tf
+import tensorflow as tf
+import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
+import torch
+
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.program import example_inputs, example_outputs, first_line
+
+IMAGE_AXES = 4
+# onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
+SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
+
+
+def convert(program: Any, scheme: str, samples: list[list[np.ndarray]]) -> bytes:
+    """Return a TFLite file whose 4-D inputs and outputs are NHWC.
+
+    Args:
+        samples: For int8-static: the inputs of each calibration sample, NHWC.
+    """
+    keras = _keras_model(_onnx(program), program)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_function(keras)], keras)
+    if scheme != "fp32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if scheme == "fp16":
+        converter.target_spec.supported_types = [tf.float16]
+    if scheme == "int8-static":
+        converter.representative_dataset = lambda: iter(samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    try:
+        return bytes(converter.convert())
+    except Exception as error:  # the converter's own class, ValueError and RuntimeError
+        raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; take route litert-torch") from error
+
+
+def _onnx(program: Any) -> Path:
+    inputs = [f"input_{i}" for i in range(len(example_inputs(program)))]
+    outputs = [f"output_{i}" for i in range(len(example_outputs(program)))]
+    path = Path("model.onnx")
+    try:
+        model = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
+        assert model is not None
+        model.save(path)
+    except Exception as error:  # OnnxExporterError and what its passes let through
+        causes = list(_causes(error))
+        reason = next((first_line(e) for e in causes if "No ONNX function" in str(e)), None)
+        if reason is not None:
+            raise UnsupportedError(f"tflite: {reason}; replace that op or take route litert-torch") from error
+        raise ToolchainError(f"tflite: torch.onnx failed: {first_line(causes[-1])}; take route litert-torch") from error
+    lacking = {node.op_type for node in model.model_proto.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None}
+    if lacking:
+        raise UnsupportedError(f"tflite: onnx2tf has no {', '.join(sorted(lacking))}; replace that op or take route litert-torch")
+    return path
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _keras_model(path: Path, program: Any) -> Any:
+    np.save(SELF_CHECK_SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
+    # onnx2tf would also make (n, c, l) into (n, l, c); this project's layouts are about images alone.
+    kept = [f"input_{i}" for i, x in enumerate(example_inputs(program)) if x.ndim != IMAGE_AXES]
+    try:
+        return onnx2tf.convert(
+            input_onnx_file_path=str(path),
+            output_folder_path="saved_model",
+            keep_shape_absolutely_input_names=kept or None,
+            disable_model_save=True,
+            non_verbose=True,
+        )
+    except (Exception, SystemExit) as error:  # it ends the process when it gives up on an op
+        raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; take route litert-torch") from error
+
+
+def _function(keras: Any) -> Any:
+    """Return the model as a function with inputs `input_0`, … and outputs `output_0`, … in the program's order."""
+    order = sorted(range(len(keras.inputs)), key=lambda i: keras.input_names[i])
+    specs = [tf.TensorSpec(keras.inputs[i].shape, keras.inputs[i].dtype, name=f"input_{k}") for k, i in enumerate(order)]
+
+    def run(*arguments: Any) -> dict[str, Any]:
+        outputs = keras([arguments[order.index(i)] for i in range(len(order))])
+        return {f"output_{k}": y for k, y in enumerate(outputs if isinstance(outputs, list | tuple) else [outputs])}
+
+    return tf.function(run, input_signature=specs).get_concrete_function()
