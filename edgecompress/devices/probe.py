@@ -1,0 +1,88 @@
+"""Ask a device what it is: one POSIX shell script, the same for this machine, a Raspberry Pi and Android, and the parser of its answer.
+
+Nothing here decides success; an answer that is missing or odd becomes "" or None.
+"""
+
+import re
+from collections.abc import Sequence
+
+from edgecompress.devices.base import Completed, Device, clean
+from edgecompress.records import DeviceInfo
+
+TIMEOUT_S = 15.0
+
+SCRIPT = r"""
+say() { printf '%s=%s\n' "$1" "$2"; }
+prop() { command -v getprop >/dev/null 2>&1 && getprop "$1" 2>/dev/null; }
+file() { [ -r "$1" ] && tr -d '\000' <"$1" 2>/dev/null | head -n 1; }
+cpu() { grep -i -m 1 "^$1[[:space:]]*:" /proc/cpuinfo 2>/dev/null | cut -d: -f2-; }
+say abi "$(prop ro.product.cpu.abi || uname -m)"
+say android "$(prop ro.build.version.release)"
+say os "$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null | tr -d '\042')"
+say kernel "$(uname -sr)"
+say product "$(prop ro.product.model)"
+say board "$(file /proc/device-tree/model)"
+say machine "$(file /sys/class/dmi/id/product_name)"
+say soc "$(prop ro.soc.model || prop ro.board.platform)"
+say hardware "$(cpu Hardware)"
+say cpu "$(cpu 'model name')"
+say features "$(cpu Features)"
+say flags "$(cpu flags)"
+say cores "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null)"
+say governor "$(file /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor)"
+say emulated "${EDGECOMPRESS_EMULATED:-$(prop ro.kernel.qemu)$(prop ro.boot.qemu)}"
+for zone in /sys/class/thermal/thermal_zone*/temp; do say zone "$(file "$zone")"; done
+say free "$(df -k "$1" 2>/dev/null | tail -n 1)"
+"""
+
+
+def probe(device: Device) -> DeviceInfo:
+    """Return what `device` says it is.
+
+    Raises:
+        DeviceError: The device cannot be reached.
+    """
+    done = device.run(["sh", "-c", SCRIPT, "sh", str(device.base)], timeout_s=TIMEOUT_S)
+    return parse(done, url=device.url, serial=device.serial)
+
+
+def parse(done: Completed, *, url: str, serial: str) -> DeviceInfo:
+    """Read the script's `key=value` lines; values are shortened and cleaned, and a number that is none is left out."""
+    values: dict[str, str] = {}
+    degrees = []
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition("=")
+        value = clean(value.strip(), limit=4000)
+        if key == "zone" and re.fullmatch(r"\d{1,6}", value):
+            degrees.append(int(value) / 1e3)
+        elif value:
+            values.setdefault(key, value)
+    android = values.get("android")
+    return DeviceInfo(
+        url=url,
+        serial=serial,
+        model=_first(values, ("product", "board", "machine", "cpu"))[:120],
+        soc=_first(values, ("soc", "hardware", "cpu"))[:120],
+        abi=values.get("abi", "")[:40],
+        os=(f"Android {android}" if android else _first(values, ("os", "kernel")))[:120],
+        governor=values.get("governor", "")[:40],
+        cpu_features=tuple(_first(values, ("features", "flags")).split()[:400]),
+        cores=_integer(values.get("cores", "")),
+        temperature_c=max((value for value in degrees if 0 < value < 150), default=None),
+        free_bytes=_free_bytes(values.get("free", "").split()),
+        emulated=values.get("emulated", "").startswith("1"),
+    )
+
+
+def _first(values: dict[str, str], keys: Sequence[str]) -> str:
+    return next((values[key] for key in keys if key in values), "")
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,15}", text) else None
+
+
+def _free_bytes(columns: Sequence[str]) -> int | None:
+    """Read df's last line: filesystem, 1K-blocks, used, available and what follows."""
+    kibibytes = _integer(columns[3]) if len(columns) > 3 else None
+    return None if kibibytes is None else kibibytes * 1024

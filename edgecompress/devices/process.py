@@ -1,0 +1,89 @@
+"""Run a program on this machine, bounded in time and output."""
+
+import logging
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+from edgecompress.devices.base import MAX_OUTPUT_BYTES, Completed, clean
+from edgecompress.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    subject: str,
+    env: Mapping[str, str] | None = None,
+    max_file_bytes: int | None = None,
+) -> Completed:
+    """Run `argv` in its own process group with no input; the group is killed when it is late, or when we are interrupted.
+
+    Args:
+        subject: Who is named in messages.
+        max_file_bytes: The largest file the program may write.
+
+    Raises:
+        DeviceError: Not found, not finished within `timeout_s`, or more than 4 MiB of output.
+    """
+    log.debug("run %s", shlex.join(argv))
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True
+        )
+    except OSError as error:
+        raise DeviceError(f"{subject}: {argv[0]} cannot be started: {error.strerror}; check that it is installed") from error
+    if max_file_bytes is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    sinks = (bytearray(), bytearray())
+    threads = [
+        threading.Thread(target=_drain, args=(process, stream, sink), daemon=True)
+        for stream, sink in zip((process.stdout, process.stderr), sinks, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        returncode = process.wait(timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise late(subject, argv, timeout_s) from error
+    finally:
+        _kill(process)
+        process.wait()
+        for thread in threads:
+            thread.join(2.0)  # a daemon that the program left behind (adb's server) may hold the pipe open
+    if any(len(sink) > MAX_OUTPUT_BYTES for sink in sinks):
+        raise DeviceError(f"{subject}: {argv[0]} printed more than {MAX_OUTPUT_BYTES >> 20} MiB and was stopped; is it the right program?")
+    stdout, stderr = (clean(bytes(sink).decode(errors="replace")) for sink in sinks)
+    return Completed(tuple(argv), returncode, stdout, stderr)
+
+
+def late(subject: str, argv: Sequence[str], timeout_s: float) -> DeviceError:
+    """Return the error for a command that was stopped because its time ran out."""
+    command = clean(shlex.join(argv), limit=200)
+    return DeviceError(f"{subject}: {command} did not finish within {timeout_s:g} s and was stopped; allow more time or ask for less")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the group, also children of a leader that has already ended."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], sink: bytearray) -> None:
+    with stream:
+        while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+            sink += chunk
+            if len(sink) > MAX_OUTPUT_BYTES:
+                _kill(process)
+                return

@@ -1,0 +1,132 @@
+"""What is sent to a runner and what it may answer: `device_tests/runners/README.md` describes the same for people who write one."""
+
+import msgspec
+
+from edgecompress.devices.base import clean
+from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
+from edgecompress.records import SCHEMA, Record
+
+MAX_REPLY_BYTES = 16 << 20
+
+
+class FileRequest(Record, frozen=True, kw_only=True):
+    path: str
+    sha256: str
+    format: str
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+
+
+class RunnerRequest(Record, frozen=True, kw_only=True):
+    """One run. Paths are relative to the request's own folder. `inputs` and `outputs` are for mode infer."""
+
+    schema: int = SCHEMA
+    nonce: str
+    mode: str
+    artifacts: tuple[FileRequest, ...]
+    threads: int
+    reply: str
+    warmup_s: float = 0.5
+    repetitions: int = 50
+    time_limit_s: float = 150.0
+    inputs: str = ""
+    outputs: str = ""
+
+
+class FileResult(Record, frozen=True, kw_only=True):
+    sha256: str
+    backend: str
+    load_ms: float
+    first_ms: float = 0.0
+    warmup_ms: tuple[float, ...] = ()
+    latency_ms: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    abi: str = ""
+    os: str = ""
+    python: str = ""
+    cpu: str = ""
+    cpu_features: tuple[str, ...] = ()
+    governor: str = ""
+
+
+class Problem(Record, frozen=True, kw_only=True):
+    kind: str
+    message: str
+
+
+class RunnerReply(Record, frozen=True, kw_only=True):
+    """Of a run that worked; `outputs_sha256` only after mode infer."""
+
+    schema: int
+    nonce: str
+    runner: str
+    threads: int
+    started_at: str
+    peak_rss_bytes: int
+    results: tuple[FileResult, ...]
+    machine: Machine = Machine()
+    load_average: tuple[float | None, float | None] = (None, None)
+    temperature_c: tuple[float | None, float | None] = (None, None)
+    outputs_sha256: str = ""
+
+
+class RunnerFailure(Record, frozen=True, kw_only=True):
+    """Of a run that did not."""
+
+    nonce: str | None
+    error: Problem
+
+
+ERRORS: dict[str, tuple[type[EdgeCompressError], str]] = {
+    "request": (ConfigError, "change what was asked for"),
+    "inputs": (ConfigError, "give inputs in the artifact's own shape"),
+    "artifact": (ConfigError, "export it again, or update the runtime there"),
+    "hash": (DeviceError, "check the connection and the disk there, then run it again"),
+    "runtime": (DeviceError, "install the runtime there, or name the interpreter that has it"),
+    "memory": (DeviceError, "close other programs there or use a smaller artifact"),
+    "internal": (DeviceError, "run it again with --debug; update the runtime there"),
+}
+
+
+def parse_reply(data: bytes, request: RunnerRequest, *, subject: str) -> RunnerReply:
+    """Return the reply to exactly this request.
+
+    Raises:
+        DeviceError: Not of the agreed form, of another run, hashes not confirmed, impossible numbers, or the runner failed there.
+        ConfigError: The runner refused the file, its inputs or the request.
+    """
+    try:
+        failure = _failure(data)
+        reply = None if failure else msgspec.json.decode(data, type=RunnerReply)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = clean(str(error), limit=200)
+        raise DeviceError(f"{subject}: the runner's reply cannot be used: {reason}; is the right runner there?") from error
+    nonce = failure.nonce if failure else reply.nonce if reply else None
+    if nonce != request.nonce:
+        raise DeviceError(f"{subject}: the reply belongs to another run; run it again, and look for a second process on the device")
+    if failure:
+        kind, remedy = ERRORS.get(failure.error.kind, ERRORS["internal"])
+        raise kind(f"{subject}: {clean(failure.error.message, limit=500)}; {remedy}")
+    assert reply is not None
+    _check(reply, request, subject)
+    return reply
+
+
+def _failure(data: bytes) -> RunnerFailure | None:
+    return msgspec.json.decode(data, type=RunnerFailure) if b'"error"' in data[:4096] else None
+
+
+def _check(reply: RunnerReply, request: RunnerRequest, subject: str) -> None:
+    if reply.schema != SCHEMA:
+        raise DeviceError(f"{subject}: the runner there speaks schema {reply.schema}, this edgecompress {SCHEMA}; update the runner")
+    if [result.sha256 for result in reply.results] != [file.sha256 for file in request.artifacts]:
+        raise DeviceError(f"{subject}: the runner did not confirm the hashes of what was sent; check the connection, then run it again")
+    if reply.threads != request.threads:
+        raise DeviceError(f"{subject}: the runner used {reply.threads} threads, {request.threads} were asked for; mend the runner")
+    times = [time for result in reply.results for time in (result.load_ms, result.first_ms, *result.warmup_ms, *result.latency_ms)]
+    if any(not 0 <= time < 1e9 for time in times) or reply.peak_rss_bytes < 0:
+        raise DeviceError(f"{subject}: the runner reports impossible times or memory; mend the runner")
+    if request.mode == "measure" and any(not result.latency_ms for result in reply.results):
+        raise DeviceError(f"{subject}: the runner measured nothing; allow more time")

@@ -1,0 +1,290 @@
+"""Run artifacts on any device with the runner program: measure their latency, or compute their outputs.
+
+A run counts only when the runner exited with 0 AND its reply carries this run's nonce AND the hashes of everything sent were confirmed on
+the device. Each run has a private work folder there, removed afterwards whatever happened.
+"""
+
+import logging
+import secrets
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgecompress import programs
+from edgecompress.devices.base import Device, clean, last_lines
+from edgecompress.devices.exit_status import explain
+from edgecompress.devices.locks import turn
+from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
+from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
+from edgecompress.files import sha256
+from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, read, to_json
+
+log = logging.getLogger(__name__)
+
+FORMATS = {".tflite": "tflite", ".ptl": "torchscript"}
+SHORT_S = 20.0
+MAX_OUTPUTS_BYTES = 1 << 30
+
+
+def measure(
+    device: Device,
+    files: Sequence[Path],
+    *,
+    threads: int = 1,
+    repetitions: int = 50,
+    warmup_s: float = 0.5,
+    time_limit_s: float = 150.0,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    wait_s: float = 600.0,
+) -> tuple[BenchmarkResult, ...]:
+    """Return the latencies of `files`, interleaved A B A B in one process on `device`, in the order given.
+
+    Args:
+        warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
+        repetitions: Timed inferences of each file, fewer when `time_limit_s` is reached.
+        timeout_s: After this the run is killed on the device.
+        python: The interpreter there; the device's own default when None.
+        runner: An executable for that device which obeys the protocol, in place of Python and our runner.
+        wait_s: How long to wait for another process that measures on the same device.
+
+    Raises:
+        ConfigError: A file that is missing, of an unknown format, or refused by the runtime.
+        DeviceError: The device or the runner failed, or the reply cannot be trusted.
+    """
+    if threads < 1 or repetitions < 1 or timeout_s <= 0:
+        raise ConfigError(f"threads {threads}, repetitions {repetitions}, timeout {timeout_s:g} s: each must be positive; give larger ones")
+    requested = tuple(_file_request(path, i) for i, path in enumerate(files))
+    request = RunnerRequest(
+        nonce=secrets.token_hex(16),
+        mode="measure",
+        artifacts=requested,
+        threads=threads,
+        reply="reply.json",
+        warmup_s=warmup_s,
+        repetitions=repetitions,
+        time_limit_s=min(time_limit_s, timeout_s / 2),
+    )
+    with turn(device.serial, wait_s=wait_s):
+        info = device.info()
+        run = _Run(device, info, python or device.python, runner, timeout_s)
+        reply = _execute(run, request, files, {}, None)
+    return tuple(_result(path, i, reply, info, request.nonce) for i, path in enumerate(files))
+
+
+def infer(
+    device: Device,
+    file: Path,
+    inputs: Sequence[npt.NDArray[np.float32]],
+    *,
+    threads: int = 1,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    wait_s: float = 600.0,
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Return the outputs of `file` for each sample, computed on `device` with batch 1.
+
+    Args:
+        inputs: One array per model input, `(n, …)` in the artifact's layout; integer inputs are quantized and outputs dequantized there.
+
+    Returns:
+        One array per output, `(n, …)`, float32.
+
+    Raises:
+        ConfigError: The file is unusable or the inputs do not fit it.
+        DeviceError: The device or the runner failed, or the reply cannot be trusted.
+    """
+    if not inputs or not len(inputs[0]) or any(len(array) != len(inputs[0]) for array in inputs):
+        raise ConfigError(f"{file}: inputs of {[len(array) for array in inputs]} samples; give every input the same number, at least one")
+    shapes = tuple((1, *array.shape[1:]) for array in inputs)
+    request = RunnerRequest(
+        nonce=secrets.token_hex(16),
+        mode="infer",
+        artifacts=(_file_request(file, 0, shapes),),
+        threads=threads,
+        reply="reply.json",
+        inputs="inputs.npz",
+        outputs="outputs.npz",
+    )
+    # On this machine nothing is timed here, so nobody needs to wait.
+    lock = nullcontext() if device.url == "local://" else turn(device.serial, wait_s=wait_s)
+    with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
+        sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
+        arrays = {f"input_{i}": np.ascontiguousarray(array, dtype=np.float32) for i, array in enumerate(inputs)}
+        np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
+        run = _Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
+        reply = _execute(run, request, (file,), {"inputs.npz": sent}, received)
+        return _outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
+
+
+def manifest_of(path: Path) -> Artifact | None:
+    """Return the manifest beside an artifact, None when there is none.
+
+    Raises:
+        ConfigError: There is one and it belongs to other bytes.
+    """
+    beside = path.with_name(f"{path.name}.json")
+    if not beside.is_file():
+        return None
+    manifest = read(beside, Artifact)
+    if manifest.sha256 != sha256(path):
+        raise ConfigError(f"{path}: its SHA-256 is not the one in {beside.name}; it was changed after export, export it again")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Where and with what."""
+
+    device: Device
+    info: DeviceInfo
+    python: str
+    runner: Path | None
+    timeout_s: float
+
+
+def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None) -> FileRequest:
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run `edgecompress export` first")
+    manifest = manifest_of(path)
+    if manifest is None and shapes is None and path.suffix == ".ptl":
+        raise ConfigError(f"{path}: a .ptl file does not tell its input shapes and {path.name}.json is not beside it; export it again")
+    if shapes is None:
+        shapes = tuple(tensor.shape for tensor in manifest.inputs) if manifest else ()
+    return FileRequest(path=f"artifact_{index}{path.suffix}", sha256=sha256(path), format=FORMATS[path.suffix], input_shapes=shapes)
+
+
+def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
+    """Send, run, and fetch the reply, and what mode infer computed to `outputs`."""
+    subject = f"{run.device.url}: {', '.join(path.name for path in files)}"
+    with _work_folder(run.device, request.nonce) as work, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
+        here = Path(name)
+        (here / "request.json").write_bytes(to_json(request))
+        program = run.runner or programs.runner()
+        sent = {"runner" if run.runner else "runner.py": program, "request.json": here / "request.json", **extra}
+        sent |= {asked.path: path for asked, path in zip(request.artifacts, files, strict=True)}
+        for remote, path in sent.items():
+            run.device.push(path, work / remote)
+        _confirm(run.device, work, sent)
+        start = [str(work / "runner")] if run.runner else [run.python, str(work / "runner.py")]
+        # The shell leaves its process id behind and becomes the runner, so that an interrupted run can be ended.
+        argv = ["sh", "-c", 'echo $$ >"$0/pid"; exec "$@"', str(work), *start, str(work / "request.json")]
+        done = run.device.run(argv, timeout_s=run.timeout_s)
+        reply_file = here / request.reply
+        if done.returncode != 0:
+            # A runner that failed in an orderly way says why; one that died left no reply.
+            if _exists(run.device, work / request.reply):
+                run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
+                parse_reply(reply_file.read_bytes(), request, subject=subject)
+            info = run.info if run.info.abi else run.device.info()
+            said = last_lines(done.stderr or done.stdout)
+            raise DeviceError(f"{subject}: {explain(done.returncode, info)}{f'; it said: {said}' if said else ''}")
+        if not _exists(run.device, work / request.reply):
+            raise DeviceError(f"{subject}: the runner ended without a reply; is it a runner that obeys the protocol?")
+        run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
+        reply = parse_reply(reply_file.read_bytes(), request, subject=subject)
+        if outputs is not None:
+            run.device.pull(work / request.outputs, outputs, max_bytes=MAX_OUTPUTS_BYTES)
+        return reply
+
+
+@contextmanager
+def _work_folder(device: Device, nonce: str) -> Iterator[PurePosixPath]:
+    """Make a private folder on the device; on the way out end what still runs in it and remove it."""
+    work = device.base / f"edgecompress-{nonce}"
+    made = device.run(["mkdir", "-m", "700", str(work)], timeout_s=SHORT_S)
+    if made.returncode != 0:
+        raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
+    try:
+        yield work
+    except BaseException:
+        _remove(device, work, kill=True)
+        raise
+    else:
+        _remove(device, work, kill=False)
+
+
+def _remove(device: Device, work: PurePosixPath, *, kill: bool) -> None:
+    script = '[ ! -s "$0/pid" ] || kill -9 "$(cat "$0/pid")" 2>/dev/null; rm -rf "$0"' if kill else 'rm -rf "$0"'
+    try:
+        done = device.run(["sh", "-c", script, str(work)], timeout_s=SHORT_S)
+    except EdgeCompressError as error:  # the first failure is the one to report; what stays is named for those who look
+        log.warning("%s: %s may be left behind: %s", device.url, work, error)
+        return
+    if done.returncode != 0:
+        log.warning("%s: %s may be left behind: %s", device.url, work, last_lines(done.stderr))
+
+
+def _exists(device: Device, path: PurePosixPath) -> bool:
+    return device.run(["test", "-f", str(path)], timeout_s=SHORT_S).returncode == 0
+
+
+def _confirm(device: Device, work: PurePosixPath, sent: dict[str, Path]) -> None:
+    """Compare SHA-256 there and here; a device without `sha256sum` leaves the artifacts to the runner, which checks them itself."""
+    done = device.run(["sha256sum", *(str(work / remote) for remote in sent)], timeout_s=60.0)
+    if done.returncode in {126, 127}:
+        log.info("%s: no sha256sum there; the runner checks the artifacts", device.url)
+        return
+    there = {PurePosixPath(line[64:].strip().removeprefix("*")).name: line[:64] for line in done.stdout.splitlines()}
+    for remote, path in sent.items():
+        if there.get(remote) != sha256(path):
+            raise DeviceError(f"{device.url}: {path.name} arrived damaged; check the connection and the disk there, then run it again")
+
+
+def _result(path: Path, index: int, reply: RunnerReply, info: DeviceInfo, session: str) -> BenchmarkResult:
+    result, machine = reply.results[index], reply.machine
+    known = msgspec.structs.replace(
+        info,
+        abi=info.abi or clean(machine.abi, limit=40),
+        os=info.os or clean(machine.os, limit=120),
+        model=info.model or clean(machine.cpu, limit=120),
+        governor=info.governor or clean(machine.governor, limit=40),
+        cpu_features=info.cpu_features or tuple(clean(feature, limit=40) for feature in machine.cpu_features[:400]),
+    )
+    return BenchmarkResult(
+        session=session,
+        artifact=path.name,
+        artifact_sha256=result.sha256,
+        size_bytes=path.stat().st_size,
+        device=known,
+        runner=clean(reply.runner, limit=80),
+        backend=clean(result.backend, limit=80),
+        threads=reply.threads,
+        load_ms=result.load_ms,
+        first_ms=result.first_ms,
+        warmup_ms=result.warmup_ms,
+        latency_ms=result.latency_ms,
+        peak_rss_bytes=reply.peak_rss_bytes,
+        started_at=clean(reply.started_at, limit=40),
+        temperature_c=reply.temperature_c,
+        load_average=reply.load_average,
+        notes=tuple(clean(note, limit=300) for note in result.notes[:20]),
+    )
+
+
+def _outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:
+    """Read what the runner computed; only plain uncompressed float32 arrays of the right length are taken."""
+    if sha256(path) != reply.outputs_sha256:
+        raise DeviceError(f"{subject}: the outputs arrived damaged; check the connection, then run it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+        with np.load(path, allow_pickle=False) as arrays:
+            outputs = tuple(arrays[f"output_{i}"] for i in range(len(arrays.files)))
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise DeviceError(f"{subject}: the outputs cannot be read: {clean(str(error), limit=200)}; is the right runner there?") from error
+    if not outputs or any(output.dtype != np.float32 or output.shape[:1] != (samples,) for output in outputs):
+        raise DeviceError(f"{subject}: outputs are not float32 for {samples} samples; mend the runner")
+    return outputs

@@ -1,0 +1,44 @@
+"""Where the programs lie that edgecompress starts but never imports.
+
+A wheel carries them inside the package (`_converters`, `_runners`, `_examples`); in a checkout they are folders of the repository.
+"""
+
+from pathlib import Path
+
+from edgecompress.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent
+REPOSITORY = PACKAGE.parent
+DEFAULT_EXAMPLE = "resnet20_fashion_mnist"
+
+
+def converter(format: str) -> Path:  # noqa: A002 - the word of the field
+    """Return the program that writes files of `format`: `to_<format>.py`.
+
+    Raises:
+        ConfigError: No such converter; lists the formats there are.
+    """
+    path = _folder("_converters", "converters") / f"to_{format}.py"
+    if format not in converter_formats():
+        raise ConfigError(f"unknown format {format!r}; choose from {', '.join(converter_formats())}")
+    return path
+
+
+def converter_formats() -> tuple[str, ...]:
+    """Return the formats that can be exported: the names of the converter programs, sorted."""
+    return tuple(sorted(path.stem.removeprefix("to_") for path in _folder("_converters", "converters").glob("to_*.py")))
+
+
+def runner() -> Path:
+    """Return the program that runs artifacts on a device."""
+    return _folder("_runners", "device_tests/runners") / "runner.py"
+
+
+def example() -> Path:
+    """Return the folder of the default example: recipe, weights and data."""
+    return _folder("_examples", "examples") / DEFAULT_EXAMPLE
+
+
+def _folder(packaged: str, checkout: str) -> Path:
+    inside = PACKAGE / packaged
+    return inside if inside.is_dir() else REPOSITORY / checkout

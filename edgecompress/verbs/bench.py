@@ -1,0 +1,65 @@
+"""Measure artifacts on a device."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from edgecompress.devices import open_device
+from edgecompress.devices.runner import FORMATS, manifest_of, measure
+from edgecompress.errors import ConfigError
+from edgecompress.progress import Track, silent
+from edgecompress.records import BenchmarkResult
+
+
+def bench(
+    artifacts: Sequence[Path],
+    *,
+    device: str = "local://",
+    threads: int = 1,
+    repetitions: int = 50,
+    warmup_s: float = 0.5,
+    time_limit_s: float = 150.0,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    track: Track = silent,
+) -> tuple[BenchmarkResult, ...]:
+    """Return every latency of `artifacts` on `device`, in the order given.
+
+    Artifacts of one format are interleaved A B A B in one process and may be compared by ratio; each format has a process of its own,
+    since one runtime's threads can disturb another's.
+
+    Args:
+        device: `local://`, `ssh://user@host:port` or `adb://SERIAL`.
+        repetitions: Timed inferences of each artifact, fewer when `time_limit_s` is reached.
+        python: The interpreter there that has the runtime.
+        runner: An executable for the device that obeys the runner's protocol.
+
+    Raises:
+        ConfigError: No artifacts, one that was changed after export, or one that the runtime refuses.
+        DeviceError: The device or the run on it failed.
+    """
+    if not artifacts:
+        raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
+    for path in artifacts:
+        if path.suffix not in FORMATS or not path.is_file():
+            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
+        manifest_of(path)
+    formats = dict.fromkeys(path.suffix for path in artifacts)
+    groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
+    results: dict[int, BenchmarkResult] = {}
+    with open_device(device) as connected:
+        for group in track(groups, f"measuring on {device}", total=len(groups)):
+            measured = measure(
+                connected,
+                [artifacts[i] for i in group],
+                threads=threads,
+                repetitions=repetitions,
+                warmup_s=warmup_s,
+                time_limit_s=time_limit_s,
+                timeout_s=timeout_s,
+                python=python,
+                runner=runner,
+            )
+            results.update(zip(group, measured, strict=True))
+    return tuple(results[i] for i in sorted(chain.from_iterable(groups)))
