@@ -279,6 +279,8 @@ class BenchmarkResult(Record, frozen=True, kw_only=True):
         backend: Runtime and version, e.g. `ai-edge-litert 2.3.0`.
         latency_ms: Every timed inference in order.
         load_average: One-minute load of the device (before, after).
+        peak_rss_bytes: Of the runner's process, which all artifacts of one session share.
+        notes: What the runner did differently from what the file asks for, e.g. another quantized engine.
     """
 
     schema: int = SCHEMA
@@ -298,6 +300,7 @@ class BenchmarkResult(Record, frozen=True, kw_only=True):
     started_at: str
     temperature_c: tuple[float | None, float | None] = (None, None)
     load_average: tuple[float | None, float | None] = (None, None)
+    notes: tuple[str, ...] = ()
 
 
 R = TypeVar("R", bound=Record)
