@@ -1,0 +1,129 @@
+"""Under which conditions everything was found: the part of a report that makes it repeatable."""
+
+import math
+
+from edgecompress.records import Artifact, CompressionPlan, FinetuneResult, ModelStats, QuantizeResult
+from edgecompress.reporting import numbers
+from edgecompress.reporting.document import Conditions, Group
+
+Entries = tuple[tuple[str, str], ...]
+
+
+def conditions(
+    *,
+    stats: ModelStats | None,
+    plan: CompressionPlan | None,
+    finetuned: FinetuneResult | None,
+    quantized: QuantizeResult | None,
+    artifacts: tuple[Artifact, ...],
+    groups: tuple[Group, ...],
+    created_at: str,
+    version: str,
+) -> tuple[Conditions, ...]:
+    """Return the run's conditions, each place of measurement, then each file; entries that nobody recorded are left out."""
+    run = (("Report written", created_at), ("edgecompress", version))
+    model = (
+        ("Model", stats.model if stats else plan.model if plan else ""),
+        ("Input", " · ".join(shape(s) for s in stats.input_shapes) if stats else ""),
+        *((stats.conditions if stats else {}).items()),
+    )
+    found = [Conditions(title="Run", entries=present((*run, *model, *training(finetuned), *calibration(quantized))))]
+    found += [Conditions(title=measured(group), entries=present(place(group))) for group in groups]
+    found += [Conditions(title=artifact.name, entries=present(file(artifact))) for artifact in artifacts]
+    return tuple(found)
+
+
+def training(finetuned: FinetuneResult | None) -> Entries:
+    if finetuned is None:
+        return ()
+    return (
+        ("Training data", f"{finetuned.data}, {finetuned.train_samples:,} samples"),
+        ("Evaluated on", f"{finetuned.eval_samples:,} samples{sampling(finetuned)}"),
+        ("Seed", str(finetuned.seed)),
+        ("Fine-tuning took", f"{sum(epoch.seconds for epoch in finetuned.epochs):.0f} s"),
+    )
+
+
+def sampling(finetuned: FinetuneResult) -> str:
+    """Say how far a single top-1 may be from that of endless data: 1.96·√(p(1 − p) / n), the normal approximation."""
+    if finetuned.top1 is None or finetuned.eval_samples < 1:
+        return ""
+    width = 196 * math.sqrt(finetuned.top1 * (1 - finetuned.top1) / finetuned.eval_samples)
+    return f"; a top-1 of {numbers.percent(finetuned.top1)} is known to ±{width:.2f} points (95%), a difference on the same samples better"
+
+
+def calibration(quantized: QuantizeResult | None) -> Entries:
+    if quantized is None:
+        return ()
+    low, high = quantized.input_range
+    return (
+        ("Calibration data", quantized.calibration_data),
+        ("Input range", f"{numbers.minus(f'{low:g}')} … {numbers.minus(f'{high:g}')}"),
+    )
+
+
+def place(group: Group) -> Entries:
+    d = group.device
+    return (
+        ("Device", f"{d.model or 'model not told'}{' (emulated)' if d.emulated else ''}"),
+        ("Address", d.url),
+        ("Serial", d.serial),
+        ("Chip", d.soc),
+        ("ABI", d.abi),
+        ("System", d.os),
+        ("Cores", str(d.cores) if d.cores is not None else ""),
+        ("CPU features", " ".join(d.cpu_features)),
+        ("Governor", d.governor),
+        ("Runtime", group.backend),
+        ("Runner", group.runner),
+        ("Threads", str(group.threads)),
+        ("Load before → after", pair(group.load_average, "")),
+        ("Temperature before → after", pair(group.temperature_c, " °C")),
+        ("Samples", ", ".join(f"{row.artifact} {len(row.latency.samples_ms)}" for row in group.rows if row.latency)),
+        ("Session", group.session),
+        ("Started", group.started_at),
+    )
+
+
+def file(artifact: Artifact) -> Entries:
+    pre = artifact.preprocessing
+    normalised = f"(x / 255 − {listed(pre.mean)}) / {listed(pre.std)}" if pre else ""
+    cut = f"{f'resize {pre.resize}, ' if pre.resize else ''}{f'crop {pre.crop}, ' if pre.crop else ''}" if pre else ""
+    return (
+        ("File", f"{artifact.path}, {artifact.size_bytes:,} bytes"),
+        ("SHA-256", artifact.sha256),
+        ("Format", f"{artifact.format}{f' by {artifact.route}' if artifact.route else ''}, {artifact.quant.scheme}"),
+        ("Inputs", " · ".join(f"{t.name} {shape(t.shape)} {t.dtype} {t.layout}".strip() for t in artifact.inputs)),
+        ("Outputs", " · ".join(f"{t.name} {shape(t.shape)} {t.dtype}" for t in artifact.outputs)),
+        ("Preprocessing", f"{cut}{normalised}"),
+        ("Accuracy on", artifact.data),
+        ("Parity on", f"{artifact.parity.samples:,} samples" if artifact.parity else ""),
+        ("Toolchain", ", ".join(f"{name} {version}" for name, version in sorted(artifact.toolchain.items()))),
+        ("Plan SHA-256", artifact.plan_sha256),
+        ("Weights SHA-256", artifact.weights_sha256),
+        ("Made", artifact.created_at),
+    )
+
+
+def measured(group: Group) -> str:
+    """Return a heading that tells groups on one device apart."""
+    threads = f"{group.threads} thread{'' if group.threads == 1 else 's'}"
+    return f"Measured on {group.device.model or group.device.url} with {group.backend}, {threads}"
+
+
+def present(entries: Entries) -> Entries:
+    return tuple((name, value) for name, value in entries if value)
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    return " × ".join(map(str, sizes))
+
+
+def listed(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def pair(values: tuple[float | None, float | None], unit: str) -> str:
+    if values == (None, None):
+        return ""
+    return " → ".join("not told" if value is None else f"{value:.1f}{unit}" for value in values)

@@ -1,0 +1,182 @@
+"""Build the `Report` from the records of a run. Pure: no file is read, nothing is measured, missing records are fine."""
+
+import math
+import shlex
+from collections import Counter
+
+from edgecompress.records import (
+    Artifact,
+    BenchmarkResult,
+    CompressionPlan,
+    DecomposeResult,
+    FinetuneResult,
+    ModelStats,
+    QuantizeResult,
+)
+from edgecompress.reporting.comparing import compare
+from edgecompress.reporting.conditions import conditions
+from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
+from edgecompress.reporting.verdict import conclude
+
+
+def build(
+    *,
+    stats: ModelStats | None = None,
+    plan: CompressionPlan | None = None,
+    decomposed: DecomposeResult | None = None,
+    finetuned: FinetuneResult | None = None,
+    quantized: QuantizeResult | None = None,
+    artifacts: tuple[Artifact, ...] = (),
+    results: tuple[BenchmarkResult, ...] = (),
+    run: str,
+    created_at: str,
+    version: str,
+) -> Report:
+    """Return the report of what is known.
+
+    Args:
+        run: The run folder as a person would type it; it stands in the commands that fill what is missing.
+        created_at: Date and time, ISO 8601.
+        version: Of edgecompress.
+    """
+    groups, unmeasured, left_out = compare(artifacts, results)
+    layers = layer_table(stats, plan, decomposed)
+    return Report(
+        title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
+        created_at=created_at,
+        version=version,
+        verdict=conclude(groups, unmeasured, layers, plan=plan, decomposed=decomposed, finetuned=finetuned, left_out=left_out),
+        groups=groups,
+        unmeasured=unmeasured,
+        layers=layers,
+        training=training(finetuned),
+        quantization=quantization(quantized),
+        notes=notes(plan, finetuned, artifacts),
+        conditions=conditions(
+            stats=stats,
+            plan=plan,
+            finetuned=finetuned,
+            quantized=quantized,
+            artifacts=artifacts,
+            groups=groups,
+            created_at=created_at,
+            version=version,
+        ),
+        missing=missing(run, stats, plan, decomposed, finetuned, quantized, artifacts, results),
+    )
+
+
+def layer_table(stats: ModelStats | None, plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> Layers | None:
+    """Return every layer in the network's order (the plan's where the network was not analyzed); None when neither is known."""
+    if stats is None and plan is None:
+        return None
+    found = {layer.name: layer for layer in stats.layers} if stats else {}
+    chosen = {layer.layer: layer for layer in plan.layers} if plan else {}
+    skipped = {layer.layer: layer for layer in plan.skipped} if plan else {}
+    errors = decomposed.relative_errors if decomposed else {}
+    layers = []
+    for name in dict.fromkeys((*found, *chosen, *skipped)):
+        was, now, left = found.get(name), chosen.get(name), skipped.get(name)
+        before = was.macs if was else now.macs_before if now else left.macs if left else 0
+        params_before = was.params if was else now.params_before if now else None
+        layers.append(
+            Layer(
+                name=name,
+                kind=was.kind if was else "",
+                shape=was.weight_shape if was else (),
+                macs_before=now.macs_before if now else before,
+                macs=now.macs if now else before,
+                params_before=params_before,
+                params=now.params if now else params_before,
+                method=now.method if now else "",
+                rank=now.rank if now else (),
+                planned_error=now.relative_error if now else None,
+                relative_error=errors.get(name),
+                loss_increase=now.loss_increase if now else None,
+                latency_ms=was.latency_ms if was else None,
+                skipped=left is not None,
+                why=now.why if now else left.reason if left else "",
+            )
+        )
+    macs_before = plan.macs_before if plan else stats.macs if stats else 0
+    params_before = plan.params_before if plan else stats.params if stats else 0
+    return Layers(
+        layers=tuple(layers),
+        macs_before=macs_before,
+        macs=decomposed.macs if decomposed else plan.macs if plan else macs_before,
+        params_before=params_before,
+        params=decomposed.params if decomposed else plan.params if plan else params_before,
+        macs_ratio_asked=plan.macs_ratio if plan else None,
+        common_why=common_reason(plan),
+        planned=plan is not None,
+        measured=decomposed is not None,
+    )
+
+
+def common_reason(plan: CompressionPlan | None) -> str:
+    """Return the reason that most decomposed layers share, so that it need not stand in every row; "" without one."""
+    reasons = Counter(layer.why for layer in plan.layers) if plan else Counter[str]()
+    reason, number = max(reasons.items(), key=lambda pair: pair[1], default=("", 0))
+    return reason if number > 2 and number > sum(reasons.values()) / 2 else ""
+
+
+def training(finetuned: FinetuneResult | None) -> Training | None:
+    if finetuned is None:
+        return None
+    points = tuple(
+        Point(
+            epoch=epoch.epoch,
+            loss=epoch.loss if math.isfinite(epoch.loss) else None,
+            top1=epoch.top1,
+            learning_rate=epoch.learning_rate,
+            seconds=epoch.seconds,
+        )
+        for epoch in finetuned.epochs
+    )
+    return Training(
+        dense_top1=finetuned.dense_top1,
+        before_top1=finetuned.before_top1,
+        top1=finetuned.top1,
+        epochs=points,
+        train_samples=finetuned.train_samples,
+        eval_samples=finetuned.eval_samples,
+        data=finetuned.data,
+        seed=finetuned.seed,
+    )
+
+
+def quantization(quantized: QuantizeResult | None) -> Quantization | None:
+    if quantized is None:
+        return None
+    return Quantization(
+        schemes=tuple(
+            f"{spec.scheme}, {'per channel' if spec.per_channel else 'per tensor'}, {spec.calibration_samples} calibration samples"
+            if spec.scheme.startswith("int8")
+            else spec.scheme
+            for spec in quantized.specs
+        ),
+        calibration_data=quantized.calibration_data,
+        input_range=quantized.input_range,
+        layers=quantized.layers,
+    )
+
+
+def notes(plan: CompressionPlan | None, finetuned: FinetuneResult | None, artifacts: tuple[Artifact, ...]) -> tuple[Note, ...]:
+    """Return what the steps want a reader to know; a text that several artifacts share stands once."""
+    found = [Note(source="plan", text=text) for text in (plan.notes if plan else ())]
+    if finetuned and finetuned.note:
+        found.append(Note(source="finetune", text=finetuned.note))
+    shared: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        for text in artifact.notes:
+            shared.setdefault(text, []).append(artifact.name)
+    return (*found, *(Note(source=", ".join(names), text=text) for text, names in shared.items()))
+
+
+def missing(run: str, *records: object) -> tuple[Missing, ...]:
+    """Return the sections without data, in the order of the steps, with the command for each."""
+    steps = ("analyze", "plan", "decompose", "finetune", "quantize", "export", "bench")
+    where = shlex.quote(run)
+    return tuple(
+        Missing(section=step, command=f"edgecompress {step} {where}") for step, record in zip(steps, records, strict=True) if not record
+    )

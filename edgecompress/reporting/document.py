@@ -1,0 +1,197 @@
+"""What a report says, as frozen records; `report.json` is exactly a `Report`.
+
+Numbers stay numbers (the template formats them). Where a number is None, a reason beside it says why, in words for a reader.
+"""
+
+from typing import Literal
+
+from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, Record
+
+FigureKind = Literal["size", "speed", "top1", "macs"]
+
+
+class Figure(Record, frozen=True, kw_only=True):
+    """One headline number.
+
+    Attributes:
+        change: before / after for size (bytes) and speed (ms), after / before for MACs, after − before in points for top-1.
+        reason: Why `change` is None, or a caveat to it.
+    """
+
+    kind: FigureKind
+    before: float | None = None
+    after: float | None = None
+    change: float | None = None
+    reason: str = ""
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """The result in one sentence, the numbers in it, and what a reader must not overlook.
+
+    Attributes:
+        artifact: The file the figures are of; "" when nothing was exported.
+        shortfalls: What fell short of what was asked, was refused, or was not measured.
+    """
+
+    sentence: str
+    artifact: str
+    figures: tuple[Figure, ...]
+    shortfalls: tuple[str, ...]
+
+
+class Latency(Record, frozen=True, kw_only=True):
+    """Statistics of one result beside its raw values, all in ms."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    min_ms: float
+    max_ms: float
+    samples_ms: tuple[float, ...]
+    load_ms: float
+    first_ms: float
+    warmups: int
+    peak_rss_bytes: int
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One artifact, in one place where it was measured.
+
+    Attributes:
+        baseline: It is a dense fp32 file, what others are compared with.
+        times_smaller: Size of the dense fp32 file of this format over this size.
+        top1_change_points: Against the dense fp32 file of this format, on the same data.
+        speed_up: Median of `speed_baseline` over this median; None, with `speed_reason`, for unlike measurements.
+    """
+
+    artifact: str
+    model: str
+    format: str
+    scheme: str
+    baseline: bool
+    size_bytes: int
+    times_smaller: float | None = None
+    size_reason: str = ""
+    top1: float | None = None
+    top1_change_points: float | None = None
+    top1_reason: str = ""
+    data: str = ""
+    parity: Parity | None = None
+    latency: Latency | None = None
+    speed_up: float | None = None
+    speed_baseline: str = ""
+    speed_reason: str = ""
+
+
+class Group(Record, frozen=True, kw_only=True):
+    """Results that may be compared: one session, device, runtime and number of threads."""
+
+    session: str
+    device: DeviceInfo
+    runner: str
+    backend: str
+    threads: int
+    started_at: str
+    temperature_c: tuple[float | None, float | None]
+    load_average: tuple[float | None, float | None]
+    rows: tuple[Row, ...]
+    reason: str = ""
+
+
+class Layer(Record, frozen=True, kw_only=True):
+    """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    macs_before: int
+    macs: int
+    params_before: int | None = None
+    params: int | None = None
+    method: str = ""
+    rank: tuple[int, ...] = ()
+    planned_error: float | None = None
+    relative_error: float | None = None
+    loss_increase: float | None = None
+    latency_ms: float | None = None
+    skipped: bool = False
+    why: str = ""
+
+
+class Layers(Record, frozen=True, kw_only=True):
+    """All layers with the totals of the whole network. `common_why` is the reason most decomposed layers share."""
+
+    layers: tuple[Layer, ...]
+    macs_before: int
+    macs: int
+    params_before: int
+    params: int
+    macs_ratio_asked: float | None = None
+    common_why: str = ""
+    planned: bool = False
+    measured: bool = False
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """One epoch; a loss that was not finite is None."""
+
+    epoch: int
+    loss: float | None
+    top1: float | None
+    learning_rate: float
+    seconds: float
+
+
+class Training(Record, frozen=True, kw_only=True):
+    """The fine-tuning. Accuracies are fractions of the evaluation samples."""
+
+    dense_top1: float | None
+    before_top1: float | None
+    top1: float | None
+    epochs: tuple[Point, ...]
+    train_samples: int
+    eval_samples: int
+    data: str
+    seed: int
+
+
+class Quantization(Record, frozen=True, kw_only=True):
+    schemes: tuple[str, ...]
+    calibration_data: str
+    input_range: tuple[float, float]
+    layers: tuple[LayerQuantization, ...]
+
+
+class Note(Record, frozen=True, kw_only=True):
+    source: str
+    text: str
+
+
+class Conditions(Record, frozen=True, kw_only=True):
+    title: str
+    entries: tuple[tuple[str, str], ...]
+
+
+class Missing(Record, frozen=True, kw_only=True):
+    """A section without data, and the command that would fill it."""
+
+    section: str
+    command: str
+
+
+class Report(Record, frozen=True, kw_only=True):
+    """Everything the page shows, and nothing it does not."""
+
+    schema: int = SCHEMA
+    title: str
+    created_at: str
+    version: str
+    verdict: Verdict
+    groups: tuple[Group, ...]
+    unmeasured: tuple[Row, ...]
+    layers: Layers | None
+    training: Training | None
+    quantization: Quantization | None
+    notes: tuple[Note, ...]
+    conditions: tuple[Conditions, ...]
+    missing: tuple[Missing, ...]

@@ -1,0 +1,219 @@
+"""The sentence on top of the report, its figures, and what fell short."""
+
+import math
+
+from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult
+from edgecompress.reporting import numbers
+from edgecompress.reporting.document import Figure, Group, Layers, Row, Verdict
+
+NOTICEABLE_POINTS = 1.0  # a loss of top-1 that a reader should not find only in the table
+STEADY_SPREAD = 1.5  # p90 / p10 above this: something else ran, or the clock changed
+
+
+def headline(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> tuple[Row, Group | None] | None:
+    """Return the artifact the verdict is about: the fastest compressed one of the first group, else the smallest one; None without any."""
+    for only_compressed in (True, False):
+        for group in groups:
+            rows = [row for row in group.rows if row.latency and not row.baseline and (row.model != "dense" or not only_compressed)]
+            if rows:
+                return min(rows, key=lambda row: (row.latency.median_ms if row.latency else math.inf, row.size_bytes)), group
+        rows = [row for row in unmeasured if not row.baseline and (row.model != "dense" or not only_compressed)]
+        if rows:
+            return min(rows, key=lambda row: row.size_bytes), None
+    return None
+
+
+def conclude(
+    groups: tuple[Group, ...],
+    unmeasured: tuple[Row, ...],
+    layers: Layers | None,
+    *,
+    plan: CompressionPlan | None,
+    decomposed: DecomposeResult | None,
+    finetuned: FinetuneResult | None,
+    left_out: tuple[str, ...],
+) -> Verdict:
+    """Return the verdict; every number in its sentence is also a figure."""
+    found = headline(groups, unmeasured)
+    row, group = found if found else (None, None)
+    figures = (size_figure(row), speed_figure(row, group), top1_figure(row, finetuned), macs_figure(layers))
+    short = (
+        *plan_shortfalls(plan, decomposed),
+        *accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
+        *row_shortfalls(groups, unmeasured),
+        *group_shortfalls(groups),
+        *left_out,
+    )
+    return Verdict(
+        sentence=sentence(
+            row,
+            group,
+            figures,
+            layers,
+            plan,
+            baseline=any(r.baseline for g in groups for r in g.rows) or any(r.baseline for r in unmeasured),
+        ),
+        artifact=row.artifact if row else "",
+        figures=figures,
+        shortfalls=tuple(dict.fromkeys(short)),
+    )
+
+
+def size_figure(row: Row | None) -> Figure:
+    if row is None:
+        return Figure(kind="size", reason="nothing exported yet")
+    before = row.times_smaller * row.size_bytes if row.times_smaller is not None else None
+    return Figure(kind="size", before=before, after=row.size_bytes, change=row.times_smaller, reason=row.size_reason)
+
+
+def speed_figure(row: Row | None, group: Group | None) -> Figure:
+    if row is None:
+        return Figure(kind="speed", reason="nothing exported yet")
+    if row.latency is None or group is None:
+        return Figure(kind="speed", reason="not measured on any device")
+    before = row.speed_up * row.latency.median_ms if row.speed_up is not None else None
+    return Figure(kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or where(group))
+
+
+def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
+    """Prefer the accuracy of the file itself; fall back to the PyTorch model's, and say so."""
+    if row is not None and row.top1 is not None and row.top1_change_points is not None:
+        before = row.top1 - row.top1_change_points / 100
+        return Figure(kind="top1", before=before, after=row.top1, change=row.top1_change_points, reason="of the file itself")
+    if finetuned is not None and finetuned.dense_top1 is not None and finetuned.top1 is not None:
+        change = 100 * (finetuned.top1 - finetuned.dense_top1)
+        return Figure(
+            kind="top1", before=finetuned.dense_top1, after=finetuned.top1, change=change, reason="of the PyTorch model before export"
+        )
+    if row is not None:
+        return Figure(kind="top1", after=row.top1, reason=row.top1_reason)
+    return Figure(kind="top1", reason="not measured")
+
+
+def macs_figure(layers: Layers | None) -> Figure:
+    if layers is None:
+        return Figure(kind="macs", reason="layers were not analyzed")
+    if not layers.planned:
+        return Figure(kind="macs", before=layers.macs_before, reason="no plan yet")
+    change = layers.macs / layers.macs_before if layers.macs_before else None
+    reason = "" if layers.measured else "planned, not carried out"
+    return Figure(kind="macs", before=layers.macs_before, after=layers.macs, change=change, reason=reason)
+
+
+def where(group: Group) -> str:
+    """Return e.g. `Pixel 7 (emulated), 1 thread`."""
+    device = group.device.model or group.device.url
+    emulated = " (emulated)" if group.device.emulated else ""
+    return f"{device}{emulated}, {group.threads} thread{'' if group.threads == 1 else 's'}"
+
+
+def sentence(
+    row: Row | None,
+    group: Group | None,
+    figures: tuple[Figure, ...],
+    layers: Layers | None,
+    plan: CompressionPlan | None,
+    *,
+    baseline: bool,
+) -> str:
+    """Say the result, or how far the run has come, in one sentence."""
+    size, speed, top1, macs = figures
+    if row is None:
+        return unfinished(macs, layers, plan, baseline=baseline)
+    against = "the dense fp32 file" if size.change is not None or speed.change is not None else ""
+    changes = [grown(size.change, "smaller", "larger"), grown(speed.change, "faster", "slower")]
+    said = " and ".join(change for change in changes if change)
+    text = f"{row.artifact} is {said} than {against}" if said else f"{row.artifact} takes {numbers.size(row.size_bytes)}"
+    if speed.change is None and speed.after is not None:
+        place = f" on {where(group)}" if group else ""
+        text += f"; it takes {numbers.ms(speed.after)} ms{place}, which cannot be compared with the dense file"
+    elif speed.change is None:
+        text += "; its speed was not measured"
+    else:
+        text += f" on {where(group)}" if group else ""
+    if top1.change is not None:
+        text += f"; top-1 went from {numbers.percent(top1.before)} to {numbers.percent(top1.after)} ({numbers.points(top1.change)} points)"
+    else:
+        text += "; the change of top-1 is not known"
+    if macs.change is not None:
+        text += ", with " + (f"{numbers.ratio(macs.change)} of the multiply-adds" if macs.change < 1 else "all of the multiply-adds")
+    return text + "."
+
+
+def unfinished(macs: Figure, layers: Layers | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
+    if layers is None:
+        return "Only the dense baseline has been exported yet." if baseline else "Nothing has been compressed or measured yet."
+    start = f"The network has {numbers.count(layers.params_before)} parameters and {numbers.count(layers.macs_before)} multiply-adds"
+    if plan is None:
+        return f"{start}; nothing has been compressed yet."
+    if not plan.layers:
+        return f"{start}; the plan leaves every layer as it is, and nothing has been exported yet."
+    done = "decomposition leaves" if layers.measured else "plan would leave"
+    return f"{start}; the {done} {numbers.ratio(macs.change)} of the multiply-adds, and no compressed file has been exported yet."
+
+
+def grown(change: float | None, better: str, worse: str) -> str:
+    """Return `4.2× faster`, `1.3× slower`, `no faster`, or "" for an unknown change."""
+    return " ".join(numbers.grown(change, better, worse)).strip() if change is not None and change > 0 else ""
+
+
+def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> list[str]:
+    if plan is None:
+        return []
+    short = []
+    reached = plan.macs / plan.macs_before if plan.macs_before else 1.0
+    if not plan.layers:
+        short.append("No layer was decomposed: the planner refused every candidate (reasons in the layer table).")
+    elif reached > plan.macs_ratio * 1.005:
+        short.append(f"A MACs ratio of {numbers.ratio(plan.macs_ratio)} was asked for; the plan stops at {numbers.ratio(reached)}.")
+    if decomposed is not None and decomposed.macs != plan.macs:
+        short.append(
+            f"The decomposed network has {numbers.count(decomposed.macs)} multiply-adds, the plan said {numbers.count(plan.macs)}."
+        )
+    return short
+
+
+def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, exported: bool) -> list[str]:
+    short = []
+    if top1.change is not None and -top1.change >= NOTICEABLE_POINTS:
+        short.append(f"Top-1 fell by {numbers.points(-top1.change).lstrip('+')} points.")
+    if exported and top1.change is None:
+        short.append("The change of top-1 was not measured; look at parity only.")
+    if finetuned is not None and any(not math.isfinite(epoch.loss) for epoch in finetuned.epochs):
+        short.append("The loss was not finite in some epochs of fine-tuning; lower the learning rate.")
+    return short
+
+
+def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> list[str]:
+    rows = [(row, group) for group in groups for row in group.rows]
+    short = [f"{row.artifact} is slower than the dense fp32 file on {where(group)}: {numbers.times(row.speed_up)}." for row, group in rows
+             if row.speed_up is not None and row.speed_up < 1 and not row.baseline]  # fmt: skip
+    everything = [*(row for row, _ in rows), *unmeasured]
+    short += [
+        f"{row.artifact} is larger than the dense fp32 file."
+        for row in everything
+        if row.times_smaller is not None and row.times_smaller < 1
+    ]
+    short += [f"{row.artifact} was not verified against the model." for row in everything if row.parity is None]
+    if unmeasured:
+        short.append(f"Speed not measured: {', '.join(row.artifact for row in unmeasured)}.")
+    return short
+
+
+def group_shortfalls(groups: tuple[Group, ...]) -> list[str]:
+    short = []
+    for group in groups:
+        place = where(group)
+        if group.device.emulated:
+            short.append(f"{place}: an emulated device shows that the file runs; its times say nothing about a real one.")
+        cores, load = group.device.cores, group.load_average[0]
+        if cores is not None and load is not None and load > max(cores - group.threads, 0.5):
+            short.append(f"{place}: busy while measuring (load {load:.1f} on {cores} cores); times are too long and unsteady.")
+        unsteady = [row.artifact for row in group.rows if row.latency and row.latency.p90_ms > STEADY_SPREAD * row.latency.p10_ms]
+        if unsteady:
+            short.append(f"{place}: unsteady times (p90 over {STEADY_SPREAD}× p10) of {', '.join(unsteady)}.")
+    if groups and all(group.device.emulated or group.device.url.startswith("local") for group in groups):
+        short.append(
+            "Not measured on a real phone or board: every time here is from the computer that made the report or from an emulator."
+        )
+    return short
