@@ -1,0 +1,50 @@
+"""Compress trained PyTorch networks for phones and small boards.
+
+The public functions are imported when first used, so that `import edgecompress` is quick and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgecompress.api import export
+    from edgecompress.devices import list_devices, open_device
+    from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
+    from edgecompress.verbs.analyze import analyze
+    from edgecompress.verbs.bench import bench
+    from edgecompress.verbs.decompose import decompose
+    from edgecompress.verbs.finetune import finetune
+    from edgecompress.verbs.plan import plan
+    from edgecompress.verbs.quantize import quantize
+    from edgecompress.verbs.report import report
+    from edgecompress.verbs.verify import verify
+
+__all__ = [
+    "Artifact",
+    "BenchmarkResult",
+    "CompressionPlan",
+    "ModelStats",
+    "Preprocessing",
+    "analyze",
+    "bench",
+    "decompose",
+    "export",
+    "finetune",
+    "list_devices",
+    "open_device",
+    "plan",
+    "quantize",
+    "report",
+    "verify",
+]
+__version__ = "0.1.0"
+
+_VERBS = {"analyze", "bench", "decompose", "finetune", "plan", "quantize", "report", "verify"}
+_HOME = {"export": "api", "list_devices": "devices", "open_device": "devices"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgecompress' has no attribute {name!r}")
+    home = f"verbs.{name}" if name in _VERBS else _HOME.get(name, "records")
+    return getattr(import_module(f"edgecompress.{home}"), name)

@@ -36,6 +36,7 @@ class LayerStats(Record, frozen=True, kw_only=True):
     name: str
     kind: str
     weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     params: int
     macs: int
@@ -224,6 +225,20 @@ class Artifact(Record, frozen=True, kw_only=True):
     top1: float | None = None
     data: str = ""
     created_at: str = ""
+
+
+class RefusedArtifact(Record, frozen=True, kw_only=True):
+    """A file that was asked for and not published, and why."""
+
+    path: str
+    error: str
+    reason: str
+
+
+class ExportResult(Record, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    artifacts: tuple[Artifact, ...]
+    refused: tuple[RefusedArtifact, ...] = ()
 
 
 class ConversionRequest(Record, frozen=True, kw_only=True):

@@ -1,0 +1,43 @@
+"""Small operations on modules that several steps need."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.factorizations import Factors
+
+BATCH: Final = 64
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put `module` in place of the submodule `name`, in place; return what was there."""
+    parent, _, child = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    before: nn.Module = getattr(holder, child)
+    setattr(holder, child, module)
+    return before
+
+
+@torch.inference_mode()
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs of a model in eval mode for many inputs; several outputs are flattened and joined, `(n, features)`."""
+    outputs = []
+    for x in torch.split(inputs, BATCH):
+        y = model(x)
+        outputs.append(y if isinstance(y, Tensor) else torch.cat([part.flatten(1) for part in y], 1))
+    return torch.cat(outputs)
+
+
+def tied_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose weight is another layer's too, each with that other."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            owners.setdefault(id(weight), []).append(name)
+    return {name: next(o for o in names if o != name) for names in owners.values() if len(names) > 1 for name in names}
+
+
+def is_decomposed(model: nn.Module) -> bool:
+    return any(isinstance(module, Factors) for module in model.modules())

@@ -1,0 +1,124 @@
+"""Every option of a run, in one place with its default. The CLI and `edgecompress.export` take the same names."""
+
+import difflib
+from typing import Any
+
+import msgspec
+
+from edgecompress.errors import ConfigError
+from edgecompress.records import Record
+from edgecompress.targets import SCHEMES, SUFFIXES, TARGETS, TFLITE_ROUTES, choose
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """What a run was asked for.
+
+    Attributes:
+        target: A preset of targets.py: formats, schemes, rank multiple.
+        format: Only these formats of the target; () for all.
+        scheme: Only these schemes; () for all.
+        weights: Checkpoint of the dense model; "" for the recipe's own.
+        data: A path that replaces the recipe's data functions.
+        macs_ratio: MACs after over before.
+        method: Factorization for every layer, or "auto".
+        layer: Fixed choices, `NAME=METHOD:RANK` or `NAME=dense`.
+        min_agreement: Without training data: top-1 agreement with the dense model that a decomposition must leave.
+        sensitivity_samples: Inputs the planner measures on.
+        epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
+        calibration_samples: Inputs that int8 ranges come from.
+        tflite_route: litert-torch or onnx2tf.
+        verify_samples: Inputs an artifact is compared on before it is published.
+        max_rel: Largest fp32 difference over the output range.
+        min_int8_agreement: Smallest top-1 agreement of an int8 artifact with the eager model.
+        threads: For measured runs.
+        repetitions: Timed inferences of each artifact.
+        seed: Of everything random.
+    """
+
+    target: str = "android"
+    format: tuple[str, ...] = ()
+    scheme: tuple[str, ...] = ()
+    weights: str = ""
+    data: str = ""
+    macs_ratio: float = 0.35
+    method: str = "auto"
+    layer: tuple[str, ...] = ()
+    min_agreement: float = 0.95
+    sensitivity_samples: int = 256
+    epochs: int = 6
+    epoch_samples: int = 10_000
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.0
+    calibration_samples: int = 500
+    tflite_route: str = "litert-torch"
+    verify_samples: int = 5000
+    max_rel: float = 1e-4
+    min_int8_agreement: float = 0.98
+    threads: int = 1
+    repetitions: int = 100
+    seed: int = 0
+
+
+def updated(options: Options, given: dict[str, Any]) -> Options:
+    """Return `options` with the given ones; None means not given.
+
+    Raises:
+        ConfigError: Unknown option, wrong type, or a value out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in Options.__struct_fields__:
+            near = difflib.get_close_matches(name, Options.__struct_fields__, n=1)
+            raise ConfigError(f"unknown option {name!r}; {f'did you mean {near[0]}?' if near else 'see edgecompress.options.Options'}")
+    try:
+        made = msgspec.convert({**msgspec.structs.asdict(options), **given}, Options)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options: {error}; see edgecompress.options.Options") from error
+    choose("target", made.target, tuple(TARGETS))
+    choose("TFLite route", made.tflite_route, TFLITE_ROUTES)
+    for format_name in made.format:
+        choose("format", format_name, tuple(SUFFIXES))
+    for name in ("sensitivity_samples", "epoch_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
+        if getattr(made, name) < 1:
+            raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
+    for name in ("macs_ratio", "min_agreement", "min_int8_agreement"):
+        if not 0 < getattr(made, name) <= 1:
+            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")
+    return made
+
+
+def outputs(options: Options) -> tuple[tuple[str, str], ...]:
+    """Return the (format, scheme) pairs a run exports.
+
+    Raises:
+        ConfigError: A scheme no format of the target has.
+    """
+    for scheme in options.scheme:
+        choose("scheme", scheme, tuple(SCHEMES))
+    every = TARGETS[options.target].outputs
+    chosen = tuple((f, s) for f, s in every if (not options.format or f in options.format) and (not options.scheme or s in options.scheme))
+    if not chosen:
+        known = ", ".join(f"{f} {s}" for f, s in every)
+        raise ConfigError(f"target {options.target} has no {' '.join(options.format + options.scheme)}; it has {known}")
+    return chosen
+
+
+def fixed_layers(options: Options) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Parse `NAME=METHOD:RANK` choices; ranks are separated by x or a comma.
+
+    Raises:
+        ConfigError: Not of that form.
+    """
+    choices: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for text in options.layer:
+        name, equals, choice = text.partition("=")
+        method, _, rank = choice.partition(":")
+        try:
+            ranks = tuple(int(r) for r in rank.replace("x", ",").split(",")) if rank else ()
+        except ValueError:
+            ranks = ()
+        if not (name and equals and method) or (not ranks and method != "dense"):
+            raise ConfigError(f"--layer {text}: write NAME=METHOD:RANK, e.g. layer1.0.conv1=tucker2:8x8, or NAME=dense")
+        choices[name] = (method, ranks)
+    return choices

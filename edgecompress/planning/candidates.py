@@ -1,0 +1,81 @@
+"""The forms and ranks a layer may take, each with its exact cost and error."""
+
+import itertools
+from typing import Final, NamedTuple
+
+import torch
+from torch import nn
+
+from edgecompress.counting import cost_of
+from edgecompress.factorizations import METHODS, factorize, relative_error
+from edgecompress.records import LayerStats
+
+DENSE: Final = "dense"
+GRID: Final = 8  # values a rank axis takes at the most
+
+
+class Candidate(NamedTuple):
+    """One way to hold a layer; `macs` are totals over the layer's calls."""
+
+    method: str
+    rank: tuple[int, ...]
+    params: int
+    macs: int
+    relative_error: float
+
+
+def dense(layer: LayerStats) -> Candidate:
+    return Candidate(DENSE, (), layer.params, layer.macs, 0.0)
+
+
+def one(layer: LayerStats, module: nn.Module, method: str, rank: tuple[int, ...]) -> Candidate:
+    """Cost and error of one factorization.
+
+    Raises:
+        UnsupportedError: The method cannot take the layer.
+        ConfigError: The rank does not fit it.
+    """
+    compact = factorize(module, method, rank, name=layer.name)
+    error = relative_error(module, method, compact)
+    params, macs = cost_of(compact.to("meta"), layer.input_shape)
+    return Candidate(method, rank, params, macs * layer.calls, error)
+
+
+def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *, multiple: int) -> tuple[list[Candidate], str]:
+    """Return the worthwhile candidates, dense last, cheapest first, and why there are none but dense.
+
+    Worthwhile: fewer MACs than dense, and no other candidate has both fewer MACs and a smaller error.
+    """
+    reasons = [(METHODS[m].reject(module), m) for m in methods]
+    able = [m for reason, m in reasons if reason is None]
+    if not able:
+        return [dense(layer)], "; ".join(dict.fromkeys(str(reason) for reason, _ in reasons))
+    found = []
+    for method in able:
+        limit = METHODS[method].max_rank(module)
+        for rank in itertools.product(*(rank_grid(n, multiple) for n in limit)):
+            with torch.device("meta"):
+                skeleton = METHODS[method].skeleton(module, rank)
+            params, macs = cost_of(skeleton, layer.input_shape)
+            if macs * layer.calls < layer.macs:
+                found.append((method, rank, params, macs * layer.calls))
+    if not found:
+        return [dense(layer)], f"every rank of {' and '.join(able)} costs more MACs than the dense layer"
+    fitted = [Candidate(*f, relative_error(module, f[0], factorize(module, f[0], f[1], name=layer.name))) for f in found]
+    return [*front(fitted), dense(layer)], ""
+
+
+def front(found: list[Candidate]) -> list[Candidate]:
+    """Keep those that no cheaper one beats, cheapest first."""
+    kept: list[Candidate] = []
+    for candidate in sorted(found, key=lambda c: (c.macs, c.relative_error)):
+        if not kept or candidate.relative_error < kept[-1].relative_error:
+            kept.append(candidate)
+    return kept
+
+
+def rank_grid(limit: int, multiple: int) -> list[int]:
+    """Ranks up to `limit`, in the channel multiple that kernels like, finer only where a layer has fewer than four multiples."""
+    step = min(multiple, max(1, limit // 4))
+    step *= -(-limit // (step * GRID))
+    return sorted({*range(step, limit + 1, step), limit})

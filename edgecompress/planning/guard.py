@@ -1,0 +1,66 @@
+"""When nothing will repair the network afterwards: spend only as much of a budget as its predictions survive."""
+
+import copy
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgecompress.batchnorm import reestimate
+from edgecompress.distillation import agreement
+from edgecompress.factorizations import factorize
+from edgecompress.models import BATCH, forward, replace
+from edgecompress.progress import Track
+from edgecompress.records import CompressionPlan
+
+BISECTIONS: Final = 5
+
+
+def guarded(
+    model: nn.Module,
+    made: CompressionPlan,
+    at: Callable[[float], CompressionPlan],
+    *,
+    inputs: Tensor,
+    min_agreement: float,
+    track: Track,
+) -> CompressionPlan:
+    """Return `made` if the network survives it, else the largest saving that it survives, else a plan that decomposes nothing.
+
+    Args:
+        at: The plan for another MACs ratio; `at(1.0)` decomposes nothing.
+        inputs: The first half re-estimates BatchNorm, the second measures agreement with the dense model.
+    """
+    half = len(inputs) // 2
+    recovery, held_out = inputs[:half], inputs[half:]
+    reference = forward(copy.deepcopy(model).eval(), held_out)
+
+    def survived(plan: CompressionPlan) -> float:
+        trial = copy.deepcopy(model).eval()
+        for step in plan.layers:
+            replace(trial, step.layer, factorize(trial.get_submodule(step.layer), step.method, step.rank, name=step.layer))
+        reestimate(trial, torch.split(recovery, BATCH))
+        same = agreement(forward(trial, held_out), reference)
+        return 1.0 if same is None else same
+
+    first = survived(made)
+    if first >= min_agreement:
+        return made
+    best, reached = at(1.0), 1.0
+    low, high = made.macs_ratio, 1.0
+    for _ in track(range(BISECTIONS), "backing off", BISECTIONS):
+        middle = (low + high) / 2
+        trial = at(middle)
+        same = survived(trial)
+        if same >= min_agreement:
+            high, best, reached = middle, trial, same
+        else:
+            low = middle
+    spent = f"ratio {best.macs / best.macs_before:.2f} keeps {reached:.0%} and was taken" if best.layers else "nothing was decomposed"
+    note = (
+        f"MACs ratio {made.macs_ratio:g} was refused: without fine-tuning it leaves {first:.0%} top-1 agreement with the dense model on "
+        f"{len(held_out)} held-out inputs, {min_agreement:.0%} is asked for; {spent}"
+    )
+    return msgspec.structs.replace(best, notes=(*best.notes, note))

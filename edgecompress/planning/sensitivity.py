@@ -1,0 +1,73 @@
+"""What replacing one layer costs: the distillation loss, measured on real inputs at a few ranks and interpolated between.
+
+The loss of a small weight perturbation is quadratic in its size, so between probes log(loss) is taken as linear in log(relative error),
+and outside of them with slope two.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Final
+
+from torch import Tensor, nn
+
+from edgecompress.distillation import divergence
+from edgecompress.factorizations import factorize
+from edgecompress.models import forward, replace
+from edgecompress.planning.candidates import DENSE, Candidate
+from edgecompress.progress import Track, silent
+
+Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
+
+PROBES: Final = 3
+FLOOR: Final = 1e-9  # nats; below it is rounding
+
+
+def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Tensor, *, track: Track = silent) -> Losses:
+    """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
+
+    Args:
+        model: Left as it is.
+        options: Per layer its candidates, as `candidates` returns them.
+        inputs: `(n, …)`, real ones.
+    """
+    model = copy.deepcopy(model).eval()
+    reference = forward(model, inputs)
+    work = [(layer, probe) for layer, found in options.items() for probe in probes(found)]
+    probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
+    for layer, probe in track(work, "measuring sensitivity", len(work)):
+        dense = model.get_submodule(layer)
+        replace(model, layer, factorize(dense, probe.method, probe.rank, name=layer))
+        loss = float(divergence(forward(model, inputs), reference))
+        replace(model, layer, dense)
+        probed[layer].append((probe.relative_error, max(loss, FLOOR)))
+    return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
+
+
+def probes(found: list[Candidate]) -> list[Candidate]:
+    """Pick up to PROBES candidates spread over the range; the dense one is known to cost nothing."""
+    factorized = [c for c in found if c.method != DENSE and c.relative_error > 0]
+    n = min(PROBES, len(factorized))
+    return [factorized[round(i * (len(factorized) - 1) / max(1, n - 1))] for i in range(n)]
+
+
+def interpolate(points: list[tuple[float, float]], error: float) -> float:
+    """Return the loss at a relative error from measured (error, loss) points, monotone in the error."""
+    if error <= 0 or not points:
+        return 0.0
+    points = sorted(points)
+    losses = [max(loss for _, loss in points[: i + 1]) for i in range(len(points))]
+    logs = [(math.log(e), math.log(loss)) for (e, _), loss in zip(points, losses, strict=True)]
+    x = math.log(error)
+    if x <= logs[0][0]:
+        return math.exp(logs[0][1] + 2 * (x - logs[0][0]))
+    for (x0, y0), (x1, y1) in pairwise(logs):
+        if x <= x1:
+            return math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)) if x1 > x0 else math.exp(y1)
+    return math.exp(logs[-1][1] + 2 * (x - logs[-1][0]))
+
+
+def without_data(options: Mapping[str, list[Candidate]]) -> Losses:
+    """Squared relative error in place of a loss, when there is nothing to measure on: every layer counts the same."""
+    return {(layer, c.method, c.rank): c.relative_error**2 for layer, found in options.items() for c in found}

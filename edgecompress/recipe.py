@@ -1,0 +1,173 @@
+"""A recipe is a user's Python file that says how to build a model, what goes in, and where data is.
+
+    def model() -> nn.Module                        required
+    def example_inputs() -> tuple[Tensor, ...]      required; the shapes every artifact will have
+    def train_data() -> Dataset                     optional; items are (input, label), or just the input
+    def eval_data() -> Dataset                      optional
+    def calibration_data() -> Dataset               optional; default is train_data, then eval_data
+    def preprocessing() -> Preprocessing            optional; written into manifests
+    def labels() -> Sequence[str]                   optional; written into manifests
+
+It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside it are imported relatively:
+`from .network import Net`.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from edgecompress.errors import ConfigError, EdgeCompressError
+from edgecompress.records import Preprocessing
+
+Data = Callable[[], "Dataset[Any]"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe; `sources_sha256` changes when the recipe or a Python file beside it does."""
+
+    name: str
+    source: str
+    sources_sha256: str
+    model: Callable[[], nn.Module]
+    example_inputs: tuple[Tensor, ...]
+    train_data: Data | None = None
+    eval_data: Data | None = None
+    calibration_data: Data | None = None
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
+
+
+def load(target: str) -> Recipe:
+    """Import a recipe.
+
+    Raises:
+        ConfigError: It is missing, fails while it runs, or lacks `model` or `example_inputs`.
+    """
+    path = Path(target).expanduser()
+    path = path / "recipe.py" if path.is_dir() else path
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
+    try:
+        module = _import_file(path.resolve()) if is_file else importlib.import_module(target)
+    except EdgeCompressError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{target}: cannot be imported ({error}); install what it needs or check the name") from error
+    except Exception as error:  # whatever the user's code raises is theirs to read
+        raise ConfigError(f"{target}: fails while it is imported: {type(error).__name__}: {error}; mend the recipe") from error
+    for name in ("model", "example_inputs"):
+        if not callable(getattr(module, name, None)):
+            raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
+    file = Path(module.__file__ or target)
+    return Recipe(
+        name=file.parent.name if file.name == "recipe.py" else file.stem,
+        source=str(file) if is_file else target,
+        sources_sha256=_hash_sources(file),
+        model=module.model,
+        example_inputs=check_example(call(module.example_inputs, f"{target}: example_inputs()"), target),
+        train_data=getattr(module, "train_data", None),
+        eval_data=getattr(module, "eval_data", None),
+        calibration_data=getattr(module, "calibration_data", None),
+        preprocessing=call(getattr(module, "preprocessing", lambda: None), f"{target}: preprocessing()"),
+        labels=tuple(map(str, call(getattr(module, "labels", tuple), f"{target}: labels()"))),
+    )
+
+
+def check_example(value: object, subject: str) -> tuple[Tensor, ...]:
+    """Return the example inputs as a tuple of tensors with a batch axis of one.
+
+    Raises:
+        ConfigError: Not tensors, no batch axis, an unknown (dynamic) size, or NaN.
+    """
+    inputs = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise ConfigError(
+            f"{subject}: example_inputs() must return a tuple of tensors, one static shape each; return e.g. (torch.zeros(1, 3, 224, 224),)"
+        )
+    for x in inputs:
+        if x.ndim < 1 or 0 in x.shape or any(type(n) is not int for n in x.shape):
+            raise ConfigError(f"{subject}: an example input has shape {tuple(x.shape)}; artifacts have static shapes, give every size")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ConfigError(f"{subject}: an example input holds NaN or infinity; return ordinary numbers")
+    return tuple(x[:1].detach().clone() for x in inputs)
+
+
+def call(function: Callable[[], Any], subject: str) -> Any:
+    """Call a user's function.
+
+    Raises:
+        ConfigError: It raised; names the function and what it said.
+    """
+    try:
+        return function()
+    except EdgeCompressError:
+        raise
+    except Exception as error:  # whatever the user's code raises is theirs to read
+        raise ConfigError(f"{subject} fails: {type(error).__name__}: {error}; mend the recipe") from error
+
+
+def of_model(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    name: str = "",
+    train_data: "Dataset[Any] | None" = None,
+    eval_data: "Dataset[Any] | None" = None,
+    calibration_data: "Dataset[Any] | None" = None,
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] = (),
+) -> Recipe:
+    """Return a recipe for a model that lives in memory."""
+    name = name or type(model).__name__.lower()
+    return Recipe(
+        name=name,
+        source="python",
+        sources_sha256=hashlib.sha256(str(model).encode()).hexdigest(),
+        model=lambda: model,
+        example_inputs=check_example(example_inputs, name),
+        train_data=_constant(train_data),
+        eval_data=_constant(eval_data),
+        calibration_data=_constant(calibration_data),
+        preprocessing=preprocessing,
+        labels=tuple(labels),
+    )
+
+
+def _constant(data: "Dataset[Any] | None") -> Data | None:
+    return None if data is None else lambda: data
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file as a member of a package made for its folder, so that its relative imports work and no name clashes."""
+    package = f"edgecompress_recipe_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
+    if package not in sys.modules:
+        folder = ModuleType(package)
+        folder.__path__ = [str(path.parent)]
+        sys.modules[package] = folder
+    spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file")
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        del sys.modules[name]  # an edited recipe is read again
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _hash_sources(file: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(file.parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

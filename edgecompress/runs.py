@@ -1,0 +1,138 @@
+"""A run folder: what was asked for, which steps are done, and what each was made from.
+
+    run.json    options, and per step the hash of its inputs and of the files it wrote
+    NAME.json   the record of a step; weights beside it as safetensors
+
+A step is reused when the hash of its inputs is unchanged and its files are as it left them. One process at a time: the folder is locked.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from edgecompress.errors import ConfigError
+from edgecompress.files import explain, sha256, write_atomic
+from edgecompress.options import Options
+from edgecompress.records import SCHEMA, Record, read, to_json
+
+RUN_FILE: Final = "run.json"
+
+
+class Step(Record, frozen=True, kw_only=True):
+    """A finished step. `made_from` hashes everything it depends on; `files` are paths in the run folder with their hashes."""
+
+    made_from: str
+    files: dict[str, str]
+    seconds: float
+
+
+class RunRecord(Record, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    name: str
+    recipe: str
+    options: Options
+    steps: dict[str, Step] = {}
+
+
+class Run:
+    """An open run folder; see `open_run`."""
+
+    def __init__(self, folder: Path, record: RunRecord) -> None:
+        self.folder = folder
+        self.record = record
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def is_done(self, step: str, made_from: str) -> bool:
+        """Whether `step` was finished from just these inputs, and its files are as it left them."""
+        done = self.record.steps.get(step)
+        if done is None or done.made_from != made_from:
+            return False
+        return all(self.path(name).is_file() and sha256(self.path(name)) == digest for name, digest in done.files.items())
+
+    def finish(self, step: str, made_from: str, files: tuple[str, ...], seconds: float) -> None:
+        """Note that `step` is done; from here on a crash loses nothing of it."""
+        done = Step(made_from=made_from, files={name: sha256(self.path(name)) for name in files}, seconds=round(seconds, 3))
+        self._write(msgspec.structs.replace(self.record, steps={**self.record.steps, step: done}))
+
+    def set_options(self, options: Options) -> None:
+        """Keep the options, so that later steps, and later commands on this folder, go by them."""
+        if options != self.record.options or not self.path(RUN_FILE).exists():
+            self._write(msgspec.structs.replace(self.record, options=options))
+
+    def digest(self, step: str) -> str:
+        """Return a hash of what a finished step wrote."""
+        return key(self.record.steps[step].files)
+
+    def _write(self, record: RunRecord) -> None:
+        write_atomic(self.path(RUN_FILE), to_json(record))
+        self.record = record
+
+
+def key(*parts: Any) -> str:
+    """Return a SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+@contextmanager
+def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
+    """Open or make a run folder and hold its lock.
+
+    Raises:
+        ConfigError: Another process has it, it belongs to another recipe, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"{folder}: in use by process {_owner(folder)}; wait for it, or give another folder with --run") from error
+    except OSError as error:
+        raise explain(error, folder) from error
+    try:
+        (folder / ".lock.pid").write_text(f"{os.getpid()}\n")
+        record = read(folder / RUN_FILE, RunRecord) if (folder / RUN_FILE).exists() else None
+        if record is not None and (record.name, record.recipe) != (name, recipe):
+            raise ConfigError(f"{folder}: belongs to {record.recipe}, not to {recipe}; give another folder with --run")
+        yield Run(folder, record or RunRecord(name=name, recipe=recipe, options=Options()))
+    except OSError as error:
+        raise explain(error, folder) from error
+    finally:
+        lock.release()
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Return the record of an existing run folder.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    return read(folder / RUN_FILE, RunRecord)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).is_file()
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Yield a list that holds the seconds the block took once it is over."""
+    spent: list[float] = []
+    started = time.perf_counter()
+    yield spent
+    spent.append(time.perf_counter() - started)
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return str(int((folder / ".lock.pid").read_text()))
+    except (OSError, ValueError):
+        return "unknown"

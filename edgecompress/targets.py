@@ -1,0 +1,65 @@
+"""Where artifacts go. A target is a preset that stands here whole: what is exported, how ranks are rounded, where it is measured."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from edgecompress.errors import ConfigError
+
+
+class Scheme(msgspec.Struct, frozen=True, kw_only=True):
+    """A quantization scheme and its gate.
+
+    Attributes:
+        calibrated: Needs calibration data.
+        per_channel: Convolution weights have one scale an output channel.
+        max_rel: Largest allowed difference over the output range; None when agreement decides.
+        min_agreement: Smallest allowed top-1 agreement with the eager model; None when `max_rel` decides.
+        min_sqnr_db: Stands in for agreement where an output is no vector of scores.
+    """
+
+    calibrated: bool = False
+    per_channel: bool = False
+    max_rel: float | None = None
+    min_agreement: float | None = None
+    min_sqnr_db: float = 20.0
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes: `outputs` are (format, scheme) in order of preference; `rank_multiple` keeps channels where kernels are fast."""
+
+    outputs: tuple[tuple[str, str], ...]
+    rank_multiple: int
+    device: str
+    threads: int = 1
+
+
+SCHEMES: Final = {
+    "fp32": Scheme(max_rel=1e-4),
+    "fp16": Scheme(max_rel=1e-2, min_agreement=0.99),
+    "int8-dynamic": Scheme(per_channel=True, min_agreement=0.98),
+    "int8-static": Scheme(per_channel=True, calibrated=True, min_agreement=0.98),
+}
+
+TFLITE: Final = tuple(("tflite", scheme) for scheme in ("int8-static", "int8-dynamic", "fp16", "fp32"))
+TORCHSCRIPT: Final = (("torchscript", "int8-static"), ("torchscript", "fp32"))
+
+TARGETS: Final = {
+    "android": Target(outputs=TFLITE + TORCHSCRIPT, rank_multiple=8, device="adb://SERIAL"),
+    "raspberry-pi": Target(outputs=TFLITE, rank_multiple=8, device="ssh://pi@raspberrypi.local"),
+}
+SUFFIXES: Final = {"tflite": ".tflite", "torchscript": ".ptl"}
+TFLITE_ROUTES: Final = ("litert-torch", "onnx2tf")
+
+
+def choose(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return `name` if it is known.
+
+    Raises:
+        ConfigError: It is not; lists the known.
+    """
+    known = tuple(known)
+    if name not in known:
+        raise ConfigError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+    return name

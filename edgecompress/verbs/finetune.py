@@ -1,0 +1,201 @@
+"""Recover accuracy: re-estimate BatchNorm, then distil from the dense model. Resumable after every epoch, deterministic for a seed."""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from edgecompress import checkpoint
+from edgecompress.batchnorm import has_batchnorm, reestimate
+from edgecompress.data import describe
+from edgecompress.distillation import divergence, is_scores, top1
+from edgecompress.errors import ConfigError
+from edgecompress.models import is_decomposed
+from edgecompress.progress import Track, silent
+from edgecompress.records import Epoch, FinetuneResult, Record
+
+BATCHNORM_SAMPLES: Final = 2048
+EVAL_BATCH: Final = 250
+WARM_UP: Final = 0.15  # of all epochs
+
+
+class FinetuneOptions(Record, frozen=True, kw_only=True):
+    """How to fine-tune.
+
+    Attributes:
+        samples: Training samples an epoch; a larger set is drawn from anew each epoch.
+        learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one.
+        distill: Weight of the distillation loss; the rest is cross-entropy with the labels.
+    """
+
+    epochs: int = 6
+    samples: int = 10_000
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.0
+    weight_decay: float = 5e-4
+    temperature: float = 4.0
+    distill: float = 0.9
+    seed: int = 0
+
+
+USUAL_RATE: Final = {"sgd": 0.02, "adamw": 1e-3}
+
+
+def finetune(
+    model: nn.Module,
+    train_data: "Dataset[Any]",
+    *,
+    teacher: nn.Module,
+    eval_data: "Dataset[Any] | None" = None,
+    options: FinetuneOptions | None = None,
+    checkpoint_path: Path | None = None,
+    track: Track = silent,
+) -> tuple[nn.Module, FinetuneResult]:
+    """Return a fine-tuned copy of `model` and the accuracies on the way.
+
+    Args:
+        model: The decomposed model; left untouched.
+        train_data: Items `(input, label)`, or just inputs, which are then learnt from the teacher alone.
+        teacher: The dense model.
+        eval_data: Labelled, for the accuracies; without it they are None.
+        checkpoint_path: Written after each epoch; an existing one of the same start and options is continued.
+
+    Raises:
+        ConfigError: Options out of range, no data, or the loss became NaN.
+    """
+    options = options or FinetuneOptions()
+    _check(options, train_data)
+    model, teacher = copy.deepcopy(model), copy.deepcopy(teacher).eval()
+    dense_top1 = evaluate(teacher, eval_data, track) if eval_data is not None else None
+    key = checkpoint.key_of(model, options, describe(train_data))
+    optimizer = _optimizer(model, options)
+    epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
+    with torch.random.fork_rng(devices=[]):
+        if not epochs:
+            started = time.perf_counter()
+            torch.manual_seed(_seed(options.seed, 0))
+            if has_batchnorm(model) and is_decomposed(model):
+                reestimate(model, _inputs(train_data, options, track))
+            score = evaluate(model, eval_data, track) if eval_data is not None else None
+            epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
+        for number in range(len(epochs), options.epochs + 1):
+            started = time.perf_counter()
+            torch.manual_seed(_seed(options.seed, number))
+            loss = _epoch(model, teacher, train_data, optimizer, options, number, track)
+            score = evaluate(model, eval_data, track) if eval_data is not None else None
+            rate = float(optimizer.param_groups[0]["lr"])
+            epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
+            if checkpoint_path:
+                checkpoint.save(checkpoint_path, key, model, optimizer, epochs)
+    return model.eval(), FinetuneResult(
+        dense_top1=dense_top1,
+        before_top1=epochs[0].top1,
+        top1=epochs[-1].top1,
+        epochs=tuple(epochs),
+        train_samples=len(train_data),  # type: ignore[arg-type]
+        eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
+        data=describe(train_data),
+        seed=options.seed,
+    )
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent) -> float | None:
+    """Return the top-1 accuracy of `model` on labelled data as a fraction; None when the data carry no labels or outputs no scores."""
+    model.eval()
+    right = total = 0
+    loader = DataLoader(data, EVAL_BATCH)
+    for batch in track(loader, "evaluating", len(loader)):
+        if isinstance(batch, Tensor):
+            return None
+        outputs = model(batch[0])
+        if not isinstance(outputs, Tensor) or not is_scores(outputs):
+            return None
+        right += round(top1(outputs, batch[1]) * len(outputs))
+        total += len(outputs)
+    return right / total if total else None
+
+
+def _epoch(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: "Dataset[Any]",
+    optimizer: torch.optim.Optimizer,
+    options: FinetuneOptions,
+    number: int,
+    track: Track,
+) -> float:
+    """Train for one epoch, the first being 1; return the mean loss."""
+    model.train()
+    losses = []
+    title = f"epoch {number}/{options.epochs}"
+    loader = _loader(data, options)
+    peak = options.learning_rate or USUAL_RATE[options.optimizer]
+    for step, batch in enumerate(track(loader, title, len(loader))):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * schedule((number - 1 + (step + 1) / len(loader)) / options.epochs)
+        x, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        with torch.no_grad():
+            wanted = teacher(x)
+        outputs = model(x)
+        loss = divergence(outputs, wanted, temperature=options.temperature)
+        if labels is not None and is_scores(outputs):
+            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs, labels)
+        if not bool(loss.isfinite()):
+            raise ConfigError(f"fine-tuning: the loss became {float(loss)} in {title}; lower --learning-rate")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return sum(losses) / len(losses)
+
+
+def _loader(data: "Dataset[Any]", options: FinetuneOptions) -> "DataLoader[Any]":
+    """This epoch's samples in this epoch's order, both drawn from torch's seeded generator; a last batch of one would break BatchNorm."""
+    picked = torch.randperm(len(data))[: options.samples].tolist()  # type: ignore[arg-type]
+    return DataLoader(Subset(data, picked), options.batch_size, drop_last=len(picked) % options.batch_size == 1 and len(picked) > 1)
+
+
+def _inputs(data: "Dataset[Any]", options: FinetuneOptions, track: Track) -> Iterator[Tensor]:
+    few = msgspec.structs.replace(options, samples=BATCHNORM_SAMPLES, batch_size=EVAL_BATCH)
+    loader = _loader(data, few)
+    for batch in track(loader, "re-estimating BatchNorm", len(loader)):
+        yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+def schedule(done: float) -> float:
+    """Share of the peak learning rate when the fraction `done` of the training is over: linear warm-up, then half a cosine to zero."""
+    if done < WARM_UP:
+        return done / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
+    rate = USUAL_RATE[options.optimizer]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=options.weight_decay, nesterov=True)
+    return torch.optim.AdamW(model.parameters(), rate, weight_decay=options.weight_decay)
+
+
+def _check(options: FinetuneOptions, data: "Dataset[Any]") -> None:
+    if options.epochs < 0 or options.samples < 1 or options.batch_size < 2 or options.learning_rate < 0:
+        raise ConfigError("fine-tuning: epochs must be ≥ 0, samples ≥ 1, batch size ≥ 2, learning rate ≥ 0")
+    if options.optimizer not in USUAL_RATE:
+        raise ConfigError(f"unknown optimizer {options.optimizer!r}; choose from {', '.join(USUAL_RATE)}")
+    if len(data) < 2:  # type: ignore[arg-type]
+        raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that a resumed run draws what the uninterrupted one would have."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")

@@ -1,0 +1,38 @@
+"""Check a published artifact again: its hash against the manifest, its outputs against the model's."""
+
+from pathlib import Path
+
+import msgspec
+
+from edgecompress.errors import ConfigError, ParityError
+from edgecompress.files import sha256
+from edgecompress.records import Artifact, read
+from edgecompress.targets import SCHEMES, Scheme
+from edgecompress.verification import REFERENCE, compare, gate, manifest_path, run
+from edgecompress.weights import read_state
+
+
+def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
+    """Check a published artifact: its hash against the manifest, its outputs against the eager outputs kept beside it.
+
+    Args:
+        path: The artifact; `PATH.json` is its manifest, `reference.safetensors` in its folder the inputs and eager outputs.
+        limits: The gate; default is that of its scheme.
+
+    Returns:
+        The manifest with the parity measured now.
+
+    Raises:
+        ConfigError: The artifact, its manifest or the reference is missing.
+        ParityError: The file is not the one the manifest describes, or its outputs depart from the model's.
+    """
+    manifest = read(manifest_path(path), Artifact)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such artifact; export it again")
+    if (found := sha256(path)) != manifest.sha256:
+        raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
+    state = read_state(path.parent / REFERENCE)
+    outputs = run(path, manifest.inputs, state["input"])
+    parity = compare(outputs, state[manifest.model])
+    gate(parity, limits or SCHEMES[manifest.quant.scheme], subject=str(path))
+    return msgspec.structs.replace(manifest, parity=parity)
