@@ -28,7 +28,7 @@ def read_calibration(path: str, program: torch.export.ExportedProgram) -> list[t
     columns = [_column(tensors.get(f"input_{i}"), wanted, f"{path}: input_{i}") for i, wanted in enumerate(example_inputs(program))]
     if len({len(column) for column in columns}) != 1:
         raise ConfigError(f"{path}: its inputs have {', '.join(str(len(c)) for c in columns)} samples; {AGAIN}")
-    return list(zip(*(column.split(1) for column in columns), strict=True))
+    return list(zip(*(torch.split(column, 1) for column in columns), strict=True))
 
 
 def _column(column: Tensor | None, wanted: Tensor, subject: str) -> Tensor:

@@ -155,8 +155,8 @@ def serve(
         started = time.monotonic()
         content, reply = handle(asked)
         sys.stderr.write(f"{program}: {len(content)} bytes after {time.monotonic() - started:.1f} s\n")
-        _write(Path(asked.output), content)
         line, code = msgspec.json.encode(reply).decode(), 0
+        _write(Path(asked.output), content)
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         line = json.dumps({"error": str(error), "package": package, "extra": extra(asked) if asked else ""})

@@ -5,12 +5,13 @@ user's code. BatchNorm is folded here and not by the converters, because then ev
 """
 
 import copy
+import io
 import itertools
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -22,11 +23,17 @@ from edgecompress.folding import fold_batch_norm
 
 aten = torch.ops.aten
 
-DROPOUT = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default}
+DROPOUT = {
+    getattr(aten, name).default
+    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for name in (kind, f"{kind}_")
+}
 
 
 def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model") -> torch.export.ExportedProgram:
     """Return `model` as a static inference program with BatchNorm folded; `model` itself stays as it is.
+
+    The program gives one tensor, or a tuple of all tensors in the model's output in the order in which they stand there.
 
     Args:
         example_inputs: One sample for each input, batch axis included and equal to 1.
@@ -49,10 +56,13 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
         _check_static(program, name)
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
+        _flatten_outputs(graph, name)
         _drop_dropout(graph)
         fold_batch_norm(graph)
         _make_constants_contiguous(graph)
-        return _export(graph, inputs, name)
+        program = _without_mutation(_export(fx.GraphModule(graph, graph.graph).eval(), inputs, name))
+        _check_stateless(program, name)
+        return program
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -131,14 +141,15 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.e
 
 @contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Keep torch.export from logging the graph it gave up on; the error says what a person needs."""
+    """Keep torch.export from logging and printing the graph it gave up on; the error says what a person needs."""
     loggers = [logging.getLogger(key) for key in logging.root.manager.loggerDict if key.startswith("torch.")]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.13 warns about itself
             yield
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
@@ -165,10 +176,38 @@ def _check_static(program: torch.export.ExportedProgram, name: str) -> None:
         shape = getattr(node.meta.get("val"), "shape", ())
         if not all(isinstance(size, int) for size in shape):
             raise UnsupportedError(f"{name}: {node.target} makes a shape that depends on the input's values; use a mask of fixed shape")
-    if changed := program.graph_signature.buffers_to_mutate:
-        raise UnsupportedError(
-            f"{name}: forward changes the buffer {next(iter(changed.values()))}; an artifact keeps no state, pass it as input"
-        )
+
+
+def _flatten_outputs(graph: fx.GraphModule, name: str) -> None:
+    """Make lists, dicts and dataclasses that the model takes or gives into plain tensors."""
+    output = graph.graph.output_node()
+    results = output.args[0]
+    assert isinstance(results, list | tuple)
+    for i, result in enumerate(results):
+        if not isinstance(result, fx.Node):
+            raise UnsupportedError(f"{name}: output {i} is {result!r} and not a tensor; wrap the model so that forward returns tensors")
+    output.args = (results[0] if len(results) == 1 else tuple(results),)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    graph.recompile()
+
+
+def _without_mutation(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Write in-place operations as ordinary ones; no other op is decomposed."""
+    mutable = any(node.target._schema.is_mutable for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    if not mutable:
+        return program
+    with _quiet_export():
+        return program.run_decompositions({})
+
+
+def _check_stateless(program: torch.export.ExportedProgram, name: str) -> None:
+    signature = program.graph_signature
+    if signature.buffers_to_mutate:
+        changed = next(iter(signature.buffers_to_mutate.values()))
+        raise UnsupportedError(f"{name}: forward changes the buffer {changed}; an artifact keeps no state, pass it as an input")
+    if signature.user_inputs_to_mutate:
+        changed = next(iter(signature.user_inputs_to_mutate.values()))
+        raise UnsupportedError(f"{name}: forward writes into its input {changed}; clone it first")
 
 
 def _drop_dropout(graph: fx.GraphModule) -> None:

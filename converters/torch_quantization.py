@@ -1,0 +1,173 @@
+"""FX quantization of an exported program for to_torchscript.py.
+
+FX quantization knows `torch.nn.functional` calls and not the aten ops of an exported program, so the graph is first written again with
+the former. An aten op without an entry in FUNCTIONAL stays and computes in float.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.ao.quantization import (
+    HistogramObserver,
+    PerChannelMinMaxObserver,
+    QConfig,
+    QConfigMapping,
+    default_dynamic_qconfig,
+    get_default_qconfig,
+    get_default_qconfig_mapping,
+    quantize_fx,
+)
+
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.program import first_line
+
+aten = torch.ops.aten
+ENGINES: Final = ("qnnpack", "x86", "fbgemm", "onednn")  # qnnpack first: it is what ARM phones have
+FUNCTIONAL: Final[dict[Any, Callable[..., Any]]] = {
+    aten.linear.default: F.linear,
+    aten.relu.default: F.relu,
+    aten.relu6.default: F.relu6,
+    aten.hardtanh.default: F.hardtanh,
+    aten.leaky_relu.default: F.leaky_relu,
+    aten.elu.default: F.elu,
+    aten.hardswish.default: F.hardswish,
+    aten.hardsigmoid.default: F.hardsigmoid,
+    aten.sigmoid.default: torch.sigmoid,
+    aten.tanh.default: torch.tanh,
+    aten.silu.default: F.silu,
+    aten.gelu.default: F.gelu,
+    aten.clamp.default: torch.clamp,
+    aten.add.Tensor: operator.add,
+    aten.mul.Tensor: operator.mul,
+    aten.cat.default: torch.cat,
+    aten.mean.dim: torch.mean,
+    aten.max_pool1d.default: F.max_pool1d,
+    aten.max_pool2d.default: F.max_pool2d,
+    aten.avg_pool2d.default: F.avg_pool2d,
+    aten.adaptive_avg_pool1d.default: F.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d.default: F.adaptive_avg_pool2d,
+    aten.flatten.using_ints: torch.flatten,
+    aten.permute.default: torch.permute,
+    aten.transpose.int: torch.transpose,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.squeeze.dim: torch.squeeze,
+    aten.pad.default: F.pad,
+}
+CONVOLUTIONS: Final = {
+    aten.conv1d.default: F.conv1d,
+    aten.conv2d.default: F.conv2d,
+    aten.conv3d.default: F.conv3d,
+    aten.conv1d.padding: F.conv1d,
+    aten.conv2d.padding: F.conv2d,
+    aten.conv3d.padding: F.conv3d,
+}
+CONVOLUTION_DEFAULTS: Final = (None, None, None, 1, 0, 1, 1)  # input, weight, bias, stride, padding, dilation, groups
+RESHAPE: Final = {aten.view.default, aten.reshape.default}
+
+
+def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Return the program as a plain module of functional calls: tensors in, one tensor or a tuple out."""
+    source = program.module(check_guards=False)
+    assert isinstance(source, fx.GraphModule)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in source.graph.nodes:
+        if node.op == "output":
+            results = [copies[result] for result in node.args[0]]
+            graph.output(results[0] if len(results) == 1 else tuple(results))
+            continue
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].type = None
+        if node.target in CONVOLUTIONS:
+            _write_convolution(node, copies[node])
+        elif node.target in RESHAPE:
+            copies[node].op, copies[node].target = "call_method", "reshape"
+        elif node.target in FUNCTIONAL and not (node.target is aten.add.Tensor and node.kwargs):  # add has an alpha, + has none
+            copies[node].target = FUNCTIONAL[node.target]
+    return fx.GraphModule(source, graph).eval()
+
+
+def _write_convolution(node: fx.Node, copy: fx.Node) -> None:
+    """Make `copy` the functional call, with every argument and padding in numbers, which is what the quantized kernels take."""
+    arguments = [*copy.args, *CONVOLUTION_DEFAULTS[len(copy.args) :]]
+    sizes = node.args[1].meta["val"].shape[2:] if isinstance(node.args[1], fx.Node) else ()
+    stride, padding, dilation = (_each(value, len(sizes)) for value in arguments[3:6])
+    if padding[0] == "valid":
+        padding = [0] * len(sizes)
+    elif padding[0] == "same":
+        spans = [d * (k - 1) for d, k in zip(dilation, sizes, strict=True)]
+        if any(span % 2 for span in spans):
+            return  # pads one side more than the other: no functional call does, it stays float
+        padding = [span // 2 for span in spans]
+    copy.args = (*arguments[:3], stride, padding, dilation, arguments[6])
+    copy.target = CONVOLUTIONS[node.target]
+
+
+def _each(value: Any, axes: int) -> list[Any]:
+    values = [value] if isinstance(value, int | str) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+def choose_engine() -> str:
+    """Choose the quantized kernels and make torch use them.
+
+    Raises:
+        UnsupportedError: This torch has none.
+    """
+    supported = torch.backends.quantized.supported_engines
+    engine = next((name for name in ENGINES if name in supported), None)
+    if engine is None:
+        raise UnsupportedError(
+            f"torchscript: torch {torch.__version__} has no int8 kernels ({', '.join(supported)}); choose fp32 or format tflite"
+        )
+    torch.backends.quantized.engine = engine
+    return engine
+
+
+def quantize(
+    module: fx.GraphModule, scheme: str, samples: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
+) -> tuple[fx.GraphModule, list[str]]:
+    """Return the int8 module, and notes about what stayed float.
+
+    Raises:
+        UnsupportedError: int8-dynamic of a network without a linear layer: torch has dynamic kernels for nothing else.
+    """
+    before = _count(module, (F.linear, F.conv1d, F.conv2d, F.conv3d))
+    if scheme == "int8-dynamic":
+        if not _count(module, (F.linear,)):
+            raise UnsupportedError("torchscript: int8-dynamic quantizes linear layers alone and there is none; choose int8-static")
+        mapping = QConfigMapping().set_object_type(F.linear, default_dynamic_qconfig)
+    else:
+        mapping = _static_mapping(torch.backends.quantized.engine)
+    try:
+        with torch.no_grad():
+            prepared = quantize_fx.prepare_fx(module, mapping, inputs)
+            for sample in samples:
+                prepared(*sample)
+            quantized = quantize_fx.convert_fx(prepared)
+    except Exception as error:  # FX quantization fails with assertions and errors of every class
+        raise ToolchainError(f"torchscript: FX quantization failed: {first_line(error)}; choose fp32 or format tflite") from error
+    left = _count(quantized, (F.linear, F.conv1d, F.conv2d, F.conv3d))
+    notes = [f"{left} of {before} convolution and linear layers stayed float32"] if left else []
+    return quantized, notes
+
+
+def _static_mapping(engine: str) -> QConfigMapping:
+    """Per-channel weights and histogram activation ranges, on the engine's defaults for ops whose range is known."""
+    half_range = engine in ("x86", "fbgemm")  # their int16 accumulators overflow on CPUs without VNNI otherwise
+    per_channel = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
+    qconfig = QConfig(activation=HistogramObserver.with_args(reduce_range=half_range), weight=per_channel)
+    mapping = get_default_qconfig_mapping(engine).set_global(qconfig)
+    for layer in (F.conv1d, F.conv2d, F.conv3d, F.linear):
+        mapping.set_object_type(layer, qconfig)
+    for layer in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d):
+        mapping.set_object_type(layer, get_default_qconfig("qnnpack"))
+    return mapping
+
+
+def _count(module: fx.GraphModule, functions: tuple[Callable[..., Any], ...]) -> int:
+    return sum(node.op == "call_function" and node.target in functions for node in module.graph.nodes)
