@@ -16,14 +16,16 @@ say() { printf '%s=%s\n' "$1" "$2"; }
 prop() { command -v getprop >/dev/null 2>&1 && getprop "$1" 2>/dev/null; }
 file() { [ -r "$1" ] && tr -d '\000' <"$1" 2>/dev/null | head -n 1; }
 cpu() { grep -i -m 1 "^$1[[:space:]]*:" /proc/cpuinfo 2>/dev/null | cut -d: -f2-; }
-say abi "$(prop ro.product.cpu.abi || uname -m)"
+abi="$(prop ro.product.cpu.abi)"
+say abi "${abi:-$(uname -m)}"
 say android "$(prop ro.build.version.release)"
 say os "$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null | tr -d '\042')"
 say kernel "$(uname -sr)"
 say product "$(prop ro.product.model)"
 say board "$(file /proc/device-tree/model)"
 say machine "$(file /sys/class/dmi/id/product_name)"
-say soc "$(prop ro.soc.model || prop ro.board.platform)"
+say soc "$(prop ro.soc.model)"
+say soc "$(prop ro.board.platform)"
 say hardware "$(cpu Hardware)"
 say cpu "$(cpu 'model name')"
 say features "$(cpu Features)"

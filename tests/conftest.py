@@ -1,0 +1,11 @@
+"""What all tests share."""
+
+import pytest
+
+pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Keep this user's locks and caches out of it: a measurement that runs beside the tests must not make them wait."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,1 @@
+"""Fixtures that several test modules share; tests/conftest.py loads them."""
