@@ -61,7 +61,8 @@ def convert(
     with files.replacing(Path(request.output)) as temporary, tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch:
         stderr = log or Path(scratch, "log")
         work = Path(scratch, "work")
-        work.mkdir()
+        for folder in (work, stderr.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with Path(scratch, "stdout").open("w+b") as stdout, stderr.open("w+b") as printed:
             message = msgspec.json.encode(msgspec.structs.replace(request, output=str(temporary)))
             code = _run(argv, message, stdout=stdout, stderr=printed, cwd=work, timeout_s=timeout_s)

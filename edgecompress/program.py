@@ -197,7 +197,8 @@ def _without_mutation(program: torch.export.ExportedProgram) -> torch.export.Exp
     if not mutable:
         return program
     with _quiet_export():
-        return program.run_decompositions({})
+        functional: torch.export.ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 def _check_stateless(program: torch.export.ExportedProgram, name: str) -> None:

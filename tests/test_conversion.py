@@ -1,0 +1,225 @@
+"""A converter program is started, bounded, believed only when it keeps the contract, and never leaves anything behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgecompress import conversion, programs
+from edgecompress.conversion import convert
+from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
+from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec, to_json
+
+REPLY = 'print(\'{"inputs": [], "outputs": [], "toolchain": {}}\')'
+START = "import json, os, signal, subprocess, sys, time\nrequest = json.load(sys.stdin)\n"
+WRITE = START + "open(request['output'], 'wb').write(b'model')\n"
+
+Start = Callable[..., ConversionReply]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Run a converter whose program is the given source."""
+
+    def run(source: str, **options: object) -> ConversionReply:
+        folder = tmp_path / "converters"
+        folder.mkdir(exist_ok=True)
+        (folder / "to_fake.py").write_text(source)
+        monkeypatch.setattr(programs, "converter", lambda _: folder / "to_fake.py")
+        request = ConversionRequest(program="/nowhere.pt2", output=str(tmp_path / "out" / "model.fake"), scheme="fp32")
+        return convert("fake", request, **options)  # type: ignore[arg-type]
+
+    return run
+
+
+def left(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "out").glob("*")) + sorted(path.name for path in (tmp_path / "out").glob(".*"))
+
+
+def test_a_good_program_leaves_its_file_and_reply(start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    reply = start(WRITE + "print('chatter')\nprint('noise', file=sys.stderr)\n" + REPLY, log=log)
+    assert reply == ConversionReply(inputs=(), outputs=(), toolchain={})
+    assert (tmp_path / "out" / "model.fake").read_bytes() == b"model"
+    assert left(tmp_path) == ["model.fake"]
+    assert "noise" in log.read_text()
+
+
+def test_a_program_works_in_an_empty_folder_of_its_own(start: Start) -> None:
+    reply = start(WRITE + 'print(json.dumps({"inputs": [], "outputs": [], "toolchain": {"cwd": os.getcwd(), "files": str(os.listdir())}}))')
+    assert reply.toolchain["files"] == "[]"
+    assert not Path(reply.toolchain["cwd"]).exists()
+
+
+FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
+    "traceback": (
+        WRITE + "raise ValueError('odd weights')",
+        ToolchainError,
+        r"exit status 1; command: .*to_fake\.py; .*ValueError: odd weights",
+    ),
+    "no-program": ("import sys; sys.exit(2)", ToolchainError, "exit status 2"),
+    "segfault": (WRITE + "os.kill(os.getpid(), signal.SIGSEGV)", ToolchainError, r"to_fake\.py: died by SIGSEGV; command"),
+    "killed": (WRITE + "os.kill(os.getpid(), signal.SIGKILL)", ToolchainError, "died by SIGKILL; the machine may be out of memory"),
+    "abort": (WRITE + "os.abort()", ToolchainError, "died by SIGABRT"),
+    "config": (WRITE + 'print(\'{"error": "x: bad; mend"}\'); sys.exit(2)', ConfigError, "^x: bad; mend$"),
+    "unsupported": (WRITE + 'print(\'{"error": "aten.foo: no; leave"}\'); sys.exit(3)', UnsupportedError, "^aten.foo: no; leave$"),
+    "toolchain": (
+        WRITE + "print('deep', file=sys.stderr); print('{\"error\": \"it: broke; wait\"}'); sys.exit(4)",
+        ToolchainError,
+        "^it: broke; wait; command: .*log ends: deep$",
+    ),
+    "missing": (
+        WRITE + 'print(json.dumps({"error": "", "package": "litert_torch", "extra": "tflite"})); sys.exit(20)',
+        ToolchainError,
+        r"litert_torch is not installed for .*; pip install 'edgecompress\[tflite\]'$",
+    ),
+    "silent": (WRITE, ToolchainError, "no reply.*log ends: nothing"),
+    "garbage": (WRITE + "print('done!')", ToolchainError, r"its last line is no reply \(b'done!'\)"),
+    "half-json": (WRITE + "print('{\"inputs\": [')", ToolchainError, "no reply"),
+    "unknown-key": (WRITE + 'print(\'{"inputs": [], "outputs": [], "toolchain": {}, "x": 1}\')', ToolchainError, "no reply"),
+    "flood": (WRITE + "print('x' * (3 << 20))", ToolchainError, "no reply"),
+    "no-file": (START + REPLY, ToolchainError, "reported success and wrote an empty file"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_is_told_in_one_line_and_leaves_no_file(start: Start, tmp_path: Path, name: str) -> None:
+    source, kind, message = FAILURES[name]
+    with pytest.raises(kind, match=message) as caught:
+        start(source)
+    assert "\n" not in str(caught.value)
+    assert left(tmp_path) == []
+
+
+def test_a_failure_keeps_the_earlier_file(start: Start, tmp_path: Path) -> None:
+    start(WRITE + REPLY)
+    with pytest.raises(ToolchainError):
+        start(WRITE.replace("model", "worse") + "os.abort()")
+    assert (tmp_path / "out" / "model.fake").read_bytes() == b"model"
+
+
+CHILD = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\nopen({pid!r}, 'w').write(str(child.pid))\n"
+
+
+def is_gone(pid: int) -> bool:
+    """Wait until a process has ended; a zombie that init has yet to reap has."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_after_the_timeout_program_and_children_are_dead(start: Start, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 1.5 s and was stopped; allow more with timeout_s"):
+        start(WRITE + CHILD.format(pid=str(pid)) + "time.sleep(600)", timeout_s=1.5)
+    assert is_gone(int(pid.read_text()))
+    assert left(tmp_path) == []
+
+
+def test_after_success_no_child_lives_on(start: Start, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    start(WRITE + CHILD.format(pid=str(pid)) + REPLY)
+    assert is_gone(int(pid.read_text()))
+
+
+def test_ctrl_c_stops_the_program(start: Start, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+
+    def interrupt() -> None:
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        start(WRITE + CHILD.format(pid=str(pid)) + "time.sleep(600)")
+    thread.join()
+    assert is_gone(int(pid.read_text()))
+    assert left(tmp_path) == []
+
+
+def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
+    request = ConversionRequest(program="/nowhere.pt2", output=str(tmp_path / "a"), scheme="fp32")
+    with pytest.raises(ConfigError, match=r"unknown format 'coreml'; choose from .*tflite.*torchscript"):
+        convert("coreml", request)
+
+
+def test_a_python_that_is_not_there_is_named(start: Start) -> None:
+    with pytest.raises(ToolchainError, match="/no/python: cannot be started"):
+        start(WRITE + REPLY, python="/no/python")
+
+
+SERVE = """
+import os, sys
+from edgecompress.conversion import serve
+from edgecompress.errors import UnsupportedError
+from edgecompress.records import ConversionReply
+def handle(request):
+    print("from python"); os.system("echo from a child")
+    if request.scheme == "missing":
+        import package_that_is_not_there
+    if request.scheme == "unsupported":
+        raise UnsupportedError("aten.foo: no kernel; leave it out")
+    return b"model", ConversionReply(inputs=(), outputs=(), toolchain={})
+sys.exit(serve("to_fake.py", handle, extra=lambda request: "tflite"))
+"""
+
+
+def served(scheme: str, output: Path, message: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    request = message if message is not None else to_json(ConversionRequest(program="", output=str(output), scheme=scheme))
+    return subprocess.run([sys.executable, "-c", SERVE], input=request, capture_output=True, check=False, timeout=60)
+
+
+def test_serve_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
+    done = served("fp32", tmp_path / "a")
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") == 1
+    assert b"from python" in done.stderr
+    assert b"from a child" in done.stderr
+    assert (tmp_path / "a").read_bytes() == b"model"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message", "code", "said"),
+    [
+        ("missing", None, conversion.MISSING_PACKAGE, b"package_that_is_not_there"),
+        ("unsupported", None, UnsupportedError.exit_code, b"aten.foo: no kernel"),
+        ("fp32", b"not json", ConfigError.exit_code, b"to_fake.py: standard input: not a ConversionRequest"),
+        ("fp32", b'{"program": "", "output": "", "scheme": "", "sudo": true}', ConfigError.exit_code, b"sudo"),
+        ("fp32", b"", ConfigError.exit_code, b"not a ConversionRequest"),
+    ],
+)
+def test_serve_answers_by_its_exit_codes(tmp_path: Path, scheme: str, message: bytes | None, code: int, said: bytes) -> None:
+    done = served(scheme, tmp_path / "a", message)
+    assert done.returncode == code
+    assert said in done.stdout
+    assert not (tmp_path / "a").exists()
+
+
+def test_serve_says_when_the_disk_refuses(tmp_path: Path) -> None:
+    done = served("fp32", tmp_path / "no" / "such" / "a")
+    assert done.returncode == ConfigError.exit_code
+    assert b"cannot be written" in done.stdout
+
+
+def test_conversion_starts_without_torch() -> None:
+    code = "import sys, edgecompress.conversion; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_spec_travels_whole() -> None:
+    spec = TensorSpec(name="x", shape=(1, 2), dtype="int8", layout="", scale=0.5, zero_point=-3)
+    reply = ConversionReply(inputs=(spec,), outputs=(), toolchain={"a": "1"})
+    assert conversion._reply(to_json(reply), ["python", "to_fake.py"], "") == reply
