@@ -56,4 +56,8 @@ def export(
     folder = Path(run or Path("runs") / recipe.name)
     with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
         opened.set_options(updated(opened.record.options, {"target": target, **options}))
-        return Pipeline(opened, recipe, track=track).export()
+        steps = Pipeline(opened, recipe, track=track)
+        result = steps.export()
+        if steps.failures:
+            raise steps.failures[0]
+        return result

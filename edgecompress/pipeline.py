@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from edgecompress import data as datasets
 from edgecompress import records
-from edgecompress.errors import ConfigError, ParityError, ToolchainError, UnsupportedError
+from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomic
 from edgecompress.options import Options, fixed_layers, outputs
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Data, Recipe, call
 from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ExportResult, Record, RefusedArtifact, read, to_json
 from edgecompress.reporting.document import Report
-from edgecompress.runs import Run, key, stopwatch
+from edgecompress.runs import FILES, Run, keep_result, key, read_records, stopwatch
 from edgecompress.targets import SCHEMES, TARGETS, Scheme
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.bench import bench
@@ -33,13 +33,6 @@ from edgecompress.weights import check_dense, fingerprint, load_into, read_state
 
 R = TypeVar("R", bound=Record)
 OnStep = Callable[[str, Record, float, bool], None]
-FILES = {
-    "analyze": "stats.json",
-    "plan": "plan.json",
-    "decompose": "decompose.json",
-    "finetune": "finetune.json",
-    "quantize": "quantize.json",
-}
 CHECKPOINT = "finetune.checkpoint.safetensors"
 LOCAL = "local://"
 
@@ -60,6 +53,8 @@ class Pipeline:
         self.recipe = recipe
         self.track = track
         self.on_step = on_step
+        self.failures: list[EdgeCompressError] = []
+        self.measured: tuple[BenchmarkResult, ...] = ()
 
     @property
     def options(self) -> Options:
@@ -205,58 +200,42 @@ class Pipeline:
         return self._step("quantize", made_from, records.QuantizeResult, make, files=("calibration.safetensors",))
 
     def export(self) -> ExportResult:
-        """Publish every artifact of the target, and the dense fp32 model in each of its formats to compare with.
+        """Publish every artifact of the target, with the dense fp32 model in each of its formats to compare with; measure them here.
 
-        Raises:
-            ParityError: Some artifact departs from its model. The others are published first.
-            UnsupportedError, ToolchainError: Likewise.
+        An artifact that is refused does not keep the others back: its error is in `failures` and in the result.
         """
         self.quantize()
         jobs = [("compressed", f, s) for f, s in outputs(self.options)]
         jobs = [("dense", f, "fp32") for f in dict.fromkeys(f for _, f, _ in jobs)] + jobs
         made: list[Artifact] = []
         refused: list[RefusedArtifact] = []
-        failures: list[Exception] = []
         with stopwatch() as spent:
             for variant, format_name, scheme in self.track(jobs, "exporting", len(jobs)):
                 try:
                     made.append(self._artifact(variant, format_name, scheme))
                 except (ParityError, UnsupportedError, ToolchainError) as error:
-                    failures.append(error)
+                    self.failures.append(error)
                     name = artifact_name(self.recipe.name, variant, format_name, scheme)
                     refused.append(RefusedArtifact(path=name, error=type(error).__name__, reason=str(error)))
             keep_reference(self._artifacts, self.evidence.inputs, {"dense": self.dense, "compressed": self.compressed})
         result = ExportResult(artifacts=tuple(made), refused=tuple(refused))
-        write_atomic(self.run.path("export.json"), to_json(result))
+        write_atomic(self.run.path(FILES["export"]), to_json(result))
         self.on_step("export", result, spent[0], False)
-        if failures:
-            raise failures[0]
+        if made:
+            self.measured = self._measure(made)
+        self.report()
         return result
 
     def bench(self, *, device: str = LOCAL, artifacts: tuple[Path, ...] = (), runner: Path | None = None) -> tuple[BenchmarkResult, ...]:
         """Measure artifacts, all of the run's by default, interleaved; keep each result under `results/`."""
         o = self.options
-        paths = artifacts or tuple(self._artifacts / a.path for a in read(self.run.path("export.json"), ExportResult).artifacts)
+        paths = artifacts or tuple(self._artifacts / a.path for a in read(self.run.path(FILES["export"]), ExportResult).artifacts)
         results = bench(paths, device=device, threads=o.threads, repetitions=o.repetitions, runner=runner, track=self.track)
-        for result in results:
-            keep_result(self.run.folder, result)
-        return results
+        return tuple(self._kept(result)[0] for result in results)
 
     def report(self) -> Report:
         """Write report.html and report.json from whatever the folder holds."""
-        folder = self.run.folder
-        export_file = self.run.path("export.json")
-        exported = read(export_file, ExportResult) if export_file.exists() else ExportResult(artifacts=())
-        return report(
-            folder,
-            stats=self._read("analyze", records.ModelStats),
-            plan=self._read("plan", CompressionPlan),
-            decomposed=self._read("decompose", records.DecomposeResult),
-            finetuned=self._read("finetune", records.FinetuneResult),
-            quantized=self._read("quantize", records.QuantizeResult),
-            artifacts=exported.artifacts,
-            results=tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json"))),
-        )
+        return report(self.run.folder, **read_records(self.run.folder))
 
     # Helpers
 
@@ -275,6 +254,27 @@ class Pipeline:
     def _fetch(self, data: Any, n: int, seed: int | None = 0) -> tuple[Tensor, Tensor | None]:
         shape = tuple(self.recipe.example_inputs[0].shape[1:])
         return datasets.fetch(data, n, seed=None if seed is None else self.options.seed, input_shape=shape)
+
+    def _measure(self, made: list[Artifact]) -> tuple[BenchmarkResult, ...]:
+        """Measure on this machine, all formats one after the other, unless just these files were measured already."""
+        made_from = key([a.sha256 for a in made], self.options.threads, self.options.repetitions)
+        if not self.run.is_done("bench", made_from):
+            with stopwatch() as spent:
+                results = bench(
+                    [self._artifacts / a.path for a in made],
+                    device=LOCAL,
+                    threads=self.options.threads,
+                    repetitions=self.options.repetitions,
+                    track=self.track,
+                )
+                names = [self._kept(result)[1] for result in results]
+            self.run.finish("bench", made_from, tuple(names), spent[0])
+        return tuple(read(self.run.path(name), BenchmarkResult) for name in self.run.record.steps["bench"].files)
+
+    def _kept(self, result: BenchmarkResult) -> tuple[BenchmarkResult, str]:
+        """Write a result under `results/<device>/`, never over another one; return it with its path in the run folder."""
+        path = keep_result(self.run.folder, result)
+        return result, str(path.relative_to(self.run.folder))
 
     def _artifact(self, variant: str, format_name: str, scheme: str) -> Artifact:
         o = self.options
@@ -330,10 +330,6 @@ class Pipeline:
             told.add(name)
             self.on_step(name, record, seconds, reused)
 
-    def _read(self, name: str, kind: type[R]) -> R | None:
-        path = self.run.path(FILES[name])
-        return read(path, kind) if path.exists() else None
-
 
 def limits_of(scheme: str, options: Options) -> Scheme:
     """Return the gate of a scheme with the run's own thresholds."""
@@ -341,12 +337,3 @@ def limits_of(scheme: str, options: Options) -> Scheme:
     if scheme == "fp32":
         return msgspec.structs.replace(limits, max_rel=options.max_rel)
     return msgspec.structs.replace(limits, min_agreement=options.min_int8_agreement) if scheme.startswith("int8") else limits
-
-
-def keep_result(folder: Path, result: BenchmarkResult) -> Path:
-    """Write a result under `results/<device>/`, never over another one."""
-    device = "".join(c if c.isalnum() or c in "-._" else "-" for c in result.device.serial or "device")
-    stem = f"{result.started_at.replace(':', '')}-{result.session[:8]}-{result.artifact}"
-    path = folder / "results" / device / f"{stem}.json"
-    write_atomic(path, to_json(result))
-    return path

@@ -20,9 +20,29 @@ from filelock import FileLock, Timeout
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain, sha256, write_atomic
 from edgecompress.options import Options
-from edgecompress.records import SCHEMA, Record, read, to_json
+from edgecompress.records import (
+    SCHEMA,
+    BenchmarkResult,
+    CompressionPlan,
+    DecomposeResult,
+    ExportResult,
+    FinetuneResult,
+    ModelStats,
+    QuantizeResult,
+    Record,
+    read,
+    to_json,
+)
 
 RUN_FILE: Final = "run.json"
+FILES: Final = {
+    "analyze": "stats.json",
+    "plan": "plan.json",
+    "decompose": "decompose.json",
+    "finetune": "finetune.json",
+    "quantize": "quantize.json",
+    "export": "export.json",
+}
 
 
 class Step(Record, frozen=True, kw_only=True):
@@ -136,3 +156,32 @@ def _owner(folder: Path) -> str:
         return str(int((folder / ".lock.pid").read_text()))
     except (OSError, ValueError):
         return "unknown"
+
+
+def read_records(folder: Path) -> dict[str, Any]:
+    """Return what a run folder holds, as the keyword arguments of the report verb; None or () for what is not there."""
+    found: dict[str, Any] = {
+        name: read(folder / file, kind) if (folder / file).exists() else None
+        for name, file, kind in (
+            ("stats", FILES["analyze"], ModelStats),
+            ("plan", FILES["plan"], CompressionPlan),
+            ("decomposed", FILES["decompose"], DecomposeResult),
+            ("finetuned", FILES["finetune"], FinetuneResult),
+            ("quantized", FILES["quantize"], QuantizeResult),
+            ("exported", FILES["export"], ExportResult),
+        )
+    }
+    exported = found.pop("exported")
+    found["artifacts"] = exported.artifacts if exported else ()
+    found["refused"] = exported.refused if exported else ()
+    found["results"] = tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json")))
+    return found
+
+
+def keep_result(folder: Path, result: BenchmarkResult) -> Path:
+    """Write a result under `results/<device>/`, never over another one."""
+    device = "".join(c if c.isalnum() or c in "-._" else "-" for c in result.device.serial or "device")
+    stem = f"{result.started_at.replace(':', '')}-{result.session[:8]}-{result.artifact}"
+    path = folder / "results" / device / f"{stem}.json"
+    write_atomic(path, to_json(result))
+    return path

@@ -1,0 +1,123 @@
+"""The commands that look at what was built: prove it again, measure it, show it."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from edgecompress.cli import parameters as p
+from edgecompress.cli import tables
+from edgecompress.cli.session import bars, console
+from edgecompress.errors import ConfigError
+from edgecompress.records import to_json
+from edgecompress.runs import is_run, keep_result, read_records
+from edgecompress.targets import SUFFIXES
+
+Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
+
+
+def files_of(paths: list[Path]) -> tuple[Path, ...]:
+    """Return the artifacts that `paths` name, those of a folder sorted.
+
+    Raises:
+        ConfigError: A folder without artifacts.
+    """
+    found: list[Path] = []
+    for path in paths:
+        folder = path / "artifacts" if is_run(path) else path
+        inside = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES.values()) if folder.is_dir() else [path]
+        if not inside:
+            raise ConfigError(f"{path}: holds no artifacts; run `edgecompress export {path}`")
+        found += inside
+    return tuple(found)
+
+
+def verify(paths: Paths, json: p.Json = False) -> None:
+    """Prove published artifacts again: hash and outputs.
+
+    Example: edgecompress verify examples/prebuilt
+    """
+    from edgecompress.verbs.verify import verify as verify_one
+
+    files = files_of(paths)
+    with bars() as track:
+        manifests = tuple(verify_one(path) for path in track(files, "verifying", len(files)))
+    if json:
+        typer.echo(to_json(manifests), nl=False)
+    else:
+        console().print(tables.artifacts(manifests))
+
+
+def bench(
+    paths: Paths,
+    device: p.Device = "local://",
+    threads: p.Threads = None,
+    repetitions: p.Repetitions = None,
+    runner: p.Runner = None,
+    json: p.Json = False,
+) -> None:
+    """Measure artifacts on a device, interleaved.
+
+    Example: edgecompress bench runs/resnet20_fashion_mnist --device ssh://pi@raspberrypi.local
+    """
+    from edgecompress.verbs.bench import bench as measure
+
+    files = files_of(paths)
+    with bars() as track:
+        results = measure(files, device=device, threads=threads or 1, repetitions=repetitions or 100, runner=runner, track=track)
+    home = paths[0] if is_run(paths[0]) else Path()
+    for result in results:
+        path = keep_result(home, result)
+    if json:
+        typer.echo(to_json(results), nl=False)
+    else:
+        console().print(tables.results(results))
+        console(stderr=True).print(f"every sample: {path.parent}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    json: p.Json = False,
+) -> None:
+    """Write report.html and report.json.
+
+    Example: edgecompress report runs/resnet20_fashion_mnist --open
+    """
+    from edgecompress.verbs.report import report as write
+
+    if not is_run(run):
+        raise ConfigError(f"{run}: no run folder; run `edgecompress export --run {run}`")
+    record = write(run, **read_records(run))
+    if json:
+        typer.echo(to_json(record), nl=False)
+    else:
+        console().print(record.verdict.sentence)
+        console(stderr=True).print(f"{run / 'report.html'}")
+    if open_it:
+        typer.launch(str((run / "report.html").resolve()))
+
+
+def devices(json: p.Json = False) -> None:
+    """List this machine and what adb sees, with what is wrong.
+
+    Example: edgecompress devices
+    """
+    from edgecompress.devices import list_devices
+
+    found = list_devices()
+    if json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        console().print(tables.devices(found))
+
+
+def targets() -> None:
+    """List the presets of `export --target`.
+
+    Example: edgecompress targets
+    """
+    console().print(tables.targets())
+
+
+COMMANDS: Final = (verify, bench, report, devices, targets)

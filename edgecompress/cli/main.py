@@ -1,0 +1,83 @@
+"""The one place that turns an error into a line on stderr and an exit code."""
+
+import logging
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Final
+
+import click
+import typer
+
+from edgecompress.cli import artifacts, steps
+from edgecompress.errors import EdgeCompressError
+
+INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="edgecompress",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
+    epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
+)
+for module in (steps, artifacts):
+    for command in module.COMMANDS:
+        app.command(no_args_is_help=False)(command)
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say which commands are run. May stand anywhere.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"edgecompress {version('edgecompress')}")
+        raise typer.Exit
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; the exit status is that of the error's class."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug, verbose = _take(arguments, "--debug"), _take(arguments, "--verbose") or _take(arguments, "-v")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    if not verbose:
+        for noisy in ("torch", "asyncssh", "filelock"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+    if not arguments and (debug or verbose):
+        arguments = ["--help"]
+    try:
+        status = app(args=arguments, prog_name="edgecompress", standalone_mode=False)
+    except (EdgeCompressError, KeyboardInterrupt, click.Abort, click.ClickException, BrokenPipeError) as error:
+        if debug:
+            raise
+        sys.exit(explain(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def explain(error: BaseException) -> int:
+    """Print one line for a person and return the exit status."""
+    if isinstance(error, EdgeCompressError):
+        line = " ".join(str(error).split())
+        typer.echo(f"edgecompress: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; say nothing more at exit either
+        return 1
+    typer.echo("edgecompress: interrupted; every finished step is kept, the same command goes on from there", err=True)
+    return INTERRUPTED
+
+
+def _take(arguments: list[str], flag: str) -> bool:
+    """Remove a flag that may stand anywhere; whether it was there."""
+    found = flag in arguments
+    while flag in arguments:
+        arguments.remove(flag)
+    return found

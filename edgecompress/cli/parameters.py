@@ -1,0 +1,38 @@
+"""Options that several commands share: one name, one help text, one type each. None means: not given, keep what the run has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Target = Annotated[str | None, typer.Argument(metavar="[TARGET]", help="Recipe (file, folder, module) or run folder.", show_default=False)]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/NAME.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+Weights = Annotated[str | None, typer.Option(help="Checkpoint of the dense model (.safetensors, or a state dict .pt).", show_default=False)]
+Data = Annotated[str | None, typer.Option(help="ImageFolder, .npz or idx files in place of the recipe's data.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
+
+MacsRatio = Annotated[float | None, typer.Option(help="MACs to keep, after over before [0.35].", show_default=False)]
+Method = Annotated[str | None, typer.Option(help="Factorization for all layers: auto, svd, tucker2 [auto].", show_default=False)]
+Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK or NAME=dense; repeatable.", show_default=False)]
+MinAgreement = Annotated[float | None, typer.Option(help="Without training data: agreement to keep [0.95].", show_default=False)]
+
+Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning [6].", show_default=False)]
+EpochSamples = Annotated[int | None, typer.Option(help="Training samples an epoch [10000].", show_default=False)]
+Optimizer = Annotated[str | None, typer.Option(help="sgd or adamw [sgd].", show_default=False)]
+LearningRate = Annotated[float | None, typer.Option(help="Peak rate [0.02 sgd, 0.001 adamw].", show_default=False)]
+BatchSize = Annotated[int | None, typer.Option(help="Batch size [64].", show_default=False)]
+
+ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: android, raspberry-pi [android].", show_default=False)]
+Scheme = Annotated[list[str] | None, typer.Option(help="Only this scheme of the target; repeatable.", show_default=False)]
+Format = Annotated[list[str] | None, typer.Option(help="Only this format of the target; repeatable.", show_default=False)]
+CalibrationSamples = Annotated[int | None, typer.Option("--samples", help="Calibration inputs [500].", show_default=False)]
+Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch or onnx2tf [litert-torch].", show_default=False)]
+VerifySamples = Annotated[int | None, typer.Option(help="Inputs an artifact is proved on [5000].", show_default=False)]
+MaxRel = Annotated[float | None, typer.Option(help="fp32 gate: largest difference over the output range [1e-4].", show_default=False)]
+MinInt8 = Annotated[float | None, typer.Option("--min-int8-agreement", help="int8 gate: top-1 agreement [0.98].", show_default=False)]
+
+Device = Annotated[str, typer.Option(help="local://, adb://SERIAL or ssh://user@host:port.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the measured run [1].", show_default=False)]
+Repetitions = Annotated[int | None, typer.Option(help="Timed inferences of each artifact [100].", show_default=False)]
+Runner = Annotated[Path | None, typer.Option(help="Your own runner for a device without Python.", show_default=False)]

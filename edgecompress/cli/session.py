@@ -1,0 +1,96 @@
+"""Open the run a command works on, show its progress on stderr, and say what each step did."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from edgecompress import programs
+from edgecompress.cli.steplines import STEP_LINES
+from edgecompress.errors import ConfigError
+from edgecompress.options import updated
+from edgecompress.records import Record
+from edgecompress.runs import is_run, open_run, read_run
+
+if TYPE_CHECKING:
+    from edgecompress.pipeline import Pipeline
+
+T = TypeVar("T")
+
+PIPED_WIDTH: Final = 400  # lines of a pipe are not folded
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that renders no markup, since names of layers and devices are not ours; plain and wide when piped."""
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH if piped else None)
+
+
+class Bars:
+    """Progress bars on a terminal, nothing when piped."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        task = self.progress.add_task(f"  {description}", total=total)
+        try:
+            yield from self.progress.track(iterable, task_id=task, total=total)
+        finally:
+            self.progress.remove_task(task)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show the loops of a verb as bars that vanish when they are done."""
+    notes = console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        yield Bars(progress)
+
+
+@contextmanager
+def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Iterator["Pipeline"]:
+    """Open the run of a recipe or run folder with the given options, and print a line for each step.
+
+    Raises:
+        ConfigError: No such recipe or run, an option out of range, or another process at work there.
+    """
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    notes = console(stderr=True)
+    if target is not None and is_run(Path(target)):
+        if run is not None and run.resolve() != Path(target).resolve():
+            raise ConfigError(f"{target}: is a run folder already; leave out --run")
+        folder, source = Path(target), read_run(Path(target)).recipe
+        if source == "python":
+            raise ConfigError(f"{target}: was made from Python; go on there, or use bench, verify and report on its artifacts")
+    else:
+        folder, source = run or Path(), str(programs.example()) if target is None else target
+    updated_early(given)
+    from edgecompress.pipeline import Pipeline
+    from edgecompress.recipe import load
+
+    recipe = load(source)
+    folder = folder if folder != Path() else Path("runs") / recipe.name
+    notes.print(f"{recipe.name} → {folder}")
+    with bars() as track, open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
+        opened.set_options(updated(opened.record.options, given))
+
+        def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
+            spent = "reused" if reused else f"{seconds:.1f} s"
+            notes.print(f"  {name:<11} {STEP_LINES[name](record):<86} {spent:>8}")
+
+        yield Pipeline(opened, recipe, track=track, on_step=on_step)
+
+
+def updated_early(given: dict[str, Any]) -> None:
+    """Refuse a wrong option before the seconds it takes to import torch."""
+    from edgecompress.options import Options, fixed_layers, outputs
+
+    made = updated(Options(), given)
+    outputs(made)
+    fixed_layers(made)

@@ -1,0 +1,161 @@
+"""Records as tables. Plain text when piped; nothing from a device or a model file is read as markup."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from edgecompress.cli.numbers import count, ms, percent, rank, size
+from edgecompress.records import (
+    Artifact,
+    BenchmarkResult,
+    CompressionPlan,
+    DecomposeResult,
+    DeviceInfo,
+    FinetuneResult,
+    ModelStats,
+    QuantizeResult,
+)
+from edgecompress.statistics import median, speed_up, unlike
+from edgecompress.targets import TARGETS
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> Table:
+    """A borderless table; the first `left` columns are text, the others numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, heading in enumerate(headings):
+        text = i < left or heading in {"why", "problem", "state", "os", "abi"}
+        made.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text or i < left)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def stats(record: ModelStats) -> Table:
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            rank(layer.weight_shape),
+            rank(layer.output_shape),
+            count(layer.params),
+            count(layer.macs),
+            f"{layer.macs / max(1, record.macs):.1%}",
+            size(layer.activation_bytes),
+            ms(layer.latency_ms),
+        )
+        for layer in record.layers
+    ]
+    rows.append(("total", "", "", "", count(record.params), count(record.macs), "", "", ms(record.latency_ms)))
+    return table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, left=2)
+
+
+def plan(record: CompressionPlan) -> Table:
+    rows = [
+        (
+            step.layer,
+            step.method,
+            rank(step.rank),
+            f"{count(step.macs_before)} → {count(step.macs)}",
+            f"{step.macs / max(1, step.macs_before):.2f}",
+            f"{step.relative_error:.3f}",
+            f"{step.loss_increase:.2g}",
+            step.why,
+        )
+        for step in record.layers
+    ]
+    rows += [(s.layer, "dense", "–", count(s.macs), "1.00", "–", "–", s.reason) for s in record.skipped]
+    total = f"{count(record.macs_before)} → {count(record.macs)}"
+    rows.append(("total", "", "", total, f"{record.macs / max(1, record.macs_before):.2f}", "", "", "; ".join(record.notes)))
+    return table(("layer", "form", "rank", "MACs", "ratio", "error", "loss", "why"), rows, left=2)
+
+
+def decomposed(record: DecomposeResult) -> Table:
+    return table(("layer", "relative error"), [(name, f"{error:.4f}") for name, error in record.relative_errors.items()])
+
+
+def finetuned(record: FinetuneResult) -> Table:
+    rows = [
+        (
+            "re-estimated BatchNorm" if e.epoch == 0 else str(e.epoch),
+            f"{e.loss:.4f}" if e.epoch else "–",
+            percent(e.top1),
+            f"{e.seconds:.1f}",
+        )
+        for e in record.epochs
+    ]
+    return table(("epoch", "loss", "top-1", "s"), [("dense", "–", percent(record.dense_top1), "–"), *rows])
+
+
+def quantized(record: QuantizeResult) -> Table:
+    rows = [(layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}") for layer in record.layers]
+    return table(("layer", "int8 per channel, dB", "per tensor, dB"), rows)
+
+
+def artifacts(made: Sequence[Artifact], results: Sequence[BenchmarkResult] = ()) -> Table:
+    """Size, accuracy and speed of each artifact beside the dense fp32 one of its format."""
+    by_name = {result.artifact: result for result in results}
+    dense = {a.format: a for a in made if a.model == "dense" and a.quant.scheme == "fp32"}
+    rows = []
+    for a in made:
+        base, result = dense.get(a.format), by_name.get(a.path)
+        reference = by_name.get(base.path) if base else None
+        drop = f"{100 * (base.top1 - a.top1):+.2f}" if base and base is not a and base.top1 is not None and a.top1 is not None else "–"
+        faster = f"{speed_up(reference, result):.2f}×" if reference and result and unlike(reference, result) is None else "–"
+        latency = ms(median(result.latency_ms)) if result else "–"
+        rows.append((a.path, size(a.size_bytes), percent(a.top1), drop, latency, faster, parity(a)))
+    return table(("artifact", "size", "top-1", "drop", "median ms", "speed-up", "parity"), rows)
+
+
+def parity(a: Artifact) -> str:
+    """`max 2e-07 of range` for floats, agreement and SQNR for integers."""
+    if a.parity is None:
+        return "–"
+    if a.quant.scheme == "fp32" or a.parity.top1_agreement is None:
+        return f"max {a.parity.max_rel:.1e} of range"
+    return f"agrees {a.parity.top1_agreement:.2%}, {a.parity.sqnr_db:.1f} dB"
+
+
+def results(measured: Sequence[BenchmarkResult]) -> Table:
+    """Latencies of one `bench`; ratios against the first artifact measured in the same session."""
+    rows = []
+    for result in measured:
+        first = next(r for r in measured if r.session == result.session and r.backend == result.backend)
+        ratio = "–" if first is result or unlike(first, result) else f"{speed_up(first, result):.2f}×"
+        lowest, highest = min(result.latency_ms), max(result.latency_ms)
+        spread = f"{lowest:.3f}–{highest:.3f}"
+        row = (
+            result.artifact,
+            result.backend,
+            str(result.threads),
+            ms(median(result.latency_ms)),
+            spread,
+            ratio,
+            size(result.peak_rss_bytes),
+        )
+        rows.append(row)
+    return table(("artifact", "runtime", "threads", "median ms", "min–max", "speed-up", "peak memory"), rows, left=2)
+
+
+def devices(found: Sequence[DeviceInfo]) -> Table:
+    rows = [
+        (
+            d.url,
+            d.model or "–",
+            d.soc or "–",
+            d.abi or "–",
+            d.os or "–",
+            d.governor or "–",
+            "–" if d.temperature_c is None else f"{d.temperature_c:.0f} °C",
+            "–" if d.free_bytes is None else size(d.free_bytes),
+            d.state,
+            d.problem,
+        )
+        for d in found
+    ]
+    return table(("device", "model", "soc", "abi", "os", "governor", "temperature", "free", "state", "problem"), rows, left=5)
+
+
+def targets() -> Table:
+    rows = [(name, ", ".join(f"{f} {s}" for f, s in t.outputs), str(t.rank_multiple), t.device) for name, t in TARGETS.items()]
+    return table(("target", "artifacts", "rank multiple", "device"), rows, left=2)
