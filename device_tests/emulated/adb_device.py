@@ -140,7 +140,7 @@ class Link:
     async def shell(self, stream, command, options):
         """Run a command; with option v2 its output, error output and exit status come in packets (id, length, data)."""
         packets = "v2" in options
-        fault = self.device.fault if "runner" in command and "sha256sum" not in command else "none"
+        fault = self.device.fault if "exec " in command else "none"  # the one that becomes the runner
         if fault == "stall":
             await stream.closed.wait()
             return

@@ -135,10 +135,12 @@ def _states(adb: str) -> dict[str, str]:
         raise DeviceError(f"adb: its server does not answer: {said}; run `adb kill-server` and try again")
     states = {}
     for line in listed.stdout.splitlines():
+        if line.startswith(("List of devices", "*")):
+            continue
         # "SERIAL       device product:… model:…", and wireless serials may contain " (2)"
         if match := re.match(r"(\S.*?)(?:\t+| {2,}|\s+)(no permissions|[a-z]+)(?=$|\s|;)", line):
             states[match[1].strip()] = match[2]
-    return {serial: state for serial, state in states.items() if not serial.startswith(("List of", "*"))}
+    return states
 
 
 def _problem(serial: str, state: str) -> str:

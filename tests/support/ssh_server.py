@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ class SshServer:
     port: int
     home: Path  # with .ssh/config, the client key and known_hosts
     host_key: str  # "ssh-ed25519 AAAA…"
+    process: subprocess.Popen
 
     @property
     def url(self):
@@ -26,6 +28,11 @@ class SshServer:
     @property
     def known_hosts(self):
         return self.home / ".ssh" / "known_hosts"
+
+    def drop_connections(self):
+        """Kill the server's end of every connection there is, as a cable that is pulled."""
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
     def known_line(self, key=None):
         return f"[127.0.0.1]:{self.port} {key or self.host_key}\n"
@@ -64,7 +71,7 @@ def sshd(tmp_path_factory):
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen([program, "-D", "-e", "-f", folder / "config"], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-    server = SshServer(port, home, host_key)
+    server = SshServer(port, home, host_key, process)
     try:
         wait_for_port(port, process, log)
         yield server
