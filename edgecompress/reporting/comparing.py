@@ -6,15 +6,16 @@ or a difference of two accuracies, is made with the dense fp32 file of the same 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 
 import msgspec
 
 from edgecompress.records import Artifact, BenchmarkResult
-from edgecompress.reporting.document import Group, Latency, Row
+from edgecompress.reporting.document import Group, Latency, Note, Row
+from edgecompress.statistics import median
 
 Key = tuple[str, ...]
-KEY_NAMES = ("session", "device", "governor", "runtime", "runner", "threads")
+KEY_NAMES = ("in another session", "on another device", "under another governor", "with another runtime", "by another runner",
+             "with another number of threads")  # fmt: skip
 
 
 def percentile(values: Sequence[float], p: float) -> float:
@@ -38,7 +39,7 @@ def key(result: BenchmarkResult) -> Key:
 
 
 def differences(a: BenchmarkResult, b: BenchmarkResult) -> tuple[str, ...]:
-    """Return which of `KEY_NAMES` differ."""
+    """Return what differs, in words that follow "was measured"."""
     return tuple(name for name, x, y in zip(KEY_NAMES, key(a), key(b), strict=True) if x != y)
 
 
@@ -80,6 +81,8 @@ def static_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> Row:
             top1_reason = f"accuracy of {base.name} was not measured"
         elif base.data != artifact.data:
             top1_reason = f"other data than {base.name}: {artifact.data or 'unnamed'}, not {base.data or 'unnamed'}"
+        elif base.parity and artifact.parity and base.parity.samples != artifact.parity.samples:
+            top1_reason = f"on {artifact.parity.samples:,} samples, {base.name} on {base.parity.samples:,}"
         else:
             change, top1_reason = 100 * (artifact.top1 - base.top1), ""
     return Row(
@@ -126,7 +129,29 @@ def compare(
     everything = [pair for pairs in grouped.values() for pair in pairs]
     groups = tuple(group(pairs, everything, artifacts) for pairs in grouped.values())
     unmeasured = tuple(static_row(artifact, artifacts) for artifact in artifacts if id(artifact) not in measured)
-    return tuple(sorted(groups, key=preference)), unmeasured, tuple(left_out)
+    by_age = sorted(groups, key=lambda group: group.started_at, reverse=True)
+    return tuple(sorted(by_age, key=preference)), unmeasured, tuple(left_out)
+
+
+def newest(groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Note, ...]]:
+    """Leave out each group that a newer session repeated in full: same device, runtime, threads and at least its files; say so."""
+    kept, notes = [], []
+    for group in groups:
+        files = {row.artifact for row in group.rows}
+        newer = (other for other in groups if other.started_at > group.started_at and place(other) == place(group))
+        if any(files <= {row.artifact for row in other.rows} for other in newer):
+            where = group.device.model or group.device.url
+            text = f"An earlier session on {where} ({group.started_at}) is left out, a newer one measured the same files."
+            notes.append(Note(source="bench", text=text))
+        else:
+            kept.append(group)
+    return tuple(kept), tuple(notes)
+
+
+def place(group: Group) -> tuple[str, ...]:
+    """Return what tells one place of measurement from another, but for the session and what changes by itself."""
+    d = group.device
+    return (d.url, d.serial, str(d.emulated), group.backend, group.runner, str(group.threads))
 
 
 def group(
@@ -180,7 +205,7 @@ def why_unlike(result: BenchmarkResult, bases: list[BenchmarkResult]) -> str:
     if not bases:
         return "no ratio: the dense fp32 file was not measured"
     fewest = min((differences(result, base) for base in bases), key=len)
-    return f"no ratio: the dense fp32 file was measured with another {' and another '.join(fewest)}"
+    return f"no ratio: the dense fp32 file was measured {', '.join(fewest)}"
 
 
 def known(pick: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:

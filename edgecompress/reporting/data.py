@@ -12,8 +12,9 @@ from edgecompress.records import (
     FinetuneResult,
     ModelStats,
     QuantizeResult,
+    RefusedArtifact,
 )
-from edgecompress.reporting.comparing import compare
+from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
 from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
 from edgecompress.reporting.verdict import conclude
@@ -27,6 +28,7 @@ def build(
     finetuned: FinetuneResult | None = None,
     quantized: QuantizeResult | None = None,
     artifacts: tuple[Artifact, ...] = (),
+    refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
     run: str,
     created_at: str,
@@ -35,23 +37,27 @@ def build(
     """Return the report of what is known.
 
     Args:
+        refused: Files that were asked for and not published; each is a shortfall.
         run: The run folder as a person would type it; it stands in the commands that fill what is missing.
         created_at: Date and time, ISO 8601.
         version: Of edgecompress.
     """
     groups, unmeasured, left_out = compare(artifacts, results)
+    groups, earlier = newest(groups)
     layers = layer_table(stats, plan, decomposed)
     return Report(
         title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
         created_at=created_at,
         version=version,
-        verdict=conclude(groups, unmeasured, layers, plan=plan, decomposed=decomposed, finetuned=finetuned, left_out=left_out),
+        verdict=conclude(
+            groups, unmeasured, layers, plan=plan, decomposed=decomposed, finetuned=finetuned, refused=refused, left_out=left_out
+        ),
         groups=groups,
         unmeasured=unmeasured,
         layers=layers,
         training=training(finetuned),
         quantization=quantization(quantized),
-        notes=notes(plan, finetuned, artifacts),
+        notes=(*notes(plan, finetuned, artifacts, results), *earlier),
         conditions=conditions(
             stats=stats,
             plan=plan,
@@ -161,8 +167,10 @@ def quantization(quantized: QuantizeResult | None) -> Quantization | None:
     )
 
 
-def notes(plan: CompressionPlan | None, finetuned: FinetuneResult | None, artifacts: tuple[Artifact, ...]) -> tuple[Note, ...]:
-    """Return what the steps want a reader to know; a text that several artifacts share stands once."""
+def notes(
+    plan: CompressionPlan | None, finetuned: FinetuneResult | None, artifacts: tuple[Artifact, ...], results: tuple[BenchmarkResult, ...]
+) -> tuple[Note, ...]:
+    """Return what the steps want a reader to know; a text that several artifacts or results share stands once."""
     found = [Note(source="plan", text=text) for text in (plan.notes if plan else ())]
     if finetuned and finetuned.note:
         found.append(Note(source="finetune", text=finetuned.note))
@@ -170,6 +178,9 @@ def notes(plan: CompressionPlan | None, finetuned: FinetuneResult | None, artifa
     for artifact in artifacts:
         for text in artifact.notes:
             shared.setdefault(text, []).append(artifact.name)
+    for result in results:
+        for text in result.notes:
+            shared.setdefault(text, []).append(f"{result.artifact} on {result.device.model or result.device.url}")
     return (*found, *(Note(source=", ".join(names), text=text) for text, names in shared.items()))
 
 

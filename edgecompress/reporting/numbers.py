@@ -6,19 +6,20 @@ NOTHING = "–"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return `value` with `digits` significant digits, as an exponent only below 0.0001."""
+    """Return `value` with `digits` significant digits, as an exponent only below 0.0001; whole digits are never rounded away."""
     if value == 0:
         return "0"
     if abs(value) < 1e-4:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return minus(f"{mantissa}e{int(exponent)}")
-    return minus(f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}")
+    power = math.floor(math.log10(abs(float(f"{value:.{digits}g}"))))  # rounded first: 0.9999 is written 1.00
+    return minus(f"{value:,.{max(digits - 1 - power, 0)}f}")
 
 
 def scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
-    """Return `value` in the largest unit that keeps it at 1 or more."""
+    """Return `value` in the largest unit in which it is written as 1 or more."""
     for size, unit in steps:
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:
             return f"{significant(value / size)} {unit}".rstrip()
     return f"{value:.0f} {steps[-1][1]}".rstrip()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from edgecompress.reporting.numbers import minus
+from edgecompress.reporting.numbers import minus, significant
 
 MOST_DOTS = 300  # per strip: more cannot be told apart, and the page should stay light
 WIDTH, HEIGHT = 340, 190  # of a curve, in px at a phone's width
@@ -78,24 +78,26 @@ def dumbbell(low: float, high: float, limit: float, *, title: str) -> Markup:
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return at most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) within `low` … `high`."""
     span = high - low
-    if not span > 0 or not math.isfinite(span):
+    if not 1e-12 * max(abs(low), abs(high), 1e-100) < span < math.inf:
         return [low]
     step = 10.0 ** math.floor(math.log10(span / most))
     step *= next((factor for factor in (1, 2, 5) if span / (step * factor) <= most), 10)
     first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def labels(marks: Sequence[float]) -> list[str]:
     """Return the marks with as many decimals as the distance between them needs."""
     apart = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1.0
+    if apart < 1e-6:
+        return [significant(value) for value in marks]
     decimals = max(0, -math.floor(math.log10(apart) + 1e-9))
     return [minus(f"{value:.{decimals}f}") for value in marks]
 
 
-def axis(start: float, end: float, *, unit: str, signed: bool = False) -> Markup:
+def axis(start: float, end: float, *, unit: str, signed: bool = False, most: int = 5) -> Markup:
     """Draw the scale of a fluid picture; the last label carries the unit, `signed` puts a plus before what is above 0."""
-    marks = ticks(start, end)
+    marks = ticks(start, end, most)
     parts = []
     for value, text in zip(marks, labels(marks), strict=True):
         share = (value - start) / (end - start) if end > start else 0.0

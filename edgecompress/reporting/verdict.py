@@ -2,7 +2,7 @@
 
 import math
 
-from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult
+from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
 from edgecompress.reporting import numbers
 from edgecompress.reporting.document import Figure, Group, Layers, Row, Verdict
 
@@ -31,6 +31,7 @@ def conclude(
     plan: CompressionPlan | None,
     decomposed: DecomposeResult | None,
     finetuned: FinetuneResult | None,
+    refused: tuple[RefusedArtifact, ...],
     left_out: tuple[str, ...],
 ) -> Verdict:
     """Return the verdict; every number in its sentence is also a figure."""
@@ -38,6 +39,7 @@ def conclude(
     row, group = found if found else (None, None)
     figures = (size_figure(row), speed_figure(row, group), top1_figure(row, finetuned), macs_figure(layers))
     short = (
+        *(f"{file.path} was refused: {' '.join(file.reason.split())}" for file in refused),
         *plan_shortfalls(plan, decomposed),
         *accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
         *row_shortfalls(groups, unmeasured),
@@ -79,7 +81,9 @@ def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
     """Prefer the accuracy of the file itself; fall back to the PyTorch model's, and say so."""
     if row is not None and row.top1 is not None and row.top1_change_points is not None:
         before = row.top1 - row.top1_change_points / 100
-        return Figure(kind="top1", before=before, after=row.top1, change=row.top1_change_points, reason="of the file itself")
+        return Figure(
+            kind="top1", before=before, after=row.top1, change=row.top1_change_points, reason=f"of the file itself{on_samples(row)}"
+        )
     if finetuned is not None and finetuned.dense_top1 is not None and finetuned.top1 is not None:
         change = 100 * (finetuned.top1 - finetuned.dense_top1)
         return Figure(
@@ -88,6 +92,11 @@ def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
     if row is not None:
         return Figure(kind="top1", after=row.top1, reason=row.top1_reason)
     return Figure(kind="top1", reason="not measured")
+
+
+def on_samples(row: Row) -> str:
+    """Return e.g. `, on 5,000 samples`: a file's accuracy is counted on the samples it was verified on."""
+    return f", on {row.parity.samples:,} samples" if row.parity else ""
 
 
 def macs_figure(layers: Layers | None) -> Figure:
@@ -213,7 +222,5 @@ def group_shortfalls(groups: tuple[Group, ...]) -> list[str]:
         if unsteady:
             short.append(f"{place}: unsteady times (p90 over {STEADY_SPREAD}× p10) of {', '.join(unsteady)}.")
     if groups and all(group.device.emulated or group.device.url.startswith("local") for group in groups):
-        short.append(
-            "Not measured on a real phone or board: every time here is from the computer that made the report or from an emulator."
-        )
+        short.append("Not measured on a real phone or board: every time here is from this computer or from an emulator.")
     return short

@@ -13,6 +13,7 @@ from edgecompress.records import (
     FinetuneResult,
     ModelStats,
     QuantizeResult,
+    RefusedArtifact,
     to_json,
 )
 from edgecompress.reporting.data import build
@@ -29,6 +30,7 @@ def report(
     finetuned: FinetuneResult | None = None,
     quantized: QuantizeResult | None = None,
     artifacts: tuple[Artifact, ...] = (),
+    refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
 ) -> Report:
     """Write `report.json` and `report.html` into `folder`, and return what they say.
@@ -46,6 +48,7 @@ def report(
         finetuned=finetuned,
         quantized=quantized,
         artifacts=artifacts,
+        refused=refused,
         results=results,
         # An absolute path would tell strangers the name of the user's home.
         run=folder.name if folder.is_absolute() else str(folder),
