@@ -1,6 +1,8 @@
 """The whole path on every kind of device, and what a device's words may do."""
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import PurePosixPath
 
@@ -210,3 +212,30 @@ def test_clean_keeps_text_and_drops_what_draws():
 def test_the_local_python_is_this_one():
     with open_device("local://") as device:
         assert device.python == sys.executable
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path, PurePosixPath
+from edgecompress.devices import open_device
+from edgecompress.devices.runner import measure
+with open_device(sys.argv[1]) as device:
+    device.base = PurePosixPath(sys.argv[2])
+    measure(device, [Path(sys.argv[3])], runner=Path(sys.argv[4]))
+"""
+
+
+def test_an_interrupted_run_leaves_nothing(device, tiny, tmp_path):
+    """Ctrl-C ends the job on the device too, and removes its folder."""
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; exec sleep 60")
+    argv = [sys.executable, "-c", INTERRUPTED, device.url, str(device.base), tiny / "tiny.tflite", runner]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE)
+    with fifo.open("rb") as file:
+        assert file.readline() == b"started\n"
+        process.send_signal(signal.SIGINT)
+        assert file.read() == b""
+    _, error = process.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in error
+    assert left_behind(device) == []

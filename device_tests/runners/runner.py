@@ -282,6 +282,8 @@ def answer(request, folder):
     """
     if request.get("schema") != SCHEMA or request.get("mode") not in MODES:
         raise RunnerError("request", f"this is {NAME}: schema {SCHEMA}, modes {', '.join(MODES)}")
+    if not isinstance(request["threads"], int) or request["threads"] < 1:
+        raise RunnerError("request", f"threads {request['threads']!r}: not a positive number")
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     before = load_average(), temperature()
     reply = MODES[request["mode"]](request, folder, load(request, folder))

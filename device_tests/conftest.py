@@ -1,0 +1,43 @@
+"""Options of `pytest device_tests`: where, what, and with which runner."""
+
+from pathlib import Path
+
+import pytest
+
+from edgecompress.devices import open_device
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("edgecompress")
+    group.addoption("--device", default="local://", help="local://, ssh://user@host:port or adb://SERIAL")
+    group.addoption("--artifact", action="append", type=Path, default=[], help="a .tflite or .ptl file; may be repeated")
+    group.addoption("--python", default=None, help="the interpreter there that has the runtime")
+    group.addoption("--runner", type=Path, default=None, help="an executable for the device that obeys runners/README.md")
+    group.addoption("--threads", type=int, default=1)
+    group.addoption("--repetitions", type=int, default=50)
+    group.addoption("--results", type=Path, default=None, help="write every raw value to this JSON file")
+
+
+def pytest_generate_tests(metafunc):
+    if "artifact" in metafunc.fixturenames:
+        paths = metafunc.config.getoption("--artifact") or [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
+        metafunc.parametrize("artifact", paths, ids=lambda path: path.name)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    with open_device(request.config.getoption("--device")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def how(request):
+    """What `infer` and `measure` are told besides the device."""
+    return {name: request.config.getoption(f"--{name}") for name in ("python", "runner", "threads")}
+
+
+@pytest.fixture(scope="session")
+def artifacts(request):
+    return request.config.getoption("--artifact") or [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]

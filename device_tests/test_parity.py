@@ -1,0 +1,30 @@
+"""An artifact computes on the device what it computes here."""
+
+import numpy as np
+import pytest
+
+from edgecompress.devices import open_device
+from edgecompress.devices.runner import infer, manifest_of
+
+SAMPLES = 4
+FLOAT_TOLERANCE = 1e-5  # kernels of different CPUs add in another order
+INTEGER_STEPS = 1 / 128  # of the range: one quantization step of the output
+
+
+def test_outputs_are_the_hosts(device, how, artifact):
+    generator = np.random.default_rng(0)
+    inputs = [generator.uniform(-1, 1, (SAMPLES, *shape[1:])).astype(np.float32) for shape in input_shapes(artifact)]
+    with open_device("local://") as host:
+        expected = infer(host, artifact, inputs)
+    tolerance = INTEGER_STEPS if "int8" in artifact.name else FLOAT_TOLERANCE
+    for here, there in zip(expected, infer(device, artifact, inputs, **how), strict=True):
+        assert np.abs(here - there).max() <= tolerance * np.ptp(here)
+
+
+def input_shapes(artifact):
+    if artifact.parent.name == "golden":
+        return [(1, 1, 8, 8)]
+    manifest = manifest_of(artifact)
+    if manifest is None:
+        pytest.fail(f"{artifact}: no manifest beside it, so its input shapes are not known; export it with edgecompress")
+    return [tensor.shape for tensor in manifest.inputs]
