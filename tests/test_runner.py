@@ -1,8 +1,10 @@
 """The runner program, run as a device runs it, and what is believed of a runner's words."""
 
 import json
+import resource
 import subprocess
 import sys
+import tempfile
 
 import msgspec
 import numpy as np
@@ -110,6 +112,18 @@ def test_integer_artifacts_take_and_give_real_values(local, tiny, tiny_samples):
 def test_inputs_that_do_not_fit_are_refused(local, tiny, shapes, message):
     with pytest.raises(ConfigError, match=message):
         infer(local, tiny / "tiny.tflite", [np.zeros(shape, np.float32) for shape in shapes])
+
+
+def test_a_full_disk_here_is_said(local, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(EdgeCompressError, match="no space left"):
+            infer(local, tiny / "tiny.tflite", [np.zeros((1000, 1, 8, 8), np.float32)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("edgecompress-*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x1c\x00\x00\x00TFL3" + b"\xff" * 100], ids=["empty", "text", "damaged"])

@@ -23,6 +23,7 @@ from edgecompress.devices.exit_status import explain
 from edgecompress.devices.locks import turn
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
+from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, read, to_json
 
@@ -120,7 +121,10 @@ def infer(
     with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         arrays = {f"input_{i}": np.ascontiguousarray(array, dtype=np.float32) for i, array in enumerate(inputs)}
-        np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
+        try:
+            np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
+        except OSError as error:
+            raise explain_write(error, sent) from error
         run = _Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
         reply = _execute(run, request, (file,), {"inputs.npz": sent}, received)
         return _outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
