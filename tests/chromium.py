@@ -56,14 +56,20 @@ class Chromium:
         self.close()
 
     def close(self) -> None:
-        """End the browser and all its processes."""
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            os.close(self._read)
-            os.close(self._write)
-            self._pid = 0
+        """Ask the browser to end, so that it takes its temporary files along; end all its processes if it does not."""
+        if not self._pid:
+            return
+        self._session = ""
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            self.send("Browser.close")
+            while select.select([self._read], [], [], 10)[0] and os.read(self._read, 1 << 16):
+                pass  # until it has closed its end
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._read)
+        os.close(self._write)
+        self._pid = 0
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Return the reply to one command; events that come first are kept."""
