@@ -161,9 +161,7 @@ def in_order(interpreter, kind):
 
 
 def is_integer(detail):
-    import numpy as np
-
-    return np.issubdtype(detail["dtype"], np.integer)
+    return detail["dtype"].__name__.startswith(("int", "uint"))
 
 
 def quantized(array, detail):
@@ -179,12 +177,10 @@ def quantized(array, detail):
 
 def dequantized(array, detail):
     """Return float32: (q - zero_point) * scale when the tensor is an integer with a scale."""
-    import numpy as np
-
     scale, zero_point = detail["quantization"]
     if is_integer(detail) and scale > 0:
-        return ((array.astype(np.float32) - zero_point) * scale).astype(np.float32)
-    return array.astype(np.float32)
+        return ((array.astype("float32") - zero_point) * scale).astype("float32")
+    return array.astype("float32")
 
 
 def real_range(detail):

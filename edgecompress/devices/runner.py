@@ -7,21 +7,20 @@ the device. Each run has a private work folder there, removed afterwards whateve
 import logging
 import secrets
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edgecompress import programs
-from edgecompress.devices.base import Device, clean, last_lines
+from edgecompress.devices.base import Device, last_lines
 from edgecompress.devices.exit_status import explain
 from edgecompress.devices.locks import turn
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
+from edgecompress.devices.results import benchmark_result, read_outputs
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
@@ -78,7 +77,7 @@ def measure(
         info = device.info()
         run = _Run(device, info, python or device.python, runner, timeout_s)
         reply = _execute(run, request, files, {}, None)
-    return tuple(_result(path, i, reply, info, request.nonce) for i, path in enumerate(files))
+    return tuple(benchmark_result(path, i, reply, info, request.nonce) for i, path in enumerate(files))
 
 
 def infer(
@@ -127,7 +126,7 @@ def infer(
             raise explain_write(error, sent) from error
         run = _Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
         reply = _execute(run, request, (file,), {"inputs.npz": sent}, received)
-        return _outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
+        return read_outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
 
 
 def manifest_of(path: Path) -> Artifact | None:
@@ -244,51 +243,3 @@ def _confirm(device: Device, work: PurePosixPath, sent: dict[str, Path]) -> None
     for remote, path in sent.items():
         if there.get(remote) != sha256(path):
             raise DeviceError(f"{device.url}: {path.name} arrived damaged; check the connection and the disk there, then run it again")
-
-
-def _result(path: Path, index: int, reply: RunnerReply, info: DeviceInfo, session: str) -> BenchmarkResult:
-    result, machine = reply.results[index], reply.machine
-    known = msgspec.structs.replace(
-        info,
-        abi=info.abi or clean(machine.abi, limit=40),
-        os=info.os or clean(machine.os, limit=120),
-        model=info.model or clean(machine.cpu, limit=120),
-        governor=info.governor or clean(machine.governor, limit=40),
-        cpu_features=info.cpu_features or tuple(clean(feature, limit=40) for feature in machine.cpu_features[:400]),
-    )
-    return BenchmarkResult(
-        session=session,
-        artifact=path.name,
-        artifact_sha256=result.sha256,
-        size_bytes=path.stat().st_size,
-        device=known,
-        runner=clean(reply.runner, limit=80),
-        backend=clean(result.backend, limit=80),
-        threads=reply.threads,
-        load_ms=result.load_ms,
-        first_ms=result.first_ms,
-        warmup_ms=result.warmup_ms,
-        latency_ms=result.latency_ms,
-        peak_rss_bytes=reply.peak_rss_bytes,
-        started_at=clean(reply.started_at, limit=40),
-        temperature_c=reply.temperature_c,
-        load_average=reply.load_average,
-        notes=tuple(clean(note, limit=300) for note in result.notes[:20]),
-    )
-
-
-def _outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:
-    """Read what the runner computed; only plain uncompressed float32 arrays of the right length are taken."""
-    if sha256(path) != reply.outputs_sha256:
-        raise DeviceError(f"{subject}: the outputs arrived damaged; check the connection, then run it again")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("compressed")
-        with np.load(path, allow_pickle=False) as arrays:
-            outputs = tuple(arrays[f"output_{i}"] for i in range(len(arrays.files)))
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise DeviceError(f"{subject}: the outputs cannot be read: {clean(str(error), limit=200)}; is the right runner there?") from error
-    if not outputs or any(output.dtype != np.float32 or output.shape[:1] != (samples,) for output in outputs):
-        raise DeviceError(f"{subject}: outputs are not float32 for {samples} samples; mend the runner")
-    return outputs
