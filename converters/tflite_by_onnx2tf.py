@@ -4,6 +4,7 @@ import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported: onnx2tf builds models of tf-keras
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.program import example_inputs, example_outputs, first_line
 
 IMAGE_AXES = 4
+LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 # onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
 SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -54,9 +56,8 @@ def _onnx(program: Any) -> Path:
         model.save(path)
     except Exception as error:  # OnnxExporterError and what its passes let through
         causes = list(_causes(error))
-        reason = next((first_line(e) for e in causes if "No ONNX function" in str(e)), None)
-        if reason is not None:
-            raise UnsupportedError(f"tflite: {reason}; replace that op or take route litert-torch") from error
+        if found := next(filter(None, (LACKING.search(str(cause)) for cause in causes)), None):
+            raise UnsupportedError(f"tflite: ONNX has no {found[1]}; replace that op or take route litert-torch") from error
         raise ToolchainError(f"tflite: torch.onnx failed: {first_line(causes[-1])}; take route litert-torch") from error
     lacking = {node.op_type for node in model.model_proto.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None}
     if lacking:

@@ -1,0 +1,86 @@
+"""Networks for test_converters.py: small, and each with something that a converter has got wrong before."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, 10, 1, bias=False),  # Tucker-2: 1×1 → 3×3 → 1×1
+            nn.Conv2d(10, 12, 3, 1, 1, bias=False),
+            nn.Conv2d(12, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.side = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.main(x) + self.side(x))
+
+
+class Residual(nn.Module):
+    """Two residual blocks with a Tucker-2 chain, strided factors, BatchNorm and dropout: `(1, 1, 28, 28)` → `(1, 10)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2))
+        self.pool, self.dropout, self.fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5), nn.Linear(32, 10)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):  # as einsum and SVD leave their results: not contiguous
+                layer.weight = nn.Parameter(layer.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(torch.flatten(self.pool(self.blocks(self.stem(x))), 1)))
+
+
+class Heads(nn.Module):
+    """Two inputs and two outputs, nothing square, a factor for each pixel: a wrong layout or order cannot give the right numbers.
+
+    `(1, 3, 10, 14)`, `(1, 5)` → map `(1, 4, 5, 7)`, scores `(1, 6)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("where", torch.rand(1, 3, 10, 14))
+        self.conv = nn.Conv2d(3, 4, (3, 1), stride=2, padding=(1, 0), dilation=1)
+        self.fc = nn.Linear(4 * 5 * 7 + 5, 6)
+
+    def forward(self, image: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        y = nn.functional.hardswish(self.conv(image * self.where))  # (1, 4, 5, 7)
+        return torch.sigmoid(y), self.fc(torch.cat([y.flatten(1), extra], 1))
+
+
+class Sound(nn.Module):
+    """A 1-D net: its input has three axes and no image layout. `(1, 3, 40)` → `(1, 5)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 6, 5, stride=2, padding=2)
+        self.fc = nn.Linear(6 * 20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+class Median(nn.Module):
+    """An op that neither TFLite route has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.median(-1).values
+
+
+def settled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Give BatchNorm the statistics of `inputs`."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+    with torch.no_grad():
+        model.train()(*inputs)
+    return model.eval()
