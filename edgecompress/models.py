@@ -41,3 +41,8 @@ def tied_layers(model: nn.Module) -> dict[str, str]:
 
 def is_decomposed(model: nn.Module) -> bool:
     return any(isinstance(module, Factors) for module in model.modules())
+
+
+def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay the weights of `model` out in another memory format, in place; values and shapes stay."""
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]

@@ -19,7 +19,7 @@ from edgecompress.batchnorm import has_batchnorm, reestimate
 from edgecompress.data import describe
 from edgecompress.distillation import divergence, is_scores, top1
 from edgecompress.errors import ConfigError
-from edgecompress.models import is_decomposed
+from edgecompress.models import in_format, is_decomposed
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
 
@@ -76,8 +76,8 @@ def finetune(
     options = options or FinetuneOptions()
     _check(options, train_data)
     # Channels last: the convolution kernels of CPUs are about 1.3 times faster in it; shapes and results are the same.
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last).eval()
+    model = in_format(copy.deepcopy(model), torch.channels_last)
+    teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
     dense_top1 = evaluate(teacher, eval_data, track) if eval_data is not None else None
     key = checkpoint.key_of(model, options, describe(train_data))
     optimizer = _optimizer(model, options)
@@ -99,7 +99,7 @@ def finetune(
             epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
             if checkpoint_path:
                 checkpoint.save(checkpoint_path, key, model, optimizer, epochs)
-    return model.to(memory_format=torch.contiguous_format).eval(), FinetuneResult(
+    return in_format(model, torch.contiguous_format).eval(), FinetuneResult(
         dense_top1=dense_top1,
         before_top1=epochs[0].top1,
         top1=epochs[-1].top1,
