@@ -55,7 +55,10 @@ def _quantize(content: bytes, scheme: str, samples: list[list[np.ndarray]]) -> b
         for end in ENDS:
             tool.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
         statistics = _ranges(content, tool, samples)
-    return bytes(tool.quantize(statistics).quantized_model)
+    try:
+        return bytes(tool.quantize(statistics).quantized_model)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ToolchainError(f"tflite: ai-edge-quantizer failed: {first_line(error)}; take route onnx2tf") from error
 
 
 def _ranges(content: bytes, tool: quantizer.Quantizer, samples: list[list[np.ndarray]]) -> dict[str, Any]:

@@ -9,13 +9,11 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from edgecompress.conversion import serve
-from edgecompress.errors import ConfigError, ToolchainError
-from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
+from edgecompress.errors import ConfigError
+from edgecompress.records import ConversionReply, ConversionRequest
 
 SCHEMES: Final = ("fp32", "fp16", "int8-dynamic", "int8-static")
 DEFAULT: Final = "litert-torch"
@@ -24,8 +22,6 @@ ROUTES: Final = {
     "litert-torch": ("tflite_by_litert_torch", "tflite", ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
     "onnx2tf": ("tflite_by_onnx2tf", "onnx2tf", ("torch", "onnx", "onnxscript", "onnx2tf", "tensorflow", "ai-edge-litert")),
 }
-SIGNATURE: Final = "serving_default"
-IMAGE_AXES: Final = 4
 
 
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
@@ -35,65 +31,19 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         raise ConfigError(f"tflite: unknown scheme {request.scheme!r}; choose from {', '.join(SCHEMES)}")
     if route not in ROUTES:
         raise ConfigError(f"tflite: unknown route {route!r}; choose from {', '.join(ROUTES)}")
+    from tflite_file import channels_last, describe, name_tensors
+
     from edgecompress.calibration import read_calibration
     from edgecompress.program import read_program
 
     program = read_program(Path(request.program))
+    static = request.scheme == "int8-static"
     samples = []
-    if request.scheme == "int8-static":
-        samples = [[_channels_last(x.numpy()) for x in sample] for sample in read_calibration(request.calibration, program)]
-    content = import_module(ROUTES[route][0]).convert(program, request.scheme, samples)
-    return content, _describe(content, program, route)
-
-
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == IMAGE_AXES else x
-
-
-def _describe(content: bytes, program: Any, route: str) -> ConversionReply:
-    """Read inputs and outputs back from the file itself, and check them against the program, in its order."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    from edgecompress.program import example_inputs, example_outputs
-
-    interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
-    signatures = interpreter.get_signature_list()
-    if SIGNATURE not in signatures:
-        raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")
-    runner = interpreter.get_signature_runner(SIGNATURE)
-    sides = []
-    for details, expected in (
-        (runner.get_input_details(), example_inputs(program)),
-        (runner.get_output_details(), example_outputs(program)),
-    ):
-        found = tuple(_spec(name, details[name]) for name in sorted(details, key=_trailing_number))
-        wanted = [tuple(_channels_last(x.numpy()).shape) for x in expected]
-        if [spec.shape for spec in found] != wanted:
-            raise ToolchainError(
-                f"tflite: {route} wrote tensors of shape {[s.shape for s in found]}, {wanted} were due; take another route"
-            )
-        sides.append(found)
-    return ConversionReply(inputs=sides[0], outputs=sides[1], toolchain=_versions(ROUTES[route][2]))
-
-
-def _spec(name: str, detail: dict[str, Any]) -> TensorSpec:
-    shape = tuple(int(n) for n in detail["shape"])
-    scale, zero_point = detail["quantization"]
-    quantized = np.issubdtype(detail["dtype"], np.integer) and scale > 0
-    return TensorSpec(
-        name=name,
-        shape=shape,
-        dtype=np.dtype(detail["dtype"]).name,
-        layout="NHWC" if len(shape) == IMAGE_AXES else "",
-        scale=float(scale) if quantized else None,
-        zero_point=int(zero_point) if quantized else None,
-    )
-
-
-def _trailing_number(name: str) -> int:
-    """`args_10` comes after `args_9`."""
-    return int(name.rpartition("_")[2])
+    if static:
+        samples = [[channels_last(x.numpy()) for x in sample] for sample in read_calibration(request.calibration, program)]
+    content = name_tensors(import_module(ROUTES[route][0]).convert(program, request.scheme, samples))
+    inputs, outputs, notes = describe(content, program, quantized=static)
+    return content, ConversionReply(inputs=inputs, outputs=outputs, toolchain=_versions(ROUTES[route][2]), notes=notes)
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

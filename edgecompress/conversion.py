@@ -77,7 +77,9 @@ def convert(
 
 
 def _run(argv: list[str], message: bytes, *, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, timeout_s: float) -> int:
-    environment = os.environ | {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    # Without PYTHONSAFEPATH, which would hide the modules beside the program.
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    environment = inherited | {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
