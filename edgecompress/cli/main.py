@@ -9,7 +9,8 @@ from typing import Annotated, Final
 import click
 import typer
 
-from edgecompress.cli import artifacts, steps
+from edgecompress.cli.artifacts import COMMANDS as LOOKING
+from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
 
 INTERRUPTED: Final = 130
@@ -24,9 +25,8 @@ app = typer.Typer(
     help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
-for module in (steps, artifacts):
-    for command in module.COMMANDS:
-        app.command(no_args_is_help=False)(command)
+for command in (*BUILDING, *LOOKING):
+    app.command()(command)
 
 
 @app.callback()
