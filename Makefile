@@ -1,0 +1,67 @@
+# make demo   set up, then compress, export and measure the embedded example
+# make test   set up, then run the tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEBIAN := $(shell cat debian-packages.txt)
+
+.PHONY: demo test test-slow lint format prebuilt debian clean help
+
+help:
+	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
+
+demo: .venv/demo
+	$(BIN)/edgecompress export --target android
+
+test: .venv/all .venv-tflite-runtime/installed debian
+	$(BIN)/python -m pytest
+
+# make test-slow   the tests that take more than a minute
+test-slow: .venv/all .venv-tflite-runtime/installed debian
+	$(BIN)/python -m pytest -m slow
+
+# make lint   style, types and import contracts
+lint: .venv/all
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# make format   put every file into the project's style
+format: .venv/all
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# make prebuilt   build examples/prebuilt anew from the embedded example
+prebuilt: .venv/demo
+	$(BIN)/python examples/prebuilt/build.py
+
+# make clean   remove what make made
+clean:
+	rm -rf .venv .venv-tflite-runtime
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[tflite,devices]'
+	touch $@
+
+.venv/all: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[all,dev]'
+	touch $@ .venv/demo
+
+# The last release of tflite-runtime needs numpy 1, so it lives alone.
+.venv-tflite-runtime/installed:
+	$(PYTHON) -m venv .venv-tflite-runtime
+	.venv-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check tflite-runtime==2.14.0 'numpy<2' pillow
+	touch $@
+
+# Servers and a browser for the tests: installed where that is allowed; without them those tests are skipped and say so.
+debian:
+	@if dpkg --status $(DEBIAN) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; \
+	else echo "not installed, and not root on Debian or Ubuntu: $(DEBIAN); tests that need them are skipped"; fi
