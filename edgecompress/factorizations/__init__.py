@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import svd, tucker2
@@ -45,7 +45,7 @@ def factorize(layer: nn.Module, method: str, rank: tuple[int, ...], *, name: str
     limit = form.max_rank(layer)
     if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
         raise ConfigError(f"{name}: rank {rank} for {method}; each must be between 1 and {limit}")
-    weight = next(layer.parameters())
+    weight: Tensor = layer.weight  # type: ignore[assignment]
     if fit and not all(bool(p.isfinite().all()) for p in layer.parameters()):
         raise ConfigError(f"{name}: its weights hold NaN or infinity; retrain or repair the checkpoint")
     compact = form.skeleton(layer, rank).to(weight)
@@ -58,7 +58,8 @@ def factorize(layer: nn.Module, method: str, rank: tuple[int, ...], *, name: str
 @torch.no_grad()
 def relative_error(layer: nn.Module, method: str, compact: Factors) -> float:
     """Return ‖W − Ŵ‖_F / ‖W‖_F, 0 for an all-zero weight that is reproduced."""
-    w = next(layer.parameters()).double()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    w = weight.double()
     difference = float(torch.linalg.vector_norm(w - METHODS[method].reconstruct(compact).double()))
     norm = float(torch.linalg.vector_norm(w))
     return difference / norm if norm > 0 else difference

@@ -11,6 +11,13 @@ class Factors(nn.Sequential):
     """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised."""
 
 
+def computed_weight(layer: nn.Module) -> str | None:
+    """Why the weight of `layer` cannot be replaced: it is recomputed from other tensors before each call; None if it is its own."""
+    if isinstance(layer.weight, nn.Parameter):
+        return None
+    return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
+
+
 class Factorization(Protocol[L]):
     def reject(self, layer: nn.Module) -> str | None:
         """Why this method cannot factorize `layer`; None if it can."""

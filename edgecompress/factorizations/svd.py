@@ -9,21 +9,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.protocol import Factors
+from edgecompress.factorizations.protocol import Factors, computed_weight
 
 Dense = nn.Linear | nn.Conv2d
 
 
 def reject(layer: nn.Module) -> str | None:
     if type(layer) is nn.Linear:
-        return None
+        return computed_weight(layer)
     if type(layer) is not nn.Conv2d:
         return f"{type(layer).__name__}, SVD takes Linear and 1×1 Conv2d"
     if layer.kernel_size != (1, 1):
         return f"kernel {layer.kernel_size[0]}×{layer.kernel_size[1]}, SVD takes 1×1"
     if layer.groups != 1:
         return f"groups={layer.groups}, SVD needs groups=1"
-    return None
+    return computed_weight(layer)
 
 
 def max_rank(layer: Dense) -> tuple[int]:

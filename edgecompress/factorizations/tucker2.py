@@ -14,9 +14,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.protocol import Factors
+from edgecompress.factorizations.protocol import Factors, computed_weight
 
-MAX_SWEEPS: Final = 10
+MAX_SWEEPS: Final = 20
 TOLERANCE: Final = 1e-6  # of ‖K‖²; more sweeps change the error in the sixth digit
 
 
@@ -27,7 +27,7 @@ def reject(layer: nn.Module) -> str | None:
         return "kernel 1×1, Tucker-2 would be an SVD with one factor too many"
     if layer.groups != 1:
         return f"groups={layer.groups}, Tucker-2 needs groups=1"
-    return None
+    return computed_weight(layer)
 
 
 def max_rank(layer: nn.Conv2d) -> tuple[int, int]:
@@ -68,21 +68,33 @@ def fit(layer: nn.Conv2d, compact: Factors) -> None:
 
 
 def hooi(k: Tensor, r_out: int, r_in: int) -> tuple[Tensor, Tensor]:
-    """Return orthonormal `(out, r_out)` and `(in, r_in)` that keep most of the norm of `k`, shape `(out, in, kh, kw)`, float64."""
-    t, s = k.shape[:2]
-    u_out = _top(torch.einsum("tshw,ushw->tu", k, k), r_out)
-    u_in = torch.eye(s, dtype=k.dtype)
+    """Return orthonormal `(out, r_out)` and `(in, r_in)` that keep most of the norm of `k`, shape `(out, in, kh, kw)`, float64.
+
+    Which projection is fixed first decides which local optimum is reached, so both orders are run and the better end is taken.
+    """
+    if r_out == k.shape[0] or r_in == k.shape[1]:  # one projection is the identity: the other one is optimal at once
+        return _top(_gram(k), r_out), _top(_gram(k.transpose(0, 1)), r_in)
+    u_out, u_in, kept = _alternate(k, r_out, r_in)
+    other_in, other_out, other = _alternate(k.transpose(0, 1), r_in, r_out)
+    return (other_out, other_in) if other > kept else (u_out, u_in)
+
+
+def _alternate(k: Tensor, r: int, s: int) -> tuple[Tensor, Tensor, float]:
+    """Return projections of axis 0 to `r` and of axis 1 to `s`, and ‖G‖²; starts from the former."""
+    u = _top(_gram(k), r)  # (n, r)
     kept, total = 0.0, float(k.square().sum())
     for _ in range(MAX_SWEEPS):
-        by_out = torch.einsum("tshw,ta->ashw", k, u_out)  # (r_out, in, kh, kw)
-        u_in = _top(torch.einsum("ashw,auhw->su", by_out, by_out), r_in)
-        by_in = torch.einsum("tshw,sb->tbhw", k, u_in)  # (out, r_in, kh, kw)
-        gram = torch.einsum("tbhw,ubhw->tu", by_in, by_in)
-        u_out = _top(gram, r_out)
-        before, kept = kept, float(torch.einsum("ta,tu,ua->", u_out, gram, u_out))
-        if kept - before <= TOLERANCE * total or r_out == t or r_in == s:
+        v = _top(_gram(torch.einsum("tshw,ta->sahw", k, u)), s)  # (m, s)
+        gram = _gram(torch.einsum("tshw,sb->tbhw", k, v))
+        u = _top(gram, r)
+        before, kept = kept, float(torch.einsum("ta,tu,ua->", u, gram, u))
+        if kept - before <= TOLERANCE * total:
             break
-    return u_out, u_in
+    return u, v, kept
+
+
+def _gram(k: Tensor) -> Tensor:
+    return torch.einsum("tshw,ushw->tu", k, k)
 
 
 def reconstruct(compact: Factors) -> Tensor:
