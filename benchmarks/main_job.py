@@ -1,0 +1,59 @@
+"""The main job on the embedded example: what is saved, what it costs, and whether the files are the model.
+
+The peer is the dense fp32 TFLite file of the same network, measured interleaved with ours on one thread. In full the job is run from
+scratch and proved on all 5,000 test images; --quick takes the artifacts of examples/prebuilt and 1,000 images.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rows import Rows, parse
+
+from edgecompress import programs
+from edgecompress.data import fetch
+from edgecompress.distillation import top1
+from edgecompress.recipe import load
+from edgecompress.records import Artifact, CompressionPlan, read
+from edgecompress.statistics import median
+from edgecompress.verbs.bench import bench
+from edgecompress.verification import compare, manifest_path, run
+
+PREBUILT = programs.REPOSITORY / "examples" / "prebuilt"
+NAME = programs.DEFAULT_EXAMPLE
+
+
+def measure(artifacts: Path, plan: Path, *, images: int, repetitions: int) -> None:
+    rows = Rows()
+    made = read(plan, CompressionPlan)
+    rows.add("MACs, compressed over dense", ours=made.macs, peer=made.macs_before, bound=0.35)
+
+    dense, ours = artifacts / f"{NAME}-dense-fp32.tflite", artifacts / f"{NAME}-int8-static.tflite"
+    fp32 = artifacts / f"{NAME}-fp32.tflite"
+    rows.add("bytes, int8 static over dense fp32", ours=ours.stat().st_size, peer=dense.stat().st_size, bound=1 / 6)
+
+    x, labels = fetch(load(str(programs.example())).eval_data(), images)
+    outputs = {path: run(path, read(manifest_path(path), Artifact).inputs, x) for path in (dense, fp32, ours)}
+    accuracy = {path: 100 * top1(y, labels) for path, y in outputs.items()}
+    rows.add("top-1 points lost, compressed fp32", ours=accuracy[dense] - accuracy[fp32], peer=None, bound=0.7)
+    rows.add("top-1 points lost, compressed int8 static", ours=accuracy[dense] - accuracy[ours], peer=None, bound=1.0)
+    same = compare(outputs[ours], outputs[fp32]).top1_agreement or 0.0
+    rows.add("top-1 agreement, int8 static with fp32", ours=same, peer=None, bound=0.98, sense=">=")
+
+    slow, fast = bench([dense, ours], threads=1, repetitions=repetitions)
+    rows.add("median ms on one thread, int8 static over dense fp32", ours=median(fast.latency_ms), peer=median(slow.latency_ms), bound=1 / 3)
+    rows.end()
+
+
+def main() -> None:
+    if parse(__doc__).quick:
+        measure(PREBUILT, PREBUILT / "plan.json", images=1000, repetitions=200)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "run"
+        subprocess.run([sys.executable, "-m", "edgecompress", "export", "--run", str(made)], check=True, stdout=sys.stderr)
+        measure(made / "artifacts", made / "plan.json", images=5000, repetitions=1000)
+
+
+if __name__ == "__main__":
+    main()

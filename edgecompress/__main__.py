@@ -1,0 +1,5 @@
+"""`python -m edgecompress` is the command `edgecompress`."""
+
+from edgecompress.cli import main
+
+main()
