@@ -6,7 +6,7 @@ the former. An aten op without an entry in FUNCTIONAL stays and computes in floa
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,6 @@ FUNCTIONAL: Final[dict[Any, Callable[..., Any]]] = {
     aten.tanh.default: torch.tanh,
     aten.silu.default: F.silu,
     aten.gelu.default: F.gelu,
-    aten.clamp.default: torch.clamp,
     aten.add.Tensor: operator.add,
     aten.mul.Tensor: operator.mul,
     aten.cat.default: torch.cat,
@@ -66,6 +65,9 @@ CONVOLUTIONS: Final = {
     aten.conv3d.padding: F.conv3d,
 }
 CONVOLUTION_DEFAULTS: Final = (None, None, None, 1, 0, 1, 1)  # input, weight, bias, stride, padding, dilation, groups
+CLAMPS: Final = {F.relu6, F.hardtanh}
+ATEN_CLAMPS: Final = {aten.relu6.default, aten.hardtanh.default}
+LAYERS: Final = {*CONVOLUTIONS, aten.linear.default, aten.add.Tensor}
 RESHAPE: Final = {aten.view.default, aten.reshape.default}
 
 
@@ -86,6 +88,8 @@ def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
             _write_convolution(node, copies[node])
         elif node.target in RESHAPE:
             copies[node].op, copies[node].target = "call_method", "reshape"
+        elif node.target in ATEN_CLAMPS and not _can_fuse_clamp(node):
+            continue
         elif node.target in FUNCTIONAL and not (node.target is aten.add.Tensor and node.kwargs):  # add has an alpha, + has none
             copies[node].target = FUNCTIONAL[node.target]
     return fx.GraphModule(source, graph).eval()
@@ -146,6 +150,8 @@ def quantize(
     try:
         with torch.no_grad():
             prepared = quantize_fx.prepare_fx(module, mapping, inputs)
+            if scheme == "int8-static":
+                _fuse_clamps(prepared)
             for sample in samples:
                 prepared(*sample)
             quantized = quantize_fx.convert_fx(prepared)
@@ -154,6 +160,56 @@ def quantize(
     left = _count(quantized, (F.linear, F.conv1d, F.conv2d, F.conv3d))
     notes = [f"{left} of {before} convolution and linear layers stayed float32"] if left else []
     return quantized, notes
+
+
+class _ClampingObserver(HistogramObserver):
+    """Clamp, and see what is left. In int8 the clamp is the end of the range: the layer before it saturates there by itself."""
+
+    def __init__(self, low: float, high: float, *, reduce_range: bool) -> None:
+        super().__init__(reduce_range=reduce_range)
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clamp(self.low, self.high)
+        super().forward(x)
+        return x
+
+
+def _fuse_clamps(prepared: fx.GraphModule) -> None:
+    """Make the ReLU6 or hardtanh after a layer the range of that layer's output.
+
+    FX quantization fuses ReLU alone. It would give the layer's output one scale for everything that ReLU6 then cuts off, and then call
+    qnnpack's clamp, which mixes up channels (torch 2.13): on EfficientNet-Lite0 nothing of the signal was left.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in list(prepared.graph.nodes):
+        if node.op != "call_function" or node.target not in CLAMPS:
+            continue
+        before, after = node.args[0], next(iter(node.users))
+        observer = modules.get(str(before.target))
+        if not (isinstance(observer, HistogramObserver) and after.op == "call_module" and len(node.users) == 1):
+            continue  # the layer stays float, and so does the clamp
+        reduce_range = observer.reduce_range
+        prepared.set_submodule(str(before.target), _ClampingObserver(*_bounds(node), reduce_range=reduce_range))
+        after.replace_all_uses_with(before)
+        prepared.graph.erase_node(after)
+        prepared.graph.erase_node(node)
+    prepared.recompile()
+
+
+def _bounds(node: fx.Node) -> tuple[float, float]:
+    if node.target is F.relu6 or node.target is aten.relu6.default:
+        return 0.0, 6.0
+    given = [*node.args[1:3], *(node.kwargs[key] for key in ("min_val", "max_val") if key in node.kwargs)]
+    low, high = [*given, *(-1.0, 1.0)[len(given) :]]
+    return float(cast("float", low)), float(cast("float", high))
+
+
+def _can_fuse_clamp(node: fx.Node) -> bool:
+    """Whether a clamp of the aten graph reads a layer that nothing else reads, and keeps zero."""
+    layer = node.args[0]
+    low, high = _bounds(node)
+    return isinstance(layer, fx.Node) and layer.target in LAYERS and len(layer.users) == 1 and low <= 0 <= high
 
 
 def _static_mapping(engine: str) -> QConfigMapping:

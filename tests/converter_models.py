@@ -55,6 +55,19 @@ class Heads(nn.Module):
         return torch.sigmoid(y), self.fc(torch.cat([y.flatten(1), extra], 1))
 
 
+class Clamped(nn.Module):
+    """ReLU6 over values far beyond 6: a scale that covers them leaves nothing of what passes. `(1, 3, 12, 12)` → `(1, 7)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 7, 1)
+        self.relu6 = nn.ReLU6()
+        nn.init.normal_(self.first.weight, std=40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu6(self.depthwise(self.relu6(self.first(x))))).mean((2, 3))
+
+
 class Sound(nn.Module):
     """A 1-D net: its input has three axes and no image layout. `(1, 3, 40)` → `(1, 5)`."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Heads, Median, Residual, Sound, settled
+from converter_models import Clamped, Heads, Median, Residual, Sound, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "residual": (Residual, ((1, 28, 28),)),
     "heads": (Heads, ((3, 10, 14), (5,))),
     "sound": (Sound, ((3, 40),)),
+    "clamped": (Clamped, ((3, 12, 12),)),
     "median": (Median, ((3, 8, 8),)),
 }
 # Batch: (format, [(model, route, scheme), …]); one process each.
@@ -42,6 +43,7 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [
             *(("residual", "litert-torch", scheme) for scheme in ("fp32", "fp16", "int8-dynamic", "int8-static")),
             *((model, "litert-torch", scheme) for model in ("heads", "sound") for scheme in ("fp32", "int8-static")),
+            ("clamped", "litert-torch", "int8-static"),
             ("median", "litert-torch", "fp32"),
         ],
     ),
@@ -57,6 +59,7 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [
             *(("residual", "", scheme) for scheme in ("fp32", "int8-dynamic", "int8-static")),
             *((model, "", scheme) for model in ("heads", "sound") for scheme in ("fp32", "int8-static")),
+            ("clamped", "", "int8-static"),
         ],
     ),
 }
