@@ -37,8 +37,8 @@ def watching(model: nn.Module) -> Iterator[dict[str, Seen]]:
     seen: dict[str, Seen] = {}
 
     def watch(name: str) -> object:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            x = args[0]
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
             one = seen.setdefault(name, Seen())
             one.calls += 1
             one.macs += macs_of(layer, x, y)
@@ -47,7 +47,8 @@ def watching(model: nn.Module) -> Iterator[dict[str, Seen]]:
 
         return hook
 
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, COUNTED)]  # type: ignore[arg-type]
+    counted = [(n, m) for n, m in model.named_modules() if isinstance(m, COUNTED)]
+    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in counted]  # type: ignore[arg-type]
     try:
         yield seen
     finally:

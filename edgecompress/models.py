@@ -1,5 +1,6 @@
 """Small operations on modules that several steps need."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -22,11 +23,12 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs of a model in eval mode for many inputs; several outputs are flattened and joined, `(n, features)`."""
-    outputs = []
-    for x in torch.split(inputs, BATCH):
-        y = model(x)
-        outputs.append(y if isinstance(y, Tensor) else torch.cat([part.flatten(1) for part in y], 1))
-    return torch.cat(outputs)
+    return torch.cat([joined(model(x)) for x in torch.split(inputs, BATCH)])
+
+
+def joined(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the outputs of one batch as one tensor; several are flattened and joined, `(n, features)`."""
+    return outputs if isinstance(outputs, Tensor) else torch.cat([part.flatten(1) for part in outputs], 1)
 
 
 def tied_layers(model: nn.Module) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Every option of a run, in one place with its default. The CLI and `edgecompress.export` take the same names."""
 
 import difflib
+import math
 from typing import Any
 
 import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
-from edgecompress.targets import SCHEMES, SUFFIXES, TARGETS, TFLITE_ROUTES, choose
+from edgecompress.targets import OPTIMIZERS, SCHEMES, SUFFIXES, TARGETS, TFLITE_ROUTES, choose
 
 
 class Options(Record, frozen=True, kw_only=True):
@@ -79,7 +80,14 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
     choose("TFLite route", made.tflite_route, TFLITE_ROUTES)
     for format_name in made.format:
         choose("format", format_name, tuple(SUFFIXES))
-    for name in ("sensitivity_samples", "epoch_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
+    choose("optimizer", made.optimizer, OPTIMIZERS)
+    if made.epochs < 0 or made.batch_size < 2 or made.epoch_samples < 2:
+        raise ConfigError("fine-tuning: epochs must be at least 0, batch size and epoch samples at least 2")
+    if not 0 <= made.learning_rate < math.inf:
+        raise ConfigError(f"learning_rate {made.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
+    if not 0 < made.max_rel < math.inf:
+        raise ConfigError(f"max_rel {made.max_rel}: must be above 0, e.g. 1e-4")
+    for name in ("sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
         if getattr(made, name) < 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
     for name in ("macs_ratio", "min_agreement", "min_int8_agreement"):

@@ -12,11 +12,12 @@ It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.m
 `from .network import Net`.
 """
 
+import copy
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -56,7 +57,7 @@ def load(target: str) -> Recipe:
     path = Path(target).expanduser()
     path = path / "recipe.py" if path.is_dir() else path
     is_file = path.suffix == ".py"
-    if is_file and not path.is_file():
+    if (is_file and not path.is_file()) or (not is_file and not _is_module_name(target)):
         raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
     try:
         module = _import_file(path.resolve()) if is_file else importlib.import_module(target)
@@ -64,7 +65,7 @@ def load(target: str) -> Recipe:
         raise
     except ModuleNotFoundError as error:
         raise ConfigError(f"{target}: cannot be imported ({error}); install what it needs or check the name") from error
-    except Exception as error:  # whatever the user's code raises is theirs to read
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is theirs to read
         raise ConfigError(f"{target}: fails while it is imported: {type(error).__name__}: {error}; mend the recipe") from error
     for name in ("model", "example_inputs"):
         if not callable(getattr(module, name, None)):
@@ -79,8 +80,8 @@ def load(target: str) -> Recipe:
         train_data=getattr(module, "train_data", None),
         eval_data=getattr(module, "eval_data", None),
         calibration_data=getattr(module, "calibration_data", None),
-        preprocessing=call(getattr(module, "preprocessing", lambda: None), f"{target}: preprocessing()"),
-        labels=tuple(map(str, call(getattr(module, "labels", tuple), f"{target}: labels()"))),
+        preprocessing=_check_preprocessing(call(getattr(module, "preprocessing", lambda: None), f"{target}: preprocessing()"), target),
+        labels=_check_labels(call(getattr(module, "labels", tuple), f"{target}: labels()"), target),
     )
 
 
@@ -103,6 +104,18 @@ def check_example(value: object, subject: str) -> tuple[Tensor, ...]:
     return tuple(x[:1].detach().clone() for x in inputs)
 
 
+def _check_preprocessing(value: object, subject: str) -> Preprocessing | None:
+    if value is None or isinstance(value, Preprocessing):
+        return value
+    raise ConfigError(f"{subject}: preprocessing() returned {type(value).__name__}; return edgecompress.Preprocessing(mean=…, std=…)")
+
+
+def _check_labels(value: object, subject: str) -> tuple[str, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(str, value))
+    raise ConfigError(f"{subject}: labels() returned {type(value).__name__}; return a list of class names")
+
+
 def call(function: Callable[[], Any], subject: str) -> Any:
     """Call a user's function.
 
@@ -113,7 +126,7 @@ def call(function: Callable[[], Any], subject: str) -> Any:
         return function()
     except EdgeCompressError:
         raise
-    except Exception as error:  # whatever the user's code raises is theirs to read
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is theirs to read
         raise ConfigError(f"{subject} fails: {type(error).__name__}: {error}; mend the recipe") from error
 
 
@@ -134,7 +147,7 @@ def of_model(
         name=name,
         source="python",
         sources_sha256=hashlib.sha256(str(model).encode()).hexdigest(),
-        model=lambda: model,
+        model=lambda: copy.deepcopy(model),  # nothing in a run may touch the caller's
         example_inputs=check_example(example_inputs, name),
         train_data=_constant(train_data),
         eval_data=_constant(eval_data),
@@ -142,6 +155,10 @@ def of_model(
         preprocessing=preprocessing,
         labels=tuple(labels),
     )
+
+
+def _is_module_name(target: str) -> bool:
+    return all(part.isidentifier() for part in target.split("."))
 
 
 def _constant(data: "Dataset[Any] | None") -> Data | None:

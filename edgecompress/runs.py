@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import explain, sha256, write_atomic
+from edgecompress.files import NO_SPACE, explain, sha256, write_atomic
 from edgecompress.options import Options
 from edgecompress.records import (
     SCHEMA,
@@ -124,7 +124,9 @@ def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
             raise ConfigError(f"{folder}: belongs to {record.recipe}, not to {recipe}; give another folder with --run")
         yield Run(folder, record or RunRecord(name=name, recipe=recipe, options=Options()))
     except OSError as error:
-        raise explain(error, folder) from error
+        if error.errno in NO_SPACE or _is_inside(error.filename, folder):
+            raise explain(error, folder) from error
+        raise  # of the user's own files
     finally:
         lock.release()
 
@@ -149,6 +151,10 @@ def stopwatch() -> Iterator[list[float]]:
     started = time.perf_counter()
     yield spent
     spent.append(time.perf_counter() - started)
+
+
+def _is_inside(name: object, folder: Path) -> bool:
+    return isinstance(name, (str, os.PathLike)) and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def _owner(folder: Path) -> str:

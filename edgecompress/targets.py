@@ -51,6 +51,7 @@ TARGETS: Final = {
 }
 SUFFIXES: Final = {"tflite": ".tflite", "torchscript": ".ptl"}
 TFLITE_ROUTES: Final = ("litert-torch", "onnx2tf")
+OPTIMIZERS: Final = ("sgd", "adamw")
 
 
 def choose(kind: str, name: str, known: Iterable[str]) -> str:

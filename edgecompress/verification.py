@@ -46,6 +46,8 @@ def compare(outputs: Tensor, reference: Tensor) -> Parity:
         raise ParityError(
             f"outputs have shape {tuple(outputs.shape)}, the model's {tuple(reference.shape)}; the converter changed the layout"
         )
+    if not bool(reference.isfinite().all()):
+        raise ParityError("the model's own outputs hold NaN or infinity on these inputs; nothing can be proved, mend the model or the data")
     if not bool(outputs.isfinite().all()):
         raise ParityError("outputs hold NaN or infinity where the model's are finite; try another scheme or route")
     outputs, reference = outputs.double(), reference.double()
@@ -56,10 +58,16 @@ def compare(outputs: Tensor, reference: Tensor) -> Parity:
     return Parity(
         max_abs=max_abs,
         max_rel=max_abs / spread if spread > 0 else max_abs,
-        sqnr_db=min(SQNR_CAP_DB, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else SQNR_CAP_DB,
+        sqnr_db=_sqnr_db(signal, noise),
         top1_agreement=agreement(outputs, reference),
         samples=len(outputs),
     )
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    if noise == 0:
+        return SQNR_CAP_DB
+    return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise))) if signal > 0 else -SQNR_CAP_DB
 
 
 def gate(parity: Parity, limits: Scheme, *, subject: str) -> None:

@@ -33,11 +33,15 @@ def read_state(path: Path) -> State:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+            raise ConfigError(f"{path}: not a checkpoint, or a damaged one; give a .safetensors or .pt file") from error
         raise ConfigError(
             f"{path}: holds Python objects that would run code when loaded; save torch.save(model.state_dict(), …) or a .safetensors file"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ConfigError(f"{path}: not a checkpoint ({str(error).splitlines()[0]}); give a .safetensors or .pt file") from error
+        raise ConfigError(
+            f"{path}: not a checkpoint ({next(iter(str(error).splitlines()), type(error).__name__)}); give a .safetensors or .pt file"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{path}: not a state dict; save torch.save(model.state_dict(), …)")
@@ -61,7 +65,7 @@ def load_into(model: nn.Module, state: State, *, source: str) -> None:
         parts = wrong[:1] + [
             f"{len(keys)} keys {what} (first: {keys[0]})" for what, keys in (("missing", missing), ("unknown", unknown)) if keys
         ]
-        raise ConfigError(f"{source}: does not fit the model: {'; '.join(parts)}")
+        raise ConfigError(f"{source}: does not fit the model: {', '.join(parts)}; give the checkpoint of this very network")
     model.load_state_dict(state)
 
 

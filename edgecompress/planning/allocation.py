@@ -21,6 +21,9 @@ def allocate(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], 
     """
     if sum(min(row) for row in costs) > budget:
         return None
+    ideal = [min(zip(loss, row, range(len(row)), strict=True))[2] for row, loss in zip(costs, losses, strict=True)]
+    if sum(row[i] for row, i in zip(costs, ideal, strict=True)) <= budget:
+        return ideal  # rounded costs would miss a budget that just holds it, e.g. all of the dense network's
     unit = max(1, budget // STEPS)
     width = budget // unit + 1
     best = np.zeros(width)  # best[b]: least loss of the layers so far within b units

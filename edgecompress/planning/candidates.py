@@ -1,5 +1,6 @@
 """The forms and ranks a layer may take, each with its exact cost and error."""
 
+import copy
 import itertools
 from typing import Final, NamedTuple
 
@@ -38,7 +39,7 @@ def one(layer: LayerStats, module: nn.Module, method: str, rank: tuple[int, ...]
     compact = factorize(module, method, rank, name=layer.name)
     error = relative_error(module, method, compact)
     params, macs = cost_of(compact.to("meta"), layer.input_shape)
-    return Candidate(method, rank, params, macs * layer.calls, error)
+    return Candidate(method, rank, params, over_calls(layer, module, macs), error)
 
 
 def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *, multiple: int) -> tuple[list[Candidate], str]:
@@ -57,12 +58,20 @@ def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *
             with torch.device("meta"):
                 skeleton = METHODS[method].skeleton(module, rank)
             params, macs = cost_of(skeleton, layer.input_shape)
-            if macs * layer.calls < layer.macs:
-                found.append((method, rank, params, macs * layer.calls))
+            total = over_calls(layer, module, macs)
+            if total < layer.macs:
+                found.append((method, rank, params, total))
     if not found:
         return [dense(layer)], f"every rank of {' and '.join(able)} costs more MACs than the dense layer"
     fitted = [Candidate(*f, relative_error(module, f[0], factorize(module, f[0], f[1], name=layer.name))) for f in found]
     return [*front(fitted), dense(layer)], ""
+
+
+def over_calls(layer: LayerStats, module: nn.Module, macs: int) -> int:
+    """Scale the MACs of one call of a factorization to all calls of its layer, whose inputs may differ in size."""
+    with torch.device("meta"):
+        _, single = cost_of(copy.deepcopy(module).to("meta"), layer.input_shape)
+    return round(macs * layer.macs / single)
 
 
 def front(found: list[Candidate]) -> list[Candidate]:

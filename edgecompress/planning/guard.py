@@ -16,6 +16,7 @@ from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 
 BISECTIONS: Final = 5
+FEWEST: Final = 4  # BatchNorm needs two to re-estimate on
 
 
 def guarded(
@@ -33,6 +34,9 @@ def guarded(
         at: The plan for another MACs ratio; `at(1.0)` decomposes nothing.
         inputs: The first half re-estimates BatchNorm, the second measures agreement with the dense model.
     """
+    if len(inputs) < FEWEST:
+        note = f"MACs ratio {made.macs_ratio:g} was refused: {len(inputs)} inputs cannot show whether the network survives it"
+        return msgspec.structs.replace(at(1.0), notes=(*made.notes, note))
     half = len(inputs) // 2
     recovery, held_out = inputs[:half], inputs[half:]
     reference = forward(copy.deepcopy(model).eval(), held_out)
@@ -41,14 +45,15 @@ def guarded(
         trial = copy.deepcopy(model).eval()
         for step in plan.layers:
             replace(trial, step.layer, factorize(trial.get_submodule(step.layer), step.method, step.rank, name=step.layer))
-        reestimate(trial, torch.split(recovery, BATCH))
+        reestimate(trial, torch.chunk(recovery, -(-len(recovery) // BATCH)))
         same = agreement(forward(trial, held_out), reference)
         return 1.0 if same is None else same
 
     first = survived(made)
     if first >= min_agreement:
         return made
-    best, reached = at(1.0), 1.0
+    best = at(1.0)
+    reached = survived(best) if best.layers else 1.0  # layers that were fixed by hand stay, whatever they cost
     low, high = made.macs_ratio, 1.0
     for _ in track(range(BISECTIONS), "backing off", BISECTIONS):
         middle = (low + high) / 2

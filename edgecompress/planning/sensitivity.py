@@ -13,6 +13,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from edgecompress.distillation import divergence
+from edgecompress.errors import ConfigError
 from edgecompress.factorizations import factorize
 from edgecompress.models import forward, replace
 from edgecompress.planning.candidates import DENSE, Candidate
@@ -22,6 +23,7 @@ Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) 
 
 PROBES: Final = 3
 FLOOR: Final = 1e-9  # nats; below it is rounding
+CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
 
 
 def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Tensor, *, track: Track = silent) -> Losses:
@@ -31,9 +33,14 @@ def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Te
         model: Left as it is.
         options: Per layer its candidates, as `candidates` returns them.
         inputs: `(n, …)`, real ones.
+
+    Raises:
+        ConfigError: The dense model's outputs are not finite.
     """
     model = copy.deepcopy(model).eval()
     reference = forward(model, inputs)
+    if not bool(reference.isfinite().all()):
+        raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
     work = [(layer, probe) for layer, found in options.items() for probe in probes(found)]
     probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
     for layer, probe in track(work, "measuring sensitivity", len(work)):
@@ -41,7 +48,7 @@ def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Te
         replace(model, layer, factorize(dense, probe.method, probe.rank, name=layer))
         loss = float(divergence(forward(model, inputs), reference))
         replace(model, layer, dense)
-        probed[layer].append((probe.relative_error, max(loss, FLOOR)))
+        probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
     return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 

@@ -33,11 +33,9 @@ def analyze(
         with watching(model) as seen:
             model(*example_inputs)
         times, total = _measure(model, example_inputs, track) if measure else ({}, None)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the user's forward raises is theirs to read
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
-        raise ConfigError(
-            f"{name}: does not run on its example inputs {shapes}: {str(error).splitlines()[0]}; mend example_inputs()"
-        ) from error
+        raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {_first_line(error)}; mend example_inputs()") from error
     finally:
         torch.set_num_threads(threads)
         for module, mode in training.items():
@@ -67,6 +65,10 @@ def analyze(
         latency_ms=total,
         conditions={"runtime": f"torch {torch.__version__} eager", "threads": "1", "repetitions": str(REPETITIONS)} if measure else {},
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _measure(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tuple[dict[str, float], float]:

@@ -16,16 +16,17 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from edgecompress import checkpoint
 from edgecompress.batchnorm import has_batchnorm, reestimate
-from edgecompress.data import describe
+from edgecompress.data import Samples, check_labels, describe
 from edgecompress.distillation import divergence, is_scores, top1
 from edgecompress.errors import ConfigError
-from edgecompress.models import in_format, is_decomposed
+from edgecompress.models import in_format, is_decomposed, joined
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
 
 BATCHNORM_SAMPLES: Final = 2048
 EVAL_BATCH: Final = 250
 WARM_UP: Final = 0.15  # of all epochs
+NOTHING: Final = Samples(torch.empty(0), None, source="no data")
 
 
 class FinetuneOptions(Record, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ USUAL_RATE: Final = {"sgd": 0.02, "adamw": 1e-3}
 
 def finetune(
     model: nn.Module,
-    train_data: "Dataset[Any]",
+    train_data: "Dataset[Any] | None",
     *,
     teacher: nn.Module,
     eval_data: "Dataset[Any] | None" = None,
@@ -65,7 +66,7 @@ def finetune(
 
     Args:
         model: The decomposed model; left untouched.
-        train_data: Items `(input, label)`, or just inputs, which are then learnt from the teacher alone.
+        train_data: Items `(input, label)`, or just inputs, which are then learnt from the teacher alone; None where nothing is trained.
         teacher: The dense model.
         eval_data: Labelled, for the accuracies; without it they are None.
         checkpoint_path: Written after each epoch; an existing one of the same start and options is continued.
@@ -74,26 +75,30 @@ def finetune(
         ConfigError: Options out of range, no data, or the loss became NaN.
     """
     options = options or FinetuneOptions()
-    _check(options, train_data)
+    _check(options)
+    data = NOTHING if train_data is None else train_data
+    repair = has_batchnorm(model) and is_decomposed(model)
+    if (options.epochs > 0 or repair) and len(data) < 2:  # type: ignore[arg-type]
+        raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
     # Channels last: the convolution kernels of CPUs are about 1.3 times faster in it; shapes and results are the same.
     model = in_format(copy.deepcopy(model), torch.channels_last)
     teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
     dense_top1 = evaluate(teacher, eval_data, track) if eval_data is not None else None
-    key = checkpoint.key_of(model, options, describe(train_data))
+    key = checkpoint.key_of(model, options, describe(data))
     optimizer = _optimizer(model, options)
     epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
     with torch.random.fork_rng(devices=[]):
         if not epochs:
             started = time.perf_counter()
             torch.manual_seed(_seed(options.seed, 0))
-            if has_batchnorm(model) and is_decomposed(model):
-                reestimate(model, _inputs(train_data, options, track))
+            if repair:
+                reestimate(model, _inputs(data, options, track))
             score = evaluate(model, eval_data, track) if eval_data is not None else None
             epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
         for number in range(len(epochs), options.epochs + 1):
             started = time.perf_counter()
             torch.manual_seed(_seed(options.seed, number))
-            loss = _epoch(model, teacher, train_data, optimizer, options, number, track)
+            loss = _epoch(model, teacher, data, optimizer, options, number, track)
             score = evaluate(model, eval_data, track) if eval_data is not None else None
             rate = float(optimizer.param_groups[0]["lr"])
             epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
@@ -104,9 +109,9 @@ def finetune(
         before_top1=epochs[0].top1,
         top1=epochs[-1].top1,
         epochs=tuple(epochs),
-        train_samples=len(train_data),  # type: ignore[arg-type]
+        train_samples=len(data),  # type: ignore[arg-type]
         eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
-        data=describe(train_data),
+        data=describe(data),
         seed=options.seed,
     )
 
@@ -118,12 +123,13 @@ def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent) -> f
     right = total = 0
     loader = DataLoader(data, EVAL_BATCH)
     for batch in track(loader, "evaluating", len(loader)):
-        if isinstance(batch, Tensor):
+        x, labels = _parts(batch)
+        if labels is None:
             return None
-        outputs = model(batch[0])
+        outputs = model(x)
         if not isinstance(outputs, Tensor) or not is_scores(outputs):
             return None
-        right += round(top1(outputs, batch[1]) * len(outputs))
+        right += round(top1(outputs, check_labels(labels, describe(data), classes=outputs.shape[1])) * len(outputs))
         total += len(outputs)
     return right / total if total else None
 
@@ -146,12 +152,13 @@ def _epoch(
     for step, batch in enumerate(track(loader, title, len(loader))):
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule((number - 1 + (step + 1) / len(loader)) / options.epochs)
-        x, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        x, labels = _parts(batch)
         with torch.no_grad():
-            wanted = teacher(x)
+            wanted = joined(teacher(x))
         outputs = model(x)
-        loss = divergence(outputs, wanted, temperature=options.temperature)
-        if labels is not None and is_scores(outputs):
+        loss = divergence(joined(outputs), wanted, temperature=options.temperature)
+        if labels is not None and isinstance(outputs, Tensor) and is_scores(outputs):
+            labels = check_labels(labels, describe(data), classes=outputs.shape[1])
             loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs, labels)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss)} in {title}; lower --learning-rate")
@@ -172,7 +179,14 @@ def _inputs(data: "Dataset[Any]", options: FinetuneOptions, track: Track) -> Ite
     few = msgspec.structs.replace(options, samples=BATCHNORM_SAMPLES, batch_size=EVAL_BATCH)
     loader = _loader(data, few)
     for batch in track(loader, "re-estimating BatchNorm", len(loader)):
-        yield batch if isinstance(batch, Tensor) else batch[0]
+        yield _parts(batch)[0]
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of a batch; the labels are None where there are none."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    return batch[0], batch[1] if len(batch) > 1 else None
 
 
 def schedule(done: float) -> float:
@@ -189,13 +203,11 @@ def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimi
     return torch.optim.AdamW(model.parameters(), rate, weight_decay=options.weight_decay)
 
 
-def _check(options: FinetuneOptions, data: "Dataset[Any]") -> None:
-    if options.epochs < 0 or options.samples < 1 or options.batch_size < 2 or options.learning_rate < 0:
-        raise ConfigError("fine-tuning: epochs must be ≥ 0, samples ≥ 1, batch size ≥ 2, learning rate ≥ 0")
+def _check(options: FinetuneOptions) -> None:
+    if options.epochs < 0 or options.samples < 2 or options.batch_size < 2 or not 0 <= options.learning_rate < math.inf:
+        raise ConfigError("fine-tuning: epochs must be ≥ 0, samples ≥ 2, batch size ≥ 2, learning rate ≥ 0")
     if options.optimizer not in USUAL_RATE:
         raise ConfigError(f"unknown optimizer {options.optimizer!r}; choose from {', '.join(USUAL_RATE)}")
-    if len(data) < 2:  # type: ignore[arg-type]
-        raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
 
 
 def _seed(seed: int, epoch: int) -> int:

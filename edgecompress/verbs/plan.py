@@ -1,6 +1,7 @@
 """Choose a form and a rank for every layer, so that the MACs budget is spent where the network notices it least."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -84,6 +85,8 @@ def _options(
             choice, rank = fixed[layer.name]
             options[layer.name] = [dense(layer) if choice == DENSE else one(layer, module, choice, rank)]
             reasons[layer.name] = "kept dense as asked"
+        elif not layer.name:
+            options[layer.name], reasons[layer.name] = [dense(layer)], "it is the whole model; wrap it in a module"
         elif layer.name in tied:
             options[layer.name], reasons[layer.name] = [dense(layer)], f"its weight is shared with {tied[layer.name]}"
         else:
@@ -105,10 +108,13 @@ def _assemble(
     by_name = {layer.name: layer for layer in stats.layers}
     costs = [[c.macs for c in found] for found in options.values()]
     weights = [[losses[name, c.method, c.rank] for c in found] for name, found in options.items()]
-    picked = allocate(costs, weights, int(ratio * stats.macs))
+    picked = allocate(costs, weights, math.floor(ratio * stats.macs + 1e-6))
     if picked is None:
         floor = sum(min(row) for row in costs) / max(1, stats.macs)
-        raise ConfigError(f"macs ratio {asked:g}: the lowest this network reaches is {floor:.3f}; ask for at least {floor + 0.005:.2f}")
+        enough = min(1.0, math.ceil(100 * floor) / 100)
+        if floor > 1:
+            raise ConfigError(f"macs ratio {asked:g}: the fixed layers alone take the network to {floor:.2f}; give them lower ranks")
+        raise ConfigError(f"macs ratio {asked:g}: the lowest this network reaches is {floor:.3f}; ask for at least {enough:.2f}")
     chosen, skipped = [], []
     for (name, found), i in zip(options.items(), picked, strict=True):
         layer, candidate = by_name[name], found[i]

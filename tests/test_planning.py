@@ -1,0 +1,309 @@
+"""Laws of the planner: candidates, sensitivities, allocation, the guard, and the plan they make."""
+
+import copy
+import itertools
+import re
+from itertools import pairwise
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.networks import Net, digits, trained
+from torch import nn
+from torch.nn import functional as F
+
+from edgecompress.counting import params_of
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import METHODS
+from edgecompress.models import forward
+from edgecompress.planning.allocation import allocate
+from edgecompress.planning.candidates import DENSE, candidates, front, rank_grid
+from edgecompress.planning.sensitivity import interpolate
+from edgecompress.verbs.analyze import analyze
+from edgecompress.verbs.decompose import decompose
+from edgecompress.verbs.plan import plan
+
+IMAGE = (torch.zeros(1, 1, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained(Net())
+
+
+@pytest.fixture(scope="module")
+def stats(net):
+    return analyze(net, IMAGE, measure=False)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return digits()[0].inputs[:192]
+
+
+rows = st.lists(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1000)), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(table=rows, budget=st.integers(1, 240))
+def test_allocation_is_optimal_and_within_the_budget(table, budget):
+    costs, losses = ([[pair[i] for pair in row] for row in table] for i in (0, 1))
+    picked = allocate(costs, losses, budget)
+    every = itertools.product(*(range(len(row)) for row in table))
+    fits = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
+    if picked is None:
+        assert not fits
+    else:
+        loss = lambda p: sum(row[i] for row, i in zip(losses, p, strict=True))  # noqa: E731
+        assert tuple(picked) in fits
+        assert loss(picked) == min(map(loss, fits))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(table=rows, scale=st.integers(1_000, 10_000_000), share=st.floats(0.05, 1))
+def test_allocation_never_exceeds_a_large_budget(table, scale, share):
+    costs = [[cost * scale + i for i, (cost, _) in enumerate(row)] for row in table]
+    losses = [[float(loss) for _, loss in row] for row in table]
+    budget = int(share * sum(max(row) for row in costs))
+    picked = allocate(costs, losses, budget)
+    if picked is None:
+        assert sum(min(row) for row in costs) > budget
+    else:
+        assert sum(row[i] for row, i in zip(costs, picked, strict=True)) <= budget
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    points=st.lists(st.tuples(st.floats(1e-4, 1), st.floats(1e-9, 100)), max_size=4),
+    errors=st.lists(st.floats(0, 1.5), min_size=2, max_size=8),
+)
+def test_interpolated_loss_is_monotone_in_the_error(points, errors):
+    losses = [interpolate(points, error) for error in sorted(errors)]
+    assert all(later >= earlier * (1 - 1e-9) for earlier, later in pairwise(losses))
+    assert interpolate(points, 0.0) == 0
+
+
+def test_interpolation_goes_through_the_measured_points():
+    points = [(0.1, 0.01), (0.4, 0.3), (0.8, 2.0)]
+    assert [interpolate(points, e) for e, _ in points] == pytest.approx([loss for _, loss in points])
+    assert interpolate(points, 0.05) == pytest.approx(0.01 / 4)  # quadratic below the first
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 16, 31, 64, 96, 512])
+@pytest.mark.parametrize("multiple", [1, 4, 8, 16])
+def test_rank_grid_is_short_sorted_within_the_limit_and_of_the_multiple(limit, multiple):
+    grid = rank_grid(limit, multiple)
+    assert grid == sorted(set(grid))
+    assert 1 <= grid[0] <= grid[-1] == limit
+    assert len(grid) <= 9
+    if limit >= 4 * multiple:
+        assert all(r % multiple == 0 for r in grid[:-1])
+
+
+def test_candidates_are_a_pareto_front_with_dense_last(net, stats):
+    for layer in stats.layers:
+        found, reason = candidates(layer, net.get_submodule(layer.name), tuple(METHODS), multiple=4)
+        assert (found[-1].method, found[-1].macs, found[-1].relative_error) == (DENSE, layer.macs, 0.0)
+        assert bool(reason) == (len(found) == 1)
+        assert found[:-1] == front(found[:-1])
+        for cheaper, dearer in pairwise(found):
+            assert cheaper.macs < dearer.macs
+            assert cheaper.relative_error > dearer.relative_error
+
+
+def test_a_plan_keeps_its_budget_and_adds_up(net, stats, inputs):
+    for ratio in (0.35, 0.5, 0.8, 1.0):
+        made = plan(net, stats, macs_ratio=ratio, inputs=inputs, rank_multiple=4)
+        assert made.macs <= ratio * made.macs_before
+        assert {p.layer for p in made.layers} | {s.layer for s in made.skipped} == {layer.name for layer in stats.layers}
+        assert all(s.reason for s in made.skipped)
+        assert made.macs == sum(p.macs for p in made.layers) + sum(s.macs for s in made.skipped)
+        real, _ = decompose(net, made)
+        after = analyze(real, IMAGE, measure=False)
+        assert (after.params, after.macs) == (made.params, made.macs)
+
+
+def test_one_ratio_for_all_is_never_the_answer_where_layers_differ(inputs):
+    """The kernel of `body` is made low-rank, so it can be factorized for nothing; the rest of the budget must go to the others."""
+    model = trained(Net(), epochs=1)
+    model.body = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+    with torch.no_grad():
+        core = torch.randn(2, 2, 3, 3)
+        model.body.weight.copy_(torch.einsum("oa,abhw,bi->oihw", torch.randn(32, 2), core, torch.randn(2, 16)) / 20)
+    made = plan(model, analyze(model, IMAGE, measure=False), macs_ratio=0.6, inputs=inputs, rank_multiple=2)
+    ratios = {p.layer: p.macs / p.macs_before for p in made.layers} | {s.layer: 1.0 for s in made.skipped}
+    assert ratios["body"] < 0.3
+    assert max(ratios.values()) > 2 * ratios["body"]
+    assert len({round(r, 2) for r in ratios.values()}) > 1
+
+
+def test_layers_differ_on_a_trained_net(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.4, inputs=inputs, rank_multiple=2)
+    ratios = {round(p.macs / p.macs_before, 2) for p in made.layers} | ({1.0} if made.skipped else set())
+    assert len(ratios) > 1
+
+
+def test_measured_sensitivity_beats_none(net, stats, inputs):
+    """At the same budget, a plan by measured losses changes the network's outputs no more than one by relative errors alone."""
+    held_out = digits()[1].inputs
+    reference = forward(net, held_out)
+    gap = lambda made: float((forward(decompose(net, made)[0].eval(), held_out) - reference).square().mean())  # noqa: E731
+    measured, blind = (plan(net, stats, macs_ratio=0.5, inputs=x, rank_multiple=2) for x in (inputs, None))
+    assert gap(measured) <= gap(blind) * 1.05
+
+
+def test_planning_leaves_the_model_as_it_is(net, stats, inputs):
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    plan(net, stats, macs_ratio=0.5, inputs=inputs, min_agreement=0.95)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert modes == [m.training for m in net.modules()]
+
+
+def test_the_same_plan_twice(net, stats, inputs):
+    assert plan(net, stats, macs_ratio=0.5, inputs=inputs) == plan(net, stats, macs_ratio=0.5, inputs=inputs)
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_budget_of_everything_leaves_everything_dense(net, stats, inputs, with_data):
+    made = plan(net, stats, macs_ratio=1.0, inputs=inputs if with_data else None, rank_multiple=2)
+    assert (made.layers, made.macs) == ((), made.macs_before)
+
+
+def test_a_plan_without_data_says_so(net, stats):
+    assert plan(net, stats, macs_ratio=0.5).notes == ("no data: sensitivities are squared relative errors, every layer weighed the same",)
+
+
+@pytest.mark.parametrize("multiple", [2, 8])
+def test_a_budget_out_of_reach_is_refused_and_the_ratio_it_names_is_reachable(net, stats, multiple):
+    with pytest.raises(ConfigError, match=r"macs ratio 0\.01: the lowest this network reaches is 0\.\d+; ask for at least") as refusal:
+        plan(net, stats, macs_ratio=0.01, rank_multiple=multiple)
+    lowest, enough = map(float, re.findall(r"\d+\.\d+", str(refusal.value))[1:])
+    made = plan(net, stats, macs_ratio=enough, rank_multiple=multiple)
+    assert lowest == pytest.approx(made.macs / made.macs_before, abs=0.011)
+    assert made.macs <= enough * made.macs_before + 1
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.01, float("nan")])
+def test_a_ratio_out_of_range_is_refused(net, stats, ratio):
+    with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
+        plan(net, stats, macs_ratio=ratio)
+
+
+def test_fixed_layers_are_honoured_and_the_rest_of_the_budget_goes_elsewhere(net, stats, inputs):
+    fixed = {"body": (DENSE, ()), "mix": ("svd", (3,))}
+    made = plan(net, stats, macs_ratio=0.95, inputs=inputs, layers=fixed)
+    assert {p.layer: (p.method, p.rank, p.why) for p in made.layers}["mix"] == ("svd", (3,), "as asked")
+    assert {s.layer: s.reason for s in made.skipped}["body"] == "kept dense as asked"
+    assert made.macs <= 0.95 * made.macs_before
+
+
+@pytest.mark.parametrize(
+    ("layers", "kind", "message"),
+    [
+        ({"bodi": ("svd", (1,))}, ConfigError, "bodi: no such layer; did you mean body"),
+        ({"zzz": ("svd", (1,))}, ConfigError, "zzz: no such layer; see `edgecompress analyze`"),
+        ({"body": ("svd", (1,))}, UnsupportedError, "body: kernel 3×3, SVD takes 1×1; leave it out"),
+        ({"body": ("tucker2", (4,))}, ConfigError, r"body: rank \(4,\) for tucker2"),
+        ({"body": ("tucker2", (4, 99))}, ConfigError, r"body: rank \(4, 99\) for tucker2"),
+        ({"body": ("cp", (4,))}, ConfigError, "unknown method 'cp'; choose from"),
+    ],
+)
+def test_a_fixed_choice_that_cannot_be_is_refused(net, stats, layers, kind, message):
+    with pytest.raises(kind, match=message):
+        plan(net, stats, macs_ratio=0.9, layers=layers)
+
+
+def test_an_unknown_method_is_refused(net, stats):
+    with pytest.raises(ConfigError, match=f"unknown method 'magic'; choose from {', '.join(METHODS)}"):
+        plan(net, stats, method="magic")
+
+
+def test_one_method_for_all_skips_what_it_cannot_take(net, stats):
+    made = plan(net, stats, macs_ratio=0.99, method="svd")
+    assert {p.method for p in made.layers} <= {"svd"}
+    assert {s.layer: s.reason for s in made.skipped}["body"] == "kernel 3×3, SVD takes 1×1"
+
+
+def test_tied_layers_are_skipped_with_the_name_of_the_other():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    model[2].weight = model[0].weight
+    made = plan(model, analyze(model, (torch.zeros(1, 32),), measure=False), macs_ratio=0.9)
+    assert {s.layer: s.reason for s in made.skipped} == {"0": "its weight is shared with 2", "2": "its weight is shared with 0"}
+    assert [p.layer for p in made.layers] == ["4"]
+
+
+def test_a_model_that_is_one_layer_is_left_dense_with_the_reason():
+    model = nn.Linear(32, 32)
+    made = plan(model, analyze(model, (torch.zeros(1, 32),), measure=False), macs_ratio=1.0)
+    assert not made.layers
+    assert "whole model" in made.skipped[0].reason
+
+
+def test_a_network_without_layers_has_an_empty_plan():
+    made = plan(nn.ReLU(), analyze(nn.ReLU(), (torch.zeros(1, 3),), measure=False), macs_ratio=0.5)
+    assert (made.layers, made.skipped, made.macs) == ((), (), 0)
+
+
+def test_the_cost_of_a_layer_that_runs_on_maps_of_several_sizes_is_exact():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            return torch.cat([self.head(level).flatten(2) for level in (x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4))], 2)
+
+    model, x = Pyramid(), (torch.zeros(1, 16, 8, 8),)
+    made = plan(model, analyze(model, x, measure=False), macs_ratio=0.5)
+    assert made.layers
+    assert analyze(decompose(model, made)[0], x, measure=False).macs == made.macs
+
+
+def test_the_guard_backs_off_to_what_the_network_survives_and_says_so(net, stats, inputs):
+    asked = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2)
+    made = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2, min_agreement=0.97)
+    assert made.macs > asked.macs
+    assert re.search(r"MACs ratio 0\.3 was refused: without fine-tuning it leaves \d+% top-1 agreement .* 97% is asked for", made.notes[-1])
+
+
+def test_the_guard_lets_a_harmless_plan_pass(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2, min_agreement=0.5)
+    assert made == plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2)
+
+
+def test_the_guard_does_not_vouch_for_layers_fixed_by_hand(net, stats, inputs):
+    fixed = {"stem": ("tucker2", (1, 1)), "body": ("tucker2", (1, 1)), "mix": ("svd", (1,))}
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs, layers=fixed, min_agreement=0.99)
+    assert {p.layer for p in made.layers} >= set(fixed)
+    assert "keeps 100%" not in made.notes[-1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_guard_spends_nothing_where_inputs_are_too_few_to_tell(net, stats, inputs, n):
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs[:n], min_agreement=0.9)
+    assert not made.layers
+    assert f"{n} inputs cannot show whether the network survives it" in made.notes[-1]
+
+
+@pytest.mark.parametrize("n", [4, 130, 131])
+def test_the_guard_takes_any_number_of_inputs_with_batchnorm_of_vectors(n):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    assert plan(model, analyze(model, (torch.zeros(1, 16),), measure=False), macs_ratio=0.5, inputs=torch.randn(n, 16), min_agreement=0.99)
+
+
+def test_a_network_whose_outputs_are_not_finite_is_refused(net, stats, inputs):
+    with pytest.raises(ConfigError, match="outputs on the planning inputs hold NaN or infinity"):
+        plan(net, stats, macs_ratio=0.5, inputs=inputs * float("inf"))
+
+
+def test_params_of_the_plan_are_those_of_the_module_with_shared_buffers_ignored(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs)
+    assert params_of(decompose(net, made, fit=False)[0]) == made.params
+
+
+def test_a_plan_survives_json(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs)
+    assert msgspec.json.decode(msgspec.json.encode(made), type=type(made)) == made
