@@ -68,7 +68,7 @@ def analyze(
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(filter(str.strip, str(error).splitlines()), type(error).__name__)
 
 
 def _measure(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tuple[dict[str, float], float]:

@@ -161,7 +161,7 @@ def _epoch(
             labels = check_labels(labels, describe(data), classes=outputs.shape[1])
             loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs, labels)
         if not bool(loss.isfinite()):
-            raise ConfigError(f"fine-tuning: the loss became {float(loss)} in {title}; lower --learning-rate")
+            raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -48,4 +48,5 @@ def trained(model, epochs=4, seed=0):
             optimizer.zero_grad()
             F.cross_entropy(model(train.inputs[picked]), train.labels[picked]).backward()
             optimizer.step()
+    optimizer.zero_grad()
     return model.eval()
