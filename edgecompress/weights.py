@@ -38,10 +38,9 @@ def read_state(path: Path) -> State:
         raise ConfigError(
             f"{path}: holds Python objects that would run code when loaded; save torch.save(model.state_dict(), …) or a .safetensors file"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ConfigError(
-            f"{path}: not a checkpoint ({next(iter(str(error).splitlines()), type(error).__name__)}); give a .safetensors or .pt file"
-        ) from error
+    except Exception as error:  # a damaged pickle ends in any kind of error, KeyError and struct.error among them
+        what = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{path}: not a checkpoint, or a damaged one ({what}); give a .safetensors or .pt file") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{path}: not a state dict; save torch.save(model.state_dict(), …)")

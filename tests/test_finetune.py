@@ -236,7 +236,7 @@ def test_too_little_data_is_refused(dense, compact, data):
 def test_a_label_that_is_no_class_is_refused(dense, compact, label):
     data = Samples(digits()[0].inputs[:64], torch.full((64,), label), source="odd labels")
     for call in (lambda: finetune(compact, data, teacher=dense, options=SHORT), lambda: evaluate(copy.deepcopy(dense), data)):
-        with pytest.raises(ConfigError, match="odd labels: labels from .* class indices must be 0 … 9"):
+        with pytest.raises(ConfigError, match=r"odd labels: labels from .* class indices must be 0 … 9"):
             call()
 
 
