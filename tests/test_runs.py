@@ -1,0 +1,171 @@
+"""The run folder: what is reused, what is not, and who may be in it."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from edgecompress.errors import ConfigError
+from edgecompress.files import write_atomic
+from edgecompress.options import Options, updated
+from edgecompress.records import CompressionPlan, to_json
+from edgecompress.runs import is_run, key, open_run, read_records, read_run
+
+HOLDER = """
+import sys
+from pathlib import Path
+from edgecompress.runs import open_run
+with open_run(Path(sys.argv[1]), name="net", recipe="recipe.py"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "net"
+
+
+def opened(folder):
+    return open_run(folder, name="net", recipe="recipe.py")
+
+
+@pytest.fixture
+def planned(folder):
+    """A folder whose step "plan" is done, from the inputs "abc"."""
+    with opened(folder) as run:
+        run.set_options(Options())
+        write_atomic(run.path("plan.json"), b"{}")
+        write_atomic(run.path("deep/w.bin"), b"weights")
+        run.finish("plan", "abc", ("plan.json", "deep/w.bin"), 1.23456)
+    return folder
+
+
+def test_a_finished_step_is_reused_by_the_next_process(planned):
+    with opened(planned) as run:
+        assert run.is_done("plan", "abc")
+        assert run.record.steps["plan"].seconds == 1.235
+
+
+@pytest.mark.parametrize("change", ["made from", "edited", "removed", "deep file removed", "other step"])
+def test_a_step_is_not_reused_when_something_changed(planned, change):
+    with opened(planned) as run:
+        if change == "edited":
+            run.path("plan.json").write_bytes(b"{ }")
+        elif change == "removed":
+            run.path("plan.json").unlink()
+        elif change == "deep file removed":
+            run.path("deep/w.bin").unlink()
+        assert not run.is_done("export" if change == "other step" else "plan", "abd" if change == "made from" else "abc")
+
+
+def test_a_step_done_again_replaces_its_entry_and_keeps_the_others(planned):
+    with opened(planned) as run:
+        before = run.digest("plan")
+        write_atomic(run.path("stats.json"), b"[]")
+        run.finish("analyze", "x", ("stats.json",), 0.1)
+        write_atomic(run.path("plan.json"), b"{ }")
+        run.finish("plan", "abd", ("plan.json",), 0.1)
+        assert run.digest("plan") != before
+    record = read_run(planned)
+    assert set(record.steps) == {"plan", "analyze"}
+    assert record.steps["plan"].made_from == "abd"
+
+
+def test_options_are_kept(folder):
+    with opened(folder) as run:
+        run.set_options(updated(run.record.options, {"macs_ratio": 0.5}))
+    with opened(folder) as run:
+        assert run.record.options.macs_ratio == 0.5
+    assert is_run(folder)
+    assert not is_run(folder.parent)
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number_and_may_come_later(folder):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"net: in use by process {holder.pid}; wait for it, or give another folder with --run"):
+            opened(folder).__enter__()
+        holder.communicate("", timeout=30)
+    with opened(folder) as run:
+        assert run.record.name == "net"
+
+
+def test_a_process_that_was_killed_leaves_no_lock(folder):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+    with opened(folder):
+        pass
+
+
+def test_the_lock_is_given_back_after_an_error(folder):
+    with pytest.raises(RuntimeError), opened(folder):
+        raise RuntimeError
+    with opened(folder):
+        pass
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("net", "other.py"), ("other", "recipe.py")])
+def test_a_folder_of_another_recipe_is_refused_and_stays_usable(planned, name, recipe):
+    with pytest.raises(ConfigError, match=rf"net: belongs to recipe\.py, not to {recipe}; give another folder with --run"):
+        open_run(planned, name=name, recipe=recipe).__enter__()
+    with opened(planned) as run:
+        assert run.is_done("plan", "abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "run.json: not a RunRecord: "),
+        (b"{", "run.json: not a RunRecord: "),
+        (b'{"name": "net"}', "missing required field `recipe`"),
+        (b'{"name": "net", "recipe": "recipe.py", "options": {}, "extra": 1}', "unknown field `extra`"),
+        (b'{"name": "net", "recipe": "recipe.py", "options": {"macs": 1}}', "unknown field `macs`"),
+        (b'{"schema": 9, "name": "net", "recipe": "recipe.py", "options": {}}', "schema 9, this edgecompress reads 1; run the step again"),
+    ],
+)
+def test_a_damaged_ledger_is_refused_and_left_as_it_is(folder, text, message):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=message):
+        opened(folder).__enter__()
+    assert (folder / "run.json").read_bytes() == text
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(ConfigError, match=r"cannot be written \(.*\); choose another folder or mend its permissions"):
+            opened(path).__enter__()
+
+
+def test_a_missing_file_of_the_user_is_not_called_a_folder_that_cannot_be_written(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cat\.jpg"), opened(folder):
+        (tmp_path / "cat.jpg").read_bytes()
+
+
+def test_reading_what_is_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="run.json: no such file; run the step that writes it"):
+        read_run(tmp_path)
+
+
+def test_records_that_are_there_are_read_and_others_are_none(planned):
+    made = CompressionPlan(model="net", macs_ratio=0.5, layers=(), skipped=(), macs_before=2, macs=1, params_before=2, params=1)
+    (planned / "plan.json").write_bytes(to_json(made))
+    found = read_records(planned)
+    assert found.pop("plan") == made
+    assert not any(found.values())
+
+
+def test_keys_depend_on_values_and_not_on_the_order_of_a_dict():
+    assert key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
+    assert len({key(), key(""), key(None), key("a", "b"), key("ab"), key(("a", "b"))}) == 6
+
+
+def test_the_ledger_is_plain_json(planned):
+    record = msgspec.json.decode((planned / "run.json").read_bytes())
+    assert set(record["steps"]["plan"]) == {"made_from", "files", "seconds"}
+    assert (planned / ".lock.pid").read_text() == f"{os.getpid()}\n"
