@@ -32,6 +32,13 @@ def small_disk(tmp_path):
         subprocess.run(["umount", mount], check=True, timeout=30)
 
 
+def fill(path):
+    """Write to `path` until nothing more fits."""
+    with path.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+
+
 FULL = r"no space left on the device; free some and run the same command again, finished steps are kept"
 
 
@@ -49,7 +56,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "x.bin"
     write_atomic(path, b"old")
-    with pytest.raises(error), replacing(path) as temporary:
+    with pytest.raises(error), replacing(path) as temporary:  # noqa: PT012
         temporary.write_bytes(b"half of the n")
         raise error
     assert path.read_bytes() == b"old"
@@ -96,10 +103,8 @@ def test_a_run_on_a_full_disk_keeps_its_finished_steps(small_disk):
         run.set_options(Options())
         write_atomic(run.path("plan.json"), b"{}")
         run.finish("plan", "made-from", ("plan.json",), 1.0)
-    with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r") as run:
-        with (small_disk / "filler").open("wb") as filler:
-            while True:
-                filler.write(bytes(4096))
+    with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r"):
+        fill(small_disk / "filler")
     with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r") as run:
         run.set_options(updated(Options(), {"layer": tuple(f"layer{i}=dense" for i in range(5000))}))
     (small_disk / "filler").unlink()

@@ -151,7 +151,7 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path, monkeypatch, target, me
 
 
 def test_a_folder_without_recipe_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no such recipe; give a Python file, a folder with recipe.py"):
+    with pytest.raises(ConfigError, match=r"no such recipe; give a Python file, a folder with recipe\.py"):
         load(str(tmp_path))
 
 

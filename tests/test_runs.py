@@ -148,7 +148,7 @@ def test_a_missing_file_of_the_user_is_not_called_a_folder_that_cannot_be_writte
 
 
 def test_reading_what_is_no_run(tmp_path):
-    with pytest.raises(ConfigError, match="run.json: no such file; run the step that writes it"):
+    with pytest.raises(ConfigError, match=r"run\.json: no such file; run the step that writes it"):
         read_run(tmp_path)
 
 
