@@ -1,12 +1,12 @@
 """The one place that turns an error into a line on stderr and an exit code."""
 
+import inspect
 import logging
 import os
 import sys
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-import click
 import typer
 
 from edgecompress.cli.artifacts import COMMANDS as LOOKING
@@ -14,6 +14,15 @@ from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
 
 INTERRUPTED: Final = 130
+# Typer brings its own click since 0.29, and used the package before; either way this is what it raises for a misspelt command line.
+UsageFault: Final[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgecompress {version('edgecompress')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="edgecompress",
@@ -26,18 +35,19 @@ app = typer.Typer(
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
 for command in (*BUILDING, *LOOKING):
-    app.command()(command)
+    what, example, line = (inspect.getdoc(command) or "").partition("Example: ")
+    app.command(help=what, epilog=example + line)(command)
 
 
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say which commands are run. May stand anywhere.")] = False,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if show_version:
-        typer.echo(f"edgecompress {version('edgecompress')}")
-        raise typer.Exit
+    """Options of the program itself; `main` takes the first two out wherever they stand."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments = ["--help"]
     try:
         status = app(args=arguments, prog_name="edgecompress", standalone_mode=False)
-    except (EdgeCompressError, KeyboardInterrupt, click.Abort, click.ClickException, BrokenPipeError) as error:
+    except (EdgeCompressError, KeyboardInterrupt, typer.Abort, UsageFault, BrokenPipeError) as error:
         if debug:
             raise
         sys.exit(explain(error))
@@ -65,9 +75,9 @@ def explain(error: BaseException) -> int:
         line = " ".join(str(error).split())
         typer.echo(f"edgecompress: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
         return error.exit_code
-    if isinstance(error, click.ClickException):
+    if isinstance(error, UsageFault):
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; say nothing more at exit either
         return 1
