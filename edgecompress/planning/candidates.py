@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from fractions import Fraction
 from typing import Final, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ def one(layer: LayerStats, module: nn.Module, method: str, rank: tuple[int, ...]
     compact = factorize(module, method, rank, name=layer.name)
     error = relative_error(module, method, compact)
     params, macs = cost_of(compact.to("meta"), layer.input_shape)
-    return Candidate(method, rank, params, over_calls(layer, module, macs), error)
+    return Candidate(method, rank, params, round(macs * repeats(layer, module)), error)
 
 
 def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *, multiple: int) -> tuple[list[Candidate], str]:
@@ -52,13 +53,14 @@ def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *
     if not able:
         return [dense(layer)], "; ".join(dict.fromkeys(str(reason) for reason, _ in reasons))
     found = []
+    times = repeats(layer, module)
     for method in able:
         limit = METHODS[method].max_rank(module)
         for rank in itertools.product(*(rank_grid(n, multiple) for n in limit)):
             with torch.device("meta"):
                 skeleton = METHODS[method].skeleton(module, rank)
             params, macs = cost_of(skeleton, layer.input_shape)
-            total = over_calls(layer, module, macs)
+            total = round(macs * times)
             if total < layer.macs:
                 found.append((method, rank, params, total))
     if not found:
@@ -67,11 +69,11 @@ def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *
     return [*front(fitted), dense(layer)], ""
 
 
-def over_calls(layer: LayerStats, module: nn.Module, macs: int) -> int:
-    """Scale the MACs of one call of a factorization to all calls of its layer, whose inputs may differ in size."""
+def repeats(layer: LayerStats, module: nn.Module) -> Fraction:
+    """Return how many calls of its last size a layer is worth: the number of calls, unless their inputs differ in size."""
     with torch.device("meta"):
         _, single = cost_of(copy.deepcopy(module).to("meta"), layer.input_shape)
-    return round(macs * layer.macs / single)
+    return Fraction(layer.macs, single)
 
 
 def front(found: list[Candidate]) -> list[Candidate]:
