@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import torch
@@ -36,6 +36,7 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
         samples: Training samples an epoch; a larger set is drawn from anew each epoch.
         learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one.
         distill: Weight of the distillation loss; the rest is cross-entropy with the labels.
+        precision: Of the forward and backward pass; "auto" is bf16 where the processor multiplies in it, else fp32. Weights are fp32.
     """
 
     epochs: int = 6
@@ -46,6 +47,7 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
     weight_decay: float = 5e-4
     temperature: float = 4.0
     distill: float = 0.9
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
 
 
@@ -149,17 +151,20 @@ def _epoch(
     title = f"epoch {number}/{options.epochs}"
     loader = _loader(data, options)
     peak = options.learning_rate or USUAL_RATE[options.optimizer]
+    low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
     for step, batch in enumerate(track(loader, title, len(loader))):
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule((number - 1 + (step + 1) / len(loader)) / options.epochs)
         x, labels = _parts(batch)
-        with torch.no_grad():
-            wanted = joined(teacher(x))
-        outputs = model(x)
-        loss = divergence(joined(outputs), wanted, temperature=options.temperature)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            with torch.no_grad():
+                wanted = joined(teacher(x)).float()
+            outputs = model(x)
+        loss = divergence(joined(outputs).float(), wanted, temperature=options.temperature)
         if labels is not None and isinstance(outputs, Tensor) and is_scores(outputs):
             labels = check_labels(labels, describe(data), classes=outputs.shape[1])
-            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs, labels)
+            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs.float(), labels)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
@@ -201,6 +206,12 @@ def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimi
     if options.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=options.weight_decay, nesterov=True)
     return torch.optim.AdamW(model.parameters(), rate, weight_decay=options.weight_decay)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16; training is then about twice as fast."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _check(options: FinetuneOptions) -> None:
