@@ -11,7 +11,7 @@ from edgecompress.pipeline import Pipeline
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import of_model
 from edgecompress.records import ExportResult, Preprocessing
-from edgecompress.runs import open_run
+from edgecompress.runs import open_run, trying
 
 
 def export(
@@ -55,9 +55,9 @@ def export(
     )
     folder = Path(run or Path("runs") / recipe.name)
     with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
-        opened.set_options(updated(opened.record.options, {"target": target, **options}))
         steps = Pipeline(opened, recipe, track=track)
-        result = steps.export()
+        with trying(opened, updated(opened.record.options, {"target": target, **options})):
+            result = steps.export()
         if steps.failures:
             raise steps.failures[0]
         return result

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgecompress import data as datasets
 from edgecompress import records
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
-from edgecompress.files import write_atomic
+from edgecompress.files import stamp, write_atomic
 from edgecompress.options import Options, fixed_layers, outputs
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Data, Recipe, call
@@ -101,7 +101,8 @@ class Pipeline:
     def source(self) -> str:
         """Hash of the dense model and the data options; every step depends on it."""
         shapes = [tuple(x.shape) for x in self.recipe.example_inputs]
-        return key(self.recipe.sources_sha256, fingerprint(self.dense), shapes, self.options.data)
+        files = stamp(Path(self.options.data)) if self.options.data else []
+        return key(self.recipe.sources_sha256, fingerprint(self.dense), shapes, self.options.data, files)
 
     # The steps
 

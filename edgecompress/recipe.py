@@ -60,7 +60,7 @@ def load(target: str) -> Recipe:
     if (is_file and not path.is_file()) or (not is_file and not _is_module_name(target)):
         raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
     try:
-        module = _import_file(path.resolve()) if is_file else importlib.import_module(target)
+        module = _import_file(path.resolve()) if is_file else _import_module(target)
     except EdgeCompressError:
         raise
     except ModuleNotFoundError as error:
@@ -143,10 +143,11 @@ def of_model(
 ) -> Recipe:
     """Return a recipe for a model that lives in memory."""
     name = name or type(model).__name__.lower()
+    sets = [None if d is None else (str(getattr(d, "source", type(d))), len(d)) for d in (train_data, eval_data, calibration_data)]  # type: ignore[arg-type]
     return Recipe(
         name=name,
         source="python",
-        sources_sha256=hashlib.sha256(str(model).encode()).hexdigest(),
+        sources_sha256=hashlib.sha256(f"{model}{sets}".encode()).hexdigest(),
         model=lambda: copy.deepcopy(model),  # nothing in a run may touch the caller's
         example_inputs=check_example(example_inputs, name),
         train_data=_constant(train_data),
@@ -181,6 +182,15 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _import_module(name: str) -> ModuleType:
+    """Import a module as `python -m` would find it: the working directory comes first, whichever program is run."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 def _hash_sources(file: Path) -> str:

@@ -97,6 +97,18 @@ class Run:
         self.record = record
 
 
+@contextmanager
+def trying(run: Run, options: Options) -> Iterator[None]:
+    """Keep `options` in the run, unless the block finds that something given is wrong: then it keeps those it had."""
+    before = run.record.options
+    run.set_options(options)
+    try:
+        yield
+    except ConfigError:
+        run.set_options(before)
+        raise
+
+
 def key(*parts: Any) -> str:
     """Return a SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()

@@ -9,27 +9,36 @@ from edgecompress.cli import parameters as p
 from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
-from edgecompress.records import to_json
-from edgecompress.runs import is_run, keep_result, read_records
+from edgecompress.records import ExportResult, read, to_json
+from edgecompress.runs import FILES, is_run, keep_result, read_records
 from edgecompress.targets import SUFFIXES
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
 
 
 def files_of(paths: list[Path]) -> tuple[Path, ...]:
-    """Return the artifacts that `paths` name, those of a folder sorted.
+    """Return the artifacts that `paths` name: those of a run's last export, those of another folder sorted.
 
     Raises:
         ConfigError: A folder without artifacts.
     """
     found: list[Path] = []
     for path in paths:
-        folder = path / "artifacts" if is_run(path) else path
-        inside = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES.values()) if folder.is_dir() else [path]
+        inside = _exported(path) if is_run(path) else _inside(path) if path.is_dir() else [path]
         if not inside:
             raise ConfigError(f"{path}: holds no artifacts; run `edgecompress export {path}`")
         found += inside
     return tuple(found)
+
+
+def _exported(run: Path) -> list[Path]:
+    """What the last export of a run published; files of earlier options may lie beside them."""
+    file = run / FILES["export"]
+    return [run / "artifacts" / artifact.path for artifact in read(file, ExportResult).artifacts] if file.is_file() else []
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES.values())
 
 
 def verify(paths: Paths, json: p.Json = False) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ from edgecompress.cli.steplines import STEP_LINES
 from edgecompress.errors import ConfigError
 from edgecompress.options import updated
 from edgecompress.records import Record
-from edgecompress.runs import is_run, open_run, read_run
+from edgecompress.runs import is_run, open_run, read_run, trying
 
 if TYPE_CHECKING:
     from edgecompress.pipeline import Pipeline
@@ -61,6 +61,8 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         ConfigError: No such recipe or run, an option out of range, or another process at work there.
     """
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    for name in {"weights", "data"} & given.keys():  # a run may be gone on with from elsewhere
+        given[name] = given[name] and str(Path(given[name]).expanduser().resolve())
     notes = console(stderr=True)
     if target is not None and is_run(Path(target)):
         if run is not None and run.resolve() != Path(target).resolve():
@@ -74,11 +76,14 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
     from edgecompress.pipeline import Pipeline
     from edgecompress.recipe import load
 
-    recipe = load(source)
-    folder = folder if folder != Path() else Path("runs") / recipe.name
-    notes.print(f"{recipe.name} → {folder}")
-    with bars() as track, open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
-        opened.set_options(updated(opened.record.options, given))
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # what a recipe prints is no data of ours
+        recipe = load(source)
+        folder = folder if folder != Path() else Path("runs") / recipe.name
+        notes.print(f"{recipe.name} → {folder}")
+        track = stack.enter_context(bars())
+        opened = stack.enter_context(open_run(folder, name=recipe.name, recipe=recipe.source))
+        stack.enter_context(trying(opened, updated(opened.record.options, given)))
 
         def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             spent = "reused" if reused else f"{seconds:.1f} s"

@@ -61,6 +61,7 @@ def export(
         ParityError: The artifact disagrees with the model.
     """
     path = folder / artifact_name(name, variant, format, quant.scheme)
+    rejected = path.with_name(f"{path.name}.rejected")
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as work_dir, replacing(path) as made:
         work = Path(work_dir)
         program = work / "program.pt2"
@@ -106,11 +107,19 @@ def export(
         try:
             gate(parity, limits, subject=path.name)
         except ParityError:
-            made.replace(path.with_name(f"{path.name}.rejected"))
-            write_atomic(path.with_name(f"{path.name}.rejected.json"), to_json(manifest))
+            made.replace(rejected)
+            write_atomic(manifest_path(rejected), to_json(manifest))
+            _withdraw(path)
             raise
     write_atomic(manifest_path(path), to_json(manifest))
+    _withdraw(rejected)
     return manifest
+
+
+def _withdraw(path: Path) -> None:
+    """Remove a file of an earlier export that the one just made has made out of date."""
+    path.unlink(missing_ok=True)
+    manifest_path(path).unlink(missing_ok=True)
 
 
 def artifact_name(name: str, variant: str, format_name: str, scheme: str) -> str:
