@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError
@@ -62,9 +63,9 @@ def plan(
         return _assemble(stats, options, reasons, losses, ratio, macs_ratio, fixed, notes)
 
     made = at(macs_ratio)
-    if min_agreement is None or inputs is None or not made.layers:
+    if min_agreement is None or not made.layers:
         return made
-    return guard.guarded(model, made, at, inputs=inputs, min_agreement=min_agreement, track=track)
+    return guard.guarded(model, made, at, inputs=torch.empty(0) if inputs is None else inputs, min_agreement=min_agreement, track=track)
 
 
 def _options(
