@@ -1,6 +1,7 @@
 """Small operations on modules that several steps need."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -43,6 +44,17 @@ def tied_layers(model: nn.Module) -> dict[str, str]:
 
 def is_decomposed(model: nn.Module) -> bool:
     return any(isinstance(module, Factors) for module in model.modules())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: what is measured so, and matrices so small that handing them out takes longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

@@ -38,7 +38,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 SCHEMES: Final = {
     "fp32": Scheme(max_rel=1e-4),
     "fp16": Scheme(max_rel=1e-2, min_agreement=0.99),
-    "int8-dynamic": Scheme(per_channel=True, min_agreement=0.98),
+    "int8-dynamic": Scheme(per_channel=True, calibrated=True, min_agreement=0.98),
     "int8-static": Scheme(per_channel=True, calibrated=True, min_agreement=0.98),
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -10,10 +11,13 @@ from torch import nn
 
 from edgecompress.counting import cost_of
 from edgecompress.factorizations import METHODS, factorize, relative_error
+from edgecompress.models import one_thread
 from edgecompress.records import LayerStats
 
 DENSE: Final = "dense"
 GRID: Final = 8  # values a rank axis takes at the most
+WORTH: Final = 0.7  # of the dense MACs; a smaller saving goes to the operators added and the maps they write and read
+SMALL: Final = 500_000  # weights; above it several threads factorize faster
 
 
 class Candidate(NamedTuple):
@@ -46,12 +50,20 @@ def one(layer: LayerStats, module: nn.Module, method: str, rank: tuple[int, ...]
 def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *, multiple: int) -> tuple[list[Candidate], str]:
     """Return the worthwhile candidates, dense last, cheapest first, and why there are none but dense.
 
-    Worthwhile: fewer MACs than dense, and no other candidate has both fewer MACs and a smaller error.
+    Worthwhile: MACs saved for the layers added, and no other candidate has both fewer MACs and a smaller error.
     """
     reasons = [(METHODS[m].reject(module), m) for m in methods]
     able = [m for reason, m in reasons if reason is None]
     if not able:
         return [dense(layer)], "; ".join(dict.fromkeys(str(reason) for reason, _ in reasons))
+    with one_thread() if layer.params < SMALL else nullcontext():
+        found = _fitted(layer, module, able, multiple)
+    if not found:
+        return [dense(layer)], f"no rank of {' and '.join(able)} saves the {1 - WORTH:.0%} of its MACs that pay for the added layers"
+    return [*front(found), dense(layer)], ""
+
+
+def _fitted(layer: LayerStats, module: nn.Module, able: list[str], multiple: int) -> list[Candidate]:
     found = []
     times = repeats(layer, module)
     for method in able:
@@ -61,12 +73,9 @@ def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *
                 skeleton = METHODS[method].skeleton(module, rank)
             params, macs = cost_of(skeleton, layer.input_shape)
             total = round(macs * times)
-            if total < layer.macs:
+            if total <= WORTH * layer.macs:
                 found.append((method, rank, params, total))
-    if not found:
-        return [dense(layer)], f"every rank of {' and '.join(able)} costs more MACs than the dense layer"
-    fitted = [Candidate(*f, relative_error(module, f[0], factorize(module, f[0], f[1], name=layer.name))) for f in found]
-    return [*front(fitted), dense(layer)], ""
+    return [Candidate(*f, relative_error(module, f[0], factorize(module, f[0], f[1], name=layer.name))) for f in found]
 
 
 def repeats(layer: LayerStats, module: nn.Module) -> Fraction:

@@ -22,6 +22,8 @@ from edgecompress.progress import Track, silent
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
 
 PROBES: Final = 3
+MACS_BUDGET: Final = 2_000_000_000_000  # about half a minute on two cores
+FEWEST: Final = 32  # inputs; fewer rank layers by chance
 FLOOR: Final = 1e-9  # nats; below it is rounding
 CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
 
@@ -50,6 +52,12 @@ def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Te
         replace(model, layer, dense)
         probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
     return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
+
+
+def affordable(options: Mapping[str, list[Candidate]], macs: int) -> int:
+    """Return on how many inputs a network of `macs` can be probed within MACS_BUDGET, at least FEWEST."""
+    forwards = 1 + sum(len(probes(found)) for found in options.values())
+    return max(FEWEST, MACS_BUDGET // max(1, macs * forwards))
 
 
 def probes(found: list[Candidate]) -> list[Candidate]:

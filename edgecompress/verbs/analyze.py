@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgecompress.counting import params_of, watching
 from edgecompress.errors import ConfigError
+from edgecompress.models import one_thread
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats, ModelStats
 
@@ -26,18 +27,16 @@ def analyze(
         ConfigError: The model does not run on the example inputs.
     """
     training = {m: m.training for m in model.modules()}
-    threads = torch.get_num_threads()
     model.eval()
     try:
-        torch.set_num_threads(1)
-        with watching(model) as seen:
-            model(*example_inputs)
-        times, total = _measure(model, example_inputs, track) if measure else ({}, None)
+        with one_thread():
+            with watching(model) as seen:
+                model(*example_inputs)
+            times, total = _measure(model, example_inputs, track) if measure else ({}, None)
     except Exception as error:  # whatever the user's forward raises is theirs to read
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
         raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {_first_line(error)}; mend example_inputs()") from error
     finally:
-        torch.set_num_threads(threads)
         for module, mode in training.items():
             module.training = mode
     modules = dict(model.named_modules())

@@ -56,7 +56,11 @@ def plan(
         method_named(name)
     fixed = dict(layers or {})
     options, reasons = _options(model, stats, methods, fixed, rank_multiple, track)
-    losses = sensitivity.without_data(options) if inputs is None else sensitivity.measure(model, options, inputs, track=track)
+    if inputs is None:
+        losses = sensitivity.without_data(options)
+    else:
+        few = inputs[: sensitivity.affordable(options, stats.macs)]
+        losses = sensitivity.measure(model, options, few, track=track)
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
     def at(ratio: float) -> CompressionPlan:
