@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models")
+pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models", "support.runs")
 
 
 @pytest.fixture(autouse=True)

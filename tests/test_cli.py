@@ -1,0 +1,222 @@
+"""The command line as it is typed: the whole path once, then each verb on what it left."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.runs import OPTIONS, QUICK, command, complaint, contents
+
+from edgecompress import records
+from edgecompress.files import sha256
+from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_json, read
+from edgecompress.reporting.document import Report
+from edgecompress.runs import FILES, read_run
+
+ARTIFACTS = ("digits-dense-fp32.tflite", "digits-fp32.tflite", "digits-int8-static.tflite")
+ESCAPE = "\x1b"
+
+
+def parsed(answer, kind):
+    return from_json(answer.out.encode(), kind, source="stdout")
+
+
+def test_one_command_leaves_artifacts_manifests_and_a_report(exported):
+    folder, answer = exported
+    names = {p.name for p in (folder / "artifacts").iterdir() if p.is_file()}
+    assert names == {*ARTIFACTS, *(f"{name}.json" for name in ARTIFACTS), "reference.safetensors"}
+    for file in (*FILES.values(), "report.html", "report.json", "run.json", "weights.safetensors", "calibration.safetensors"):
+        assert (folder / file).stat().st_size > 0, file
+    assert not list(folder.rglob("*.rejected"))
+    assert [p for p in folder.rglob(".*") if not p.name.startswith(".lock")] == []
+    for name in ARTIFACTS:
+        assert name in answer.out
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_every_manifest_describes_its_file(exported, name):
+    path = exported[0] / "artifacts" / name
+    manifest = read(path.with_name(f"{name}.json"), Artifact)
+    assert (manifest.sha256, manifest.size_bytes) == (sha256(path), path.stat().st_size)
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.inputs[0].shape == (1, 8, 8, 1)
+    assert manifest.parity.samples == 200
+    assert manifest.data == "digits, eval"
+    assert bool(manifest.plan_sha256) == (manifest.model == "compressed")
+    assert manifest.top1 > 0.6
+    assert manifest in read(exported[0] / FILES["export"], ExportResult).artifacts
+
+
+def test_compressing_compresses(exported):
+    sizes = [(exported[0] / "artifacts" / name).stat().st_size for name in ARTIFACTS]
+    assert sizes[0] > sizes[1] > sizes[2]
+    plan = read(exported[0] / "plan.json", records.CompressionPlan)
+    assert plan.macs <= 0.35 * plan.macs_before
+
+
+def test_what_is_piped_is_plain_and_data_stay_apart_from_notes(exported):
+    _, answer = exported
+    assert ESCAPE not in answer.out + answer.err
+    assert answer.out.splitlines()[0].split()[:3] == ["artifact", "size", "top-1"]
+    assert len(answer.out.splitlines()) == 1 + len(ARTIFACTS)
+    assert [line.split()[0] for line in answer.err.splitlines()[1:7]] == list(FILES)
+    assert "open digits/report.html" in answer.err
+
+
+def test_the_measured_results_are_kept_whole(exported):
+    found = [read(path, BenchmarkResult) for path in (exported[0] / "results").glob("*/*.json")]
+    assert {r.artifact for r in found} == set(ARTIFACTS)
+    assert len({r.session for r in found}) == 1
+    assert {len(r.latency_ms) for r in found} == {100}
+
+
+def test_running_again_reuses_every_step(run, edgecompress):
+    before = contents(run)
+    answer = edgecompress("export", run)
+    assert answer.code == 0, answer.err
+    assert re.findall(r"^ {2}(\w+) .* reused$", answer.err, re.MULTILINE) == list(FILES)[:-1]
+    changed = {name for name, data in contents(run).items() if before.get(name) != data}
+    assert changed <= {"report.html", "report.json"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [
+        ("analyze", records.ModelStats),
+        ("plan", records.CompressionPlan),
+        ("decompose", records.DecomposeResult),
+        ("finetune", records.FinetuneResult),
+        ("quantize", records.QuantizeResult),
+        ("export", ExportResult),
+        ("report", Report),
+        ("verify", tuple[Artifact, ...]),
+    ],
+)
+def test_each_verb_works_alone_on_a_run_and_prints_a_record_or_a_table(run, edgecompress, verb, kind):
+    answer = edgecompress(verb, run, "--json")
+    assert answer.code == 0, answer.err
+    record = msgspec.json.decode(answer.out.encode(), type=kind, strict=False)
+    if verb in FILES:
+        assert record == read(run / FILES[verb], kind)
+    table = edgecompress(verb, run)
+    assert table.code == 0, table.err
+    assert ESCAPE not in table.out + table.err
+    assert "{" not in table.out
+    assert table.out.strip()
+
+
+def test_steps_are_made_one_at_a_time_each_with_what_is_missing_before_it(digits_recipe, edgecompress, tmp_path):
+    made = []
+    for verb, *options in (["analyze"], ["decompose"], ["quantize", "--samples", "32", "--scheme", "int8-static"]):
+        answer = edgecompress(verb, digits_recipe, "--run", "alone", *options, *(["--json"] if verb == "decompose" else []))
+        assert answer.code == 0, answer.err
+        made.append(list(read_run(tmp_path / "alone").steps))
+    assert made == [["analyze"], ["analyze", "plan", "decompose"], ["analyze", "plan", "decompose", "finetune", "quantize"]]
+
+
+def test_a_run_is_gone_on_with_from_another_folder(digits_recipe, edgecompress, tmp_path, monkeypatch):
+    shutil.copytree(digits_recipe, tmp_path / "here")
+    assert edgecompress("analyze", "here", "--run", "r", "--weights", "here/weights.safetensors").code == 0
+    monkeypatch.chdir("/")
+    answer = edgecompress("analyze", tmp_path / "r")
+    assert answer.code == 0, answer.err
+    assert answer.err.rstrip().endswith("reused")
+
+
+def test_artifacts_are_verified_one_by_one_or_by_the_folder(exported, edgecompress):
+    folder = exported[0] / "artifacts"
+    one = edgecompress("verify", folder / ARTIFACTS[2], "--json")
+    assert [m["path"] for m in json.loads(one.out)] == [ARTIFACTS[2]]
+    every = edgecompress("verify", folder)
+    assert every.code == 0, every.err
+    assert [line.split()[0] for line in every.out.splitlines()[1:]] == sorted(ARTIFACTS)
+
+
+def test_a_changed_artifact_is_told(run, edgecompress):
+    path = run / "artifacts" / ARTIFACTS[1]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    answer = edgecompress("verify", path)
+    assert answer.code == 5
+    assert "its SHA-256 is" in complaint(answer)
+
+
+def test_bench_writes_every_sample_into_the_run_or_beside_you(run, edgecompress, tmp_path):
+    before = set(run.rglob("results/*/*.json"))
+    answer = edgecompress("bench", run, "--repetitions", "5", "--json")
+    assert answer.code == 0, answer.err
+    new = set(run.rglob("results/*/*.json")) - before
+    assert [read(path, BenchmarkResult).latency_ms for path in sorted(new)] != []
+    assert sorted(r["artifact"] for r in json.loads(answer.out)) == sorted(ARTIFACTS)
+    alone = edgecompress("bench", run / "artifacts" / ARTIFACTS[2], "--repetitions", "5")
+    assert alone.code == 0, alone.err
+    (kept,) = tmp_path.glob("results/*/*.json")
+    assert len(read(kept, BenchmarkResult).latency_ms) == 5
+    assert str(kept.parent.relative_to(tmp_path)) in alone.err
+
+
+def test_the_report_says_its_verdict(run, edgecompress):
+    for file in ("report.html", "report.json"):
+        (run / file).unlink()
+    answer = edgecompress("report", run)
+    assert answer.code == 0, answer.err
+    assert answer.out.strip() == json.loads((run / "report.json").read_text())["verdict"]["sentence"]
+    assert answer.out.strip() in (run / "report.html").read_text()
+
+
+def test_devices_and_targets_are_listed(edgecompress):
+    devices = edgecompress("devices")
+    assert devices.code == 0
+    assert devices.out.splitlines()[1].startswith("local://")
+    assert json.loads(edgecompress("devices", "--json").out)[0]["url"] == "local://"
+    assert [line.split()[0] for line in edgecompress("targets").out.splitlines()[1:]] == ["android", "raspberry-pi"]
+
+
+def test_a_recipe_may_print_without_harm_to_the_record(recipe, edgecompress):
+    text = (recipe / "recipe.py").read_text()
+    (recipe / "recipe.py").write_text(text.replace("def model():", "print('loading')\n\n\ndef model():\n    print('building')"))
+    answer = edgecompress("analyze", recipe, "--run", "r", "--json")
+    assert parsed(answer, records.ModelStats).params > 0
+    assert "loading" in answer.err
+    assert "building" in answer.err
+
+
+def test_a_module_in_the_working_directory_is_a_recipe(recipe, tmp_path):
+    package = tmp_path / "my_models"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copytree(recipe, package / "digits_net")
+    answer = command("analyze", "my_models.digits_net.recipe", "--run", "r", cwd=tmp_path)
+    assert answer.code == 0, answer.err
+    assert "digits_net → r" in answer.err
+    again = command("analyze", "r", cwd=tmp_path)
+    assert again.err.rstrip().endswith("reused"), again.err
+
+
+def test_verify_and_bench_look_at_what_the_last_export_published(run, edgecompress):
+    """Files of earlier options stay beside it and are not mistaken for it."""
+    exported = read(run / "export.json", ExportResult)
+    fewer = msgspec.structs.replace(exported, artifacts=exported.artifacts[:1])
+    (run / "export.json").write_bytes(records.to_json(fewer))
+    for verb in (["verify"], ["bench", "--repetitions", "3"]):
+        assert ARTIFACTS[2] not in edgecompress(*verb, run).out
+
+
+@pytest.mark.parametrize("verb", ["verify", "bench"])
+@pytest.mark.parametrize("what", ["empty", "analyzed"])
+def test_a_folder_without_artifacts_says_how_to_make_some(digits_recipe, edgecompress, tmp_path, verb, what):
+    folder = tmp_path / what
+    folder.mkdir()
+    if what == "analyzed":
+        edgecompress("analyze", digits_recipe, "--run", folder)
+    answer = edgecompress(verb, folder)
+    assert answer.code == 2
+    assert complaint(answer) == f"{folder}: holds no artifacts; run `edgecompress export {folder}`"
+
+
+def test_the_options_of_the_first_command_are_those_of_the_next(exported):
+    options = read_run(exported[0]).options
+    assert (options.format, options.scheme) == (("tflite",), (OPTIONS[3], OPTIONS[5]))
+    assert options.epochs == int(QUICK[1])
+    assert Path(read_run(exported[0]).recipe).name == "recipe.py"
