@@ -53,7 +53,7 @@ def common(
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; the exit status is that of the error's class."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Threads that spin while they wait make two busy processes crawl (measured: 5 times slower); a short spin costs nothing alone.
+    # OpenMP threads that spin while they wait can make two busy processes crawl; a short spin costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug, verbose = _take(arguments, "--debug"), _take(arguments, "--verbose") or _take(arguments, "-v")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
