@@ -1,6 +1,11 @@
 """What all tests share."""
 
+import os
+
 import pytest
+
+# Tests share two cores with servers, converters and a browser: threads that wait for each other at every layer would make them crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models", "support.runs")
 
