@@ -46,7 +46,7 @@ class Options(Record, frozen=True, kw_only=True):
     layer: tuple[str, ...] = ()
     min_agreement: float = 0.95
     sensitivity_samples: int = 256
-    epochs: int = 6
+    epochs: int = 8
     epoch_samples: int = 10_000
     batch_size: int = 64
     optimizer: str = "sgd"

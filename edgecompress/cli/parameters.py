@@ -17,10 +17,10 @@ Method = Annotated[str | None, typer.Option(help="Factorization for all layers: 
 Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK or NAME=dense; repeatable.", show_default=False)]
 MinAgreement = Annotated[float | None, typer.Option(help="Without training data: agreement to keep [0.95].", show_default=False)]
 
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning [6].", show_default=False)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning [8].", show_default=False)]
 EpochSamples = Annotated[int | None, typer.Option(help="Training samples an epoch [10000].", show_default=False)]
 Optimizer = Annotated[str | None, typer.Option(help="sgd or adamw [sgd].", show_default=False)]
-LearningRate = Annotated[float | None, typer.Option(help="Peak rate [0.02 sgd, 0.001 adamw].", show_default=False)]
+LearningRate = Annotated[float | None, typer.Option(help="Peak rate [0.01 sgd, 0.001 adamw].", show_default=False)]
 BatchSize = Annotated[int | None, typer.Option(help="Batch size [64].", show_default=False)]
 
 ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: android, raspberry-pi [android].", show_default=False)]
