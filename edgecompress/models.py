@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgecompress.factorizations import Factors
 
 BATCH: Final = 64
+BATCH_BYTES: Final = 4_000_000  # of input; the maps of larger batches are given back to the system and cleared anew at every layer
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -24,7 +25,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs of a model in eval mode for many inputs; several outputs are flattened and joined, `(n, features)`."""
-    return torch.cat([joined(model(x)) for x in torch.split(inputs, BATCH)])
+    return torch.cat([joined(model(x)) for x in torch.split(inputs, max(1, min(BATCH, BATCH_BYTES // (4 * max(1, inputs[0].numel())))))])
 
 
 def joined(outputs: Tensor | Sequence[Tensor]) -> Tensor:
