@@ -101,7 +101,10 @@ class Pipeline:
     def source(self) -> str:
         """Hash of the dense model and the data options; every step depends on it."""
         shapes = [tuple(x.shape) for x in self.recipe.example_inputs]
-        files = stamp(Path(self.options.data)) if self.options.data else []
+        data = Path(self.options.data) if self.options.data else None
+        if data is not None and not data.exists():
+            raise ConfigError(f"{data}: no such file or folder; give --data an ImageFolder, an .npz or idx files")
+        files = [] if data is None else stamp(data)
         return key(self.recipe.sources_sha256, fingerprint(self.dense), shapes, self.options.data, files)
 
     # The steps

@@ -9,6 +9,7 @@ from edgecompress.cli import parameters as p
 from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
+from edgecompress.options import Options, updated
 from edgecompress.records import ExportResult, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
 from edgecompress.targets import SUFFIXES
@@ -71,9 +72,10 @@ def bench(
     """
     from edgecompress.verbs.bench import bench as measure
 
+    asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
     with bars() as track:
-        results = measure(files, device=device, threads=threads or 1, repetitions=repetitions or 100, runner=runner, track=track)
+        results = measure(files, device=device, threads=asked.threads, repetitions=asked.repetitions, runner=runner, track=track)
     home = paths[0] if is_run(paths[0]) else Path()
     for result in results:
         path = keep_result(home, result)

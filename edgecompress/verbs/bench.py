@@ -45,6 +45,8 @@ def bench(
         if path.suffix not in FORMATS or not path.is_file():
             raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
         manifest_of(path)
+    if runner is not None and not runner.is_file():
+        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
     formats = dict.fromkeys(path.suffix for path in artifacts)
     groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
     results: dict[int, BenchmarkResult] = {}
