@@ -134,7 +134,7 @@ def test_one_ratio_for_all_is_never_the_answer_where_layers_differ(inputs):
         model.body.weight.copy_(torch.einsum("oa,abhw,bi->oihw", torch.randn(32, 2), core, torch.randn(2, 16)) / 20)
     made = plan(model, analyze(model, IMAGE, measure=False), macs_ratio=0.6, inputs=inputs, rank_multiple=2)
     ratios = {p.layer: p.macs / p.macs_before for p in made.layers} | {s.layer: 1.0 for s in made.skipped}
-    assert ratios["body"] < 0.3
+    assert ratios["body"] < 1 / 3
     assert max(ratios.values()) > 2 * ratios["body"]
     assert len({round(r, 2) for r in ratios.values()}) > 1
 
