@@ -73,7 +73,7 @@ def decomposed(recipe):
 
 
 def already_decomposed(recipe):
-    body = "    from edgecompress.factorizations import factorize\n\n    net.body = f(net.body, 'tucker2', (8, 8))\n    return net\n"
+    body = "    from edgecompress.factorizations import factorize as f\n\n    net.body = f(net.body, 'tucker2', (8, 8))\n    return net\n"
     in_recipe(recipe, "    return net\n", body)
 
 
