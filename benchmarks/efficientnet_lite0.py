@@ -18,7 +18,20 @@ RECIPE = programs.REPOSITORY / "examples" / "efficientnet_lite0"
 GATE = "0.95"
 REFUSED = 5  # some file did not pass the gate; the others are there
 FULL = ("--macs-ratio", "0.8")
-QUICK = ("--macs-ratio", "1", "--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static", "--samples", "64", "--verify-samples", "64")
+QUICK = (
+    "--macs-ratio",
+    "1",
+    "--format",
+    "tflite",
+    "--scheme",
+    "fp32",
+    "--scheme",
+    "int8-static",
+    "--samples",
+    "64",
+    "--verify-samples",
+    "64",
+)
 
 
 def main() -> None:

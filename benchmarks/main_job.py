@@ -42,7 +42,9 @@ def measure(artifacts: Path, plan: Path, *, images: int, repetitions: int) -> No
     rows.add("top-1 agreement, int8 static with fp32", ours=same, peer=None, bound=0.98, sense=">=")
 
     slow, fast = bench([dense, ours], threads=1, repetitions=repetitions)
-    rows.add("median ms on one thread, int8 static over dense fp32", ours=median(fast.latency_ms), peer=median(slow.latency_ms), bound=1 / 3)
+    rows.add(
+        "median ms on one thread, int8 static over dense fp32", ours=median(fast.latency_ms), peer=median(slow.latency_ms), bound=1 / 3
+    )
     rows.end()
 
 

@@ -22,7 +22,9 @@ class Rows:
         ratio = ours if peer is None else ours / peer
         holds = ratio <= bound if sense == "<=" else ratio >= bound
         self.failed += not holds
-        print(json.dumps({"row": row, "ours": ours, "peer": peer, "ratio": ratio, "bound": f"{sense} {bound:g}", "holds": holds}), flush=True)
+        print(
+            json.dumps({"row": row, "ours": ours, "peer": peer, "ratio": ratio, "bound": f"{sense} {bound:g}", "holds": holds}), flush=True
+        )
 
     def end(self) -> None:
         sys.exit(1 if self.failed else 0)

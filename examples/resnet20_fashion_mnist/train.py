@@ -73,7 +73,10 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"epoch {epoch + 1}/{options.epochs}: top-1 {top1(model, x_test, y_test):.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{options.epochs}: top-1 {top1(model, x_test, y_test):.4f}, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.output, {"top1": f"{top1(model, x_test, y_test):.4f}"})
 
 
