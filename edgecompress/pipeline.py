@@ -13,6 +13,7 @@ from edgecompress import data as datasets
 from edgecompress import records
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import stamp, write_atomic
+from edgecompress.models import forward
 from edgecompress.options import Options, fixed_layers, outputs
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Data, Recipe, call
@@ -255,6 +256,14 @@ class Pipeline:
         inputs, labels = self._fetch(data, self.options.verify_samples, seed=None)
         return Evidence(inputs=inputs, labels=labels, data=datasets.describe(data))
 
+    @cached_property
+    def dense_outputs(self) -> Tensor:
+        return forward(self.dense, self.evidence.inputs)
+
+    @cached_property
+    def compressed_outputs(self) -> Tensor:
+        return forward(self.compressed, self.evidence.inputs)
+
     def _fetch(self, data: Any, n: int, seed: int | None = 0) -> tuple[Tensor, Tensor | None]:
         shape = tuple(self.recipe.example_inputs[0].shape[1:])
         return datasets.fetch(data, n, seed=None if seed is None else self.options.seed, input_shape=shape)
@@ -304,6 +313,7 @@ class Pipeline:
                 quant=spec(scheme, 0 if calibration is None else len(calibration)),
                 limits=limits,
                 evidence=self.evidence,
+                reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
                 calibration=calibration,
                 route=route,
                 preprocessing=self.recipe.preprocessing,
