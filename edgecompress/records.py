@@ -197,7 +197,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     """The manifest beside an exported file.
 
     Attributes:
-        path: File name, beside the manifest.
+        path: File name, beside the manifest; `name` is it without its ending.
         model: "dense" (the baseline) or "compressed".
         toolchain: Package versions the converter ran with.
         notes: Fallbacks the converter took.

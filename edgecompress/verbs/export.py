@@ -86,7 +86,7 @@ def export(
         parity = compare(outputs, forward(model, evidence.inputs) if reference is None else reference)
         manifest = Artifact(
             path=path.name,
-            name=name,
+            name=path.stem,
             model=variant,
             format=format,
             route=route,
