@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(explain(error))
+    if status == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
+        explain(KeyboardInterrupt())
     sys.exit(status if isinstance(status, int) else 0)
 
 
