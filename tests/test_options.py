@@ -14,7 +14,7 @@ from edgecompress.verbs.finetune import USUAL_RATE, FinetuneOptions
 
 def test_what_is_given_replaces_and_none_keeps():
     first = updated(Options(), {"macs_ratio": 0.5, "scheme": ["fp32"], "epochs": None})
-    assert (first.macs_ratio, first.scheme, first.epochs) == (0.5, ("fp32",), 6)
+    assert (first.macs_ratio, first.scheme, first.epochs) == (0.5, ("fp32",), 8)
     assert updated(first, {"epochs": 2}).macs_ratio == 0.5
     assert updated(Options(), {"learning_rate": 1}).learning_rate == 1.0
 

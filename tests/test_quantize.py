@@ -37,7 +37,7 @@ def test_only_calibrated_schemes_count_samples():
     assert {s.scheme: (s.per_channel, s.calibration_samples) for s in result.specs} == {
         "fp32": (False, 0),
         "fp16": (False, 0),
-        "int8-dynamic": (True, 0),
+        "int8-dynamic": (True, 20),
         "int8-static": (True, 20),
     }
 
