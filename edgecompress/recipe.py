@@ -16,6 +16,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ Data = Callable[[], "Dataset[Any]"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A loaded recipe; `sources_sha256` changes when the recipe or a Python file beside it does."""
+    """A loaded recipe; `sources_sha256` changes when the recipe, a Python file beside it or one of its package that it imports does."""
 
     name: str
     source: str
@@ -74,7 +75,7 @@ def load(target: str) -> Recipe:
     return Recipe(
         name=file.parent.name if file.name == "recipe.py" else file.stem,
         source=str(file) if is_file else target,
-        sources_sha256=_hash_sources(file),
+        sources_sha256=_hash_sources(module, file),
         model=module.model,
         example_inputs=check_example(call(module.example_inputs, f"{target}: example_inputs()"), target),
         train_data=getattr(module, "train_data", None),
@@ -169,15 +170,14 @@ def _constant(data: "Dataset[Any] | None") -> Data | None:
 def _import_file(path: Path) -> ModuleType:
     """Import a file as a member of a package made for its folder, so that its relative imports work and no name clashes."""
     package = f"edgecompress_recipe_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
-    if package not in sys.modules:
-        folder = ModuleType(package)
-        folder.__path__ = [str(path.parent)]
-        sys.modules[package] = folder
     spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: not a Python file")
     for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
         del sys.modules[name]  # an edited recipe is read again
+    folder = ModuleType(package)
+    folder.__path__ = [str(path.parent)]
+    sys.modules[package] = folder
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -193,8 +193,11 @@ def _import_module(name: str) -> ModuleType:
         sys.path.pop(0)
 
 
-def _hash_sources(file: Path) -> str:
+def _hash_sources(module: ModuleType, file: Path) -> str:
+    """Hash the Python files beside the recipe and, wherever they lie, those of its package that it has imported."""
+    package = module.__name__.partition(".")[0]
+    imported = [m.__file__ for name, m in list(sys.modules.items()) if name.partition(".")[0] == package and getattr(m, "__file__", None)]
     digest = hashlib.sha256()
-    for path in sorted(file.parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted({*file.parent.glob("*.py"), *(Path(name) for name in imported if name and name.endswith(".py"))}):
+        digest.update(os.path.relpath(path, file.parent).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

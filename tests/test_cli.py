@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from safetensors.torch import load_file, save_file
 from support.runs import OPTIONS, QUICK, command, complaint, contents
 
 from edgecompress import records
@@ -132,6 +133,23 @@ def test_artifacts_are_verified_one_by_one_or_by_the_folder(exported, edgecompre
     every = edgecompress("verify", folder)
     assert every.code == 0, every.err
     assert [line.split()[0] for line in every.out.splitlines()[1:]] == sorted(ARTIFACTS)
+
+
+def test_what_a_run_published_with_a_wider_gate_is_verified_with_it(run, edgecompress):
+    manifest_file = run / "artifacts" / f"{ARTIFACTS[2]}.json"
+    manifest = read(manifest_file, Artifact)
+    assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
+    reference = run / "artifacts" / "reference.safetensors"
+    state = load_file(reference)
+    wrong = state["compressed"].clone()
+    wrong[:8] = wrong[:8].roll(1, 1)  # 8 of 64 answers are others
+    save_file(state | {"compressed": wrong}, reference)
+    strict = edgecompress("verify", manifest_file.with_suffix(""))
+    assert strict.code == 5
+    assert "top-1 agreement 8" in complaint(strict)
+    parity = msgspec.structs.replace(manifest.parity, top1_agreement=0.9, sqnr_db=0.0)
+    manifest_file.write_bytes(records.to_json(msgspec.structs.replace(manifest, parity=parity)))
+    assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
 
 
 def test_a_changed_artifact_is_told(run, edgecompress):

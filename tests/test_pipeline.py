@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from safetensors import safe_open
+from safetensors.torch import save_file
+from support.networks import Net
 from support.runs import QUICK, complaint, contents, start
 
 from edgecompress.files import sha256
@@ -52,6 +54,22 @@ def test_an_option_redoes_what_depends_on_it_and_no_more(run, edgecompress, verb
     for step in STEPS:
         assert (now[FILES[step]] == before[FILES[step]]) == (step not in redone), step
     assert {name for name in before if name.startswith("artifacts/") and now[name] != before[name]} == set()
+
+
+@pytest.mark.parametrize("change", ["recipe.py", "network.py", "parts/__init__.py", "weights.safetensors"])
+def test_a_changed_source_or_checkpoint_is_seen(recipe, edgecompress, change):
+    (recipe / "parts").mkdir()
+    (recipe / "parts" / "__init__.py").touch()
+    file = recipe / "recipe.py"
+    file.write_text(file.read_text().replace("from .network", "from . import parts  # noqa\nfrom .network"))
+    for reused in (False, True):
+        answer = edgecompress("analyze", recipe, "--run", "r")
+        assert steps(answer, reused=reused) == ["analyze"], answer.err
+    if change.endswith(".py"):
+        (recipe / change).write_text((recipe / change).read_text() + "\n# edited\n")
+    else:
+        save_file(Net().state_dict(), recipe / change)
+    assert steps(edgecompress("analyze", "r"), reused=False) == ["analyze"]
 
 
 def test_another_gate_converts_anew_and_what_fails_it_is_set_aside(run, edgecompress):
