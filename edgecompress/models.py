@@ -48,14 +48,14 @@ def is_decomposed(model: nn.Module) -> bool:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: what is measured so, and matrices so small that handing them out takes longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(n: int) -> Iterator[None]:
+    """Let torch compute in `n` threads; 0 leaves the number as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

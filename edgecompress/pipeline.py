@@ -36,6 +36,7 @@ R = TypeVar("R", bound=Record)
 OnStep = Callable[[str, Record, float, bool], None]
 CHECKPOINT = "finetune.checkpoint.safetensors"
 LOCAL = "local://"
+SMALL_NETWORK = 100_000_000  # MACs; below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
 def _ignore(*_: object) -> None:
@@ -168,6 +169,7 @@ class Pipeline:
                 batch_size=o.batch_size,
                 optimizer=o.optimizer,
                 learning_rate=o.learning_rate,
+                threads=1 if made.macs_before < SMALL_NETWORK else 0,
                 seed=o.seed,
             )
             checkpoint = self.run.path(CHECKPOINT)

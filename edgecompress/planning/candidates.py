@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from contextlib import nullcontext
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from edgecompress.counting import cost_of
 from edgecompress.factorizations import METHODS, factorize, relative_error
-from edgecompress.models import one_thread
+from edgecompress.models import threads
 from edgecompress.records import LayerStats
 
 DENSE: Final = "dense"
@@ -56,7 +55,7 @@ def candidates(layer: LayerStats, module: nn.Module, methods: tuple[str, ...], *
     able = [m for reason, m in reasons if reason is None]
     if not able:
         return [dense(layer)], "; ".join(dict.fromkeys(str(reason) for reason, _ in reasons))
-    with one_thread() if layer.params < SMALL else nullcontext():
+    with threads(1 if layer.params < SMALL else 0):
         found = _fitted(layer, module, able, multiple)
     if not found:
         return [dense(layer)], f"no rank of {' and '.join(able)} saves the {1 - WORTH:.0%} of its MACs that pay for the added layers"

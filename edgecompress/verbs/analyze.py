@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgecompress.counting import params_of, watching
 from edgecompress.errors import ConfigError
-from edgecompress.models import one_thread
+from edgecompress.models import threads
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats, ModelStats
 
@@ -29,7 +29,7 @@ def analyze(
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with one_thread():
+        with threads(1):
             with watching(model) as seen:
                 model(*example_inputs)
             times, total = _measure(model, example_inputs, track) if measure else ({}, None)

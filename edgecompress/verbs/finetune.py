@@ -19,7 +19,7 @@ from edgecompress.batchnorm import has_batchnorm, reestimate
 from edgecompress.data import Samples, check_labels, describe
 from edgecompress.distillation import divergence, is_scores, top1
 from edgecompress.errors import ConfigError
-from edgecompress.models import in_format, is_decomposed, joined
+from edgecompress.models import in_format, is_decomposed, joined, threads
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
 
@@ -37,6 +37,7 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
         learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one.
         distill: Weight of the distillation loss; the rest is cross-entropy with the labels.
         precision: Of the forward and backward pass; "auto" is bf16 where the processor multiplies in it, else fp32. Weights are fp32.
+        threads: 0 for torch's own number. The same seed gives the same weights for the same number.
     """
 
     epochs: int = 8
@@ -48,6 +49,7 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
     temperature: float = 4.0
     distill: float = 0.9
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int = 0
     seed: int = 0
 
 
@@ -89,7 +91,7 @@ def finetune(
     key = checkpoint.key_of(model, options, describe(data))
     optimizer = _optimizer(model, options)
     epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threads(options.threads):
         if not epochs:
             started = time.perf_counter()
             torch.manual_seed(_seed(options.seed, 0))
