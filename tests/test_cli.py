@@ -189,6 +189,7 @@ def test_devices_and_targets_are_listed(edgecompress):
     assert devices.out.splitlines()[1].startswith("local://")
     assert json.loads(edgecompress("devices", "--json").out)[0]["url"] == "local://"
     assert [line.split()[0] for line in edgecompress("targets").out.splitlines()[1:]] == ["android", "raspberry-pi"]
+    assert list(json.loads(edgecompress("targets", "--json").out)) == ["android", "raspberry-pi"]
 
 
 def test_a_recipe_may_print_without_harm_to_the_record(recipe, edgecompress):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
 import typer
 
 from edgecompress.cli import parameters as p
@@ -12,7 +13,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.options import Options, updated
 from edgecompress.records import ExportResult, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
-from edgecompress.targets import SUFFIXES
+from edgecompress.targets import SUFFIXES, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
 
@@ -123,12 +124,15 @@ def devices(json: p.Json = False) -> None:
         console().print(tables.devices(found))
 
 
-def targets() -> None:
+def targets(json: p.Json = False) -> None:
     """List the presets of `export --target`.
 
     Example: edgecompress targets
     """
-    console().print(tables.targets())
+    if json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(TARGETS), indent=2))
+    else:
+        console().print(tables.targets())
 
 
 COMMANDS: Final = (verify, bench, report, devices, targets)
