@@ -22,7 +22,7 @@ from edgecompress.progress import Track, silent
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
 
 PROBES: Final = 3
-MACS_BUDGET: Final = 2_000_000_000_000  # about half a minute on two cores
+MACS_BUDGET: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
 FEWEST: Final = 32  # inputs; fewer rank layers by chance
 FLOOR: Final = 1e-9  # nats; below it is rounding
 CEILING: Final = 1e6  # nats; a network that overflows is no worse than that

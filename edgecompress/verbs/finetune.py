@@ -84,7 +84,7 @@ def finetune(
     repair = has_batchnorm(model) and is_decomposed(model)
     if (options.epochs > 0 or repair) and len(data) < 2:  # type: ignore[arg-type]
         raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
-    # Channels last: the convolution kernels of CPUs are about 1.3 times faster in it; shapes and results are the same.
+    # Channels last: the convolution kernels of CPUs are faster in it; shapes and results are the same.
     model = in_format(copy.deepcopy(model), torch.channels_last)
     teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
     dense_top1 = evaluate(teacher, eval_data, track) if eval_data is not None else None
@@ -213,7 +213,7 @@ def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimi
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16; training is then about twice as fast."""
+    """Whether this processor multiplies in bfloat16; training is then faster."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
