@@ -20,6 +20,7 @@ from edgecompress.verbs.finetune import FinetuneOptions, evaluate, finetune, sch
 from edgecompress.verbs.plan import plan
 from edgecompress.weights import fingerprint
 
+IMAGE = (torch.zeros(1, 1, 8, 8),)
 SHORT = FinetuneOptions(epochs=3, samples=256, batch_size=32)
 
 
@@ -30,7 +31,7 @@ def dense():
 
 @pytest.fixture(scope="module")
 def compact(dense):
-    made = plan(dense, analyze(dense, (torch.zeros(1, 1, 8, 8),), measure=False), macs_ratio=0.3, rank_multiple=2)
+    made = plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.3, rank_multiple=2)
     return decompose(dense, made)[0].eval()
 
 
@@ -64,11 +65,12 @@ def test_accuracy_is_recovered(dense, compact):
     assert (result.train_samples, result.eval_samples, result.data) == (1400, 397, "digits, train")
 
 
-def test_batchnorm_reestimation_alone_helps(dense, compact):
+def test_batchnorm_reestimation_alone_helps(dense):
     train, held_out = digits()
-    _, result = finetune(compact, train, teacher=dense, eval_data=held_out, options=FinetuneOptions(epochs=0))
+    hurt = decompose(dense, plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.25, rank_multiple=2))[0].eval()
+    _, result = finetune(hurt, train, teacher=dense, eval_data=held_out, options=FinetuneOptions(epochs=0))
     assert result.top1 == result.before_top1
-    assert result.top1 > evaluate(copy.deepcopy(compact), held_out) + 0.02
+    assert result.top1 > evaluate(copy.deepcopy(hurt), held_out) + 0.1
 
 
 def test_a_dense_model_keeps_its_statistics(dense):
