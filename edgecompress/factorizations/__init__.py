@@ -1,20 +1,32 @@
 """Low-rank forms of one layer. To add one, write a module with the functions of `Factorization` and list it in `METHODS`."""
 
-from typing import Any, Final
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import svd, tucker2
-from edgecompress.factorizations.protocol import Factorization, Factors
+from edgecompress.factorizations import channel_svd, grouped_svd, spatial_svd, svd, tucker2
+from edgecompress.factorizations.layers import Layer
+from edgecompress.factorizations.moments import fits, readable
+from edgecompress.factorizations.protocol import Factorization, Factors, Moments
 
-__all__ = ["METHODS", "Factorization", "Factors", "factorize", "method_named", "relative_error"]
+__all__ = ["METHODS", "Factorization", "Factors", "FitWarning", "Moments", "factorize", "method_named", "options_of", "relative_error"]
 
 METHODS: Final[dict[str, Factorization[Any]]] = {
     "svd": svd,
+    "spatial_svd": spatial_svd,
+    "channel_svd": channel_svd,
+    "grouped_svd": grouped_svd,
     "tucker2": tucker2,
 }
+
+
+class FitWarning(UserWarning):
+    """A factorization is less than what was asked for, e.g. an iteration that did not converge; its message has the figures."""
 
 
 def method_named(name: str) -> Factorization[Any]:
@@ -28,38 +40,93 @@ def method_named(name: str) -> Factorization[Any]:
     return METHODS[name]
 
 
-def factorize(layer: nn.Module, method: str, rank: tuple[int, ...], *, name: str = "layer", fit: bool = True) -> Factors:
+def options_of(method: str, given: Mapping[str, Any] | None = None) -> Any:
+    """Return the options of a method with the given ones.
+
+    Raises:
+        ConfigError: Unknown method or option, or a value of another type.
+    """
+    kind = method_named(method).Options
+    known = kind.__struct_fields__
+    for name in given or {}:
+        if name not in known:
+            raise ConfigError(f"{method}: unknown option {name!r}; {'choose from ' + ', '.join(known) if known else 'it has none'}")
+    try:
+        return msgspec.convert(dict(given or {}), kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{method}: {error}; its defaults are {kind()}") from error
+
+
+def factorize(
+    layer: nn.Module,
+    method: str,
+    rank: tuple[int, ...],
+    *,
+    name: str = "layer",
+    options: Mapping[str, Any] | None = None,
+    moments: Moments | None = None,
+    fit: bool = True,
+) -> Factors:
     """Return the factors of `layer`, on its device and in its dtype; `layer` stays as it is.
+
+    A `FitWarning` says when the factors are less than what was asked for.
 
     Args:
         name: For messages.
+        options: Of the method, see its `Options`.
+        moments: Of the layer's input, as `moments.collect` gives them: minimise the error of its output, not of its weight.
         fit: False leaves the factors unfitted, ready for `load_state_dict`.
 
     Raises:
         UnsupportedError: The method cannot take this layer; says why.
-        ConfigError: The rank does not fit the layer, or its weight holds NaN or infinity.
+        ConfigError: The rank, an option or the moments do not fit the layer, or its weight is not finite, not floating or all zero.
     """
     form = method_named(method)
     if reason := form.reject(layer):
         raise UnsupportedError(f"{name}: {reason}; leave it out or use another method")
-    limit = form.max_rank(layer)
+    chosen = options_of(method, options)
+    limit = form.max_rank(layer, chosen)
     if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
         raise ConfigError(f"{name}: rank {rank} for {method}; each must be between 1 and {limit}")
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    if fit and not all(bool(p.isfinite().all()) for p in layer.parameters()):
-        raise ConfigError(f"{name}: its weights hold NaN or infinity; retrain or repair the checkpoint")
-    compact = form.skeleton(layer, rank).to(weight)
-    compact.train(layer.training)
+    weight = cast(Tensor, layer.weight)
     if fit:
-        form.fit(layer, compact)
+        _check_values(layer, weight, name)
+        _check_moments(layer, method, moments, name)
+    compact = form.skeleton(layer, rank, chosen).to(weight)
+    compact.train(layer.training)
+    if fit and (note := form.fit(layer, compact, chosen, moments)):
+        warnings.warn(f"{name}: {note}", FitWarning, stacklevel=2)
     return compact
+
+
+def _check_values(layer: nn.Module, weight: Tensor, name: str) -> None:
+    if weight.is_meta:
+        raise ConfigError(f"{name}: it is on the meta device and has no values; load its weights first")
+    if not weight.is_floating_point():
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise ConfigError(f"{name}: its weights are {kind}; factorize the floating-point model and quantize afterwards")
+    if not all(bool(p.isfinite().all()) for p in layer.parameters()):
+        raise ConfigError(f"{name}: its weights hold NaN or infinity; retrain or repair the checkpoint")
+    if not bool(weight.any()):
+        raise ConfigError(f"{name}: its weights are all zero; remove the layer or load a trained checkpoint")
+
+
+def _check_moments(layer: nn.Module, method: str, moments: Moments | None, name: str) -> None:
+    if moments is None:
+        return
+    aware = [m for m, form in METHODS.items() if form.DATA_AWARE]
+    if method not in aware:
+        raise ConfigError(f"{name}: {method} does not use moments of the input; leave them out or use {', '.join(aware)}")
+    if not readable(cast(Layer, layer)):
+        raise UnsupportedError(f"{name}: a transposed convolution reads differently at each phase; factorize it without moments")
+    if not fits(cast(Layer, layer), moments):
+        raise ConfigError(f"{name}: moments of shape {tuple(moments.second.shape)} are of another layer; collect them again")
 
 
 @torch.no_grad()
 def relative_error(layer: nn.Module, method: str, compact: Factors) -> float:
     """Return ‖W − Ŵ‖_F / ‖W‖_F, 0 for an all-zero weight that is reproduced."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    w = weight.double()
-    difference = float(torch.linalg.vector_norm(w - METHODS[method].reconstruct(compact).double()))
-    norm = float(torch.linalg.vector_norm(w))
+    weight = cast(Tensor, layer.weight)
+    difference = float(torch.linalg.vector_norm(METHODS[method].reconstruct(compact).sub_(weight)))
+    norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return difference / norm if norm > 0 else difference

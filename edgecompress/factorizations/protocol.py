@@ -1,8 +1,10 @@
 """What a factorization is: a module that defines the functions of `Factorization`."""
 
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
+
+from edgecompress.records import Record
 
 L = TypeVar("L", bound=nn.Module, contravariant=True)
 
@@ -11,25 +13,42 @@ class Factors(nn.Sequential):
     """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised."""
 
 
-def computed_weight(layer: nn.Module) -> str | None:
-    """Why the weight of `layer` cannot be replaced: it is recomputed from other tensors before each call; None if it is its own."""
-    if isinstance(layer.weight, nn.Parameter):
-        return None
-    return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
+class NoOptions(Record, frozen=True, kw_only=True):
+    """For a method that leaves nothing to choose but its rank."""
+
+
+class Moments(NamedTuple):
+    """First and second moments of what one layer reads: `x` is a row of its im2col matrix, in the order of the flattened kernel.
+
+    Attributes:
+        second: E[x xᵀ], shape `(groups, n, n)` with `n = in/groups · kernel area`, float64.
+        mean: E[x], shape `(groups, n)`, float64.
+    """
+
+    second: Tensor
+    mean: Tensor
 
 
 class Factorization(Protocol[L]):
+    @property
+    def Options(self) -> type[Record]:  # noqa: N802
+        """What may be set beside the rank, with its defaults."""
+
+    @property
+    def DATA_AWARE(self) -> bool:  # noqa: N802
+        """Whether `fit` can minimise the error of the layer's output, given the moments of its input."""
+
     def reject(self, layer: nn.Module) -> str | None:
         """Why this method cannot factorize `layer`; None if it can."""
 
-    def max_rank(self, layer: L) -> tuple[int, ...]:
-        """Smallest rank at which the factorization is exact."""
+    def max_rank(self, layer: L, options: Any) -> tuple[int, ...]:
+        """Smallest rank at which the factorization is exact for any weight."""
 
-    def skeleton(self, layer: L, rank: tuple[int, ...]) -> Factors:
+    def skeleton(self, layer: L, rank: tuple[int, ...], options: Any) -> Factors:
         """The compact layers, structure only. Costs are counted on it, saved weights load into it."""
 
-    def fit(self, layer: L, compact: Factors) -> None:
-        """Fill `compact` so that its composition approximates `layer`. Deterministic."""
+    def fit(self, layer: L, compact: Factors, options: Any, moments: Moments | None) -> str | None:
+        """Fill `compact` so that its composition approximates `layer`. Deterministic. Return what went less than well, if anything."""
 
     def reconstruct(self, compact: Factors) -> Tensor:
-        """The weight, in the shape of the dense layer's, of the one layer that `compact` equals."""
+        """The weight, in the shape of the dense layer's, float64, of the one layer that `compact` equals."""

@@ -1,59 +1,54 @@
-"""Truncated SVD of a Linear or 1×1 convolution: W ≈ (U√Σ)(√Σ Vᵀ).
+"""Truncated SVD of a Linear or pointwise convolution: W ≈ (U√Σ)(√Σ Vᵀ).
+
+With moments of the input it minimises the error of the output instead, and the bias takes up what the mean input loses.
 
 References:
     C. Eckart, G. Young. The approximation of one matrix by another of lower rank. Psychometrika 1(3), 1936.
+    X. Zhang et al. Accelerating very deep convolutional networks for classification and detection. TPAMI 38(10), 2016.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgecompress.factorizations.protocol import Factors, computed_weight
+from edgecompress.factorizations import chain
+from edgecompress.factorizations.layers import TRANSPOSED, Layer, area, channels, fill, is_pointwise, kernel, pointwise, unfit
+from edgecompress.factorizations.moments import correct_bias, seen_by
+from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
+from edgecompress.tensors.lowrank import truncated
 
-Dense = nn.Linear | nn.Conv2d
+Options = NoOptions
+DATA_AWARE = True
+reconstruct = chain.reconstruct
 
 
 def reject(layer: nn.Module) -> str | None:
-    if type(layer) is nn.Linear:
-        return computed_weight(layer)
-    if type(layer) is not nn.Conv2d:
-        return f"{type(layer).__name__}, SVD takes Linear and 1×1 Conv2d"
-    if layer.kernel_size != (1, 1):
-        return f"kernel {layer.kernel_size[0]}×{layer.kernel_size[1]}, SVD takes 1×1"
-    if layer.groups != 1:
-        return f"groups={layer.groups}, SVD needs groups=1"
-    return computed_weight(layer)
+    if reason := unfit(layer):
+        return reason
+    size = area(cast(Layer, layer))
+    if not is_pointwise(cast(Layer, layer)):
+        return f"kernel {'×'.join(map(str, size))}, svd takes Linear and kernels of size 1; spatial_svd and channel_svd take others"
+    return None
 
 
-def max_rank(layer: Dense) -> tuple[int]:
-    return (min(layer.weight.shape[:2]),)
+def max_rank(layer: Layer, options: NoOptions) -> tuple[int]:
+    return (min(channels(layer)),)
 
 
-def skeleton(layer: Dense, rank: tuple[int, ...]) -> Factors:
-    """Stride and padding sit on the first factor, so that the second one works on the smaller map; the bias on the last."""
+def skeleton(layer: Layer, rank: tuple[int, ...], options: NoOptions) -> Factors:
+    """Stride and padding sit where they leave the other factor the smaller map: on the first, or the last of a transposed one."""
     (r,) = rank
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        return Factors(nn.Linear(layer.in_features, r, bias=False), nn.Linear(r, layer.out_features, bias=bias))
-    geometry: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "padding_mode")}
-    return Factors(nn.Conv2d(layer.in_channels, r, 1, bias=False, **geometry), nn.Conv2d(r, layer.out_channels, 1, bias=bias))
+    out, inside = channels(layer)
+    late = isinstance(layer, TRANSPOSED)
+    return Factors(pointwise(layer, inside, r, place=not late), pointwise(layer, r, out, bias=layer.bias is not None, place=late))
 
 
 @torch.no_grad()
-def fit(layer: Dense, compact: Factors) -> None:
-    """Split √Σ evenly, so that both factors have comparable quantization ranges."""
-    first, last = cast("tuple[Dense, Dense]", tuple(compact))
-    r = first.weight.shape[0]
-    u, s, vh = torch.linalg.svd(layer.weight.double().flatten(1), full_matrices=False)
-    root = s[:r].sqrt()
-    first.weight.copy_((root[:, None] * vh[:r]).reshape(first.weight.shape))
-    last.weight.copy_((u[:, :r] * root).reshape(last.weight.shape))
-    if layer.bias is not None and last.bias is not None:
-        last.bias.copy_(layer.bias)
-
-
-def reconstruct(compact: Factors) -> Tensor:
-    first, last = cast("tuple[Dense, Dense]", tuple(compact))
-    product = last.weight.double().flatten(1) @ first.weight.double().flatten(1)  # (out, in)
-    return product.reshape(*product.shape, *first.weight.shape[2:])
+def fit(layer: Layer, compact: Factors, options: NoOptions, moments: Moments | None) -> None:
+    first, last = compact
+    r = channels(cast(Layer, first))[0]
+    pairs = [truncated(k.flatten(1), r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
+    fill(first, torch.stack([right for _, right in pairs]))
+    fill(last, torch.stack([left for left, _ in pairs]))
+    correct_bias(layer, compact, moments)

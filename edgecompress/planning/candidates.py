@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgecompress.counting import cost_of
-from edgecompress.factorizations import METHODS, factorize, relative_error
+from edgecompress.factorizations import METHODS, factorize, options_of, relative_error
 from edgecompress.models import threads
 from edgecompress.records import LayerStats
 
@@ -66,10 +66,10 @@ def _fitted(layer: LayerStats, module: nn.Module, able: list[str], multiple: int
     found = []
     times = repeats(layer, module)
     for method in able:
-        limit = METHODS[method].max_rank(module)
+        limit = METHODS[method].max_rank(module, options_of(method))
         for rank in itertools.product(*(rank_grid(n, multiple) for n in limit)):
             with torch.device("meta"):
-                skeleton = METHODS[method].skeleton(module, rank)
+                skeleton = METHODS[method].skeleton(module, rank, options_of(method))
             params, macs = cost_of(skeleton, layer.input_shape)
             total = round(macs * times)
             if total <= WORTH * layer.macs:

@@ -1,0 +1,98 @@
+"""Chains of pointwise and spatial layers as one layer: composed kernels, and the dense layer that has them.
+
+No two factors reach along the same spatial axis, so composing them needs no convolution of kernels: along each axis at most one of two
+kernels is longer than 1.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.factorizations.layers import CONVOLUTIONS, PLAIN, TRANSPOSED, Convolution, Layer, groups_of, kernel
+from edgecompress.factorizations.protocol import Factors
+
+
+@torch.no_grad()
+def composed(compact: Factors) -> Tensor:
+    """Return the kernel `(groups, out, in, *area)`, float64, of the one layer that a chain equals."""
+    layers = cast("list[Layer]", list(compact))
+    g = math.gcd(*(groups_of(layer) for layer in layers))
+    total = _blocks(kernel(layers[0]).double(), g)  # (g, out, in, *area)
+    for layer in layers[1:]:
+        k = torch.unflatten(kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area): h groups within each of the g
+        h, t, r = k.shape[1:4]
+        x = torch.unflatten(total, 1, (h, r))  # (g, h, r, in, *area)
+        a, b = tuple(k.shape[4:]), tuple(x.shape[4:])
+        product = torch.einsum("ghtrk,ghrsl->ghtskl", k.flatten(4) if a else k[..., None], x.flatten(4) if b else x[..., None])
+        total = product.reshape(g, h * t, x.shape[3], *a, *b)
+        axes = len(a)
+        order = [axis for i in range(axes) for axis in (3 + i, 3 + axes + i)]
+        total = total.permute(0, 1, 2, *order).reshape(g, h * t, x.shape[3], *(i * j for i, j in zip(a, b, strict=True)))
+    return total
+
+
+def _blocks(k: Tensor, g: int) -> Tensor:
+    """Write a kernel of more groups as one of `g` groups, block diagonal within each."""
+    h = len(k) // g
+    if h == 1:
+        return k
+    t, s = k.shape[1:3]
+    full = k.new_zeros(g, h, t, h, s, *k.shape[3:])
+    index = torch.arange(h)
+    full[:, index, :, index] = torch.unflatten(k, 0, (g, h)).transpose(0, 1)
+    return full.reshape(g, h * t, h * s, *k.shape[3:])
+
+
+def reconstruct(compact: Factors) -> Tensor:
+    """Return the weight of the one layer that a chain equals, in the shape that layer keeps it in, float64."""
+    total = composed(compact)
+    layers = list(compact)
+    if isinstance(layers[0], nn.Linear):
+        return total[0]
+    if any(isinstance(layer, TRANSPOSED) for layer in layers):
+        total = total.transpose(1, 2)
+    return total.flatten(0, 1)
+
+
+@torch.no_grad()
+def dense(compact: Factors) -> Layer:
+    """Return the one layer that a chain equals, in the dtype of its factors."""
+    layers = cast("list[Layer]", list(compact))
+    first, last = layers[0], layers[-1]
+    bias = last.bias is not None
+    made: Layer
+    if isinstance(first, nn.Linear):
+        made = nn.Linear(first.in_features, cast(nn.Linear, last).out_features, bias=bias)
+    else:
+        convs = cast("list[Convolution]", layers)
+        kind: Any = next((type(c) for c in convs if isinstance(c, TRANSPOSED)), PLAIN[CONVOLUTIONS[type(first)]])
+        made = kind(
+            first.in_channels,
+            cast(Convolution, last).out_channels,
+            tuple(math.prod(k) for k in zip(*(c.kernel_size for c in convs), strict=True)),
+            groups=math.gcd(*(c.groups for c in convs)),
+            bias=bias,
+            **_merged(convs),
+        )
+    made.to(first.weight)
+    made.weight.copy_(reconstruct(compact))
+    if bias:
+        cast(Tensor, made.bias).copy_(cast(Tensor, last.bias))
+    return made.train(compact.training)
+
+
+def _merged(convs: list[Convolution]) -> dict[str, Any]:
+    """One geometry out of several, of which at most one is not neutral along each axis."""
+    made: dict[str, Any] = {
+        "stride": tuple(math.prod(v) for v in zip(*(c.stride for c in convs), strict=True)),
+        "dilation": tuple(math.prod(v) for v in zip(*(c.dilation for c in convs), strict=True)),
+        "padding_mode": next((c.padding_mode for c in convs if c.padding_mode != "zeros"), "zeros"),
+    }
+    word = next((c.padding for c in convs if isinstance(c.padding, str)), None)
+    made["padding"] = word or tuple(sum(v) for v in zip(*(cast("tuple[int, ...]", c.padding) for c in convs), strict=True))
+    transposed = [c for c in convs if isinstance(c, TRANSPOSED)]
+    if transposed:
+        made["output_padding"] = tuple(sum(v) for v in zip(*(c.output_padding for c in transposed), strict=True))
+    return made

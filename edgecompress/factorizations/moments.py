@@ -1,0 +1,96 @@
+"""Moments of what a layer reads, so that a factorization can minimise the error of its output."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecompress.factorizations.chain import composed
+from edgecompress.factorizations.layers import TRANSPOSED, Layer, fill_bias, groups_of, is_pointwise, kernel
+from edgecompress.factorizations.protocol import Factors, Moments
+
+ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
+
+
+@torch.inference_mode()
+def collect(model: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
+    """Run `model` in its present mode on `batches` and return the moments of what each of `layers` reads.
+
+    Only Linears and convolutions that `readable` accepts may be asked for. A layer that never runs is left out.
+    """
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def watch(name: str) -> object:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = args[0] if args else kwargs["input"]
+            for part in _parts(cast(Layer, layer), x):
+                rows = im2col(cast(Layer, layer), part)  # (groups, positions, n)
+                second, first = (rows.mT @ rows).double(), rows.double().sum(1)
+                before = sums.get(name)
+                count = rows.shape[1]
+                sums[name] = (before[0] + second, before[1] + first, before[2] + count) if before else (second, first, count)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in layers]  # type: ignore[arg-type]
+    try:
+        for x in batches:
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: Moments(second / count, first / count) for name, (second, first, count) in sums.items()}
+
+
+def readable(layer: Layer) -> bool:
+    """Whether what `layer` reads at one position is one row; a transposed convolution reads differently at each phase."""
+    return not isinstance(layer, TRANSPOSED) or is_pointwise(layer)
+
+
+def im2col(layer: Layer, x: Tensor) -> Tensor:
+    """Return the rows that `layer` multiplies by its flattened kernel, shape `(groups, positions, in / groups · area)`."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    axes = len(layer.kernel_size)
+    if not isinstance(layer, TRANSPOSED):
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+        for axis, (k, d, s) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
+            x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    else:
+        x = x.reshape(*x.shape, *(1 for _ in range(axes)))
+    rows: Tensor = torch.unflatten(x, 1, (layer.groups, -1))  # (batch, groups, in, *positions, *area)
+    order = (1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
+    return rows.permute(order).flatten(1, 1 + axes).flatten(2)
+
+
+def _parts(layer: Layer, x: Tensor) -> Sequence[Tensor]:
+    if isinstance(layer, nn.Linear):
+        return (x,)
+    sample = 4 * x[0].numel() * torch.Size(layer.kernel_size).numel()
+    return torch.split(x, max(1, ROWS_BYTES // max(1, sample)))
+
+
+def seen_by(layer: Layer, moments: Moments | None, group: int) -> Tensor | None:
+    """What the error of one group's output is measured by: centred where a bias takes up the mean, as it is where there is none."""
+    if moments is None:
+        return None
+    second, mean = moments.second[group], moments.mean[group]
+    return second if layer.bias is None else second - torch.outer(mean, mean)
+
+
+@torch.no_grad()
+def correct_bias(layer: Layer, compact: Factors, moments: Moments | None) -> None:
+    """Give the last factor the dense layer's bias, and what the mean input loses by the factorization: b' = b + (W − Ŵ) E[x]."""
+    last = compact[-1]
+    fill_bias(last, layer)
+    if moments is not None and layer.bias is not None:
+        lost = kernel(layer).double() - composed(compact)
+        cast(Tensor, last.bias).add_((lost.flatten(2) @ moments.mean[..., None]).flatten())
+
+
+def fits(layer: Layer, moments: Moments) -> bool:
+    """Whether `moments` are of this layer's input."""
+    n = kernel(layer)[0, 0].numel()
+    return tuple(moments.second.shape) == (groups_of(layer), n, n) and tuple(moments.mean.shape) == (groups_of(layer), n)

@@ -1,0 +1,98 @@
+"""SVD of a kernel unfolded to (in·k, out·rest): a k×1 convolution, then one along the other axes.
+
+References:
+    M. Jaderberg, A. Vedaldi, A. Zisserman. Speeding up convolutional neural networks with low rank expansions. BMVC 2014.
+"""
+
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.factorizations import chain
+from edgecompress.factorizations.layers import Convolution, Layer, area, channels, fill, kernel, spatial, unfit
+from edgecompress.factorizations.moments import correct_bias, seen_by
+from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
+from edgecompress.tensors.lowrank import balanced, truncated
+
+Options = NoOptions
+DATA_AWARE = True
+reconstruct = chain.reconstruct
+
+RIDGE: Final = 1e-10  # of the largest moment; features that calibration never excites keep their weights
+
+
+def reject(layer: nn.Module) -> str | None:
+    if reason := unfit(layer):
+        return reason
+    size = area(cast(Layer, layer))
+    if sum(k > 1 for k in size) < 2:
+        return f"kernel {'×'.join(map(str, size)) or 'of a Linear'}, spatial_svd needs two axes to part; use svd or channel_svd"
+    return None
+
+
+def max_rank(layer: Convolution, options: NoOptions) -> tuple[int]:
+    out, inside = channels(layer)
+    axis, size = _axis(layer), area(layer)
+    return (min(inside * size[axis], out * torch.Size(size).numel() // size[axis]),)
+
+
+def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> Factors:
+    """Each factor has the stride, padding and dilation of its own axes; the bias is on the last."""
+    (r,) = rank
+    out, inside = channels(layer)
+    axis = _axis(layer)
+    rest = tuple(a for a in range(len(area(layer))) if a != axis)
+    return Factors(spatial(layer, inside, r, axes=(axis,)), spatial(layer, r, out, axes=rest, bias=layer.bias is not None))
+
+
+@torch.no_grad()
+def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Moments | None) -> None:
+    first, last = compact
+    r = channels(cast(Layer, first))[0]
+    axis = _axis(layer)
+    pairs = [_fitted(k.double(), axis, r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
+    fill(first, torch.stack([along for along, _ in pairs]))
+    fill(last, torch.stack([across for _, across in pairs]))
+    correct_bias(layer, compact, moments)
+
+
+def _axis(layer: Convolution) -> int:
+    """The first axis on which the kernel is longer than 1."""
+    return next(a for a, k in enumerate(area(layer)) if k > 1)
+
+
+def _fitted(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Factor `(out, in, *area)` into `(r, in · k)` and `(out, r · rest)`; `second` is E[x xᵀ] of the flattened `(in, *area)`."""
+    shape = k.shape[1:]
+    k = k.movedim(2 + axis, 2).flatten(3)  # (out, in, k, rest)
+    out, inside, size, rest = k.shape
+    matrix = k.transpose(2, 3).transpose(1, 2).reshape(out * rest, inside * size)
+    if second is None:
+        left, along = truncated(matrix, r)
+        return along, left.reshape(out, rest, r).transpose(1, 2).flatten(1)
+    c = second.reshape(*shape, *shape).movedim((1 + axis, 1 + len(shape) + axis), (1, 1 + len(shape)))
+    c = c.reshape(inside * size, rest, inside * size, rest)
+    alike = torch.einsum("aibi->ab", c) / rest  # as if the columns of the kernel's reach were independent
+    w = k.reshape(out, inside * size, rest)
+    found = [_refitted(w, *truncated(matrix, r, weight), c) for weight in (None, alike)]
+    along, across, _ = min(found, key=lambda one: one[2])
+    return along, across
+
+
+def _refitted(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Solve for the second factor that loses least of the output, the first one given; return both, balanced, and the loss."""
+    out, _, rest = w.shape
+    r = len(along)
+    across = left.reshape(out, rest, r).transpose(1, 2)  # (out, r, rest)
+    lost = w - torch.einsum("ors,ra->oas", across, along)
+    seen = torch.einsum("aibj,rb->airj", c, along)  # E[x zᵀ] with z what the second factor reads
+    reads = torch.einsum("airj,qa->qirj", seen, along).reshape(r * rest, r * rest)
+    ridge = RIDGE * float(reads.diagonal().max().clamp_min(torch.finfo(reads.dtype).tiny))
+    wanted = torch.einsum("oai,airj->orj", lost, seen).reshape(out, r * rest)
+    across = across.reshape(out, r * rest) + torch.linalg.solve(reads + ridge * torch.eye(len(reads), dtype=reads.dtype), wanted.T).T
+    lost = w - torch.einsum("ors,ra->oas", across.reshape(out, r, rest), along)
+    error = float(torch.einsum("oai,aibj,obj->", lost, c, lost))
+    flat = across.reshape(out, r, rest).transpose(1, 2).reshape(out * rest, r)
+    flat, along = balanced(flat, along)
+    return along, flat.reshape(out, rest, r).transpose(1, 2).flatten(1), error
