@@ -1,7 +1,6 @@
 """Small operations on modules that several steps need."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -45,17 +44,6 @@ def tied_layers(model: nn.Module) -> dict[str, str]:
 
 def is_decomposed(model: nn.Module) -> bool:
     return any(isinstance(module, Factors) for module in model.modules())
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Let torch compute in `n` threads; 0 leaves the number as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

@@ -10,8 +10,8 @@ from torch import nn
 
 from edgecompress.counting import cost_of
 from edgecompress.factorizations import METHODS, factorize, options_of, relative_error
-from edgecompress.models import threads
 from edgecompress.records import LayerStats
+from edgecompress.threads import threads
 
 DENSE: Final = "dense"
 GRID: Final = 8  # values a rank axis takes at the most

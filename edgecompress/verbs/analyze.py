@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from edgecompress.counting import params_of, watching
 from edgecompress.errors import ConfigError
-from edgecompress.models import threads
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats, ModelStats
+from edgecompress.threads import threads
 
 REPETITIONS = 15
 

@@ -19,9 +19,10 @@ from edgecompress.batchnorm import has_batchnorm, reestimate
 from edgecompress.data import Samples, check_labels, describe
 from edgecompress.distillation import divergence, is_scores, top1
 from edgecompress.errors import ConfigError
-from edgecompress.models import in_format, is_decomposed, joined, threads
+from edgecompress.models import in_format, is_decomposed, joined
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
+from edgecompress.threads import threads
 
 BATCHNORM_SAMPLES: Final = 2048
 EVAL_BATCH: Final = 250

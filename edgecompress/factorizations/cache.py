@@ -1,0 +1,158 @@
+"""Finished fits on disk, so that a second plan over layers it shares with a first one costs nothing.
+
+One safetensors file an entry, named by a hash of all that the fit depends on: the layer's weights and geometry, method, rank, options,
+moments, the code of the methods and the version of torch. Nothing here fails a run: what cannot be read whole is a miss, what cannot be
+written is left out.
+
+    EDGECOMPRESS_CACHE    the folder to keep it in, this user's cache folder by default; empty for no cache
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import torch
+from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgecompress.errors import EdgeCompressError
+from edgecompress.factorizations.layers import TRANSPOSED, Layer
+from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.files import replacing
+
+LOG = logging.getLogger(__name__)
+LIMIT_BYTES: Final = 1_000_000_000
+ENTRY_BYTES: Final = 16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
+KEPT: Final = 0.9  # of the limit, once it is exceeded
+
+
+class Fit(NamedTuple):
+    """What is known of a fitted layer beside its factors; `note` says what went less than well, "" if nothing."""
+
+    relative_error: float
+    note: str
+
+
+def folder_of(given: str | Path | None) -> Path | None:
+    """Return where results are kept: in the folder given, None for this user's; None for nowhere, as "" says."""
+    chosen = os.environ.get("EDGECOMPRESS_CACHE") if given is None else given
+    if chosen is None:
+        return user_cache_path("edgecompress") / "factorizations"
+    return Path(chosen) / "factorizations" if str(chosen) else None
+
+
+def key_of(layer: Layer, method: str, rank: tuple[int, ...], options: Mapping[str, Any], moments: Moments | None) -> str:
+    """Hash all that a fit depends on; `options` are the complete ones."""
+    state = {"weight": layer.weight} | ({} if layer.bias is None else {"bias": layer.bias})
+    read = "" if moments is None else digest(moments._asdict())
+    parts = (_version(), type(layer).__name__, arguments_of(layer), digest(state), method, rank, options, read)
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def arguments_of(layer: Layer) -> dict[str, Any]:
+    """Return what the layer's class is called with to make another of the same geometry."""
+    if isinstance(layer, nn.Linear):
+        return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    names += ["output_padding"] if isinstance(layer, TRANSPOSED) else []
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
+def load(folder: Path, key: str) -> Fit | None:
+    """Return what an entry says; None for one that is not there or is damaged."""
+    path = _path(folder, key)
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = file.metadata() or {}
+            fit = Fit(float(kept["relative_error"]), kept["note"])
+            if kept["seal"] != _seal(key, fit, kept["factors"]):
+                return None
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    with suppress(OSError):
+        os.utime(path)  # what is used is not the oldest
+    return fit
+
+
+def fill(folder: Path, key: str, compact: Factors) -> bool:
+    """Load the factors of an entry that `load` has found good; whether it has them, undamaged."""
+    try:
+        with safe_open(_path(folder, key), framework="pt") as file:
+            inside = (file.metadata() or {}).get("factors")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError):
+        return False
+    own = compact.state_dict()
+    alike = own.keys() == state.keys() and all(own[k].shape == v.shape and own[k].dtype == v.dtype for k, v in state.items())
+    if not alike or digest(state) != inside:
+        return False
+    compact.load_state_dict(state)
+    return True
+
+
+def store(folder: Path, key: str, fit: Fit, compact: Factors | None) -> None:
+    """Write an entry, with the factors of `compact` or without any."""
+    state = {} if compact is None else {k: v.detach().cpu().contiguous().clone() for k, v in compact.state_dict().items()}
+    inside = digest(state) if state else ""
+    kept = {"relative_error": repr(fit.relative_error), "note": fit.note, "factors": inside, "seal": _seal(key, fit, inside)}
+    try:
+        with replacing(_path(folder, key)) as temporary:
+            save_file(state, temporary, kept)
+    except (EdgeCompressError, SafetensorError, OSError) as error:
+        LOG.info("not cached: %s", error)
+
+
+def trim(folder: Path, limit: int = LIMIT_BYTES) -> None:
+    """Drop the entries that were not used for longest, once they take more than `limit` bytes."""
+    found = []
+    for path in folder.glob("*/*"):
+        with suppress(OSError):  # another process may have dropped it
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size + ENTRY_BYTES, path))
+    total = sum(size for _, size, _ in found)
+    if total <= limit:
+        return
+    for _, size, path in sorted(found):
+        with suppress(OSError):
+            path.unlink()
+        total -= size
+        if total <= KEPT * limit:
+            return
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over the names, types, shapes and values of tensors."""
+    made = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        made.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        made.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def _seal(key: str, fit: Fit, inside: str) -> str:
+    """Bind what an entry says to its name, so that neither a damaged nor a renamed file is believed."""
+    return hashlib.sha256(msgspec.json.encode((key, repr(fit.relative_error), fit.note, inside))).hexdigest()
+
+
+@cache
+def _version() -> str:
+    """Hash the code that fits: a changed method finds no results of the old one."""
+    made = hashlib.sha256(torch.__version__.encode())
+    for package in ("edgecompress.factorizations", "edgecompress.tensors"):
+        for path in sorted(files(package).iterdir(), key=lambda path: path.name):
+            if path.name.endswith(".py"):
+                made.update(path.name.encode() + path.read_bytes())
+    return made.hexdigest()
