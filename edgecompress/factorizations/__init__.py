@@ -9,12 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import channel_svd, grouped_svd, spatial_svd, svd, tucker2
-from edgecompress.factorizations.layers import Layer
+from edgecompress.factorizations import channel_svd, cp3, cp4, cp_epc, grouped_svd, spatial_svd, svd, tucker2
+from edgecompress.factorizations.chain import dense
+from edgecompress.factorizations.cores import around, cored
+from edgecompress.factorizations.layers import CONVOLUTIONS, Layer
 from edgecompress.factorizations.moments import fits, readable
 from edgecompress.factorizations.protocol import Factorization, Factors, Moments
 
-__all__ = ["METHODS", "Factorization", "Factors", "FitWarning", "Moments", "factorize", "method_named", "options_of", "relative_error"]
+__all__ = [
+    "METHODS",
+    "Factorization",
+    "Factors",
+    "FitWarning",
+    "Moments",
+    "factorize",
+    "method_named",
+    "options_of",
+    "refactorize",
+    "relative_error",
+]
 
 METHODS: Final[dict[str, Factorization[Any]]] = {
     "svd": svd,
@@ -22,7 +35,13 @@ METHODS: Final[dict[str, Factorization[Any]]] = {
     "channel_svd": channel_svd,
     "grouped_svd": grouped_svd,
     "tucker2": tucker2,
+    "cp3": cp3,
+    "cp4": cp4,
+    "cp_epc": cp_epc,
 }
+
+
+CORED: Final = ("svd", "tucker2")  # their outer factors mix channels only, so that decomposing their core decomposes the layer
 
 
 class FitWarning(UserWarning):
@@ -81,22 +100,68 @@ def factorize(
         UnsupportedError: The method cannot take this layer; says why.
         ConfigError: The rank, an option or the moments do not fit the layer, or its weight is not finite, not floating or all zero.
     """
-    form = method_named(method)
+    form, chosen = _chosen(method, options, name)
     if reason := form.reject(layer):
         raise UnsupportedError(f"{name}: {reason}; leave it out or use another method")
-    chosen = options_of(method, options)
-    limit = form.max_rank(layer, chosen)
-    if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
+    limit = _limit(form, layer, chosen, name)
+    if len(rank) != len(limit) or any(not isinstance(r, int) or not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
         raise ConfigError(f"{name}: rank {rank} for {method}; each must be between 1 and {limit}")
     weight = cast(Tensor, layer.weight)
     if fit:
         _check_values(layer, weight, name)
         _check_moments(layer, method, moments, name)
-    compact = form.skeleton(layer, rank, chosen).to(weight)
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights, the caller's random numbers stay what they would be
+        compact = form.skeleton(layer, rank, chosen).to(weight)
     compact.train(layer.training)
     if fit and (note := form.fit(layer, compact, chosen, moments)):
         warnings.warn(f"{name}: {note}", FitWarning, stacklevel=2)
     return compact
+
+
+def refactorize(
+    compact: Factors,
+    method: str,
+    rank: tuple[int, ...],
+    *,
+    name: str = "layer",
+    options: Mapping[str, Any] | None = None,
+    moments: Moments | None = None,
+) -> Factors:
+    """Decompose an already decomposed layer, e.g. a fine-tuned one, further; `compact` stays as it is.
+
+    Where a form has a core between factors that mix channels, those are orthonormalised and the core is decomposed, at the cost of the core;
+    otherwise, and with moments, the dense layer that the factors equal is.
+
+    Raises:
+        UnsupportedError: The factors are not all Linears or convolutions, or the method cannot take the layer they equal.
+        ConfigError: As `factorize`, or a rank above the present one.
+    """
+    form, chosen = _chosen(method, options, name)
+    if strange := next((part for part in compact if type(part) is not nn.Linear and type(part) not in CONVOLUTIONS), None):
+        raise UnsupportedError(f"{name}: {type(strange).__name__} among its factors; decompose the dense layer instead")
+    parts = cored(compact) if method in CORED and moments is None else None
+    if parts is None or form.reject(parts.core):
+        return factorize(dense(compact), method, rank, name=name, options=options, moments=moments)
+    limit = _limit(form, parts.core, chosen, name)
+    if len(rank) == len(limit) and any(r > m for r, m in zip(rank, limit, strict=True)):
+        raise ConfigError(f"{name}: rank {rank} is above its present {limit}; ask for less or decompose the dense layer")
+    inner = factorize(parts.core, method, rank, name=name, options=options)
+    return around(parts, inner).to(cast(Tensor, compact[0].weight)).train(compact.training)
+
+
+def _chosen(method: str, options: Mapping[str, Any] | None, name: str) -> tuple[Factorization[Any], Any]:
+    """Look up a method and its options, for the layer of that name."""
+    try:
+        return method_named(method), options_of(method, options)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _limit(form: Factorization[Any], layer: nn.Module, chosen: Any, name: str) -> tuple[int, ...]:
+    try:
+        return form.max_rank(layer, chosen)
+    except ConfigError as error:  # an option that does not fit this layer
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _check_values(layer: nn.Module, weight: Tensor, name: str) -> None:
@@ -121,6 +186,8 @@ def _check_moments(layer: nn.Module, method: str, moments: Moments | None, name:
         raise UnsupportedError(f"{name}: a transposed convolution reads differently at each phase; factorize it without moments")
     if not fits(cast(Layer, layer), moments):
         raise ConfigError(f"{name}: moments of shape {tuple(moments.second.shape)} are of another layer; collect them again")
+    if not all(bool(part.isfinite().all()) for part in moments):
+        raise ConfigError(f"{name}: moments hold NaN or infinity; collect them again from finite inputs")
 
 
 @torch.no_grad()

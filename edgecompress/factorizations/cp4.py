@@ -1,0 +1,49 @@
+"""CP of a kernel with each spatial axis its own: pointwise → depthwise k×1 → depthwise 1×k → pointwise, by plain ALS.
+
+It shows what alternating least squares gives; `cp_epc` with `separable` gives the same layers with factors that survive rounding.
+
+References:
+    V. Lebedev et al. Speeding-up convolutional neural networks using fine-tuned CP-decomposition. ICLR 2015.
+"""
+
+from torch import nn
+
+from edgecompress.factorizations import chain, cp_chain
+from edgecompress.factorizations.layers import Convolution
+from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.records import Record
+from edgecompress.tensors.cp import CP, Kernel, als
+from edgecompress.tensors.sensitivity import balanced
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """The best of several random `starts` goes on for at most `sweeps`, until its error falls by less than `tolerance` a sweep."""
+
+    seed: int = 0
+    starts: int = 3
+    sweeps: int = 200
+    tolerance: float = 1e-4
+
+
+DATA_AWARE = False
+reconstruct = chain.reconstruct
+
+
+def reject(layer: nn.Module) -> str | None:
+    return cp_chain.reject(layer, separable=True)
+
+
+def max_rank(layer: Convolution, options: Options) -> tuple[int]:
+    return (cp_chain.max_rank(layer, separable=True),)
+
+
+def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Factors:
+    return cp_chain.skeleton(layer, rank[0], separable=True)
+
+
+def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
+    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
+        run = als(kernel, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
+        return balanced(run.factors), cp_chain.remark(run, kernel, "ALS")
+
+    return cp_chain.fit(layer, compact, solve, separable=True)

@@ -1,0 +1,97 @@
+"""CP factors as layers: pointwise, one depthwise layer for each factor of the area, pointwise."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.factorizations.layers import Convolution, Layer, area, channels, fill, fill_bias, is_pointwise, kernel, pointwise, spatial
+from edgecompress.factorizations.layers import unfit as unfit
+from edgecompress.factorizations.protocol import Factors
+from edgecompress.tensors.cp import CP, Kernel, Run, exact, exact_rank, kernel_of
+from edgecompress.tensors.sensitivity import balanced, orthogonal, sensitivity
+
+DEGENERATE = 10.0
+"""Times the sensitivity of orthogonal components from which on components cancel so much that rounding them shows."""
+
+
+def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
+    if reason := unfit(layer):
+        return reason
+    if is_pointwise(cast(Layer, layer)):
+        return "it mixes channels at one position only, CP would be svd with a layer too many"
+    if channels(cast(Layer, layer)) == (1, 1):
+        return f"groups={cast(Convolution, layer).groups}, a depthwise kernel is a CP form already"
+    size = area(cast(Layer, layer))
+    if separable and sum(k > 1 for k in size) < 2:
+        return f"kernel {'×'.join(map(str, size))} has one axis to part, use cp3"
+    return None
+
+
+def parts(layer: Convolution, *, separable: bool) -> list[tuple[int, ...]]:
+    """The spatial axes of each depthwise factor."""
+    size = area(layer)
+    return [(a,) for a, k in enumerate(size) if k > 1] if separable else [tuple(range(len(size)))]
+
+
+def max_rank(layer: Convolution, *, separable: bool = False) -> int:
+    out, inside = channels(layer)
+    size = area(layer)
+    return exact_rank((*(math.prod(size[a] for a in axes) for axes in parts(layer, separable=separable)), inside, out))
+
+
+def skeleton(layer: Convolution, rank: int, *, separable: bool = False) -> Factors:
+    """Each depthwise factor has the stride, padding and dilation of its own axes; the bias is on the last layer."""
+    out, inside = channels(layer)
+    depthwise = [spatial(layer, rank, rank, slices=rank, axes=axes) for axes in parts(layer, separable=separable)]
+    return Factors(pointwise(layer, inside, rank), *depthwise, pointwise(layer, rank, out, bias=layer.bias is not None))
+
+
+@torch.no_grad()
+def fit(
+    layer: Convolution, compact: Factors, solve: Callable[[Kernel, int], tuple[CP, str | None]], *, separable: bool = False
+) -> str | None:
+    """Decompose each group by `solve`, which gets the kernel and the rank, and fill the layers; return the first remark."""
+    rank = channels(cast(Layer, compact[0]))[0]
+    groups, notes = [], []
+    for k in kernel(layer):
+        problem = kernel_of(k, separable=separable)
+        if rank >= exact_rank(problem.shape):
+            factors, note = balanced(exact(problem, rank)), None
+        elif not problem.square:  # one group of several may be dead
+            factors, note = [torch.zeros(n, rank, dtype=torch.float64) for n in problem.shape], None
+        else:
+            factors, note = solve(problem, rank)
+        groups.append(factors)
+        notes.append(note)
+    write(compact, groups)
+    fill_bias(compact[-1], layer)
+    return next((note for note in notes if note), None)
+
+
+def write(compact: Factors, groups: Sequence[CP]) -> None:
+    """Write the factors `[*area, in, out]` of each group into the layers."""
+
+    def of(mode: int) -> Tensor:
+        return torch.stack([factors[mode] for factors in groups])  # (groups, n, rank)
+
+    first, *depthwise, last = compact
+    fill(first, of(-2).mT)
+    for mode, one in enumerate(depthwise):
+        fill(one, of(mode).mT)
+    fill(last, of(-1))
+
+
+def remark(run: Run, kernel: Kernel, what: str) -> str | None:
+    """What a person should know of an iteration that did not settle or went degenerate."""
+    factors = balanced(run.factors)
+    ss = sensitivity(factors)
+    times = ss / orthogonal(kernel.shape, factors[0].shape[1], kernel.square)
+    if run.converged and times < DEGENERATE:
+        return None
+    state = "settled" if run.converged else f"was stopped after {run.sweeps} sweeps, before it settled"
+    cancel = f", {times:.3g} times that of orthogonal components, so its components cancel" if times >= DEGENERATE else ""
+    remedy = "raise sweeps or use cp_epc" if times >= DEGENERATE else "raise sweeps or the rank"
+    return f"{what} {state}: relative error {run.error:.3g}, sensitivity {ss:.3g}{cancel}; {remedy}"

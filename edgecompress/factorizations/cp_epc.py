@@ -1,0 +1,73 @@
+"""CP whose factors survive rounding: the layers of cp3 (or cp4), by error-preserving correction.
+
+Plain ALS sets the error that is to be kept. Factors of that error and little sensitivity are then approached from a new start and
+corrected at it. Where even those would cancel, the sensitivity is bounded instead and the error is what it costs; the fit says so.
+
+References:
+    A.-H. Phan et al. Stable low-rank tensor decomposition for compression of convolutional neural network. ECCV 2020.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from edgecompress.factorizations import chain, cp_chain
+from edgecompress.factorizations.layers import Convolution
+from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.records import Record
+from edgecompress.tensors.cp import CP, Kernel
+from edgecompress.tensors.epc import stable
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """What is kept, and at what price.
+
+    Attributes:
+        seed, starts: As for cp3.
+        sweeps: At most, of the approach; ALS before it gets half as many, the correction after it a quarter.
+        slack: Relative error allowed above that of ALS, as a fraction of it.
+        stability: Largest sensitivity, in multiples of what as many orthogonal components would have.
+        cost: What the correction lowers: the sensitivity (P2) or the total norm of the components (P1).
+        separable: Give each spatial axis its own layer, as cp4 does.
+    """
+
+    seed: int = 0
+    starts: int = 3
+    sweeps: int = 200
+    slack: float = 0.01
+    stability: float = 5.0
+    cost: Literal["sensitivity", "norm"] = "sensitivity"
+    separable: bool = False
+
+
+DATA_AWARE = False
+reconstruct = chain.reconstruct
+
+
+def reject(layer: nn.Module) -> str | None:
+    return cp_chain.reject(layer)
+
+
+def max_rank(layer: Convolution, options: Options) -> tuple[int]:
+    return (cp_chain.max_rank(layer, separable=options.separable),)
+
+
+def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Factors:
+    return cp_chain.skeleton(layer, rank[0], separable=options.separable)
+
+
+def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
+    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
+        run = stable(
+            kernel,
+            rank,
+            seed=options.seed,
+            starts=options.starts,
+            sweeps=options.sweeps,
+            slack=options.slack,
+            stability=options.stability,
+            cost=options.cost,
+        )
+        return run.factors, cp_chain.remark(run, kernel, "CP-EPC")
+
+    return cp_chain.fit(layer, compact, solve, separable=options.separable)

@@ -1,0 +1,244 @@
+"""Canonical polyadic decomposition of a convolution kernel by alternating least squares: K ≈ Σ_r a_r ∘ … ∘ b_r ∘ c_r.
+
+A kernel has a few short axes (its area) and two long ones (in, out). A sweep contracts the kernel with each long factor once; all short
+factors are solved from those two results on the way, twice a sweep, nearly for free. Only R×R normal matrices are ever factored, and no
+Khatri–Rao product of the long factors is formed.
+
+Factors are lists of `(n_i, R)` in the order `[*area, in, out]`, float64.
+
+References:
+    P. Comon, X. Luciani, A. de Almeida. Tensor decompositions, alternating least squares and other tales. J. Chemometrics 23, 2009.
+    A. Ang, J. Cohen, N. Gillis, L. Hien. Accelerating block coordinate descent for nonnegative tensor factorization. NLAA 28(5), 2021.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+CP = list[Tensor]
+Update = Callable[[CP, int, Tensor], Tensor]
+"""(factors, mode, MTTKRP of that mode) → the new factor of that mode."""
+
+SPAN: Final = 10  # sweeps over which progress is judged; a single one may be lucky
+JITTER: Final = 1e-13  # of the mean diagonal, on normal matrices that overcomplete factors make singular
+TRIAL: Final = 10  # sweeps each start is given before the best goes on
+NEGLIGIBLE: Final = 1e-7
+
+
+class Kernel(NamedTuple):
+    """A tensor in the layout that sweeps read.
+
+    Attributes:
+        x: `(area, in, out)`, float64, contiguous.
+        area: The axes that are flattened in it.
+        square: ‖x‖².
+    """
+
+    x: Tensor
+    area: tuple[int, ...]
+    square: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return *self.area, *self.x.shape[1:]
+
+
+class Run(NamedTuple):
+    """What an iteration ended with: factors, relative error, sweeps made, and whether it stopped by itself."""
+
+    factors: CP
+    error: float
+    sweeps: int
+    converged: bool
+
+
+def kernel_of(k: Tensor, *, separable: bool = False) -> Kernel:
+    """Lay out `(out, in, *area)`; its area counts as one axis unless `separable`, then axes longer than 1 count each."""
+    size = tuple(n for n in k.shape[2:] if n > 1)
+    x = k.double().flatten(2).permute(2, 1, 0).contiguous()
+    return Kernel(x, size if separable and size else (len(x),), float(x.square().sum()))
+
+
+def exact_rank(shape: tuple[int, ...]) -> int:
+    """Smallest rank at which every tensor of `shape` has an exact decomposition that can be written down: one term a fibre."""
+    return math.prod(shape) // max(shape)
+
+
+def exact(kernel: Kernel, rank: int) -> CP:
+    """Return the decomposition into the fibres along the longest axis; ranks beyond `exact_rank` are filled with zeros."""
+    shape = kernel.shape
+    long = max(range(len(shape)), key=shape.__getitem__)
+    fibres = kernel.x.reshape(shape).movedim(long, 0).flatten(1)  # (longest, others)
+    others = [n for i, n in enumerate(shape) if i != long]
+    index = list(torch.unravel_index(torch.arange(fibres.shape[1]), others))
+    unit = [torch.eye(n, dtype=fibres.dtype)[i].T for n, i in zip(others, index, strict=True)]
+    unit.insert(long, fibres)
+    return [torch.nn.functional.pad(f, (0, rank - f.shape[1])) for f in unit]
+
+
+def random(shape: tuple[int, ...], rank: int, seed: int) -> CP:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in shape]
+
+
+def composed(factors: CP) -> Tensor:
+    """Return the tensor `(out, in, *area)` that the factors stand for."""
+    *short, inside, out = factors
+    total = torch.einsum("tr,sr,ar->tsa", out, inside, khatri_rao(short))
+    return total.unflatten(2, [len(f) for f in short])  # type: ignore[no-untyped-call,no-any-return]
+
+
+def khatri_rao(factors: CP) -> Tensor:
+    """Return the columnwise Kronecker product, `(Π n_i, R)`."""
+    total = factors[0]
+    for f in factors[1:]:
+        total = (total[:, None] * f[None]).flatten(0, 1)
+    return total
+
+
+def normal_matrix(factors: CP, mode: int | None) -> Tensor:
+    """Return Γ = ∗_{m≠mode} U_mᵀU_m, `(R, R)`."""
+    total = torch.ones((), dtype=factors[0].dtype)
+    for i, f in enumerate(factors):
+        if i != mode:
+            total = total * (f.T @ f)
+    return total
+
+
+def sweep(kernel: Kernel, factors: CP, update: Update) -> tuple[CP, float]:
+    """Update every factor, and return them with the squared error they leave."""
+    made = list(factors)
+    inside, out = len(kernel.area), len(kernel.area) + 1
+    _half(made, torch.matmul(kernel.x.mT, made[inside]), update, fixed=inside, free=out)
+    last = _half(made, torch.matmul(kernel.x, made[out]), update, fixed=out, free=inside)
+    square = kernel.square - 2 * float((last * made[inside]).sum()) + float(normal_matrix(made, None).sum())
+    return made, max(0.0, square)
+
+
+def _half(made: CP, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
+    """Update the short factors and one long one, in place, from the kernel contracted with the other long one.
+
+    Args:
+        seen: `(area, n, R)`, `n` the length of the free axis.
+
+    Returns:
+        The MTTKRP of the free axis.
+    """
+    short = min(fixed, free)
+    summed = torch.stack([(part * made[free]).sum(0) for part in seen])  # (area, R)
+    grid = summed.reshape(*(len(f) for f in made[:short]), -1)
+    for mode in range(short):
+        total = grid
+        for other in reversed(range(short)):
+            if other != mode:
+                shape = [1] * short + [-1]
+                shape[other] = len(made[other])
+                total = (total * made[other].reshape(shape)).sum(other, keepdim=True)
+        made[mode] = update(made, mode, total.reshape(made[mode].shape))
+    weights = khatri_rao(made[:short])  # (area, R)
+    product = torch.zeros_like(made[free])
+    for part, weight in zip(seen, weights, strict=True):
+        product.addcmul_(part, weight)
+    made[free] = update(made, free, product)
+    return product
+
+
+def ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Tensor:
+    """Return `product (normal + diag(penalty))⁻¹`, the one solve that every update here is made of.
+
+    Args:
+        normal: `(R, R)`, positive semidefinite.
+        product: `(n, R)`.
+        penalty: `(R,)` or one number, not negative.
+    """
+    jitter = JITTER * float(normal.diagonal().mean()) or JITTER
+    while True:
+        shifted = normal.clone()
+        shifted.diagonal().add_(penalty + jitter)
+        lower, failed = torch.linalg.cholesky_ex(shifted)
+        if not int(failed):
+            return torch.cholesky_solve(product.T, lower).T
+        jitter *= 10
+
+
+def least_squares(factors: CP, mode: int, product: Tensor) -> Tensor:
+    """Return the update of plain ALS."""
+    return ridge(normal_matrix(factors, mode), product)
+
+
+def evened(factors: CP) -> CP:
+    """Spread the norm of each component evenly over its vectors; what they stand for stays."""
+    norms = [f.norm(dim=0) for f in factors]
+    mean = math.prod(norms, start=torch.ones(())) ** (1 / len(factors))
+    return [torch.where(n > 0, f * (mean / n), 0.0) for f, n in zip(factors, norms, strict=True)]
+
+
+def als(
+    kernel: Kernel, rank: int, *, seed: int = 0, starts: int = 1, sweeps: int = 200, tolerance: float = 1e-4, until: float = NEGLIGIBLE
+) -> Run:
+    """Decompose by alternating least squares with extrapolation between sweeps, from the best of several random starts.
+
+    Args:
+        sweeps: At most so many, those of the chosen start included.
+        tolerance: Converged when the relative error falls by less than this fraction of itself a sweep, over SPAN sweeps.
+        until: Stop at this relative error, by default where rounding of ‖K‖² hides it.
+    """
+    begun = [_extrapolated(kernel, random(kernel.shape, rank, seed + i), min(TRIAL, sweeps), 0.0, until) for i in range(starts)]
+    best = min(begun, key=lambda run: run.error)
+    if best.error <= until or best.sweeps >= sweeps or starts == 0:
+        return best
+    end = _extrapolated(kernel, best.factors, sweeps - best.sweeps, tolerance, until)
+    return end._replace(sweeps=best.sweeps + end.sweeps)
+
+
+def _extrapolated(kernel: Kernel, factors: CP, sweeps: int, tolerance: float, until: float) -> Run:
+    """Sweep from points beyond the last step; a step that does not pay is taken back and the reach shortened."""
+    pace = Extrapolation(factors)
+    history: list[float] = []
+    for k in range(1, sweeps + 1):
+        made, square = sweep(kernel, pace.point, least_squares)
+        pace.offer(evened(made), square)
+        history.append(math.sqrt(pace.value / kernel.square))
+        if history[-1] <= until or settled(history, tolerance):
+            return Run(pace.best, history[-1], k, converged=True)
+    return Run(pace.best, history[-1], sweeps, converged=False)
+
+
+def settled(history: list[float], tolerance: float) -> bool:
+    """Whether a falling quantity fell by less than `tolerance` of itself a step over the last SPAN steps."""
+    return len(history) > SPAN and history[-1] >= history[-1 - SPAN] * (1 - tolerance * SPAN)
+
+
+class Extrapolation:
+    """Where to sweep from next: x + β(x − x_before), β grown while the value falls and cut when it rises (Ang et al., algorithm 1).
+
+    Attributes:
+        best: The factors of the lowest value so far.
+        value: That value.
+        point: Where to sweep from.
+    """
+
+    GROW: Final = 1.05
+    GROW_LIMIT: Final = 1.01
+    CUT: Final = 1.5
+
+    def __init__(self, factors: CP) -> None:
+        self.best = self.point = factors
+        self.value = math.inf
+        self._beta, self._limit = 0.5, 1.0
+
+    def offer(self, factors: CP, value: float) -> bool:
+        """Take what a sweep from `point` gave; return whether it was an improvement."""
+        if value <= self.value:
+            first = math.isinf(self.value)
+            self.point = factors if first else [f + self._beta * (f - b) for f, b in zip(factors, self.best, strict=True)]
+            self.best, self.value = factors, value
+            self._limit = min(1.0, self.GROW_LIMIT * self._limit)
+            self._beta = min(self._limit, self.GROW * self._beta)
+            return True
+        self.point = self.best
+        self._limit, self._beta = self._beta, self._beta / self.CUT
+        return False
