@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -128,7 +130,23 @@ def _inference_copy(model: nn.Module, name: str) -> nn.Module:
         module = copy.deepcopy(model)
     except RuntimeError as error:  # e.g. weight_norm of old keeps a computed weight
         raise UnsupportedError(f"{name}: cannot be copied: {first_line(error)}; remove its hooks or parametrizations first") from error
-    return module.cpu().eval().requires_grad_(False)
+    module = module.cpu().eval().requires_grad_(False)
+    _make_weights_constant(module)
+    return module
+
+
+def _make_weights_constant(model: nn.Module) -> None:
+    """Compute parametrized weights, e.g. those kept as tensor trains, once and for all, in place.
+
+    `remove_parametrizations` would also take them from the model that `model` is a copy of: both share a class made for them.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            values = {name: getattr(module, name).detach().clone() for name in cast(nn.ModuleDict, module.parametrizations)}
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:

@@ -1,0 +1,275 @@
+"""Tensor trains: of a Linear as a TT-matrix over modes of its features, of a convolution along (in | each spatial axis | out).
+
+A convolution becomes pointwise → one convolution along each axis → pointwise, ordinary layers for every converter and kernel library. The
+form that also factorizes the channels (Garipov et al.) keeps fewer weights, and runs on permutes of more axes than mobile kernels take.
+
+With `run="dense"` only the weights that are kept shrink: the layer contracts its cores to the dense weight, and artifacts hold that one.
+
+References:
+    A. Novikov, D. Podoprikhin, A. Osokin, D. Vetrov. Tensorizing neural networks. NeurIPS 2015.
+    T. Garipov, D. Podoprikhin, A. Novikov, D. Vetrov. Ultimate tensorization: compressing convolutional and FC layers alike. 2016.
+"""
+
+import copy
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgecompress.errors import ConfigError
+from edgecompress.factorizations import chain
+from edgecompress.factorizations.layers import (
+    Convolution,
+    Layer,
+    area,
+    channels,
+    fill_bias,
+    is_pointwise,
+    kernel,
+    pointwise,
+    spatial,
+    unfit,
+)
+from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.tensor_train_layers import Layout, Rematerialised, TrainLinear, matrix, read, write
+from edgecompress.factorizations.timing import median_ms
+from edgecompress.records import Record
+from edgecompress.tensors import tensor_train as trains
+
+Run = Literal["chain", "dense"]
+Latency = Callable[[Sequence[nn.Module], tuple[int, ...]], Sequence[float]]  # (layers, input shape without batch) → ms of each
+
+DATA_AWARE = False
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """How a layer is written as a tensor.
+
+    Attributes:
+        cores: Of a Linear. With 2 the train is the SVD of a rearranged weight and has no fewer weights than that; a convolution has one
+            core for each axis it is long on and two for its channels.
+        in_modes, out_modes: Of a Linear, one each a core, with the products `in_features` and `out_features`. Empty: balanced ones, input
+            modes falling and output modes rising, which is the cheapest order to contract them in.
+        run: "chain" runs the cores one after another; "dense" contracts them to the dense weight and runs that. See `faster`.
+    """
+
+    cores: int = 3
+    in_modes: tuple[int, ...] = ()
+    out_modes: tuple[int, ...] = ()
+    run: Run = "chain"
+
+
+def reject(layer: nn.Module) -> str | None:
+    if reason := unfit(layer):
+        return reason
+    if isinstance(layer, nn.Linear):
+        if not any(n % k == 0 for n in (layer.in_features, layer.out_features) for k in range(2, math.isqrt(n) + 1)):
+            return f"neither {layer.in_features} inputs nor {layer.out_features} outputs can be split, tensor_train would be svd"
+        return None
+    if is_pointwise(cast(Layer, layer)):
+        return "it mixes channels at one position only, tensor_train would be svd"
+    if channels(cast(Layer, layer)) == (1, 1) and sum(k > 1 for k in area(cast(Layer, layer))) == 1:
+        return "a depthwise kernel along one axis has nothing to part"
+    return None
+
+
+def max_rank(layer: Layer, options: Options) -> tuple[int, ...]:
+    return trains.max_ranks(_layout(layer, options).sizes)
+
+
+def skeleton(layer: Layer, rank: tuple[int, ...], options: Options) -> Factors:
+    """Ranks that neighbours cannot make use of are lowered, and a pointwise factor at full rank is left out."""
+    layout = _layout(layer, options)
+    ranks = trains.feasible(rank, layout.sizes)
+    joints = zip((1, *ranks), layout.sizes, (*ranks, 1), strict=True)
+    shapes = [core.shape for core in _opened(layer, [torch.empty(joint, device="meta") for joint in joints])]
+    bias = layer.bias is not None
+    if options.run == "dense":
+        return Rematerialised(layer, layout, shapes)
+    if isinstance(layer, nn.Linear):
+        return TrainLinear(*_modes(layer, options), ranks, bias=bias)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    reaches = iter(_reaches(layer))
+    for k, (inside, size, out) in enumerate(shapes):
+        last = bias and k == len(shapes) - 1
+        if size == 1:
+            layers["expand" if k else "squeeze"] = pointwise(layer, inside, out, bias=last)
+        else:
+            axes = next(reaches)
+            layers[f"axis{axes[0]}"] = spatial(layer, inside, out, axes=axes, bias=last)
+    return Factors(layers)
+
+
+@torch.no_grad()
+def fit(layer: Layer, compact: Factors, options: Options, moments: Moments | None) -> None:
+    layout = _layout(layer, options)
+    ranks = [core.shape[2] for core in _trains(layer, compact)[0][:-1]]
+    found = [trains.tt_svd(layout.arranged(one), ranks=ranks) for one in kernel(layer)]
+    write(compact, [trains.spread(_opened(layer, train)) for train in found])
+    fill_bias(compact if isinstance(compact, TrainLinear) else compact[-1], layer)
+
+
+def reconstruct(compact: Factors) -> Tensor:
+    if isinstance(compact, TrainLinear):
+        return matrix([core[0] for core in read(compact)], _matrix_layout(compact.in_modes, compact.out_modes))
+    if not isinstance(compact, Rematerialised):
+        return chain.reconstruct(compact)
+    weight = compact.contracted()
+    if isinstance(compact[0], nn.Linear):
+        return matrix([core[0] for core in read(compact)], weight.layout)
+    return cast(Tensor, weight(*read(compact)))
+
+
+def ranks_for(layer: Layer, epsilon: float, options: Options) -> tuple[int, ...]:
+    """Return the ranks at which the relative error of the weight is at most `epsilon`.
+
+    Each bond is truncated by ε‖W‖/√(d−1); bonds of groups take the largest rank any group needs. The factors' dtype adds its rounding.
+
+    Raises:
+        ConfigError: `epsilon` is outside [0, 1), or the weight is not finite.
+    """
+    if not 0 <= epsilon < 1:
+        raise ConfigError(f"epsilon={epsilon}: a relative error is at least 0 and below 1; give one between")
+    if not bool(layer.weight.isfinite().all()):
+        raise ConfigError("weights hold NaN or infinity; retrain or repair the checkpoint")
+    layout = _layout(layer, options)
+    return trains.common_ranks([layout.arranged(one) for one in kernel(layer)], epsilon)
+
+
+@torch.no_grad()
+def shrunk(layer: Layer, compact: Factors, rank: tuple[int, ...], options: Options) -> Factors:
+    """Return factors of lower ranks near `compact`, which may have been fine-tuned: by rounding, without the dense weight.
+
+    Args:
+        layer: The dense layer, for its geometry alone; may be on the meta device.
+        rank: A bond keeps its own where that is lower.
+    """
+    found = [trains.round_tt(train, ranks=rank) for train in _trains(layer, compact)]
+    parameter = next(compact.parameters())
+    made = skeleton(layer, tuple(core.shape[2] for core in found[0][:-1]), options).to(parameter)
+    write(made, [trains.spread(_opened(layer, train)) for train in found])
+    if layer.bias is not None:
+        last, before = (one if isinstance(one, TrainLinear) else one[-1] for one in (made, compact))
+        cast(Tensor, last.bias).copy_(cast(Tensor, before.bias))
+    return made.train(compact.training)
+
+
+def faster(layer: Layer, rank: tuple[int, ...], input_shape: tuple[int, ...], *, options: Options, latency: Latency | None = None) -> Run:
+    """Return which form of a train has the lower latency, to be written into the plan as option `run`.
+
+    Running the chain saves multiply-accumulates and adds operators; a dense weight made beforehand is as fast as the layer was.
+
+    Args:
+        input_shape: Without the batch axis.
+        latency: Milliseconds of layers on one input of that shape, measured together; on a device, say. None: medians on this machine.
+
+    Raises:
+        ConfigError: The rank or the input shape do not fit the layer, or it is on the meta device, where nothing takes time.
+    """
+    limit = max_rank(layer, options)
+    if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
+        raise ConfigError(f"rank {rank} for tensor_train; each must be between 1 and {limit}")
+    chained = skeleton(layer, rank, msgspec.structs.replace(options, run="chain")).to(layer.weight)
+    one, other = (latency or _here)([chained.eval(), copy.deepcopy(layer).eval()], input_shape)
+    return "chain" if one < other else "dense"
+
+
+def _here(layers: Sequence[nn.Module], input_shape: tuple[int, ...]) -> Sequence[float]:
+    like = next(layers[-1].parameters())
+    if like.is_meta:
+        raise ConfigError("layer is on the meta device, where nothing takes time; load its weights first")
+    x = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
+    try:
+        layers[-1](x)
+    except RuntimeError as error:
+        raise ConfigError(f"input shape {input_shape}: the layer does not take it; give its shape without the batch axis") from error
+    return median_ms(layers, x)
+
+
+@functools.cache
+def balanced_modes(n: int, d: int) -> tuple[int, ...]:
+    """Return `d` factors of `n` with the smallest sum, largest first."""
+    if d == 1:
+        return (n,)
+    found = (tuple(sorted((k, *balanced_modes(n // k, d - 1)), reverse=True)) for k in range(1, n + 1) if n % k == 0)
+    return min(found, key=lambda modes: (sum(modes), modes))
+
+
+def _modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the modes of the input and output features.
+
+    Raises:
+        ConfigError: Those given do not fit the layer.
+    """
+    given = len(options.in_modes) or len(options.out_modes)
+    if (given or options.cores) < 2:
+        raise ConfigError(f"cores={given or options.cores}: a train has 2 or more; give more, or take svd")
+    d = given or min(options.cores, (layer.in_features * layer.out_features).bit_length())  # more cores would hold one value each
+    ins = options.in_modes or balanced_modes(layer.in_features, d)
+    outs = options.out_modes or balanced_modes(layer.out_features, d)[::-1]
+    for name, modes, features in (("in_modes", ins, layer.in_features), ("out_modes", outs, layer.out_features)):
+        if min(modes) < 1 or math.prod(modes) != features:
+            raise ConfigError(f"{name}={modes}: the product is not {features}, the features of the layer; give factors of that")
+    if len(ins) != len(outs):
+        raise ConfigError(f"in_modes={ins}, out_modes={outs}: not as many of the one as of the other; fill up with 1")
+    pairs = [(n, m) for n, m in zip(ins, outs, strict=True) if given or n * m > 1]
+    return tuple(n for n, _ in pairs), tuple(m for _, m in pairs)
+
+
+def _matrix_layout(in_modes: tuple[int, ...], out_modes: tuple[int, ...]) -> Layout:
+    d = len(in_modes)
+    order = tuple(axis for k in range(d) for axis in (k, d + k))
+    return Layout((*out_modes, *in_modes), order, tuple(m * n for m, n in zip(out_modes, in_modes, strict=True)))
+
+
+def _layout(layer: Layer, options: Options) -> Layout:
+    if isinstance(layer, nn.Linear):
+        return _matrix_layout(*_modes(layer, options))
+    if options.in_modes or options.out_modes:
+        raise ConfigError(
+            f"in_modes={options.in_modes}, out_modes={options.out_modes}: a convolution is parted along its axes; leave them out"
+        )
+    out, inside = channels(layer)
+    size = area(layer)
+    return Layout((out, inside, *size), (*range(1, 2 + len(size)), 0), (inside, *(k for k in size if k > 1), out))
+
+
+def _reaches(layer: Convolution) -> list[tuple[int, ...]]:
+    """Axes of each convolution: one on which the kernel is longer than 1; the first also has the geometry of those on which it is not."""
+    long = [axis for axis, k in enumerate(area(layer)) if k > 1]
+    short = [axis for axis, k in enumerate(area(layer)) if k == 1]
+    return [(long[0], *short), *((axis,) for axis in long[1:])]
+
+
+def _opened(layer: Layer, train: Sequence[Tensor]) -> list[Tensor]:
+    """Write the train of a convolution with cores `(in, area, out)` of its layers; what is square at an end goes into its neighbour."""
+    if isinstance(layer, nn.Linear):
+        return list(train)
+    first, *cores, last = train  # (1, in, r), …, (s, out, 1)
+    if first.shape[1] == first.shape[2]:
+        cores[0] = torch.tensordot(first[0], cores[0], 1)
+    else:
+        cores.insert(0, first.transpose(0, 1))
+    if last.shape[0] == last.shape[1]:
+        cores[-1] = torch.tensordot(cores[-1], last[..., 0], 1)
+    else:
+        cores.append(last.transpose(1, 2))
+    return cores
+
+
+def _trains(layer: Layer, compact: Factors) -> list[list[Tensor]]:
+    """Return the train of each group that `compact` holds, closed: cores `(r, n, s)` with r = 1 at the start and s = 1 at the end."""
+    cores = read(compact)
+    if not isinstance(layer, nn.Linear):
+        out, inside = channels(layer)
+        groups = len(cores[0])
+        start, end = (torch.eye(n, dtype=torch.float64).expand(groups, n, n) for n in (inside, out))
+        first = cores.pop(0).transpose(1, 2) if cores[0].shape[2] == 1 else start[:, None]
+        last = cores.pop().transpose(2, 3) if cores[-1].shape[2] == 1 else end[..., None]
+        cores = [first, *cores, last]
+    return [[core[i] for core in cores] for i in range(len(cores[0]))]

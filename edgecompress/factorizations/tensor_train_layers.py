@@ -1,0 +1,163 @@
+"""A tensor train as layers: a chain of matmuls for a Linear, or one dense layer whose weight is contracted from the cores."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from edgecompress.errors import UnsupportedError
+from edgecompress.factorizations.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
+from edgecompress.factorizations.protocol import Factors
+from edgecompress.tensors.tensor_train import contract
+
+
+class Layout(NamedTuple):
+    """How one group's kernel, `(out, in, *area)`, is a train's tensor: reshaped to `fine`, permuted by `order`, reshaped to `sizes`."""
+
+    fine: tuple[int, ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def arranged(self, one: Tensor) -> Tensor:
+        """Return the tensor of one group's kernel."""
+        return one.reshape(self.fine).permute(self.order).reshape(self.sizes)
+
+    def restored(self, tensors: Tensor) -> Tensor:
+        """Return the kernels as `(groups, *fine)`, a view of the tensors `(groups, …)`."""
+        split = tensors.reshape(len(tensors), *(self.fine[axis] for axis in self.order))
+        return split.permute(0, *(1 + self.order.index(axis) for axis in range(len(self.order))))
+
+
+class TrainLinear(Factors):
+    """A TT-matrix as a chain of Linears, one a core, with reshapes and permutes of at most four axes between them.
+
+    The state `(batch, n_{k+1}, later input modes · tokens · earlier output modes, r_k)` loses an input mode in front and gains an output
+    mode behind at each core, so that after the last one the output modes stand in order.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_modes: tuple[int, ...], out_modes: tuple[int, ...], ranks: tuple[int, ...], *, bias: bool) -> None:
+        widths = zip((1, *ranks), in_modes, out_modes, (*ranks, 1), strict=True)
+        super().__init__(*(nn.Linear(r * n, m * s, bias=False) for r, n, m, s in widths))  # (m_k r_k, r_{k-1} n_k)
+        self.in_modes, self.out_modes, self.ranks = in_modes, out_modes, ranks
+        self.register_parameter("bias", nn.Parameter(torch.zeros(math.prod(out_modes))) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0] if x.ndim > 1 else 1
+        tokens, later = math.prod(x.shape[1:-1]), math.prod(self.in_modes[1:])
+        state = x.reshape(batch, tokens, self.in_modes[0], later).permute(0, 3, 1, 2)  # (batch, later, tokens, n_1)
+        places, r = later * tokens, 1
+        for k, (layer, n) in enumerate(zip(self, self.in_modes, strict=True)):
+            if k:
+                places, r = places // n * self.out_modes[k - 1], self.ranks[k - 1]
+                state = state.reshape(batch, n, places, r).permute(0, 2, 3, 1)  # (batch, places, r, n_k)
+            state = layer(state.reshape(batch, places, r * n))  # (batch, places, m_k r_k)
+        y = state.reshape(*x.shape[:-1], math.prod(self.out_modes))
+        return y if self.bias is None else y + self.bias
+
+
+class TrainWeight(nn.Module):
+    """The weight of a dense layer as a function of cores `(groups, r, n, s)`: a parametrization."""
+
+    def __init__(self, layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.layout, self.shapes = layout, shapes
+        self.shape: torch.Size = kernel(layer).shape
+        self.transposed = isinstance(layer, TRANSPOSED)
+
+    def forward(self, *cores: Tensor) -> Tensor:
+        kernels = self.layout.restored(contract(cores)).reshape(self.shape)
+        return (kernels.transpose(1, 2) if self.transposed else kernels).flatten(0, 1)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Start from zero cores; they are filled by a fit or from a file."""
+        if not weight.is_meta:
+            raise UnsupportedError("weight: it is contracted from a tensor train; factorize the dense layer again")
+        return tuple(torch.zeros(self.shape[0], *shape) for shape in self.shapes)
+
+
+class Rematerialised(Factors):
+    """A layer like `layer`, on the meta device or not, that keeps cores and contracts them to its weight in each forward pass."""
+
+    def __init__(self, layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
+        out, inside = channels(layer)
+        bias = layer.bias is not None
+        with torch.device("meta"):  # the dense weight is never allocated
+            like = pointwise(layer, inside, out, bias=bias) if isinstance(layer, nn.Linear) else spatial(layer, inside, out, bias=bias)
+        super().__init__(copy.deepcopy(like))
+        self.made_of = like, layout, shapes
+        if isinstance(like.bias, Tensor):
+            self[0].bias = nn.Parameter(torch.zeros(like.bias.shape))
+        parametrize.register_parametrization(self[0], "weight", TrainWeight(cast(Layer, like), layout, shapes), unsafe=True)
+
+    def contracted(self) -> TrainWeight:
+        return cast(TrainWeight, self._held()[0])
+
+    def cores(self) -> list[nn.Parameter]:
+        """Return the cores, `(groups, r, n, s)`."""
+        return list(self._held().parameters())
+
+    def _held(self) -> parametrize.ParametrizationList:
+        return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, self[0].parametrizations)["weight"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rematerialised":
+        memo[id(self)] = made = type(self).__new__(type(self))
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the parametrized layer, which torch does not allow to be pickled."""
+        return _rebuilt, (*self.made_of, self.state_dict(), self.training)
+
+
+def _rebuilt(layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]], state: dict[str, Tensor], training: bool) -> Rematerialised:
+    made = Rematerialised(layer, layout, shapes)
+    made.load_state_dict(state, assign=True)
+    return made.train(training)
+
+
+@torch.no_grad()
+def write(compact: Factors, trains: Sequence[Sequence[Tensor]]) -> None:
+    """Write one train for each group, cores `(r, n, s)`, into the layers."""
+    cores = [torch.stack(group) for group in zip(*trains, strict=True)]  # (groups, r, n, s)
+    if isinstance(compact, Rematerialised):
+        for parameter, core in zip(compact.cores(), cores, strict=True):
+            parameter.copy_(core)
+    elif isinstance(compact, TrainLinear):
+        for layer, core, m in zip(compact, cores, compact.out_modes, strict=True):
+            split = torch.unflatten(core[0], 1, (m, -1))  # (r, m, n, s)
+            fill(layer, split.permute(1, 3, 0, 2))
+    else:
+        for layer, core in zip(compact, cores, strict=True):
+            fill(layer, core.permute(0, 3, 1, 2))  # (groups, out, in, area)
+
+
+@torch.no_grad()
+def read(compact: Factors) -> list[Tensor]:
+    """Return the cores, `(groups, r, n, s)`, float64."""
+    cores: Sequence[Tensor]
+    if isinstance(compact, Rematerialised):
+        cores = compact.cores()
+    elif isinstance(compact, TrainLinear):
+        cores = [
+            kernel(cast(Layer, layer)).reshape(m, s, -1, n).permute(2, 0, 3, 1).flatten(1, 2)[None]
+            for layer, n, m, s in zip(compact, compact.in_modes, compact.out_modes, (*compact.ranks, 1), strict=True)
+        ]
+    else:
+        cores = [kernel(cast(Layer, layer)).flatten(3).permute(0, 2, 3, 1) for layer in compact]
+    return [core.detach().double() for core in cores]
+
+
+def matrix(cores: Sequence[Tensor], layout: Layout) -> Tensor:
+    """Return the `(out, in)` matrix of a TT-matrix, slice by slice, so that nothing else of its size is held."""
+    made = cores[0].new_empty(layout.fine)
+    view = made.permute(layout.order)  # (m_1, n_1, m_2, n_2, …)
+    m, n = view.shape[:2]
+    for i in range(m * n):
+        view[i // n, i % n] = contract([cores[0][:, i : i + 1], *cores[1:]]).reshape(view.shape[2:])
+    return made.reshape(math.prod(layout.fine[: len(layout.sizes)]), -1)
