@@ -64,7 +64,7 @@ def dense(compact: Factors) -> Layer:
     bias = last.bias is not None
     made: Layer
     if isinstance(first, nn.Linear):
-        made = nn.Linear(first.in_features, cast(nn.Linear, last).out_features, bias=bias)
+        made = nn.Linear(first.in_features, cast(nn.Linear, last).out_features, bias=bias, device="meta")
     else:
         convs = cast("list[Convolution]", layers)
         kind: Any = next((type(c) for c in convs if isinstance(c, TRANSPOSED)), PLAIN[CONVOLUTIONS[type(first)]])
@@ -74,9 +74,10 @@ def dense(compact: Factors) -> Layer:
             tuple(math.prod(k) for k in zip(*(c.kernel_size for c in convs), strict=True)),
             groups=math.gcd(*(c.groups for c in convs)),
             bias=bias,
+            device="meta",
             **_merged(convs),
         )
-    made.to(first.weight)
+    made.to_empty(device=first.weight.device).to(first.weight.dtype)
     made.weight.copy_(reconstruct(compact))
     if bias:
         cast(Tensor, made.bias).copy_(cast(Tensor, last.bias))

@@ -28,7 +28,7 @@ PLAIN: Final = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 def unfit(layer: nn.Module) -> str | None:
     """Why no method can factorize `layer`; None if it is an ordinary Linear or convolution with more than one weight a group."""
     if type(layer) is not nn.Linear and type(layer) not in CONVOLUTIONS:
-        return f"{type(layer).__name__} is neither a Linear nor a convolution"
+        return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
     if not isinstance(layer.weight, nn.Parameter):
         return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
     if layer.weight.numel() == groups_of(cast(Layer, layer)):
@@ -44,6 +44,14 @@ def area(layer: Layer) -> tuple[int, ...]:
 def is_pointwise(layer: Layer) -> bool:
     """Whether `layer` is a Linear or a convolution with a kernel of size 1."""
     return math.prod(area(layer)) == 1
+
+
+def only_mixes(layer: Layer) -> bool:
+    """Whether `layer` maps each position to the same position: it is pointwise and has neither stride nor padding."""
+    if isinstance(layer, nn.Linear):
+        return True
+    padded = not isinstance(layer.padding, str) and any(layer.padding)
+    return is_pointwise(layer) and set(layer.stride) == {1} and not padded and not any(layer.output_padding)
 
 
 def groups_of(layer: Layer) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecompress.factorizations.chain import composed
-from edgecompress.factorizations.layers import TRANSPOSED, Layer, fill_bias, groups_of, is_pointwise, kernel
+from edgecompress.factorizations.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
 from edgecompress.factorizations.protocol import Factors, Moments
 
 ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
@@ -45,8 +45,8 @@ def collect(model: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]) 
 
 
 def readable(layer: Layer) -> bool:
-    """Whether what `layer` reads at one position is one row; a transposed convolution reads differently at each phase."""
-    return not isinstance(layer, TRANSPOSED) or is_pointwise(layer)
+    """Whether all outputs of `layer` read one row each; those of a transposed convolution read as many as their phase has."""
+    return not isinstance(layer, TRANSPOSED)
 
 
 def im2col(layer: Layer, x: Tensor) -> Tensor:
@@ -54,20 +54,26 @@ def im2col(layer: Layer, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     axes = len(layer.kernel_size)
-    if not isinstance(layer, TRANSPOSED):
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-        for axis, (k, d, s) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
-            x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    else:
-        x = x.reshape(*x.shape, *(1 for _ in range(axes)))
+    x = F.pad(x, _margins(layer), mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    for axis, (k, d, s) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
     rows: Tensor = torch.unflatten(x, 1, (layer.groups, -1))  # (batch, groups, in, *positions, *area)
     order = (1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
     return rows.permute(order).flatten(1, 1 + axes).flatten(2)
 
 
+def _margins(layer: Convolution) -> Sequence[int]:
+    """What `layer` itself pads by: it reads `padding` each time, unless that is a word or the mode is not zeros."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return layer._reversed_padding_repeated_twice
+    return [p for p in reversed(layer.padding) for _ in range(2)]
+
+
 def _parts(layer: Layer, x: Tensor) -> Sequence[Tensor]:
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of halves overflow
     if isinstance(layer, nn.Linear):
         return (x,)
+    x = x if x.dim() == len(layer.kernel_size) + 2 else x[None]
     sample = 4 * x[0].numel() * torch.Size(layer.kernel_size).numel()
     return torch.split(x, max(1, ROWS_BYTES // max(1, sample)))
 

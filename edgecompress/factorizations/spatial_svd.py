@@ -51,7 +51,7 @@ def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Momen
     first, last = compact
     r = channels(cast(Layer, first))[0]
     axis = _axis(layer)
-    pairs = [_fitted(k.double(), axis, r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
+    pairs = [_fitted(k, axis, r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
     fill(first, torch.stack([along for along, _ in pairs]))
     fill(last, torch.stack([across for _, across in pairs]))
     correct_bias(layer, compact, moments)
@@ -74,7 +74,7 @@ def _fitted(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Tensor
     c = second.reshape(*shape, *shape).movedim((1 + axis, 1 + len(shape) + axis), (1, 1 + len(shape)))
     c = c.reshape(inside * size, rest, inside * size, rest)
     alike = torch.einsum("aibi->ab", c) / rest  # as if the columns of the kernel's reach were independent
-    w = k.reshape(out, inside * size, rest)
+    w = k.double().reshape(out, inside * size, rest)
     found = [_refitted(w, *truncated(matrix, r, weight), c) for weight in (None, alike)]
     along, across, _ = min(found, key=lambda one: one[2])
     return along, across
@@ -90,7 +90,8 @@ def _refitted(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor
     reads = torch.einsum("airj,qa->qirj", seen, along).reshape(r * rest, r * rest)
     ridge = RIDGE * float(reads.diagonal().max().clamp_min(torch.finfo(reads.dtype).tiny))
     wanted = torch.einsum("oai,airj->orj", lost, seen).reshape(out, r * rest)
-    across = across.reshape(out, r * rest) + torch.linalg.solve(reads + ridge * torch.eye(len(reads), dtype=reads.dtype), wanted.T).T
+    reads.diagonal().add_(ridge)
+    across = across.reshape(out, r * rest) + torch.linalg.solve(reads, wanted.T).T
     lost = w - torch.einsum("ors,ra->oas", across.reshape(out, r, rest), along)
     error = float(torch.einsum("oai,aibj,obj->", lost, c, lost))
     flat = across.reshape(out, r, rest).transpose(1, 2).reshape(out * rest, r)

@@ -9,7 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CHUNK: Final = 1 << 22  # float64 values held at a time beside the matrix
+CHUNK: Final = 1 << 20  # float64 values held at a time beside the matrix
+RIDGE: Final = 1e-10  # of the largest moment: small beside what inputs excite, large beside rounding
 
 
 def gram(matrix: Tensor) -> Tensor:
@@ -30,30 +31,41 @@ def leading(symmetric: Tensor, r: int) -> Tensor:
 
 def times(left: Tensor, matrix: Tensor) -> Tensor:
     """Return `left @ matrix` in float64 without a float64 copy of `matrix`."""
-    return torch.cat([left @ part.double() for part in torch.split(matrix, max(1, CHUNK // len(matrix)), dim=1)], 1)
+    product = left.new_empty(len(left), matrix.shape[1])
+    chunk = max(1, CHUNK // len(matrix))
+    for into, part in zip(torch.split(product, chunk, dim=1), torch.split(matrix, chunk, dim=1), strict=True):
+        torch.matmul(left, part.double(), out=into)
+    return product
 
 
 def truncated(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return `(m, r)` and `(r, n)`, float64, whose product approximates `(m, n)` best; each component's norm is split evenly.
 
     Without `second` best is the Frobenius norm (Eckart–Young). With E[x xᵀ], shape `(n, n)`, it is E‖(M − M̂)x‖²: the solution is the
-    projection of M on the leading eigenvectors of M E[x xᵀ] Mᵀ, which needs no inverse, so singular moments do no harm.
+    projection of M on the leading eigenvectors of M E[x xᵀ] Mᵀ. It needs no inverse, so singular moments do no harm, and what the
+    inputs never excite is approximated by the Frobenius norm.
 
     References:
         C. Eckart, G. Young. The approximation of one matrix by another of lower rank. Psychometrika 1(3), 1936.
         X. Zhang et al. Accelerating very deep convolutional networks for classification and detection. TPAMI 38(10), 2016.
     """
     m, n = matrix.shape
-    if second is not None:
-        reached = times(second, matrix.T)  # (n, m)
-        u = leading(times(matrix, reached), r)
-        return balanced(u, times(u.T, matrix))
-    if m <= n:
-        u = leading(gram(matrix), r)
-        return balanced(u, times(u.T, matrix))
-    v = leading(gram(matrix.T), r)
-    right, left = balanced(v, times(v.T, matrix.T))
-    return left.T, right.T
+    if m > n and second is None:
+        right, left = truncated(matrix.T, r)
+        return left.T, right.T
+    if m > n:  # only directions that M reaches may be chosen, or full rank would not be exact
+        q, reached = torch.linalg.qr(matrix.double())
+        left, right = truncated(reached, r, second)
+        return q @ left, right
+    u = leading(gram(matrix) if second is None else _gram_of_outputs(matrix, second), r)
+    return balanced(u, times(u.T, matrix))
+
+
+def _gram_of_outputs(matrix: Tensor, second: Tensor) -> Tensor:
+    """Return M (E[x xᵀ] / its largest diagonal + RIDGE) Mᵀ."""
+    scale = float(second.diagonal().amax().clamp_min(torch.finfo(second.dtype).tiny))
+    outputs = times(times(second, matrix.T).T, matrix.T)
+    return gram(matrix).mul_(RIDGE).add_(outputs, alpha=1 / scale)
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
