@@ -1,0 +1,155 @@
+"""Rank estimators: how many components a layer's weights have, or how many a budget leaves.
+
+A layer of several groups gets one rank for all of them: `evbmf` takes the largest that a group needs, `energy` and `parameter_rate` count
+all groups together.
+
+References:
+    Y.-D. Kim et al. Compression of deep convolutional neural networks for fast and low power mobile applications. ICLR 2016.
+    J. Gusak et al. Automated multi-stage compression of neural networks. ICCV workshops 2019.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import check_values, method_named, options_of, tensor_train
+from edgecompress.factorizations.layers import Convolution, Layer, area, channels, kernel
+from edgecompress.factorizations.protocol import Factorization
+from edgecompress.tensors.lowrank import gram
+from edgecompress.tensors.vbmf import evbmf_rank
+
+ROUNDING: Final = 1e-9  # m · (step / steps) may come out below the integer it is
+Unfoldings = tuple[list[Tensor], ...]  # for each number of a rank, the matrices of which that many components are kept
+
+
+def evbmf(layer: nn.Module, method: str, *, name: str = "layer", options: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """Return how many components stand out of noise, by empirical variational Bayes; at least 1.
+
+    Raises:
+        UnsupportedError: The method cannot take the layer, or is not made of unfoldings.
+        ConfigError: An unknown method or option, or weights without a rank (not finite, not floating, all zero).
+    """
+    _, chosen, limit = _taken(layer, method, name, options)
+    unfoldings = _unfolded(layer, method, name, chosen)
+    found = (max(evbmf_rank(matrix) for matrix in matrices) for matrices in unfoldings)
+    return tuple(min(max(1, r), m) for r, m in zip(found, limit, strict=True))
+
+
+def energy(
+    layer: nn.Module, method: str, fraction: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """Return the smallest rank that surely keeps `fraction` of ‖W‖², so that relative_error² ≤ 1 - fraction.
+
+    A form of several ranks may lose an equal share of the rest by each: its error² is at most the sum of what the unfoldings lose.
+
+    Raises:
+        UnsupportedError: The method cannot take the layer, or is not made of unfoldings.
+        ConfigError: As `evbmf`, or a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"{name}: fraction {fraction}; it must be above 0 and at most 1")
+    _, chosen, limit = _taken(layer, method, name, options)
+    if method == "tensor_train":
+        check_values(layer, cast(Tensor, layer.weight), name)
+        return tensor_train.ranks_for(cast(Layer, layer), math.sqrt(1 - fraction), chosen)
+    unfoldings = _unfolded(layer, method, name, chosen)
+    found = (_least(matrices, (1 - fraction) / len(unfoldings)) for matrices in unfoldings)
+    return tuple(min(r, m) for r, m in zip(found, limit, strict=True))
+
+
+def parameter_rate(
+    layer: nn.Module, method: str, rate: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """Return the largest rank at which the form has at most 1/`rate` of the layer's parameters, counted on its skeleton.
+
+    The numbers of a rank grow together: those of Tucker-2 as r_out = β r_in with β = max(0.8 out / in, 1), others in proportion to the
+    largest rank.
+
+    Raises:
+        UnsupportedError: The method cannot take the layer.
+        ConfigError: An unknown method or option, a rate below 1, or one that no rank reaches.
+    """
+    if not 1 <= rate < math.inf:
+        raise ConfigError(f"{name}: rate {rate}; it is parameters before over after, at least 1")
+    form, chosen, limit = _taken(layer, method, name, options)
+    slopes = [1.0 for _ in limit] if method == "tucker2" else [m / max(limit) for m in limit]
+    if method == "tucker2":
+        out, inside = channels(cast(Convolution, layer))
+        slopes[1] = 1 / max(0.8 * out / inside, 1.0)
+    steps = math.ceil(max(m / slope for m, slope in zip(limit, slopes, strict=True)) - ROUNDING)
+
+    def rank(step: int) -> tuple[int, ...]:
+        return tuple(min(m, max(1, int(slope * step + ROUNDING))) for slope, m in zip(slopes, limit, strict=True))
+
+    def params(step: int) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in form.skeleton(layer, rank(step), chosen).parameters())
+
+    budget = sum(p.numel() for p in layer.parameters()) / rate
+    # At its largest a number may spare a factor, and parameters drop; they grow from there to where the next one is at its largest.
+    starts = {1, *(next((step for step in range(1, steps + 1) if rank(step)[i] == m), 1) for i, m in enumerate(limit))}
+    end = steps
+    for start in sorted(starts, reverse=True):
+        if fitting := bisect_right(range(start, end + 1), budget, key=params):
+            return rank(start + fitting - 1)
+        end = start - 1
+    least = f"{method} has {params(1)} parameters at rank {rank(1)}, more than the {budget:.0f} allowed"
+    raise ConfigError(f"{name}: rate {rate}; {least}; ask for a lower rate")
+
+
+Estimator = Callable[..., tuple[int, ...]]
+ESTIMATORS: Final[dict[str, Estimator]] = {"evbmf": evbmf, "energy": energy, "parameter_rate": parameter_rate}
+
+
+def _taken(layer: nn.Module, method: str, name: str, options: Mapping[str, Any] | None) -> tuple[Factorization[Any], Any, tuple[int, ...]]:
+    """Return the method, its options and its largest rank for a layer that it can take."""
+    form, chosen = method_named(method), options_of(method, options)
+    if reason := form.reject(layer):
+        raise UnsupportedError(f"{name}: {reason}; leave it out or use another method")
+    return form, chosen, form.max_rank(layer, chosen)
+
+
+def _unfolded(layer: nn.Module, method: str, name: str, options: Any) -> Unfoldings:
+    check_values(layer, cast(Tensor, layer.weight), name)
+    if method not in UNFOLDINGS:
+        raise UnsupportedError(f"{name}: {method} is not made of matrices whose rank could be estimated; use parameter_rate")
+    return UNFOLDINGS[method](cast(Layer, layer), options)
+
+
+def _least(matrices: list[Tensor], loss: float) -> int:
+    """Return the smallest common rank at which several matrices lose at most `loss` of their squared norm."""
+    spectra = [torch.linalg.eigvalsh(gram(m if m.shape[0] <= m.shape[1] else m.T)).clamp_min(0) for m in matrices]
+    lost = torch.stack(spectra).sum(0).cumsum(0)  # by all but the largest, from the smallest on
+    return max(1, int((lost > loss * lost[-1]).sum()))
+
+
+def _rows(layer: Layer, options: Any) -> Unfoldings:
+    return ([k.flatten(1) for k in kernel(layer)],)
+
+
+def _row_slices(layer: Layer, options: Any) -> Unfoldings:
+    return ([part.flatten(1) for k in kernel(layer) for part in k.chunk(options.slices, dim=1)],)
+
+
+def _along_and_across(layer: Layer, options: Any) -> Unfoldings:
+    """(in · k, out · rest), with k the first axis that the kernel is long on."""
+    axis = next(a for a, k in enumerate(area(layer)) if k > 1)
+    return ([k.movedim((1, 2 + axis), (0, 1)).flatten(2).flatten(0, 1) for k in kernel(layer)],)
+
+
+def _channels(layer: Layer, options: Any) -> Unfoldings:
+    return [k.flatten(1) for k in kernel(layer)], [k.transpose(0, 1).flatten(1) for k in kernel(layer)]
+
+
+UNFOLDINGS: Final[dict[str, Callable[[Layer, Any], Unfoldings]]] = {
+    "svd": _rows,
+    "channel_svd": _rows,
+    "grouped_svd": _row_slices,
+    "spatial_svd": _along_and_across,
+    "tucker2": _channels,
+}
