@@ -31,9 +31,10 @@ def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
 
 
 def parts(layer: Convolution, *, separable: bool) -> list[tuple[int, ...]]:
-    """The spatial axes of each depthwise factor."""
+    """The spatial axes of each depthwise factor; those of size 1 go with the first, for they may have a stride or padding too."""
     size = area(layer)
-    return [(a,) for a, k in enumerate(size) if k > 1] if separable else [tuple(range(len(size)))]
+    others = [a for a, k in enumerate(size) if k > 1][1:] if separable else []
+    return [tuple(a for a in range(len(size)) if a not in others), *((a,) for a in others)]
 
 
 def max_rank(layer: Convolution, *, separable: bool = False) -> int:
