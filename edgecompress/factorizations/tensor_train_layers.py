@@ -1,9 +1,10 @@
 """A tensor train as layers: a chain of matmuls for a Linear, or one dense layer whose weight is contracted from the cores."""
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from edgecompress.errors import UnsupportedError
 from edgecompress.factorizations.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
 from edgecompress.factorizations.protocol import Factors
 from edgecompress.tensors.tensor_train import contract
+
+SLICES: Final = 64  # at least, where there are three cores or more
 
 
 class Layout(NamedTuple):
@@ -155,9 +158,11 @@ def read(compact: Factors) -> list[Tensor]:
 
 def matrix(cores: Sequence[Tensor], layout: Layout) -> Tensor:
     """Return the `(out, in)` matrix of a TT-matrix, slice by slice, so that nothing else of its size is held."""
+    d = len(cores)
+    parted = next((k for k in range(1, d - 1) if math.prod(layout.sizes[:k]) >= SLICES), d - 1)
     made = cores[0].new_empty(layout.fine)
     view = made.permute(layout.order)  # (m_1, n_1, m_2, n_2, …)
-    m, n = view.shape[:2]
-    for i in range(m * n):
-        view[i // n, i % n] = contract([cores[0][:, i : i + 1], *cores[1:]]).reshape(view.shape[2:])
-    return made.reshape(math.prod(layout.fine[: len(layout.sizes)]), -1)
+    rows = contract(cores[:parted]).reshape(-1, cores[parted].shape[0])
+    for row, index in zip(rows, itertools.product(*map(range, view.shape[: 2 * parted])), strict=True):
+        view[index] = contract([row[None, None], *cores[parted:]]).reshape(view.shape[2 * parted :])
+    return made.reshape(math.prod(layout.fine[:d]), -1)
