@@ -1,5 +1,6 @@
 """Low-rank forms of one layer. To add one, write a module with the functions of `Factorization` and list it in `METHODS`."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import channel_svd, cp3, cp4, cp_epc, grouped_svd, spatial_svd, svd, tucker2
+from edgecompress.factorizations import channel_svd, cp3, cp4, cp_epc, grouped_svd, spatial_svd, svd, tensor_train, tucker2
 from edgecompress.factorizations.chain import dense
 from edgecompress.factorizations.cores import around, cored
 from edgecompress.factorizations.layers import CONVOLUTIONS, Layer
@@ -38,9 +39,10 @@ METHODS: Final[dict[str, Factorization[Any]]] = {
     "cp3": cp3,
     "cp4": cp4,
     "cp_epc": cp_epc,
+    "tensor_train": tensor_train,
 }
 
-
+PARTS: Final = 64  # of a weight, so that one in float64 is not copied whole
 CORED: Final = ("svd", "tucker2")  # their outer factors mix channels only, so that decomposing their core decomposes the layer
 
 
@@ -108,7 +110,7 @@ def factorize(
         raise ConfigError(f"{name}: rank {rank} for {method}; each must be between 1 and {limit}")
     weight = cast(Tensor, layer.weight)
     if fit:
-        _check_values(layer, weight, name)
+        check_values(layer, weight, name)
         _check_moments(layer, method, moments, name)
     with torch.random.fork_rng(devices=[]):  # new layers draw weights, the caller's random numbers stay what they would be
         compact = form.skeleton(layer, rank, chosen).to(weight)
@@ -129,7 +131,7 @@ def refactorize(
 ) -> Factors:
     """Decompose an already decomposed layer, e.g. a fine-tuned one, further; `compact` stays as it is.
 
-    Where a form has a core between factors that mix channels, those are orthonormalised and the core is decomposed, at the cost of the core;
+    A core between factors that mix channels is decomposed where `method` allows it, which costs little and builds no dense kernel;
     otherwise, and with moments, the dense layer that the factors equal is.
 
     Raises:
@@ -164,7 +166,7 @@ def _limit(form: Factorization[Any], layer: nn.Module, chosen: Any, name: str) -
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _check_values(layer: nn.Module, weight: Tensor, name: str) -> None:
+def check_values(layer: nn.Module, weight: Tensor, name: str) -> None:
     if weight.is_meta:
         raise ConfigError(f"{name}: it is on the meta device and has no values; load its weights first")
     if not weight.is_floating_point():
@@ -193,7 +195,7 @@ def _check_moments(layer: nn.Module, method: str, moments: Moments | None, name:
 @torch.no_grad()
 def relative_error(layer: nn.Module, method: str, compact: Factors) -> float:
     """Return ‖W − Ŵ‖_F / ‖W‖_F, 0 for an all-zero weight that is reproduced."""
-    weight = cast(Tensor, layer.weight)
-    difference = float(torch.linalg.vector_norm(METHODS[method].reconstruct(compact).sub_(weight)))
-    norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    parts = cast(Tensor, layer.weight).chunk(PARTS)
+    difference = math.hypot(*(float((a - b).norm()) for a, b in zip(METHODS[method].reconstruct(compact).chunk(PARTS), parts, strict=True)))
+    norm = math.hypot(*(float(part.double().norm()) for part in parts))
     return difference / norm if norm > 0 else difference
