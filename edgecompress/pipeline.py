@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgecompress import data as datasets
 from edgecompress import records
+from edgecompress.attention import closed, opened
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.models import forward
@@ -66,15 +67,14 @@ class Pipeline:
 
     @cached_property
     def dense(self) -> nn.Module:
-        """The trained model, checked, in eval mode."""
+        """The trained model, checked, its attention in ordinary Linears, in eval mode; checkpoints are of the user's own."""
         model = call(self.recipe.model, f"{self.recipe.source}: model()")
         check_dense(model, subject=self.recipe.source)
         if self.options.weights:
             path = Path(self.options.weights)
             load_into(model, read_state(path), source=str(path))
             check_dense(model, subject=str(path))
-        dense: nn.Module = model.eval()
-        return dense
+        return opened(model).eval()
 
     @cached_property
     def compressed(self) -> nn.Module:
@@ -128,7 +128,7 @@ class Pipeline:
         def make() -> CompressionPlan:
             data = self.data("calibration")
             inputs = None if data is None else self._fetch(data, o.sensitivity_samples)[0]
-            return plan(
+            made = plan(
                 self.dense,
                 stats,
                 macs_ratio=o.macs_ratio,
@@ -139,6 +139,8 @@ class Pipeline:
                 min_agreement=o.min_agreement if unrepaired else None,
                 track=self.track,
             )
+            left = tuple(f"{name}: {reason}; its projections stay as they are" for name, reason in closed(self.dense).items())
+            return msgspec.structs.replace(made, notes=(*left, *made.notes))
 
         guard = o.min_agreement if unrepaired else None
         asked = (o.macs_ratio, o.method, sorted(fixed.items()), o.sensitivity_samples, multiple, guard, o.seed)
