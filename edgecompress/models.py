@@ -33,13 +33,20 @@ def joined(outputs: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def tied_layers(model: nn.Module) -> dict[str, str]:
-    """Return the layers whose weight is another layer's too, each with that other."""
-    owners: dict[int, list[str]] = {}
+    """Return the layers whose weight is a parameter of another module too, each with that other.
+
+    A parameter that is a view of another (a transpose, a slice) is not tied: whatever copies a module makes it one of its own.
+    """
+    owners: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append(name)
-    return {name: next(o for o in names if o != name) for names in owners.values() if len(names) > 1 for name in names}
+        for key, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, key))
+    return {
+        name: others[0]
+        for held in owners.values()
+        for name, key in held
+        if key == "weight" and (others := [o if k == "weight" else f"{o}.{k}".lstrip(".") for o, k in held if o != name])
+    }
 
 
 def is_decomposed(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from torch.nn.utils import prune as pruning
 
 from edgecompress.attention import Attention, closed, opened
 from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.models import tied_layers
 from edgecompress.weights import fingerprint
 
 WIDTH, HEADS, BATCH, LONG, SHORT = 12, 4, 3, 6, 5
@@ -329,3 +330,67 @@ def test_feed_forward_layers_can_be_replaced_beside_an_attention_open_or_not(sha
     x = torch.randn(BATCH, LONG, WIDTH, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(compact(x), model(x))
+
+
+# Layers that share their weights
+
+
+def shared_with(change):
+    """Two Linears, an embedding and an attention, changed; which layers are then tied to what."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    model = nn.ModuleDict({"a": first, "b": second, "embedding": nn.Embedding(9, WIDTH), "attention": nn.MultiheadAttention(WIDTH, HEADS)})
+    change(model)
+    return tied_layers(opened(model))
+
+
+def one_embedding(model):
+    model["a"] = nn.Linear(WIDTH, 9)
+    model["a"].weight = model["embedding"].weight
+
+
+def transposed(model):
+    model["b"].weight = nn.Parameter(model["a"].weight.detach().T)
+
+
+def of_the_model(model):
+    model.shared = model["b"].weight
+
+
+def twice(model):
+    model["again"] = model["attention"]
+
+
+def in_attention(model):
+    model["a"] = nn.Linear(WIDTH, 3 * WIDTH)
+    model["a"].weight = model["attention"].in_proj_weight
+
+
+def output_projection(model):
+    model["a"].weight = model["attention"].out_proj.weight
+
+
+def without_values(model):
+    model.to("meta")
+    model["b"].weight = model["a"].weight
+
+
+SWAPPED = (("attention", "again"), ("again", "attention"))
+PROJECTED = [f"attention.{name}" for name in PROJECTIONS]
+TIES = {
+    "nothing": (lambda model: None, {}),
+    "one weight": (lambda model: setattr(model["b"], "weight", model["a"].weight), {"a": "b", "b": "a"}),
+    "embedding": (one_embedding, {"a": "embedding", "embedding": "a"}),
+    "a view": (transposed, {}),
+    "the model's own": (of_the_model, {"b": "shared"}),
+    "another parameter": (in_attention, {"a": "attention.in_proj_weight"}),
+    "output projection": (output_projection, {"a": "attention.out_proj", "attention.out_proj": "a"}),
+    "attention used twice": (twice, {a.replace("attention", x): a.replace("attention", y) for a in PROJECTED for x, y in SWAPPED}),
+    "no values": (without_values, {"a": "b", "b": "a"}),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_ties_are_found(case):
+    change, expected = TIES[case]
+    assert shared_with(change) == expected
