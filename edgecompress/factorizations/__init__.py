@@ -10,7 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import channel_svd, cp3, cp4, cp_epc, grouped_svd, spatial_svd, svd, tensor_train, tucker2
+from edgecompress.factorizations import (
+    channel_svd,
+    cp3,
+    cp4,
+    cp_epc,
+    cp_quantized,
+    grouped_svd,
+    spatial_svd,
+    svd,
+    tensor_train,
+    tucker2,
+    tucker2_cp_epc,
+)
 from edgecompress.factorizations.chain import dense
 from edgecompress.factorizations.cores import around, cored
 from edgecompress.factorizations.layers import CONVOLUTIONS, Layer
@@ -39,6 +51,8 @@ METHODS: Final[dict[str, Factorization[Any]]] = {
     "cp3": cp3,
     "cp4": cp4,
     "cp_epc": cp_epc,
+    "tucker2_cp_epc": tucker2_cp_epc,
+    "cp_quantized": cp_quantized,
     "tensor_train": tensor_train,
 }
 
@@ -139,16 +153,17 @@ def refactorize(
         ConfigError: As `factorize`, or a rank above the present one.
     """
     form, chosen = _chosen(method, options, name)
-    if strange := next((part for part in compact if type(part) is not nn.Linear and type(part) not in CONVOLUTIONS), None):
+    parts = compact if type(compact) is Factors else (compact,)  # others do more than run their factors one after another
+    if strange := next((part for part in parts if type(part) is not nn.Linear and type(part) not in CONVOLUTIONS), None):
         raise UnsupportedError(f"{name}: {type(strange).__name__} among its factors; decompose the dense layer instead")
-    parts = cored(compact) if method in CORED and moments is None else None
-    if parts is None or form.reject(parts.core):
+    split = cored(compact) if method in CORED and moments is None else None
+    if split is None or form.reject(split.core):
         return factorize(dense(compact), method, rank, name=name, options=options, moments=moments)
-    limit = _limit(form, parts.core, chosen, name)
+    limit = _limit(form, split.core, chosen, name)
     if len(rank) == len(limit) and any(r > m for r, m in zip(rank, limit, strict=True)):
         raise ConfigError(f"{name}: rank {rank} is above its present {limit}; ask for less or decompose the dense layer")
-    inner = factorize(parts.core, method, rank, name=name, options=options)
-    return around(parts, inner).to(cast(Tensor, compact[0].weight)).train(compact.training)
+    inner = factorize(split.core, method, rank, name=name, options=options)
+    return around(split, inner).to(cast(Tensor, compact[0].weight)).train(compact.training)
 
 
 def _chosen(method: str, options: Mapping[str, Any] | None, name: str) -> tuple[Factorization[Any], Any]:

@@ -142,13 +142,19 @@ def ranks_for(layer: Layer, epsilon: float, options: Options) -> tuple[int, ...]
 
 
 @torch.no_grad()
-def shrunk(layer: Layer, compact: Factors, rank: tuple[int, ...], options: Options) -> Factors:
+def shrunk(layer: Layer, compact: Factors, rank: tuple[int, ...], options: Options, *, name: str = "layer") -> Factors:
     """Return factors of lower ranks near `compact`, which may have been fine-tuned: by rounding, without the dense weight.
 
     Args:
         layer: The dense layer, for its geometry alone; may be on the meta device.
         rank: A bond keeps its own where that is lower.
+        options: Those of `compact`; `run` may be another.
+        name: For messages.
+
+    Raises:
+        ConfigError: The rank does not fit the layer.
     """
+    _check_rank(layer, rank, options, name)
     found = [trains.round_tt(train, ranks=rank) for train in _trains(layer, compact)]
     parameter = next(compact.parameters())
     made = skeleton(layer, tuple(core.shape[2] for core in found[0][:-1]), options).to(parameter)
@@ -159,7 +165,15 @@ def shrunk(layer: Layer, compact: Factors, rank: tuple[int, ...], options: Optio
     return made.train(compact.training)
 
 
-def faster(layer: Layer, rank: tuple[int, ...], input_shape: tuple[int, ...], *, options: Options, latency: Latency | None = None) -> Run:
+def faster(
+    layer: Layer,
+    rank: tuple[int, ...],
+    input_shape: tuple[int, ...],
+    *,
+    options: Options,
+    latency: Latency | None = None,
+    name: str = "layer",
+) -> Run:
     """Return which form of a train has the lower latency, to be written into the plan as option `run`.
 
     Running the chain saves multiply-accumulates and adds operators; a dense weight made beforehand is as fast as the layer was.
@@ -167,28 +181,33 @@ def faster(layer: Layer, rank: tuple[int, ...], input_shape: tuple[int, ...], *,
     Args:
         input_shape: Without the batch axis.
         latency: Milliseconds of layers on one input of that shape, measured together; on a device, say. None: medians on this machine.
+        name: For messages.
 
     Raises:
         ConfigError: The rank or the input shape do not fit the layer, or it is on the meta device, where nothing takes time.
     """
-    limit = max_rank(layer, options)
-    if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
-        raise ConfigError(f"rank {rank} for tensor_train; each must be between 1 and {limit}")
-    chained = skeleton(layer, rank, msgspec.structs.replace(options, run="chain")).to(layer.weight)
-    one, other = (latency or _here)([chained.eval(), copy.deepcopy(layer).eval()], input_shape)
+    _check_rank(layer, rank, options, name)
+    if layer.weight.is_meta:
+        raise ConfigError(f"{name}: it is on the meta device, where nothing takes time; load its weights first")
+    like = copy.deepcopy(layer).eval()
+    try:
+        like(torch.zeros(1, *input_shape).to(layer.weight))
+    except RuntimeError as error:
+        raise ConfigError(f"{name}: does not take inputs of shape {input_shape}; give theirs, without the batch axis") from error
+    with torch.random.fork_rng(devices=[]):
+        chained = skeleton(layer, rank, msgspec.structs.replace(options, run="chain")).to(layer.weight).eval()
+    one, other = (latency or _here)([chained, like], input_shape)
     return "chain" if one < other else "dense"
 
 
+def _check_rank(layer: Layer, rank: tuple[int, ...], options: Options, name: str) -> None:
+    limit = max_rank(layer, options)
+    if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
+        raise ConfigError(f"{name}: rank {rank} for tensor_train; each must be between 1 and {limit}")
+
+
 def _here(layers: Sequence[nn.Module], input_shape: tuple[int, ...]) -> Sequence[float]:
-    like = next(layers[-1].parameters())
-    if like.is_meta:
-        raise ConfigError("layer is on the meta device, where nothing takes time; load its weights first")
-    x = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
-    try:
-        layers[-1](x)
-    except RuntimeError as error:
-        raise ConfigError(f"input shape {input_shape}: the layer does not take it; give its shape without the batch axis") from error
-    return median_ms(layers, x)
+    return median_ms(layers, torch.zeros(1, *input_shape).to(next(layers[0].parameters())))
 
 
 @functools.cache
@@ -268,7 +287,7 @@ def _trains(layer: Layer, compact: Factors) -> list[list[Tensor]]:
     if not isinstance(layer, nn.Linear):
         out, inside = channels(layer)
         groups = len(cores[0])
-        start, end = (torch.eye(n, dtype=torch.float64).expand(groups, n, n) for n in (inside, out))
+        start, end = (torch.eye(n, dtype=torch.float64, device=cores[0].device).expand(groups, n, n) for n in (inside, out))
         first = cores.pop(0).transpose(1, 2) if cores[0].shape[2] == 1 else start[:, None]
         last = cores.pop().transpose(2, 3) if cores[-1].shape[2] == 1 else end[..., None]
         cores = [first, *cores, last]

@@ -73,9 +73,12 @@ def round_tt(cores: Sequence[Tensor], *, ranks: Sequence[int] | None = None, eps
     All but the last core come out with orthonormal `(r_{k−1} n_k, r_k)`. No rank rises.
 
     Args:
-        ranks: The most each bond may keep. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
+        ranks: The most each bond may keep, `feasible` or not. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
     """
     made = [core.double() for core in cores]
+    wanted = None
+    if ranks is not None:
+        wanted = feasible([min(r, core.shape[2]) for r, core in zip(ranks, made, strict=False)], [core.shape[1] for core in made])
     for k in range(len(made) - 1, 0, -1):
         q, upper = torch.linalg.qr(made[k].flatten(1).T)  # (n s, t), (t, r)
         made[k] = q.T.reshape(-1, *made[k].shape[1:])
@@ -84,7 +87,7 @@ def round_tt(cores: Sequence[Tensor], *, ranks: Sequence[int] | None = None, eps
     for k in range(len(made) - 1):
         q, upper = torch.linalg.qr(made[k].flatten(0, 1))  # (r n, t), (t, s)
         u, s, vh = torch.linalg.svd(upper, full_matrices=False)
-        rank = _rank_within(s.square(), bound) if ranks is None else min(ranks[k], len(s))
+        rank = _rank_within(s.square(), bound) if wanted is None else wanted[k]
         made[k] = (q @ u[:, :rank]).reshape(*made[k].shape[:2], rank)
         made[k + 1] = torch.tensordot(s[:rank, None] * vh[:rank], made[k + 1], 1)
     return made
