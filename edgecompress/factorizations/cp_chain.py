@@ -7,8 +7,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.layers import Convolution, Layer, area, channels, fill, fill_bias, is_pointwise, kernel, pointwise, spatial
-from edgecompress.factorizations.layers import unfit as unfit
+from edgecompress.factorizations.layers import (
+    Convolution,
+    Layer,
+    area,
+    channels,
+    fill,
+    fill_bias,
+    is_pointwise,
+    kernel,
+    pointwise,
+    spatial,
+    unfit,
+)
 from edgecompress.factorizations.protocol import Factors
 from edgecompress.tensors.cp import CP, Kernel, Run, exact, exact_rank, kernel_of
 from edgecompress.tensors.sensitivity import balanced, orthogonal, sensitivity
@@ -52,14 +63,22 @@ def skeleton(layer: Convolution, rank: int, *, separable: bool = False) -> Facto
 
 @torch.no_grad()
 def fit(
-    layer: Convolution, compact: Factors, solve: Callable[[Kernel, int], tuple[CP, str | None]], *, separable: bool = False
+    layer: Convolution,
+    compact: Factors,
+    solve: Callable[[Kernel, int], tuple[CP, str | None]],
+    *,
+    separable: bool = False,
+    closed_form: bool = True,
 ) -> str | None:
-    """Decompose each group by `solve`, which gets the kernel and the rank, and fill the layers; return the first remark."""
+    """Decompose each group by `solve`, which gets the kernel and the rank, and fill the layers; return the first remark.
+
+    A rank that allows a closed form is not iterated for, unless that is not wanted.
+    """
     rank = channels(cast(Layer, compact[0]))[0]
     groups, notes = [], []
     for k in kernel(layer):
         problem = kernel_of(k, separable=separable)
-        if rank >= exact_rank(problem.shape):
+        if closed_form and rank >= exact_rank(problem.shape):
             factors, note = balanced(exact(problem, rank)), None
         elif not problem.square:  # one group of several may be dead
             factors, note = [torch.zeros(n, rank, dtype=torch.float64) for n in problem.shape], None

@@ -35,7 +35,7 @@ class Options(Record, frozen=True, kw_only=True):
     starts: int = 3
     sweeps: int = 200
     slack: float = 0.01
-    stability: float = 5.0
+    stability: float = 1.5
     cost: Literal["sensitivity", "norm"] = "sensitivity"
     separable: bool = False
 

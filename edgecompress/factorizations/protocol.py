@@ -10,7 +10,13 @@ L = TypeVar("L", bound=nn.Module, contravariant=True)
 
 
 class Factors(nn.Sequential):
-    """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised."""
+    """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised.
+
+    Attributes:
+        rank: Set by methods whose layers do not show it.
+    """
+
+    rank: tuple[int, ...] = ()
 
 
 class NoOptions(Record, frozen=True, kw_only=True):
@@ -31,11 +37,11 @@ class Moments(NamedTuple):
 
 class Factorization(Protocol[L]):
     @property
-    def Options(self) -> type[Record]:  # noqa: N802
+    def Options(self) -> type[Record]:
         """What may be set beside the rank, with its defaults."""
 
     @property
-    def DATA_AWARE(self) -> bool:  # noqa: N802
+    def DATA_AWARE(self) -> bool:
         """Whether `fit` can minimise the error of the layer's output, given the moments of its input."""
 
     def reject(self, layer: nn.Module) -> str | None:

@@ -40,7 +40,7 @@ def stable(
     starts: int = 3,
     sweeps: int = 200,
     slack: float = 0.01,
-    stability: float = 5.0,
+    stability: float = 1.5,
     cost: Cost = "sensitivity",
 ) -> Run:
     """Decompose with factors that survive rounding.
@@ -53,16 +53,16 @@ def stable(
     reference = als(kernel, rank, seed=seed, starts=starts, sweeps=max(1, sweeps // 2))
     limit = stability * orthogonal(kernel.shape, rank, kernel.square)
     bound = (1 + slack) * reference.error
-    if bound < EXACT:
-        near = reference._replace(factors=balanced(reference.factors))
-    else:
+    made, done = reference._replace(factors=balanced(reference.factors)), reference.sweeps
+    if bound > EXACT:
         near = approach(kernel, random(kernel.shape, rank, seed), bound=bound, sweeps=sweeps, tolerance=TOLERANCE)
-        if near.error > bound:
-            near = reference
-    made = correct(kernel, near.factors, bound=max(bound, near.error), cost=cost, sweeps=max(1, sweeps // 4))
+        start = near if near.error <= bound else reference
+        made = correct(kernel, start.factors, bound=bound, cost=cost, sweeps=max(1, sweeps // 4))
+        done += near.sweeps + made.sweeps
     if sensitivity(made.factors) > limit:
         made = bounded(kernel, made.factors, limit=limit, sweeps=sweeps)
-    return made._replace(sweeps=reference.sweeps + near.sweeps + made.sweeps)
+        done += made.sweeps
+    return made._replace(sweeps=done)
 
 
 def approach(kernel: Kernel, start: CP, *, bound: float, sweeps: int, tolerance: float) -> Run:

@@ -1,0 +1,67 @@
+"""CP whose factors sit on an int8 or int4 grid: the layers of cp3, which quantizing leaves as they are.
+
+A kernel that cp_epc reproduces closely loses more to 4-bit rounding than to its rank; here the factors are chosen on the grid instead of
+rounded to it.
+
+References:
+    D. Ermilov et al. Quantization aware factorization for deep neural network compression. JAIR 81, 2024.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from edgecompress.factorizations import chain, cp_chain
+from edgecompress.factorizations.layers import Convolution
+from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.records import Record
+from edgecompress.tensors.cp import CP, Kernel
+from edgecompress.tensors.epc import stable
+from edgecompress.tensors.quantized_cp import quantize
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """The grid, and the effort.
+
+    Attributes:
+        bits: Of each factor.
+        per_channel: A scale for each output channel of each layer, as TFLite has them, or one a layer.
+        seed, starts, sweeps, slack: Of the float factors it begins with, as for cp_epc; also the sweeps on the grid.
+    """
+
+    bits: Literal[8, 4] = 8
+    per_channel: bool = True
+    seed: int = 0
+    starts: int = 3
+    sweeps: int = 200
+    slack: float = 0.01
+
+
+DATA_AWARE = False
+reconstruct = chain.reconstruct
+
+
+def reject(layer: nn.Module) -> str | None:
+    return cp_chain.reject(layer)
+
+
+def max_rank(layer: Convolution, options: Options) -> tuple[int]:
+    return (cp_chain.max_rank(layer),)
+
+
+def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Factors:
+    return cp_chain.skeleton(layer, rank[0])
+
+
+def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
+    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
+        near = stable(kernel, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, slack=options.slack)
+        run = quantize(kernel, near.factors, bits=options.bits, per_channel=options.per_channel, sweeps=options.sweeps // 2)
+        if run.converged and near.converged:
+            return run.factors, None
+        return run.factors, (
+            f"quantized CP was stopped after {near.sweeps + run.sweeps} sweeps, before it settled: relative error {run.error:.3g} with "
+            f"{options.bits}-bit factors, {near.error:.3g} in float; raise sweeps"
+        )
+
+    return cp_chain.fit(layer, compact, solve, closed_form=False)
