@@ -2,13 +2,24 @@
 
 import difflib
 import math
-from typing import Any
+import re
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
 from edgecompress.targets import OPTIMIZERS, SCHEMES, SUFFIXES, TARGETS, TFLITE_ROUTES, choose
+
+AUTO: Final = "auto"
+
+
+class Choice(NamedTuple):
+    """A form given by hand: a method, at a rank, with options beside the method's defaults."""
+
+    method: str
+    rank: tuple[int, ...] = ()
+    options: dict[str, Any] = {}
 
 
 class Options(Record, frozen=True, kw_only=True):
@@ -21,8 +32,9 @@ class Options(Record, frozen=True, kw_only=True):
         weights: Checkpoint of the dense model; "" for the recipe's own.
         data: A path that replaces the recipe's data functions.
         macs_ratio: MACs after over before.
-        method: Factorization for every layer, or "auto".
-        layer: Fixed choices, `NAME=METHOD:RANK` or `NAME=dense`.
+        method: Factorization for every layer, `METHOD` or `METHOD:KEY=VALUE,…`, or "auto".
+        layer: Fixed choices, `NAME=METHOD:RANK`, `NAME=METHOD:RANK:KEY=VALUE,…` or `NAME=dense`.
+        data_aware: Fit to what the layers read from calibration inputs, where a method can.
         min_agreement: Without training data: top-1 agreement with the dense model that a decomposition must leave.
         sensitivity_samples: Inputs the planner measures on.
         epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
@@ -42,8 +54,9 @@ class Options(Record, frozen=True, kw_only=True):
     weights: str = ""
     data: str = ""
     macs_ratio: float = 0.35
-    method: str = "auto"
+    method: str = AUTO
     layer: tuple[str, ...] = ()
+    data_aware: bool = False
     min_agreement: float = 0.95
     sensitivity_samples: int = 256
     epochs: int = 8
@@ -112,21 +125,50 @@ def outputs(options: Options) -> tuple[tuple[str, str], ...]:
     return chosen
 
 
-def fixed_layers(options: Options) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Parse `NAME=METHOD:RANK` choices; ranks are separated by x or a comma.
+def method_of(options: Options) -> Choice:
+    """Parse `METHOD` or `METHOD:KEY=VALUE,…`.
 
     Raises:
         ConfigError: Not of that form.
     """
-    choices: dict[str, tuple[str, tuple[int, ...]]] = {}
+    method, _, given = options.method.partition(":")
+    settings = _settings(given)
+    if not method or settings is None:
+        raise ConfigError(f"--method {options.method}: write METHOD or METHOD:KEY=VALUE, e.g. cp3:seed=1,starts=5")
+    return Choice(method, (), settings)
+
+
+def fixed_layers(options: Options) -> dict[str, Choice]:
+    """Parse `NAME=METHOD:RANK` or `NAME=METHOD:RANK:KEY=VALUE,…`; ranks are separated by x or a comma.
+
+    Raises:
+        ConfigError: Not of that form.
+    """
+    choices: dict[str, Choice] = {}
     for text in options.layer:
         name, equals, choice = text.partition("=")
-        method, _, rank = choice.partition(":")
+        method, _, rest = choice.partition(":")
+        rank, _, given = rest.partition(":")
+        settings = _settings(given)
         try:
             ranks = tuple(int(r) for r in rank.replace("x", ",").split(",")) if rank else ()
         except ValueError:
             ranks = ()
-        if not (name and equals and method) or (not ranks and method != "dense"):
+        if not (name and equals and method) or settings is None or (bool(rank or given) if method == "dense" else not ranks):
             raise ConfigError(f"--layer {text}: write NAME=METHOD:RANK, e.g. layer1.0.conv1=tucker2:8x8, or NAME=dense")
-        choices[name] = (method, ranks)
+        choices[name] = Choice(method, ranks, settings)
     return choices
+
+
+def _settings(text: str) -> dict[str, Any] | None:
+    """Parse `KEY=VALUE,…`; values are JSON where they can be, else text; None when malformed."""
+    settings: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", text) if text else ():  # a comma inside brackets parts the items of a list
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            return None
+        try:
+            settings[key] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            settings[key] = value
+    return settings

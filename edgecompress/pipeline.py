@@ -15,7 +15,7 @@ from edgecompress.attention import closed, opened
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.models import forward
-from edgecompress.options import Options, fixed_layers, outputs
+from edgecompress.options import Options, fixed_layers, method_of, outputs
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Data, Recipe, call
 from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ExportResult, Record, RefusedArtifact, read, to_json
@@ -123,18 +123,18 @@ class Pipeline:
         stats, o = self.analyze(), self.options
         unrepaired = (self.recipe.train_data is None and not o.data) or o.epochs == 0
         multiple = TARGETS[o.target].rank_multiple
-        fixed = fixed_layers(o)
+        fixed, form = fixed_layers(o), method_of(o)
 
         def make() -> CompressionPlan:
-            data = self.data("calibration")
-            inputs = None if data is None else self._fetch(data, o.sensitivity_samples)[0]
             made = plan(
                 self.dense,
                 stats,
                 macs_ratio=o.macs_ratio,
-                method=o.method,
+                method=form.method,
+                options=form.options,
                 layers=fixed,
-                inputs=inputs,
+                inputs=self._planning_inputs(),
+                data_aware=o.data_aware,
                 rank_multiple=multiple,
                 min_agreement=o.min_agreement if unrepaired else None,
                 track=self.track,
@@ -143,18 +143,19 @@ class Pipeline:
             return msgspec.structs.replace(made, notes=(*left, *made.notes))
 
         guard = o.min_agreement if unrepaired else None
-        asked = (o.macs_ratio, o.method, sorted(fixed.items()), o.sensitivity_samples, multiple, guard, o.seed)
+        asked = (o.macs_ratio, o.method, sorted(fixed.items()), o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
         return self._step("plan", key(self.source, asked), CompressionPlan, make)
 
     def decompose(self) -> records.DecomposeResult:
-        made = self.plan()
+        made, o = self.plan(), self.options
 
         def make() -> records.DecomposeResult:
-            model, result = decompose(self.dense, made, track=self.track)
+            inputs = self._planning_inputs() if o.data_aware else None
+            model, result = decompose(self.dense, made, inputs=inputs, track=self.track)
             save_state(model.state_dict(), self.run.path("decomposed.safetensors"))
             return result
 
-        made_from = key(self.source, self.run.digest("plan"))
+        made_from = key(self.source, self.run.digest("plan"), *self._fitted_to)
         return self._step("decompose", made_from, records.DecomposeResult, make, files=("decomposed.safetensors",))
 
     def finetune(self) -> records.FinetuneResult:
@@ -247,6 +248,23 @@ class Pipeline:
         return report(self.run.folder, **read_records(self.run.folder))
 
     # Helpers
+
+    @property
+    def _fitted_to(self) -> tuple[Any, ...]:
+        """What the factors depend on beside the plan and the weights."""
+        o = self.options
+        return (("data-aware", o.sensitivity_samples, o.seed),) if o.data_aware else ()
+
+    def _planning_inputs(self) -> Tensor | None:
+        """Real inputs to measure sensitivities on and to fit to; None where there are none.
+
+        Raises:
+            ConfigError: There are none and factors are to be fitted to them.
+        """
+        data = self.data("calibration")
+        if data is None and self.options.data_aware:
+            raise ConfigError(f"{self.recipe.source}: no data for --data-aware; add calibration_data(), give --data, or leave it out")
+        return None if data is None else self._fetch(data, self.options.sensitivity_samples)[0]
 
     @property
     def _artifacts(self) -> Path:

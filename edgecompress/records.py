@@ -7,7 +7,7 @@ multiply-add at batch size 1. `from_json` refuses unknown keys, so a misspelt or
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -59,7 +59,12 @@ class ModelStats(Record, frozen=True, kw_only=True):
 
 
 class LayerPlan(Record, frozen=True, kw_only=True):
-    """One layer's decision. `loss_increase` is the predicted rise of the distillation loss when this layer alone is replaced."""
+    """One layer's decision.
+
+    Attributes:
+        loss_increase: Predicted rise of the distillation loss when this layer alone is replaced.
+        options: Of the method, beside its defaults.
+    """
 
     layer: str
     method: str
@@ -71,6 +76,7 @@ class LayerPlan(Record, frozen=True, kw_only=True):
     relative_error: float
     loss_increase: float
     why: str = ""
+    options: dict[str, Any] = {}
 
 
 class SkippedLayer(Record, frozen=True, kw_only=True):
@@ -100,13 +106,18 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
 
 
 class DecomposeResult(Record, frozen=True, kw_only=True):
-    """Measured after the factors were computed and BatchNorm was re-estimated; compare with the plan's prediction."""
+    """Measured after the factors were computed; compare with the plan's prediction.
+
+    Attributes:
+        notes: What was fitted less well than asked for, by layer, e.g. an iteration that did not converge.
+    """
 
     schema: int = SCHEMA
     relative_errors: dict[str, float]
     mean_relative_error: float
     params: int
     macs: int
+    notes: tuple[str, ...] = ()
 
 
 class Epoch(Record, frozen=True, kw_only=True):

@@ -10,7 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models", "support.runs")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
     """Keep this user's locks and caches out of it: a measurement that runs beside the tests must not make them wait."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("EDGECOMPRESS_CACHE", str(folder / "edgecompress"))
+        yield

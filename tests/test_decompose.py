@@ -10,6 +10,7 @@ from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.models import is_decomposed, replace
+from edgecompress.planning import factors
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
@@ -27,6 +28,13 @@ def net():
 @pytest.fixture
 def made(net):
     return plan(net, analyze(net, (IMAGE[:1],), measure=False), macs_ratio=0.5, rank_multiple=4)
+
+
+@pytest.fixture
+def svds(net):
+    """A plan of methods that can read inputs."""
+    chosen = {"body": ("channel_svd", (6,)), "mix": ("svd", (5,)), "head": ("svd", (3,))}
+    return plan(net, analyze(net, (IMAGE[:1],), measure=False), macs_ratio=1.0, layers=chosen)
 
 
 def test_the_original_is_left_alone(net, made):
@@ -63,6 +71,55 @@ def test_an_empty_plan_gives_an_equal_copy(net, made):
     assert compact is not net
     assert torch.equal(compact(IMAGE), net(IMAGE))
     assert (result.relative_errors, result.mean_relative_error) == ({}, 0.0)
+
+
+def test_a_plan_that_names_a_tied_layer_is_refused_with_the_name_of_the_other(net, svds):
+    net.again = nn.Conv2d(32, 32, 1)
+    net.again.weight = net.mix.weight
+    with pytest.raises(UnsupportedError, match=r"^mix: its weight is shared with again; leave it dense or give each its own$"):
+        decompose(net, svds)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_given_inputs_it_loses_less_of_each_output_on_them_and_leaves_the_model_alone(net, svds, training):
+    inputs = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    reader, seen = copy.deepcopy(net), {}
+    for step in svds.layers:
+        reader.get_submodule(step.layer).register_forward_hook(lambda m, args, y, name=step.layer: seen.update({name: (args[0], y)}))
+    reader(inputs)
+    before = fingerprint(net.train(training))
+    (aware, read), (plain, unread) = (decompose(net, svds, inputs=x) for x in (inputs, None))
+    assert fingerprint(net) == before
+    assert all(m.training is training for m in net.modules())
+    assert len(seen) == 3
+    for name, (x, y) in seen.items():
+        lost = [float((form.get_submodule(name)(x) - y).square().sum()) for form in (aware, plain)]
+        assert lost[0] < lost[1]
+        assert read.relative_errors[name] > unread.relative_errors[name]  # of the weight, which is not what it minimised
+
+
+def test_inputs_do_not_matter_to_a_method_that_does_not_read_them(net, made):
+    assert {p.method for p in made.layers} == {"tucker2"}
+    with_inputs, without = (decompose(net, made, inputs=x)[0].state_dict() for x in (IMAGE, None))
+    torch.testing.assert_close(with_inputs, without, rtol=0, atol=0)
+
+
+def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net, svds, monkeypatch):
+    monkeypatch.setattr(factors, "WIDEST", 8 * 128**2 - 1)
+    model, result = decompose(net, svds, inputs=IMAGE)
+    wide = [f"{name}: second moments of its input would take 0.0 GB, so it was fitted to its weight" for name in ("body", "head")]
+    assert result.notes == tuple(wide)
+    plain = decompose(net, svds)[0].state_dict()
+    assert {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, plain[k])} == {"mix"}
+
+
+def test_layers_whose_moments_do_not_fit_together_are_read_one_after_the_other(net, svds, monkeypatch):
+    together = decompose(net, svds, inputs=IMAGE)
+    monkeypatch.setattr(factors, "MOMENTS_BYTES", 1)
+    apart = decompose(net, svds, inputs=IMAGE)
+    assert apart[1] == together[1]
+    torch.testing.assert_close(apart[0].state_dict(), together[0].state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
-from edgecompress.options import Options, fixed_layers, outputs, updated
+from edgecompress.options import Choice, Options, fixed_layers, method_of, outputs, updated
 from edgecompress.targets import OPTIMIZERS, SCHEMES, SUFFIXES, TARGETS
 from edgecompress.verbs.finetune import USUAL_RATE, FinetuneOptions
 
@@ -78,11 +78,51 @@ def test_what_a_target_does_not_have_is_refused(given, message):
 
 
 def test_fixed_layers_are_parsed():
-    options = updated(Options(), {"layer": ("a.b=tucker2:8x4", "c=svd:3", "d=dense", "e=tucker2:8,4")})
-    assert fixed_layers(options) == {"a.b": ("tucker2", (8, 4)), "c": ("svd", (3,)), "d": ("dense", ()), "e": ("tucker2", (8, 4))}
+    options = updated(Options(), {"layer": ("a.b=tucker2:8x4", "c=svd:3", "d=dense", "e=tucker2:8,4", "f=grouped_svd:3:slices=4")})
+    assert fixed_layers(options) == {
+        "a.b": Choice("tucker2", (8, 4)),
+        "c": Choice("svd", (3,)),
+        "d": Choice("dense"),
+        "e": Choice("tucker2", (8, 4)),
+        "f": Choice("grouped_svd", (3,), {"slices": 4}),
+    }
 
 
-@pytest.mark.parametrize("text", ["", "conv", "conv=", "=svd:3", "conv=svd", "conv=svd:", "conv=svd:three", "conv=tucker2:8x", "conv=:3"])
+@pytest.mark.parametrize(
+    ("text", "method", "options"),
+    [
+        ("auto", "auto", {}),
+        ("cp3:seed=1,tolerance=1e-6", "cp3", {"seed": 1, "tolerance": 1e-6}),
+        ("cp_epc:separable=true,cost=norm", "cp_epc", {"separable": True, "cost": "norm"}),
+        ("tensor_train:in_modes=[4,8],out_modes=[2,5]", "tensor_train", {"in_modes": [4, 8], "out_modes": [2, 5]}),
+    ],
+)
+def test_a_method_is_parsed_with_its_options(text, method, options):
+    assert method_of(updated(Options(), {"method": text})) == Choice(method, (), options)
+
+
+@pytest.mark.parametrize("text", ["", ":", ":seed=1", "cp3:seed", "cp3:seed=", "cp3:=1", "cp3:seed=1,", "cp3:seed=1,starts"])
+def test_a_malformed_method_is_refused(text):
+    with pytest.raises(ConfigError, match=rf"--method {text}: write METHOD or METHOD:KEY=VALUE, e\.g\."):
+        method_of(updated(Options(), {"method": text}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "conv",
+        "conv=",
+        "=svd:3",
+        "conv=svd",
+        "conv=svd:",
+        "conv=svd:three",
+        "conv=tucker2:8x",
+        "conv=:3",
+        "conv=svd:3:x",
+        "conv=dense:3",
+    ],
+)
 def test_a_malformed_fixed_layer_is_refused(text):
     with pytest.raises(ConfigError, match=rf"--layer {text}: write NAME=METHOD:RANK, e\.g\."):
         fixed_layers(updated(Options(), {"layer": (text,)}))

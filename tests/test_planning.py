@@ -19,12 +19,14 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS
 from edgecompress.models import forward
 from edgecompress.planning.allocation import allocate
-from edgecompress.planning.candidates import DENSE, candidates, front, rank_grid
+from edgecompress.planning.candidates import DENSE, GRID, WORTH, dense, fitted, front, rank_grid, ranks, worthwhile
 from edgecompress.planning.sensitivity import interpolate
+from edgecompress.records import CompressionPlan, from_json
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
-from edgecompress.verbs.plan import plan
+from edgecompress.verbs.plan import QUICK, plan
 
+QUICK_FORMS = tuple((method, {}) for method in QUICK)
 IMAGE = (torch.zeros(1, 1, 8, 8),)
 
 
@@ -103,14 +105,54 @@ def test_rank_grid_is_short_sorted_within_the_limit_and_of_the_multiple(limit, m
 
 
 def test_candidates_are_a_pareto_front_with_dense_last(net, stats):
-    for layer in stats.layers:
-        found, reason = candidates(layer, net.get_submodule(layer.name), tuple(METHODS), multiple=4)
-        assert (found[-1].method, found[-1].macs, found[-1].relative_error) == (DENSE, layer.macs, 0.0)
-        assert bool(reason) == (len(found) == 1)
-        assert found[:-1] == front(found[:-1])
-        for cheaper, dearer in pairwise(found):
+    ranges = [worthwhile(layer, net.get_submodule(layer.name), QUICK_FORMS, multiple=4) for layer in stats.layers]
+    for layer, made, found in zip(stats.layers, ranges, fitted(ranges), strict=True):
+        kept = [*front(found), dense(layer)]
+        assert bool(made.reason) == (not found)
+        assert all(candidate.macs <= WORTH * layer.macs for candidate in found)
+        for cheaper, dearer in pairwise(kept):
             assert cheaper.macs < dearer.macs
             assert cheaper.relative_error > dearer.relative_error
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(64, 64, 3, padding=1), lambda: nn.Linear(96, 120), lambda: nn.Conv2d(48, 96, 1)])
+def test_every_method_has_a_short_grid_of_ranks_that_save_and_reaches_the_last_that_does(method, make):
+    model = nn.Sequential(make())
+    layer = analyze(
+        model, (torch.zeros(1, 96) if isinstance(model[0], nn.Linear) else torch.zeros(1, model[0].in_channels, 8, 8),), measure=False
+    ).layers[0]
+    made = worthwhile(layer, model[0], [(method, {})], multiple=8)
+    if not made.found:
+        assert made.reason in (
+            METHODS[method].reject(model[0]),
+            f"no rank of {method} saves the 30% of its MACs that pay for the added layers",
+        )
+        return
+    assert 2 <= len(made.found) <= (GRID + 1) ** min(2, len(made.found[0].rank))
+    assert len({c.rank for c in made.found}) == len(made.found)
+    assert all(0 < c.macs <= WORTH * layer.macs for c in made.found)
+    if len(made.found[0].rank) != 2:  # the largest on the line saves about as little as is worth it
+        assert max(c.macs for c in made.found) > 0.4 * layer.macs
+
+
+def test_ranks_that_are_no_numbers_of_channels_go_up_to_the_last_that_pays():
+    asked = []
+
+    def pays(rank):
+        asked.append(rank)
+        return rank[0] <= 67
+
+    assert list(ranks((576,), 8, narrow=64, pays=pays)) == [(8,), (16,), (24,), (32,), (40,), (48,), (56,), (64,)]
+    assert len(asked) <= 11
+    assert not list(ranks((576,), 8, narrow=64, pays=lambda rank: False))
+
+
+def test_many_axes_share_one_fraction_of_their_limits():
+    found = list(ranks((64, 8, 32), 4, narrow=64, pays=lambda rank: sum(rank) <= 52))
+    assert found == sorted(set(found))
+    assert found[-1] == (32, 4, 16)
+    assert all(r_a == pytest.approx(2 * r_c, abs=8) for r_a, _, r_c in found)
 
 
 def test_a_plan_keeps_its_budget_and_adds_up(net, stats, inputs):
@@ -204,10 +246,13 @@ def test_fixed_layers_are_honoured_and_the_rest_of_the_budget_goes_elsewhere(net
     [
         ({"bodi": ("svd", (1,))}, ConfigError, "bodi: no such layer; did you mean body"),
         ({"zzz": ("svd", (1,))}, ConfigError, "zzz: no such layer; see `edgecompress analyze`"),
-        ({"body": ("svd", (1,))}, UnsupportedError, "body: kernel 3×3, SVD takes 1×1; leave it out"),
+        ({"body": ("svd", (1,))}, UnsupportedError, "body: kernel 3×3, svd takes Linear and kernels of size 1; .*; leave it out"),
         ({"body": ("tucker2", (4,))}, ConfigError, r"body: rank \(4,\) for tucker2"),
         ({"body": ("tucker2", (4, 99))}, ConfigError, r"body: rank \(4, 99\) for tucker2"),
-        ({"body": ("cp", (4,))}, ConfigError, "unknown method 'cp'; choose from"),
+        ({"body": ("cp", (4,))}, ConfigError, "body: unknown method 'cp'; choose from"),
+        ({"body": ("grouped_svd", (4,), {"parts": 2})}, ConfigError, "body: grouped_svd: unknown option 'parts'; choose from slices"),
+        ({"body": ("grouped_svd", (4,), {"slices": 3})}, ConfigError, "body: slices=3: does not divide the 16 input channels"),
+        ({"body": ("grouped_svd", (4,), {"slices": "two"})}, ConfigError, "body: grouped_svd: Expected `int`, got `str`"),
     ],
 )
 def test_a_fixed_choice_that_cannot_be_is_refused(net, stats, layers, kind, message):
@@ -220,10 +265,87 @@ def test_an_unknown_method_is_refused(net, stats):
         plan(net, stats, method="magic")
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("cp3", {"sweep": 3}, "cp3: unknown option 'sweep'; choose from seed, starts, sweeps, tolerance"),
+        ("svd", {"seed": 3}, "svd: unknown option 'seed'; it has none"),
+        ("auto", {"seed": 3}, "method auto: takes no options; name the method they are for"),
+    ],
+)
+def test_an_option_a_method_does_not_have_is_refused(net, stats, method, options, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(net, stats, macs_ratio=0.9, method=method, options=options)
+
+
+def test_options_of_a_method_reach_its_factors_and_a_layer_they_do_not_suit_is_skipped(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.9, method="grouped_svd", options={"slices": 4}, inputs=inputs)
+    assert made.layers
+    assert all((p.method, p.options) == ("grouped_svd", {"slices": 4}) for p in made.layers)
+    real, _ = decompose(net, msgspec.json.decode(msgspec.json.encode(made), type=type(made)))
+    assert {p.layer: real.get_submodule(p.layer)[0].groups for p in made.layers} == {p.layer: 4 for p in made.layers}
+    with pytest.raises(ConfigError, match=r"0\.9: no layer can be factorized, stem because one input channel .*; take another method or"):
+        plan(net, stats, macs_ratio=0.9, method="grouped_svd", options={"slices": 3}, inputs=inputs)
+    made = plan(net, stats, macs_ratio=1.0, method="grouped_svd", options={"slices": 3}, inputs=inputs)
+    assert {s.layer: s.reason for s in made.skipped}["body"] == "slices=3: does not divide the 16 input channels of a group; take a divisor"
+
+
+def test_a_plan_of_an_earlier_version_has_no_options(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs)
+    old = msgspec.to_builtins(made)
+    for layer in old["layers"]:
+        del layer["options"]
+    assert from_json(msgspec.json.encode(old), CompressionPlan, source="plan.json") == made
+
+
+def test_what_a_fit_falls_short_of_stands_in_the_plan(net, stats):
+    hasty = {"starts": 1, "sweeps": 2}
+    made = plan(net, stats, macs_ratio=0.95, layers={"body": ("cp3", (20,), hasty)})
+    (step,) = (p for p in made.layers if p.layer == "body")
+    assert re.match(r"as asked; ALS .*error.*sensitivity", step.why), step.why
+    assert decompose(net, made)[1].notes == (f"body: {step.why.removeprefix('as asked; ')}",)
+
+
+@pytest.mark.parametrize("choice", [("svd", (2,)), ("svd", (2,), {})])
+def test_a_form_for_a_tied_layer_is_refused_with_the_name_of_the_other(choice):
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    model[2].weight = model[0].weight
+    stats = analyze(model, (torch.zeros(1, 32),), measure=False)
+    with pytest.raises(UnsupportedError, match=r"^2: its weight is shared with 0; leave it dense$"):
+        plan(model, stats, macs_ratio=0.9, layers={"2": choice})
+    assert plan(model, stats, macs_ratio=1.0, layers={"2": ("dense", ())}).skipped[1].reason == "kept dense as asked"
+
+
+def test_a_form_for_the_whole_model_is_refused():
+    model = nn.Linear(32, 32)
+    with pytest.raises(UnsupportedError, match=r"^layer: it is the whole model; wrap it in a module; leave it dense$"):
+        plan(model, analyze(model, (torch.zeros(1, 32),), measure=False), layers={"": ("svd", (2,))})
+
+
+def test_a_layer_without_values_is_skipped_with_the_reason_and_refused_when_it_was_fixed():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    nn.init.zeros_(model[0].weight)
+    stats = analyze(model, (torch.zeros(1, 32),), measure=False)
+    made = plan(model, stats, macs_ratio=0.9)
+    assert [(s.layer, s.reason) for s in made.skipped] == [("0", "its weights are all zero")]
+    with pytest.raises(ConfigError, match=r"^0: its weights are all zero; remove the layer or load a trained checkpoint$"):
+        plan(model, stats, macs_ratio=0.9, layers={"0": ("svd", (2,))})
+    empty = plan(model.to("meta"), stats, macs_ratio=1.0)
+    assert {s.reason for s in empty.skipped} == {"it is on the meta device and has no values"}
+
+
+def test_a_data_aware_plan_is_measured_on_data_aware_factors(net, stats, inputs):
+    aware, plain = (plan(net, stats, macs_ratio=0.6, method="channel_svd", inputs=inputs, data_aware=on) for on in (True, False))
+    loss = {p.layer: (p.rank, p.loss_increase) for p in plain.layers}
+    alike = [(p.loss_increase, loss[p.layer][1]) for p in aware.layers if loss.get(p.layer, ())[:1] == (p.rank,)]
+    assert alike
+    assert all(better < worse for better, worse in alike)
+
+
 def test_one_method_for_all_skips_what_it_cannot_take(net, stats):
     made = plan(net, stats, macs_ratio=0.99, method="svd")
     assert {p.method for p in made.layers} <= {"svd"}
-    assert {s.layer: s.reason for s in made.skipped}["body"] == "kernel 3×3, SVD takes 1×1"
+    assert {s.layer: s.reason for s in made.skipped}["body"].startswith("kernel 3×3, svd takes Linear and kernels of size 1")
 
 
 def test_tied_layers_are_skipped_with_the_name_of_the_other():

@@ -13,9 +13,12 @@ Data = Annotated[str | None, typer.Option(help="ImageFolder, .npz or idx files i
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
 
 MacsRatio = Annotated[float | None, typer.Option(help="MACs to keep, after over before [0.35].", show_default=False)]
-Method = Annotated[str | None, typer.Option(help="Factorization for all layers: auto, svd, tucker2 [auto].", show_default=False)]
-Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK or NAME=dense; repeatable.", show_default=False)]
-MinAgreement = Annotated[float | None, typer.Option(help="Without training data: agreement to keep [0.95].", show_default=False)]
+Method = Annotated[str | None, typer.Option(help="METHOD[:KEY=VALUE,…] for all layers [auto].", show_default=False)]
+Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK[:KEY=VALUE,…], NAME=dense.", show_default=False)]
+DataAware = Annotated[
+    bool | None, typer.Option("--data-aware/--no-data-aware", help="Fit SVDs to calibration inputs [no].", show_default=False)
+]
+MinAgreement = Annotated[float | None, typer.Option(help="Without training data: agreement kept [0.95].", show_default=False)]
 
 Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning [8].", show_default=False)]
 EpochSamples = Annotated[int | None, typer.Option(help="Training samples an epoch [10000].", show_default=False)]

@@ -13,7 +13,7 @@ from edgecompress import programs
 from edgecompress.cli.steplines import STEP_LINES
 from edgecompress.errors import ConfigError
 from edgecompress.options import updated
-from edgecompress.records import Record
+from edgecompress.records import DecomposeResult, Record
 from edgecompress.runs import is_run, open_run, read_run, trying
 
 if TYPE_CHECKING:
@@ -88,14 +88,17 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             spent = "reused" if reused else f"{seconds:.1f} s"
             notes.print(f"  {name:<11} {STEP_LINES[name](record):<86} {spent:>8}")
+            for note in record.notes if isinstance(record, DecomposeResult) else ():
+                notes.print(f"    {note}")
 
         yield Pipeline(opened, recipe, track=track, on_step=on_step)
 
 
 def updated_early(given: dict[str, Any]) -> None:
     """Refuse a wrong option before the seconds it takes to import torch."""
-    from edgecompress.options import Options, fixed_layers, outputs
+    from edgecompress.options import Options, fixed_layers, method_of, outputs
 
     made = updated(Options(), given)
     outputs(made)
     fixed_layers(made)
+    method_of(made)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from edgecompress.batchnorm import reestimate
 from edgecompress.distillation import agreement
-from edgecompress.factorizations import factorize
+from edgecompress.factorizations.parallel import Job
 from edgecompress.models import BATCH, forward, replace
+from edgecompress.planning.factors import factors_of
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 
@@ -26,6 +27,7 @@ def guarded(
     *,
     inputs: Tensor,
     min_agreement: float,
+    data_aware: bool,
     track: Track,
 ) -> CompressionPlan:
     """Return `made` if the network survives it, else the largest saving that it survives, else a plan that decomposes nothing.
@@ -33,6 +35,7 @@ def guarded(
     Args:
         at: The plan for another MACs ratio; `at(1.0)` decomposes nothing.
         inputs: The first half re-estimates BatchNorm, the second measures agreement with the dense model.
+        data_aware: Fit to what the layers read from the first half, where a method can.
     """
     if len(inputs) < FEWEST:
         note = f"MACs ratio {made.macs_ratio:g} was refused: {len(inputs)} inputs cannot show whether the network survives it"
@@ -43,8 +46,9 @@ def guarded(
 
     def survived(plan: CompressionPlan) -> float:
         trial = copy.deepcopy(model).eval()
-        for step in plan.layers:
-            replace(trial, step.layer, factorize(trial.get_submodule(step.layer), step.method, step.rank, name=step.layer))
+        jobs = [Job(step.layer, model.get_submodule(step.layer), step.method, step.rank, step.options) for step in plan.layers]
+        for job, fitted in zip(jobs, factors_of(model, jobs, inputs=recovery if data_aware else None), strict=True):
+            replace(trial, job.name, fitted.compact)
         reestimate(trial, torch.chunk(recovery, -(-len(recovery) // BATCH)))
         same = agreement(forward(trial, held_out), reference)
         return 1.0 if same is None else same

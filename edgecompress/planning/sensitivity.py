@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import factorize
+from edgecompress.factorizations.parallel import Job
 from edgecompress.models import forward, replace
 from edgecompress.planning.candidates import DENSE, Candidate
+from edgecompress.planning.factors import factors_of
 from edgecompress.progress import Track, silent
 
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
@@ -28,13 +29,16 @@ FLOOR: Final = 1e-9  # nats; below it is rounding
 CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
 
 
-def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Tensor, *, track: Track = silent) -> Losses:
+def measure(
+    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Tensor, *, data_aware: bool = False, track: Track = silent
+) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 
     Args:
         model: Left as it is.
         options: Per layer its candidates, as `candidates` returns them.
         inputs: `(n, …)`, real ones.
+        data_aware: Fit what is probed to what the layers read, where a method can.
 
     Raises:
         ConfigError: The dense model's outputs are not finite.
@@ -43,14 +47,16 @@ def measure(model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Te
     reference = forward(model, inputs)
     if not bool(reference.isfinite().all()):
         raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
-    work = [(layer, probe) for layer, found in options.items() for probe in probes(found)]
     probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
-    for layer, probe in track(work, "measuring sensitivity", len(work)):
+    work = {layer: chosen for layer, found in options.items() if (chosen := probes(found))}
+    for layer, chosen in track(work.items(), "measuring sensitivity", len(work)):
         dense = model.get_submodule(layer)
-        replace(model, layer, factorize(dense, probe.method, probe.rank, name=layer))
-        loss = float(divergence(forward(model, inputs), reference))
+        jobs = [Job(layer, dense, probe.method, probe.rank, dict(probe.options)) for probe in chosen]
+        for probe, made in zip(chosen, factors_of(model, jobs, inputs=inputs if data_aware else None), strict=True):
+            replace(model, layer, made.compact)
+            loss = float(divergence(forward(model, inputs), reference))
+            probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
         replace(model, layer, dense)
-        probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
     return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 

@@ -57,7 +57,7 @@ def build(
         layers=layers,
         training=training(finetuned),
         quantization=quantization(quantized),
-        notes=(*notes(plan, finetuned, artifacts, results), *earlier),
+        notes=(*notes(plan, decomposed, finetuned, artifacts, results), *earlier),
         conditions=conditions(
             stats=stats,
             plan=plan,
@@ -168,10 +168,15 @@ def quantization(quantized: QuantizeResult | None) -> Quantization | None:
 
 
 def notes(
-    plan: CompressionPlan | None, finetuned: FinetuneResult | None, artifacts: tuple[Artifact, ...], results: tuple[BenchmarkResult, ...]
+    plan: CompressionPlan | None,
+    decomposed: DecomposeResult | None,
+    finetuned: FinetuneResult | None,
+    artifacts: tuple[Artifact, ...],
+    results: tuple[BenchmarkResult, ...],
 ) -> tuple[Note, ...]:
     """Return what the steps want a reader to know; a text that several artifacts or results share stands once."""
     found = [Note(source="plan", text=text) for text in (plan.notes if plan else ())]
+    found += [Note(source="decompose", text=text) for text in (decomposed.notes if decomposed else ())]
     if finetuned and finetuned.note:
         found.append(Note(source="finetune", text=finetuned.note))
     shared: dict[str, list[str]] = {}

@@ -2,36 +2,55 @@
 
 import copy
 
-from torch import nn
+from torch import Tensor, nn
 
-from edgecompress.errors import ConfigError
-from edgecompress.factorizations import factorize, relative_error
-from edgecompress.models import replace
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import factorize
+from edgecompress.factorizations.parallel import Job
+from edgecompress.models import replace, tied_layers
+from edgecompress.planning.factors import factors_of
 from edgecompress.progress import Track, silent
 from edgecompress.records import CompressionPlan, DecomposeResult
 
 
-def decompose(model: nn.Module, plan: CompressionPlan, *, fit: bool = True, track: Track = silent) -> tuple[nn.Module, DecomposeResult]:
+def decompose(
+    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Tensor | None = None, track: Track = silent
+) -> tuple[nn.Module, DecomposeResult]:
     """Return a copy of `model` with the planned layers factorized, and the errors measured on them.
 
     Args:
         model: Left untouched.
         plan: Which layers, which method, which rank.
         fit: False leaves the factors unfitted, ready for `load_state_dict`; the errors are then the plan's.
+        inputs: `(n, …)` real inputs: the methods that can minimise the error of the layers' outputs on them, not of their weights.
 
     Raises:
         ConfigError: The plan names a layer or method that is not there, or a weight is not finite.
-        UnsupportedError: A method cannot take its layer.
+        UnsupportedError: A method cannot take its layer, or the layer's weight is another layer's too.
+        ToolchainError: A process that factorized layers died.
     """
-    model = copy.deepcopy(model)
-    errors: dict[str, float] = {}
-    for step in track(plan.layers, "factorizing", len(plan.layers)):
+    tied = tied_layers(model)
+    jobs = []
+    for step in plan.layers:
         try:
             layer = model.get_submodule(step.layer)
         except AttributeError as error:
             raise ConfigError(f"{step.layer}: the plan names it, the model has no such layer; plan again") from error
-        compact = factorize(layer, step.method, step.rank, name=step.layer, fit=fit)
-        errors[step.layer] = relative_error(layer, step.method, compact) if fit else step.relative_error
-        replace(model, step.layer, compact)
+        if step.layer in tied:
+            raise UnsupportedError(f"{step.layer}: its weight is shared with {tied[step.layer]}; leave it dense or give each its own")
+        jobs.append(Job(step.layer, layer, step.method, step.rank, step.options))
+    errors = {step.layer: step.relative_error for step in plan.layers}
+    notes: list[str] = []
+    if fit:
+        made = factors_of(model, jobs, inputs=inputs, track=track)
+        errors = {job.name: one.relative_error for job, one in zip(jobs, made, strict=True)}
+        notes = [f"{job.name}: {one.note}" for job, one in zip(jobs, made, strict=True) if one.note]
+        factors = [one.compact for one in made]
+    else:
+        factors = [factorize(job.layer, job.method, job.rank, name=job.name, options=job.options, fit=False) for job in jobs]
+    model = copy.deepcopy(model)
+    for job, compact in zip(jobs, factors, strict=True):
+        replace(model, job.name, compact)
     mean = sum(errors.values()) / len(errors) if errors else 0.0
-    return model, DecomposeResult(relative_errors=errors, mean_relative_error=mean, params=plan.params, macs=plan.macs)
+    result = DecomposeResult(relative_errors=errors, mean_relative_error=mean, params=plan.params, macs=plan.macs, notes=tuple(notes))
+    return model, result

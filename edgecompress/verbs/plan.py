@@ -2,23 +2,24 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from edgecompress.errors import ConfigError
-from edgecompress.factorizations import METHODS, method_named
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import options_of
 from edgecompress.models import tied_layers
+from edgecompress.options import AUTO, Choice
 from edgecompress.planning import guard, sensitivity
 from edgecompress.planning.allocation import allocate
-from edgecompress.planning.candidates import DENSE, Candidate, candidates, dense, one
+from edgecompress.planning.candidates import DENSE, Candidate, Form, Range, dense, fitted, front, one, worthwhile
 from edgecompress.progress import Track, silent
-from edgecompress.records import CompressionPlan, LayerPlan, ModelStats, SkippedLayer
+from edgecompress.records import CompressionPlan, LayerPlan, LayerStats, ModelStats, SkippedLayer
 
-AUTO: Final = "auto"
-Choice = tuple[str, tuple[int, ...]]
+# Of all methods only those in closed form: which of the others is worth its operators on a device is for measured latencies to say.
+QUICK: Final = ("svd", "tucker2")
 
 
 def plan(
@@ -27,8 +28,10 @@ def plan(
     *,
     macs_ratio: float = 0.35,
     method: str = AUTO,
-    layers: Mapping[str, Choice] | None = None,
+    options: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Choice | tuple[str, tuple[int, ...]]] | None = None,
     inputs: Tensor | None = None,
+    data_aware: bool = False,
     rank_multiple: int = 8,
     min_agreement: float | None = None,
     track: Track = silent,
@@ -38,42 +41,48 @@ def plan(
     Args:
         model: The dense model; left untouched.
         stats: What `analyze` found for it.
-        method: One of METHODS for every layer, or "auto" for whichever suits a layer best.
-        layers: Fixed choices, layer → (method, rank) or ("dense", ()); the rest of the budget goes to the others.
+        method: One of METHODS for every layer, or "auto" for svd or Tucker-2, whichever suits a layer best.
+        options: Of the method, see its `Options`.
+        layers: Fixed choices, layer → (method, rank), (method, rank, options) or ("dense", ()); the rest of the budget goes to the others.
         inputs: `(n, …)` real inputs for the sensitivities; without them a squared relative error counts the same everywhere.
+        data_aware: What is measured on `inputs` is fitted to them too, as `decompose` does when it is given inputs.
         rank_multiple: Ranks are multiples of it where a layer is wide enough.
         min_agreement: When nothing will repair the network afterwards: spend no more of the budget than leaves this top-1 agreement
             with the dense model, measured on the second half of `inputs` after BatchNorm re-estimation on the first.
 
     Raises:
-        ConfigError: Unknown method or layer, or a budget that no choice of ranks reaches.
+        ConfigError: Unknown method, option or layer, or a budget that no choice of ranks reaches.
         UnsupportedError: A fixed choice cannot take its layer.
+        ToolchainError: A process that factorized layers died.
     """
     if not 0 < macs_ratio <= 1:
         raise ConfigError(f"macs ratio {macs_ratio}: must be above 0 and at most 1; 0.35 keeps 35% of the multiply-accumulates")
-    methods = tuple(METHODS) if method == AUTO else (method,)
-    for name in methods:
-        method_named(name)
-    fixed = dict(layers or {})
-    options, reasons = _options(model, stats, methods, fixed, rank_multiple, track)
+    if method == AUTO and options:
+        raise ConfigError(f"method {AUTO}: takes no options; name the method they are for")
+    forms = [(name, dict(options or {})) for name in (QUICK if method == AUTO else (method,))]
+    for form in forms:
+        options_of(*form)
+    fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}
+    candidates, reasons = _candidates(model, stats, forms, fixed, rank_multiple, track)
     if inputs is None:
-        losses = sensitivity.without_data(options)
+        losses = sensitivity.without_data(candidates)
     else:
-        few = inputs[: sensitivity.affordable(options, stats.macs)]
-        losses = sensitivity.measure(model, options, few, track=track)
+        few = inputs[: sensitivity.affordable(candidates, stats.macs)]
+        losses = sensitivity.measure(model, candidates, few, data_aware=data_aware, track=track)
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
     def at(ratio: float) -> CompressionPlan:
-        return _assemble(stats, options, reasons, losses, ratio, macs_ratio, fixed, notes)
+        return _assemble(stats, candidates, reasons, losses, ratio, macs_ratio, fixed, notes)
 
     made = at(macs_ratio)
     if min_agreement is None or not made.layers:
         return made
-    return guard.guarded(model, made, at, inputs=torch.empty(0) if inputs is None else inputs, min_agreement=min_agreement, track=track)
+    real = torch.empty(0) if inputs is None else inputs
+    return guard.guarded(model, made, at, inputs=real, min_agreement=min_agreement, data_aware=data_aware, track=track)
 
 
-def _options(
-    model: nn.Module, stats: ModelStats, methods: tuple[str, ...], fixed: dict[str, Choice], multiple: int, track: Track
+def _candidates(
+    model: nn.Module, stats: ModelStats, forms: Sequence[Form], fixed: dict[str, Choice], multiple: int, track: Track
 ) -> tuple[dict[str, list[Candidate]], dict[str, str]]:
     """Candidates of each layer, and the reasons of those that have none but dense."""
     known = [layer.name for layer in stats.layers]
@@ -82,26 +91,32 @@ def _options(
             near = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"{name}: no such layer; {'did you mean ' + ', '.join(near) if near else 'see `edgecompress analyze`'}?")
     tied = tied_layers(model)
-    options: dict[str, list[Candidate]] = {}
-    reasons: dict[str, str] = {}
-    for layer in track(stats.layers, "factorizing candidates", len(stats.layers)):
-        module = model.get_submodule(layer.name)
-        if layer.name in fixed:
-            choice, rank = fixed[layer.name]
-            options[layer.name] = [dense(layer) if choice == DENSE else one(layer, module, choice, rank)]
-            reasons[layer.name] = "kept dense as asked"
-        elif not layer.name:
-            options[layer.name], reasons[layer.name] = [dense(layer)], "it is the whole model; wrap it in a module"
-        elif layer.name in tied:
-            options[layer.name], reasons[layer.name] = [dense(layer)], f"its weight is shared with {tied[layer.name]}"
-        else:
-            options[layer.name], reasons[layer.name] = candidates(layer, module, methods, multiple=multiple)
-    return options, reasons
+    ranges = [_range(layer, model.get_submodule(layer.name), forms, fixed.get(layer.name), tied, multiple) for layer in stats.layers]
+    candidates = {}
+    for made, found in zip(ranges, fitted(ranges, track=track), strict=True):
+        chosen = found and made.layer.name in fixed
+        candidates[made.layer.name] = found if chosen else [*front(found), dense(made.layer)]
+    return candidates, {made.layer.name: made.reason for made in ranges}
+
+
+def _range(
+    layer: LayerStats, module: nn.Module, forms: Sequence[Form], choice: Choice | None, tied: dict[str, str], multiple: int
+) -> Range:
+    if choice is not None and choice.method == DENSE:
+        return Range(layer, module, [], "kept dense as asked")
+    reason = "it is the whole model; wrap it in a module" if not layer.name else ""
+    if layer.name in tied:
+        reason = f"its weight is shared with {tied[layer.name]}"
+    if choice is None:
+        return Range(layer, module, [], reason) if reason else worthwhile(layer, module, forms, multiple=multiple)
+    if reason:
+        raise UnsupportedError(f"{layer.name or 'layer'}: {reason}; leave it dense")
+    return one(layer, module, choice.method, choice.rank, choice.options)
 
 
 def _assemble(
     stats: ModelStats,
-    options: dict[str, list[Candidate]],
+    candidates: dict[str, list[Candidate]],
     reasons: dict[str, str],
     losses: sensitivity.Losses,
     ratio: float,
@@ -111,17 +126,22 @@ def _assemble(
 ) -> CompressionPlan:
     """Allocate `ratio` of the MACs and write the choice down."""
     by_name = {layer.name: layer for layer in stats.layers}
-    costs = [[c.macs for c in found] for found in options.values()]
-    weights = [[losses[name, c.method, c.rank] for c in found] for name, found in options.items()]
+    costs = [[c.macs for c in found] for found in candidates.values()]
+    weights = [[losses[name, c.method, c.rank] for c in found] for name, found in candidates.items()]
     picked = allocate(costs, weights, math.floor(ratio * stats.macs + 1e-6))
     if picked is None:
         floor = sum(min(row) for row in costs) / max(1, stats.macs)
         enough = min(1.0, math.ceil(100 * floor) / 100)
         if floor > 1:
             raise ConfigError(f"macs ratio {asked:g}: the fixed layers alone take the network to {floor:.2f}; give them lower ranks")
+        if all(found[0].method == DENSE for found in candidates.values()):
+            name, reason = next(iter(reasons.items()))
+            raise ConfigError(
+                f"macs ratio {asked:g}: no layer can be factorized, {name} because {reason}; take another method or a ratio of 1"
+            )
         raise ConfigError(f"macs ratio {asked:g}: the lowest this network reaches is {floor:.3f}; ask for at least {enough:.2f}")
     chosen, skipped = [], []
-    for (name, found), i in zip(options.items(), picked, strict=True):
+    for (name, found), i in zip(candidates.items(), picked, strict=True):
         layer, candidate = by_name[name], found[i]
         if candidate.method == DENSE:
             why = reasons[name] or _why_dense(name, found, losses)
@@ -138,7 +158,8 @@ def _assemble(
                 params=candidate.params,
                 relative_error=candidate.relative_error,
                 loss_increase=losses[name, candidate.method, candidate.rank],
-                why="as asked" if name in fixed else f"best of {len(found)} within the budget",
+                why="; ".join(filter(None, ("as asked" if name in fixed else f"best of {len(found)} within the budget", candidate.note))),
+                options=dict(candidate.options),
             )
         )
     return CompressionPlan(
