@@ -1,4 +1,7 @@
-"""Parameters and multiply-accumulates of layers, counted while a model runs: one formula for dense and factorized layers alike."""
+"""Parameters and multiply-accumulates of layers, counted while a model runs: one formula for dense and factorized layers alike.
+
+Products of activations with each other, as the two of an attention between its projections, are no layer's and are not counted.
+"""
 
 import math
 from collections.abc import Iterator
