@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Layer = nn.Linear | Convolution
@@ -27,11 +28,12 @@ PLAIN: Final = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 def unfit(layer: nn.Module) -> str | None:
     """Why no method can factorize `layer`; None if it is an ordinary Linear or convolution with more than one weight a group."""
-    if type(layer) is not nn.Linear and type(layer) not in CONVOLUTIONS:
-        return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
-    if not isinstance(layer.weight, nn.Parameter):
+    known = type(layer) is nn.Linear or type(layer) in CONVOLUTIONS
+    if parametrize.is_parametrized(layer) or (known and not isinstance(layer.weight, nn.Parameter)):
         return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
-    if layer.weight.numel() == groups_of(cast(Layer, layer)):
+    if not known:
+        return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
+    if cast(Layer, layer).weight.numel() == groups_of(cast(Layer, layer)):
         return "it has one weight a group, there is nothing to factorize"
     return None
 

@@ -14,7 +14,7 @@ from edgecompress.factorizations.protocol import Factors, Moments
 ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect(model: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
     """Run `model` in its present mode on `batches` and return the moments of what each of `layers` reads.
 
