@@ -66,7 +66,7 @@ def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> F
 
 @torch.no_grad()
 def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Moments | None) -> None:
-    _fill(compact, [_fitted(k.double().flatten(2), *_rank(compact)) for k in kernel(layer)])
+    _fill(compact, [_fitted(k.flatten(2), *_rank(compact)) for k in kernel(layer)])
     fill_bias(compact[-1], layer)
 
 
