@@ -83,8 +83,8 @@ def test_admm_without_a_penalty_takes_the_steps_of_als(monkeypatch):
         steps.append(cp.ridge(*args))
         return steps[-1]
 
-    def update(factors, mode, product):
-        plain.append(cp.least_squares(factors, mode, product))
+    def update(factors, mode, normal, product):
+        plain.append(cp.least_squares(factors, mode, normal, product))
         return plain[-1]
 
     monkeypatch.setattr(quantized_cp, "ridge", recorded)

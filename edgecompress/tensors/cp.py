@@ -13,14 +13,14 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 CP = list[Tensor]
-Update = Callable[[CP, int, Tensor], Tensor]
-"""(factors, mode, MTTKRP of that mode) → the new factor of that mode."""
+Update = Callable[[CP, int, Tensor, Tensor], Tensor]
+"""(factors, mode, normal matrix Γ, MTTKRP) → the new factor of that mode; the last two are of all other modes."""
 
 SPAN: Final = 10  # sweeps over which progress is judged; a single one may be lucky
 JITTER: Final = 1e-13  # of the mean diagonal, on normal matrices that overcomplete factors make singular
@@ -99,27 +99,30 @@ def khatri_rao(factors: CP) -> Tensor:
     return total
 
 
-def normal_matrix(factors: CP, mode: int | None) -> Tensor:
-    """Return Γ = ∗_{m≠mode} U_mᵀU_m, `(R, R)`."""
-    total = torch.ones((), dtype=factors[0].dtype)
-    for i, f in enumerate(factors):
-        if i != mode:
-            total = total * (f.T @ f)
-    return total
-
-
 def sweep(kernel: Kernel, factors: CP, update: Update) -> tuple[CP, float]:
     """Update every factor, and return them with the squared error they leave."""
-    made = list(factors)
+    state = _State(list(factors), [f.T @ f for f in factors])
     inside, out = len(kernel.area), len(kernel.area) + 1
-    _half(made, torch.matmul(kernel.x.mT, made[inside]), update, fixed=inside, free=out)
-    last = _half(made, torch.matmul(kernel.x, made[out]), update, fixed=out, free=inside)
-    square = kernel.square - 2 * float((last * made[inside]).sum()) + float(normal_matrix(made, None).sum())
-    return made, max(0.0, square)
+    _half(state, torch.matmul(kernel.x.mT, state.factors[inside]), update, fixed=inside, free=out)
+    last = _half(state, torch.matmul(kernel.x, state.factors[out]), update, fixed=out, free=inside)
+    square = kernel.square - 2 * float((last * state.factors[inside]).sum()) + float(cast(Tensor, math.prod(state.grams)).sum())
+    return state.factors, max(0.0, square)
 
 
-def _half(made: CP, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
-    """Update the short factors and one long one, in place, from the kernel contracted with the other long one.
+class _State(NamedTuple):
+    """Factors during a sweep, and U_mᵀU_m of each; both change in place."""
+
+    factors: CP
+    grams: list[Tensor]
+
+    def renew(self, mode: int, product: Tensor, update: Update) -> None:
+        normal = math.prod(g for m, g in enumerate(self.grams) if m != mode)
+        new = update(self.factors, mode, cast(Tensor, normal), product)
+        self.factors[mode], self.grams[mode] = new, new.T @ new
+
+
+def _half(state: _State, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
+    """Update the short factors and one long one from the kernel contracted with the other long one.
 
     Args:
         seen: `(area, n, R)`, `n` the length of the free axis.
@@ -127,7 +130,7 @@ def _half(made: CP, seen: Tensor, update: Update, *, fixed: int, free: int) -> T
     Returns:
         The MTTKRP of the free axis.
     """
-    short = min(fixed, free)
+    made, short = state.factors, min(fixed, free)
     summed = torch.stack([(part * made[free]).sum(0) for part in seen])  # (area, R)
     grid = summed.reshape(*(len(f) for f in made[:short]), -1)
     for mode in range(short):
@@ -137,12 +140,11 @@ def _half(made: CP, seen: Tensor, update: Update, *, fixed: int, free: int) -> T
                 shape = [1] * short + [-1]
                 shape[other] = len(made[other])
                 total = (total * made[other].reshape(shape)).sum(other, keepdim=True)
-        made[mode] = update(made, mode, total.reshape(made[mode].shape))
-    weights = khatri_rao(made[:short])  # (area, R)
+        state.renew(mode, total.reshape(made[mode].shape), update)
     product = torch.zeros_like(made[free])
-    for part, weight in zip(seen, weights, strict=True):
+    for part, weight in zip(seen, khatri_rao(made[:short]), strict=True):
         product.addcmul_(part, weight)
-    made[free] = update(made, free, product)
+    state.renew(free, product, update)
     return product
 
 
@@ -164,9 +166,9 @@ def ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Ten
         jitter *= 10
 
 
-def least_squares(factors: CP, mode: int, product: Tensor) -> Tensor:
+def least_squares(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
     """Return the update of plain ALS."""
-    return ridge(normal_matrix(factors, mode), product)
+    return ridge(normal, product)
 
 
 def evened(factors: CP) -> CP:

@@ -19,7 +19,7 @@ from typing import Final
 
 from torch import Tensor
 
-from edgecompress.tensors.cp import CP, SPAN, Extrapolation, Kernel, Run, Update, als, normal_matrix, random, ridge, settled, sweep
+from edgecompress.tensors.cp import CP, SPAN, Extrapolation, Kernel, Run, Update, als, random, ridge, settled, sweep
 from edgecompress.tensors.sensitivity import Cost, balanced, cost_of, orthogonal, sensitivity, weights
 
 FILLED: Final = 5e-4  # of a constraint may be left unused, for fewer solves
@@ -76,8 +76,8 @@ def approach(kernel: Kernel, start: CP, *, bound: float, sweeps: int, tolerance:
     found: tuple[float, float, CP] | None = None
     history: list[float] = []
 
-    def penalised(factors: CP, mode: int, product: Tensor) -> Tensor:
-        return ridge(normal_matrix(factors, mode), product, mu * weights(factors, mode))
+    def penalised(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+        return ridge(normal, product, mu * weights(factors, mode))
 
     done = 0
     for done in range(1, sweeps + 1):
@@ -109,8 +109,8 @@ def correct(kernel: Kernel, start: CP, *, bound: float, cost: Cost = "sensitivit
     wanted = (bound**2) * kernel.square
     guesses: dict[int, float] = {}
 
-    def update(factors: CP, mode: int, product: Tensor) -> Tensor:
-        normal, weight, old = normal_matrix(factors, mode), weights(factors, mode, cost), factors[mode]
+    def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+        weight, old = weights(factors, mode, cost), factors[mode]
 
         def slack(u: Tensor) -> float:
             return (wanted - _squared_error(kernel, normal, product, u)) / wanted
@@ -134,8 +134,8 @@ def bounded(kernel: Kernel, start: CP, *, limit: float, sweeps: int = 200, toler
         start = [f * (limit / ss) ** (1 / (2 * (len(start) - 1))) for f in start]
     guesses: dict[int, float] = {}
 
-    def update(factors: CP, mode: int, product: Tensor) -> Tensor:
-        normal, weight, old = normal_matrix(factors, mode), weights(factors, mode), factors[mode]
+    def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+        weight, old = weights(factors, mode), factors[mode]
         room = limit - (sensitivity(factors) - _weighted(weight, old))  # for this mode's part of the sensitivity
 
         def slack(u: Tensor) -> float:

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgecompress.tensors.cp import CP, Kernel, Run, normal_matrix, ridge, settled, sweep
+from edgecompress.tensors.cp import CP, Kernel, Run, ridge, settled, sweep
 
 PENALTY: Final = (
     1.0  # of ADMM, in mean diagonals of the normal matrix; less leaves 4-bit factors off the grid, more keeps them where they are
@@ -61,8 +61,8 @@ def quantize(kernel: Kernel, start: CP, *, bits: int, per_channel: bool = True, 
     found = admm(kernel, start, axes, bits=bits, sweeps=sweeps)
     best = min(found, first, key=lambda factors: _error(kernel, factors))
 
-    def update(factors: CP, mode: int, product: Tensor) -> Tensor:
-        normal, old = normal_matrix(factors, mode), factors[mode]
+    def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+        old = factors[mode]
         free = ridge(normal, product, DAMPING * float(normal.diagonal().mean()))
         tried = [compensated(normal, free, clip * scales(free, bits, axes[mode]), bits) for clip in CLIPS]
         return min([old, *tried], key=lambda u: float(((u @ normal - 2 * product) * u).sum()))
@@ -84,8 +84,7 @@ def admm(kernel: Kernel, start: CP, axes: list[int | None], *, bits: int, sweeps
     grid = [on_grid(f, scales(f, bits, c), bits) for f, c in zip(start, axes, strict=True)]
     dual = [torch.zeros_like(f) for f in start]
 
-    def update(factors: CP, mode: int, product: Tensor) -> Tensor:
-        normal = normal_matrix(factors, mode)
+    def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
         rho = penalty * float(normal.diagonal().mean())
         free = ridge(normal, product + rho * (grid[mode] - dual[mode]), rho)
         shifted = free + dual[mode]
@@ -123,5 +122,5 @@ def compensated(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Ten
 
 def _error(kernel: Kernel, factors: CP) -> float:
     """Return the relative error."""
-    _, square = sweep(kernel, factors, lambda f, mode, _: f[mode])
+    _, square = sweep(kernel, factors, lambda f, mode, _normal, _product: f[mode])
     return math.sqrt(square / kernel.square)
