@@ -1,5 +1,6 @@
 """Steps that depend on each other: what is redone, what is refused, and what is left when a run ends before its time."""
 
+import json
 import os
 import re
 import signal
@@ -37,6 +38,8 @@ def steps(answer, *, reused):
     [
         ("plan", ["--macs-ratio", "0.6"], STEPS[1:]),
         ("plan", ["--layer", "body=tucker2:8x8"], STEPS[1:]),
+        ("plan", ["--method", "grouped_svd:slices=4", "--macs-ratio", "0.8"], STEPS[1:]),
+        ("plan", ["--data-aware"], STEPS[1:]),
         ("plan", ["--min-agreement", "0.5"], []),  # of use without training data alone
         ("finetune", ["--epochs", "1"], ["finetune", "quantize"]),
         ("finetune", ["--optimizer", "adamw"], ["finetune", "quantize"]),
@@ -54,6 +57,15 @@ def test_an_option_redoes_what_depends_on_it_and_no_more(run, edgecompress, verb
     for step in STEPS:
         assert (now[FILES[step]] == before[FILES[step]]) == (step not in redone), step
     assert {name for name in before if name.startswith("artifacts/") and now[name] != before[name]} == set()
+
+
+def test_what_a_fit_falls_short_of_is_said_each_time_and_stands_in_the_report(run, edgecompress):
+    edgecompress("plan", run, "--macs-ratio", "0.95", "--layer", "body=cp3:20:starts=1,sweeps=2")
+    for _ in range(2):
+        answer = edgecompress("decompose", run)
+        assert re.search(r"^    body: ALS .*error.*sensitivity", answer.err, re.MULTILINE), answer.err
+    edgecompress("report", run)
+    assert [note for note in json.loads((run / "report.json").read_text())["notes"] if note["source"] == "decompose"]
 
 
 @pytest.mark.parametrize("change", ["recipe.py", "network.py", "parts/__init__.py", "weights.safetensors"])

@@ -174,7 +174,7 @@ def _work_on(i: int, packed: _Packed, key: str, folder: Path | None, *, keep: bo
 def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Factors | None, Fit]:
     """Fit one layer, measure it, and keep in the cache what took long enough to be worth it."""
     started = time.perf_counter()
-    with _named(job.name), _noting() as notes:
+    with _noting() as notes:
         compact = _factorize(job)
     seconds = time.perf_counter() - started
     fit = Fit(relative_error(job.layer, job.method, compact), "; ".join(note.removeprefix(f"{job.name}: ") for note in notes))
@@ -184,8 +184,7 @@ def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Fac
 
 
 def _factorize(job: Job, *, fit: bool = True) -> Factors:
-    with torch.random.fork_rng(devices=[]):  # layers are initialised when they are made; the caller's random numbers stay as they were
-        return factorize(job.layer, job.method, job.rank, name=job.name, options=job.options, moments=job.moments if fit else None, fit=fit)
+    return factorize(job.layer, job.method, job.rank, name=job.name, options=job.options, moments=job.moments if fit else None, fit=fit)
 
 
 def _key(job: Job) -> str:
