@@ -207,16 +207,38 @@ def test_the_bias_takes_up_the_mean_of_the_error(method, name):
         assert mean_error(plain) > 1e-4 or error_of(method, layer.weight, plain) < 1e-5
 
 
-def test_svd_reaches_the_optimum_that_whitening_gives():
+@pytest.mark.parametrize("bias", [False, True])
+def test_svd_reaches_the_optimum_that_whitening_gives(bias):
     torch.manual_seed(0)
-    layer = nn.Linear(9, 7, bias=False, dtype=torch.float64)
-    x = torch.randn(30, 9, dtype=torch.float64) @ torch.randn(9, 9, dtype=torch.float64)
-    second = moments_of(layer, x).second[0]
-    whitened = layer.weight.detach() @ torch.linalg.cholesky(second)
+    layer = nn.Linear(9, 7, bias=bias, dtype=torch.float64)
+    x = torch.randn(30, 9, dtype=torch.float64) @ torch.randn(9, 9, dtype=torch.float64) + 2
+    read = x - x.mean(0) if bias else x  # a bias takes up the mean
+    whitened = layer.weight.detach() @ torch.linalg.cholesky(read.T @ read)
+    found = moments_of(layer, x)
     for r in range(1, 7):
-        compact = factorize(layer, "svd", (r,), moments=moments_of(layer, x))
-        optimum = math.sqrt(float(torch.linalg.svdvals(whitened)[r:].square().sum()) * len(x))
-        assert output_error(compact, layer, x) == pytest.approx(optimum, rel=1e-6)
+        optimum = float(torch.linalg.svdvals(whitened)[r:].norm())
+        assert output_error(factorize(layer, "svd", (r,), moments=found), layer, x) == pytest.approx(optimum, rel=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", [method for method in AWARE if method != "svd"])
+def test_the_last_factor_is_the_best_one_after_the_first(method, bias):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 6, 3, padding=1, bias=bias, dtype=torch.float64)
+    x = torch.randn(8, 5, 7, 7, dtype=torch.float64).cumsum(2) + 1
+    slopes = []
+    for found in (moments_of(layer, x), None):
+        compact = factorize(layer, method, (4,), moments=found)
+        (compact(x) - layer(x)).square().mean().backward()
+        slopes.append(float(compact[-1].weight.grad.norm()))
+    assert slopes[0] < 1e-6 * slopes[1]
+
+
+def test_a_tall_layer_is_exact_at_full_rank_though_its_inputs_span_little():
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 11, dtype=torch.float64)
+    x = torch.randn(20, 1, dtype=torch.float64) @ torch.randn(1, 5, dtype=torch.float64)
+    assert error_of("svd", layer.weight, factorize(layer, "svd", (5,), moments=moments_of(layer, x))) < 1e-10
 
 
 # --- refusals
