@@ -16,6 +16,7 @@ import typer.main
 import edgecompress
 from edgecompress.cli import app
 from edgecompress.factorizations import METHODS, Factorization
+from edgecompress.records import Record
 from edgecompress.options import Options
 
 ROOT = Path(__file__).parents[1]
@@ -106,8 +107,11 @@ def test_every_option_of_a_run_can_be_given_on_the_command_line():
 
 
 def test_every_method_has_the_functions_of_the_protocol_with_its_signatures():
-    wanted = {name for name in vars(Factorization) if not name.startswith("_")}
+    wanted = {name for name, value in vars(Factorization).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert {"reject", "max_rank", "skeleton", "fit", "reconstruct"} <= wanted
     for name, method in METHODS.items():
+        assert issubclass(method.Options, Record), name
+        assert isinstance(method.DATA_AWARE, bool), name
         for function in wanted:
             own = list(inspect.signature(getattr(method, function)).parameters)
             assert own == list(inspect.signature(getattr(Factorization, function)).parameters)[1:], (name, function)

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecompress.factorizations import chain, cp_chain
 from edgecompress.factorizations.layers import Convolution
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative
 from edgecompress.records import Record
 from edgecompress.tensors.cp import CP, Kernel, als
 from edgecompress.tensors.sensitivity import balanced
@@ -20,9 +20,9 @@ class Options(Record, frozen=True, kw_only=True):
     """The best of several random `starts` goes on for at most `sweeps`, until its error falls by less than `tolerance` a sweep."""
 
     seed: int = 0
-    starts: int = 3
-    sweeps: int = 200
-    tolerance: float = 1e-4
+    starts: Count = 3
+    sweeps: Count = 200
+    tolerance: NotNegative = 1e-4
 
 
 DATA_AWARE = False

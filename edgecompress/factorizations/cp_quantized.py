@@ -13,7 +13,7 @@ from torch import nn
 
 from edgecompress.factorizations import chain, cp_chain
 from edgecompress.factorizations.layers import Convolution
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative
 from edgecompress.records import Record
 from edgecompress.tensors.cp import CP, Kernel
 from edgecompress.tensors.epc import stable
@@ -32,9 +32,9 @@ class Options(Record, frozen=True, kw_only=True):
     bits: Literal[8, 4] = 8
     per_channel: bool = True
     seed: int = 0
-    starts: int = 3
-    sweeps: int = 200
-    slack: float = 0.01
+    starts: Count = 3
+    sweeps: Count = 200
+    slack: NotNegative = 0.01
 
 
 DATA_AWARE = False

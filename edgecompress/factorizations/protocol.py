@@ -1,10 +1,15 @@
 """What a factorization is: a module that defines the functions of `Factorization`."""
 
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
+from msgspec import Meta
 from torch import Tensor, nn
 
 from edgecompress.records import Record
+
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
 
 L = TypeVar("L", bound=nn.Module, contravariant=True)
 

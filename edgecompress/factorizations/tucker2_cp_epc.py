@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgecompress.factorizations import chain, cp_chain
 from edgecompress.factorizations.layers import Convolution, area, channels, fill, fill_bias, kernel, pointwise, spatial
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative, Positive
 from edgecompress.records import Record
 from edgecompress.tensors import tucker
 from edgecompress.tensors.cp import exact, exact_rank, kernel_of
@@ -28,10 +28,10 @@ class Options(Record, frozen=True, kw_only=True):
     """Of the core, as for cp_epc."""
 
     seed: int = 0
-    starts: int = 3
-    sweeps: int = 200
-    slack: float = 0.01
-    stability: float = 1.5
+    starts: Count = 3
+    sweeps: Count = 200
+    slack: NotNegative = 0.01
+    stability: Positive = 1.5
 
 
 DATA_AWARE = False
