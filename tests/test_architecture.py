@@ -16,8 +16,8 @@ import typer.main
 import edgecompress
 from edgecompress.cli import app
 from edgecompress.factorizations import METHODS, Factorization
-from edgecompress.records import Record
 from edgecompress.options import Options
+from edgecompress.records import Record
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edgecompress"
