@@ -81,7 +81,7 @@ def fit(
         if closed_form and rank >= exact_rank(problem.shape):
             factors, note = balanced(exact(problem, rank)), None
         elif not problem.square:  # one group of several may be dead
-            factors, note = [torch.zeros(n, rank, dtype=torch.float64) for n in problem.shape], None
+            factors, note = [torch.zeros(n, rank, dtype=torch.float64, device=k.device) for n in problem.shape], None
         else:
             factors, note = solve(problem, rank)
         groups.append(factors)

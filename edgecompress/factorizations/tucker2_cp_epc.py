@@ -104,7 +104,7 @@ def _fitted(k: Tensor, rank: tuple[int, ...], options: Options) -> _Fitted:
     core = kernel_of(tucker.core(k, u_out, u_in))
     note = None
     if not core.square:  # one group of several may be dead
-        short, inside, out = (torch.zeros(n, r, dtype=torch.float64) for n in core.shape)
+        short, inside, out = (torch.zeros(n, r, dtype=torch.float64, device=k.device) for n in core.shape)
     elif r >= exact_rank(core.shape):
         short, inside, out = balanced(exact(core, r))
     else:

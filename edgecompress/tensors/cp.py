@@ -73,15 +73,16 @@ def exact(kernel: Kernel, rank: int) -> CP:
     long = max(range(len(shape)), key=shape.__getitem__)
     fibres = kernel.x.reshape(shape).movedim(long, 0).flatten(1)  # (longest, others)
     others = [n for i, n in enumerate(shape) if i != long]
-    index = list(torch.unravel_index(torch.arange(fibres.shape[1]), others))
-    unit = [torch.eye(n, dtype=fibres.dtype)[i].T for n, i in zip(others, index, strict=True)]
+    index = list(torch.unravel_index(torch.arange(fibres.shape[1], device=fibres.device), others))
+    unit = [torch.eye(n, dtype=fibres.dtype, device=fibres.device)[i].T for n, i in zip(others, index, strict=True)]
     unit.insert(long, fibres)
     return [torch.nn.functional.pad(f, (0, rank - f.shape[1])) for f in unit]
 
 
-def random(shape: tuple[int, ...], rank: int, seed: int) -> CP:
+def random(shape: tuple[int, ...], rank: int, seed: int, device: torch.device | str = "cpu") -> CP:
+    """Return normal factors, the same ones on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in shape]
+    return [torch.randn(n, rank, generator=generator, dtype=torch.float64).to(device) for n in shape]
 
 
 def composed(factors: CP) -> Tensor:
@@ -174,7 +175,7 @@ def least_squares(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Te
 def evened(factors: CP) -> CP:
     """Spread the norm of each component evenly over its vectors; what they stand for stays."""
     norms = [f.norm(dim=0) for f in factors]
-    mean = math.prod(norms, start=torch.ones(())) ** (1 / len(factors))
+    mean = math.prod(norms, start=torch.ones((), device=factors[0].device)) ** (1 / len(factors))
     return [torch.where(n > 0, f * (mean / n), 0.0) for f, n in zip(factors, norms, strict=True)]
 
 
@@ -188,7 +189,9 @@ def als(
         tolerance: Converged when the relative error falls by less than this fraction of itself a sweep, over SPAN sweeps.
         until: Stop at this relative error, by default where rounding of ‖K‖² hides it.
     """
-    begun = [_extrapolated(kernel, random(kernel.shape, rank, seed + i), min(TRIAL, sweeps), 0.0, until) for i in range(starts)]
+    begun = [
+        _extrapolated(kernel, random(kernel.shape, rank, seed + i, kernel.x.device), min(TRIAL, sweeps), 0.0, until) for i in range(starts)
+    ]
     best = min(begun, key=lambda run: run.error)
     if best.error <= until or best.sweeps >= sweeps or starts == 0:
         return best

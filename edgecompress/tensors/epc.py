@@ -55,7 +55,7 @@ def stable(
     bound = (1 + slack) * reference.error
     made, done = reference._replace(factors=balanced(reference.factors)), reference.sweeps
     if bound > EXACT:
-        near = approach(kernel, random(kernel.shape, rank, seed), bound=bound, sweeps=sweeps, tolerance=TOLERANCE)
+        near = approach(kernel, random(kernel.shape, rank, seed, kernel.x.device), bound=bound, sweeps=sweeps, tolerance=TOLERANCE)
         start = near if near.error <= bound else reference
         made = correct(kernel, start.factors, bound=bound, cost=cost, sweeps=max(1, sweeps // 4))
         done += near.sweeps + made.sweeps

@@ -105,7 +105,7 @@ def compensated(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Ten
     most = 2 ** (bits - 1) - 1
     order = torch.argsort(normal.diagonal(), descending=True)
     damped = normal[order][:, order]
-    damped = damped + DAMPING * float(damped.diagonal().mean()) * torch.eye(len(damped), dtype=damped.dtype)
+    damped = damped + DAMPING * float(damped.diagonal().mean()) * torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     step = scale.expand_as(wanted)[:, order]
     steps = wanted[:, order] / step

@@ -49,7 +49,7 @@ def sensitivity(factors: CP) -> float:
 
 def total_norm(factors: CP) -> float:
     """Return Σ_r λ_r², the sum of the squared norms of the components."""
-    return float(math.prod(squares(factors), start=torch.ones(())).sum())
+    return float(math.prod(squares(factors), start=torch.ones((), device=factors[0].device)).sum())
 
 
 def cost_of(factors: CP, cost: Cost) -> float:
@@ -63,7 +63,7 @@ def balanced(factors: CP) -> CP:
     """
     order = len(factors)
     norms = [f.norm(dim=0) for f in factors]
-    mean = math.prod(norms, start=torch.ones(())) ** (1 / order)
+    mean = math.prod(norms, start=torch.ones((), device=factors[0].device)) ** (1 / order)
     middle = math.prod(len(f) for f in factors) ** (1 / order)
     return [torch.where(n > 0, f * (mean * math.sqrt(len(f) / middle) / n), 0.0) for f, n in zip(factors, norms, strict=True)]
 
