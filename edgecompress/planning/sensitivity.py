@@ -5,8 +5,9 @@ and outside of them with slope two.
 """
 
 import copy
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
+from edgecompress.factorizations import Factors
 from edgecompress.factorizations.parallel import Job
 from edgecompress.models import forward, replace
 from edgecompress.planning.candidates import DENSE, Candidate
@@ -24,6 +26,7 @@ Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) 
 
 PROBES: Final = 3
 MACS_BUDGET: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
+HELD: Final = 20_000_000  # parameters of probes
 FEWEST: Final = 32  # inputs; fewer rank layers by chance
 FLOOR: Final = 1e-9  # nats; below it is rounding
 CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
@@ -49,15 +52,25 @@ def measure(
         raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
     probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
     work = {layer: chosen for layer, found in options.items() if (chosen := probes(found))}
-    for layer, chosen in track(work.items(), "measuring sensitivity", len(work)):
-        dense = model.get_submodule(layer)
-        jobs = [Job(layer, dense, probe.method, probe.rank, dict(probe.options)) for probe in chosen]
-        for probe, made in zip(chosen, factors_of(model, jobs, inputs=inputs if data_aware else None), strict=True):
-            replace(model, layer, made.compact)
-            loss = float(divergence(forward(model, inputs), reference))
-            probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
+    made = _probed(model, work, inputs if data_aware else None)
+    for layer, probe, compact in track(made, "measuring sensitivity", sum(map(len, work.values()))):
+        dense = replace(model, layer, compact)
+        loss = float(divergence(forward(model, inputs), reference))
         replace(model, layer, dense)
+        probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
     return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
+
+
+def _probed(model: nn.Module, work: Mapping[str, list[Candidate]], inputs: Tensor | None) -> Iterator[tuple[str, Candidate, Factors]]:
+    """Yield each layer with each probe and its factors; fitted for several layers at once, of which as many as fit into HELD are held."""
+    pairs = [(layer, probe) for layer, chosen in work.items() for probe in chosen]
+    while pairs:
+        ends = itertools.accumulate(probe.params for _, probe in pairs)
+        n = max(1, sum(end <= HELD for end in ends))
+        now, pairs = pairs[:n], pairs[n:]
+        jobs = [Job(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options)) for layer, probe in now]
+        for (layer, probe), made in zip(now, factors_of(model, jobs, inputs=inputs), strict=True):
+            yield layer, probe, made.compact
 
 
 def affordable(options: Mapping[str, list[Candidate]], macs: int) -> int:
