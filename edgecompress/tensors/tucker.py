@@ -25,7 +25,7 @@ def hooi(k: Tensor, r_out: int, r_in: int) -> tuple[Tensor, Tensor]:
     It sweeps from the same start and in the same order as other implementations, so that it ends no worse than they do. Sweeps are made in
     the precision of a float32 kernel: the squared error only feels the square of what a direction is off by.
     """
-    x = k.to(torch.promote_types(k.dtype, torch.float32)).movedim(2, 0).contiguous()  # (area, out, in)
+    x = _laid_out(k)
     area, n_out, n_in = x.shape
     if r_in == n_in or r_in >= area * r_out:  # it loses nothing of what the other projection keeps, so that one is optimal at once
         u, _ = _leading(x, r_out)
@@ -46,9 +46,13 @@ def hooi(k: Tensor, r_out: int, r_in: int) -> tuple[Tensor, Tensor]:
 
 def core(k: Tensor, u_out: Tensor, u_in: Tensor) -> Tensor:
     """Return G = K ×₁ U_outᵀ ×₂ U_inᵀ, shape `(r_out, r_in, area)`, in the precision of `k`; ‖K − K̂‖² = ‖K‖² − ‖G‖²."""
-    x = k.to(torch.promote_types(k.dtype, torch.float32))
-    u, v = u_out.to(x), u_in.to(x)
-    return torch.stack([u.T @ (part @ v) for part in x.unbind(2)], 2)
+    x = _laid_out(k)
+    return (u_out.T.to(x) @ (x @ u_in.to(x))).movedim(0, 2)
+
+
+def _laid_out(k: Tensor) -> Tensor:
+    """Return `(area, out, in)`, float32 at least."""
+    return k.to(torch.promote_types(k.dtype, torch.float32)).movedim(2, 0).contiguous()
 
 
 def _leading(x: Tensor, r: int) -> tuple[Tensor, float]:
