@@ -266,15 +266,25 @@ def test_all_that_a_fit_depends_on_is_in_the_key_and_nothing_else():
     assert key(conv(), "cp3", options={"seed": 0}) == key(conv(), "cp3")
 
 
-def test_quick_fits_are_not_kept_middling_ones_without_and_slow_ones_with_their_factors(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("quick", "slow", "call", "files", "tensors"),
+    [
+        (1e9, 1e9, factorize_all, 0, 0),
+        (1e9, 1e9, measure_all, 0, 0),
+        (-1.0, 1e9, factorize_all, 1, 3),
+        (-1.0, 1e9, measure_all, 1, 0),
+        (-1.0, -1.0, measure_all, 1, 3),
+    ],
+)
+def test_quick_fits_are_not_kept_and_factors_only_if_they_were_asked_for_or_slow(quick, slow, call, files, tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "QUICK_S", quick)
+    monkeypatch.setattr(parallel, "SLOW_S", slow)
     jobs = some_jobs()[:1]
-    for quick, slow, files, tensors in ((1e9, 1e9, 0, 0), (-1.0, 1e9, 1, 0), (-1.0, -1.0, 1, 3)):
-        monkeypatch.setattr(parallel, "QUICK_S", quick)
-        monkeypatch.setattr(parallel, "SLOW_S", slow)
-        wanted = factorize_all(jobs, cache=tmp_path / str(tensors))
-        found = entries(tmp_path / str(tensors)) if files else []
-        assert (len(found), sum(len(load_file(path)) for path in found)) == (files, tensors)
-        assert_same(factorize_all(jobs, cache=tmp_path / str(tensors)), wanted)
+    call(jobs, cache=tmp_path)
+    found = entries(tmp_path)
+    assert (len(found), sum(len(load_file(path)) for path in found)) == (files, tensors)
+    assert_same(factorize_all(jobs, cache=tmp_path), factorize_all(jobs, cache=""))
+    assert measure_all(jobs, cache=tmp_path) == measure_all(jobs, cache="")
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

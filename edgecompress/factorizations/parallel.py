@@ -28,7 +28,7 @@ PATIENCE_S: Final = 2.0  # what starting processes that import torch costs
 IDLE_S: Final = 30  # workers wait so long for the next call
 HUGE: Final = 4_000_000  # weights; several of these at once would take too much memory, and one by one they use threads well
 QUICK_S: Final = 0.01  # a fit that takes no longer is not worth an entry in the cache
-SLOW_S: Final = 0.25  # a fit that takes longer is kept with its factors, others with their error alone
+SLOW_S: Final = 0.25  # a fit that takes longer is kept there with its factors even if only its error was asked for: that is of many
 
 
 class Job(NamedTuple):
@@ -179,7 +179,7 @@ def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Fac
     seconds = time.perf_counter() - started
     fit = Fit(relative_error(job.layer, job.method, compact), "; ".join(note.removeprefix(f"{job.name}: ") for note in notes))
     if folder and seconds > QUICK_S:
-        cache.store(folder, key, fit, compact if seconds > SLOW_S else None)
+        cache.store(folder, key, fit, compact if keep or seconds > SLOW_S else None)
     return compact if keep else None, fit
 
 

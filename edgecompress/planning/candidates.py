@@ -21,6 +21,7 @@ from edgecompress.records import LayerStats
 DENSE: Final = "dense"
 GRID: Final = 8  # values a rank axis takes at the most
 WORTH: Final = 0.7  # of the dense MACs; a smaller saving goes to the operators added and the maps they write and read
+ROUNDING: Final = 1e-6  # relative error that factors in fp32 have, at the order of which methods differ by chance
 
 Rank = tuple[int, ...]
 Form = tuple[str, Mapping[str, Any]]  # method and options
@@ -128,10 +129,10 @@ def repeats(layer: LayerStats, module: nn.Module) -> Fraction:
 
 
 def front(found: list[Candidate]) -> list[Candidate]:
-    """Keep those that no cheaper one beats, cheapest first."""
+    """Keep those that no cheaper one beats, cheapest first; of those that are exact but for rounding the cheapest."""
     kept: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.macs, c.relative_error)):
-        if not kept or candidate.relative_error < kept[-1].relative_error:
+        if not kept or (candidate.relative_error < kept[-1].relative_error and kept[-1].relative_error > ROUNDING):
             kept.append(candidate)
     return kept
 
