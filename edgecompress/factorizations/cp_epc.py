@@ -25,7 +25,7 @@ class Options(Record, frozen=True, kw_only=True):
     Attributes:
         seed, starts: As for cp3.
         sweeps: At most, of the approach; ALS before it gets half as many, the correction after it a quarter.
-        slack: Relative error allowed above that of ALS, as a fraction of it.
+        slack: Relative error allowed above that of ALS, as a fraction of it. Factors for 4 bits gain by 0.1.
         stability: Largest sensitivity, in multiples of what as many orthogonal components would have.
         cost: What the correction lowers: the sensitivity (P2) or the total norm of the components (P1).
         separable: Give each spatial axis its own layer, as cp4 does.
