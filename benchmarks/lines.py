@@ -1,0 +1,81 @@
+"""Functions in another process: a line of JSON each way, arrays in files."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Worker:
+    """A program that ends in `serve`, in the environment of a Python, with a number of threads for every library it may load."""
+
+    def __init__(self, python: Path, program: str, *, threads: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
+        environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
+        path = Path(__file__).with_name(program)
+        self._process = subprocess.Popen(
+            [python, path, self._folder.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        folder = Path(self._folder.name)
+        self._process.stdin.write(json.dumps([name, _stored(arguments, folder)]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{name}: the worker ended; its messages are above")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise RuntimeError(f"{name}: {reply['error']}")
+        return _loaded(reply["made"])
+
+
+def serve(*functions: Callable[..., dict[str, Any]]) -> None:
+    """Answer calls of these functions until the input ends. What they print goes to stderr."""
+    known = {function.__name__: function for function in functions}
+    replies, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            reply = {"made": _stored(known[name](**_loaded(arguments)), Path(sys.argv[1]))}
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of processor time a function took, and what it returned."""
+    started = time.process_time()
+    made = function()
+    return time.process_time() - started, made
+
+
+def _stored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    made = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            np.save(folder / f"{name}.npy", value)
+            made[name] = {"npy": str(folder / f"{name}.npy")}
+        else:
+            made[name] = value
+    return made
+
+
+def _loaded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.load(value["npy"]) if isinstance(value, dict) and "npy" in value else value for name, value in values.items()}
