@@ -16,7 +16,7 @@ def parse(description: str, **options: str) -> argparse.Namespace:
 
 
 class Rows:
-    """Collect rows; `ratio` is ours over the peer's, or ours itself where there is no peer. Further figures stand beside, without a bound."""
+    """Collect rows; `ratio` is ours over the peer's, or ours itself where there is no peer. Other figures stand beside, unbounded."""
 
     def __init__(self) -> None:
         self.failed = 0
