@@ -13,7 +13,8 @@ from torch import nn
 
 from edgecompress.counting import cost_of, params_of, watching
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import METHODS, Factors, chain, factorize, options_of, relative_error
+from edgecompress.factorizations import METHODS, Factors, factorize, options_of, relative_error
+from edgecompress.factorizations.blocks import chain
 
 # What an iteration says of itself has tests of its own.
 pytestmark = [

@@ -11,7 +11,7 @@ from torch import nn
 from edgecompress.counting import params_of
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS, factorize, options_of, relative_error
-from edgecompress.factorizations.layers import channels
+from edgecompress.factorizations.blocks.layers import channels
 from edgecompress.factorizations.ranks import ESTIMATORS, UNFOLDINGS, energy, evbmf, parameter_rate
 from edgecompress.tensors.vbmf import brent, evbmf_rank
 
@@ -155,6 +155,12 @@ def test_tucker2_ranks_of_a_rate_are_those_of_the_quadratic_formula():
     a, b, c = beta * 9, 64 + beta * 128, -128 * 64 * 9 / rate
     r_in = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
     assert parameter_rate(layer, "tucker2", rate) == (pytest.approx(beta * r_in, abs=beta), pytest.approx(r_in, abs=1))
+
+
+def test_a_cp_core_of_a_rate_compresses_the_tucker_core():
+    r_out, r_in, r = parameter_rate(nn.Conv2d(64, 64, 3, bias=False), "tucker2_cp_epc", 4)
+    assert r_out == r_in
+    assert r * (r_out + 9 + r_in) < 9 * r_out * r_in
 
 
 @pytest.mark.parametrize(("name", "method"), [p for p in TAKEN if p.values[1] in UNFOLDINGS])

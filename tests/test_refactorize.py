@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import METHODS, Factors, Moments, chain, factorize, refactorize
-from edgecompress.factorizations.cores import cored
-from edgecompress.factorizations.layers import kernel
+from edgecompress.factorizations import METHODS, Factors, Moments, factorize, refactorize
+from edgecompress.factorizations.blocks import chain
+from edgecompress.factorizations.blocks.cores import cored
+from edgecompress.factorizations.blocks.layers import kernel
 
 F64 = {"dtype": torch.float64}
 # Each: a layer, the method and rank it is decomposed by, the method and rank it is decomposed by again, the shape of an input.

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import factorize
-from edgecompress.factorizations.layers import kernel
+from edgecompress.factorizations.blocks.layers import kernel
 from edgecompress.tensors.lowrank import truncated
 
 

@@ -23,9 +23,9 @@ from edgecompress.factorizations import (
     tucker2,
     tucker2_cp_epc,
 )
-from edgecompress.factorizations.chain import dense
-from edgecompress.factorizations.cores import around, cored
-from edgecompress.factorizations.layers import CONVOLUTIONS, Layer
+from edgecompress.factorizations.blocks.chain import dense
+from edgecompress.factorizations.blocks.cores import around, cored
+from edgecompress.factorizations.blocks.layers import CONVOLUTIONS, Layer
 from edgecompress.factorizations.moments import fits, readable
 from edgecompress.factorizations.protocol import Factorization, Factors, Moments
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgecompress.errors import EdgeCompressError
-from edgecompress.factorizations.layers import TRANSPOSED, Layer
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer
 from edgecompress.factorizations.protocol import Factors, Moments
 from edgecompress.files import replacing
 
@@ -151,7 +151,7 @@ def _seal(key: str, fit: Fit, inside: str) -> str:
 def _version() -> str:
     """Hash the code that fits: a changed method finds no results of the old one."""
     made = hashlib.sha256(torch.__version__.encode())
-    for package in ("edgecompress.factorizations", "edgecompress.tensors"):
+    for package in ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.tensors"):
         for path in sorted(files(package).iterdir(), key=lambda path: path.name):
             if path.name.endswith(".py"):
                 made.update(path.name.encode() + path.read_bytes())

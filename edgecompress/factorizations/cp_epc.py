@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import nn
 
-from edgecompress.factorizations import chain, cp_chain
-from edgecompress.factorizations.layers import Convolution
+from edgecompress.factorizations.blocks import chain, cp_chain
+from edgecompress.factorizations.blocks.layers import Convolution
 from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative, Positive
 from edgecompress.records import Record
 from edgecompress.tensors.cp import CP, Kernel

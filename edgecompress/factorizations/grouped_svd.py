@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import chain
-from edgecompress.factorizations.layers import Convolution, Layer, area, channels, fill, fill_bias, kernel, pointwise, spatial, unfit
+from edgecompress.factorizations.blocks import chain
+from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, fill, fill_bias, kernel, pointwise, spatial, unfit
 from edgecompress.factorizations.protocol import Factors, Moments
 from edgecompress.records import Record
 from edgecompress.tensors.lowrank import truncated

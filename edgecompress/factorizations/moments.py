@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress.factorizations.chain import composed
-from edgecompress.factorizations.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
+from edgecompress.factorizations.blocks.chain import composed
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
 from edgecompress.factorizations.protocol import Factors, Moments
 
 ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from edgecompress.errors import EdgeCompressError, ToolchainError
 from edgecompress.factorizations import FitWarning, cache, factorize, method_named, options_of, relative_error
+from edgecompress.factorizations.blocks.layers import Layer
 from edgecompress.factorizations.cache import Fit
-from edgecompress.factorizations.layers import Layer
 from edgecompress.factorizations.protocol import Factors, Moments
 from edgecompress.progress import Track, silent
 from edgecompress.threads import threads

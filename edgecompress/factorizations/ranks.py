@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import check_values, method_named, options_of, tensor_train
-from edgecompress.factorizations.layers import Convolution, Layer, area, channels, kernel
+from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, kernel
 from edgecompress.factorizations.protocol import Factorization
 from edgecompress.tensors.lowrank import gram
 from edgecompress.tensors.vbmf import evbmf_rank
@@ -67,8 +67,8 @@ def parameter_rate(
 ) -> tuple[int, ...]:
     """Return the largest rank at which the form has at most 1/`rate` of the layer's parameters, counted on its skeleton.
 
-    The numbers of a rank grow together: those of Tucker-2 as r_out = β r_in with β = max(0.8 out / in, 1), others in proportion to the
-    largest rank.
+    The numbers of a rank grow together: those of Tucker-2 as r_out = β r_in with β = max(0.8 out / in, 1), that of a CP core as 2 r_out,
+    others in proportion to the largest rank.
 
     Raises:
         UnsupportedError: The method cannot take the layer.
@@ -77,10 +77,7 @@ def parameter_rate(
     if not 1 <= rate < math.inf:
         raise ConfigError(f"{name}: rate {rate}; it is parameters before over after, at least 1")
     form, chosen, limit = _taken(layer, method, name, options)
-    slopes = [1.0 for _ in limit] if method == "tucker2" else [m / max(limit) for m in limit]
-    if method == "tucker2":
-        out, inside = channels(cast(Convolution, layer))
-        slopes[1] = 1 / max(0.8 * out / inside, 1.0)
+    slopes = _slopes(layer, method, limit)
     steps = math.ceil(max(m / slope for m, slope in zip(limit, slopes, strict=True)) - ROUNDING)
 
     def rank(step: int) -> tuple[int, ...]:
@@ -100,6 +97,15 @@ def parameter_rate(
         end = start - 1
     least = f"{method} has {params(1)} parameters at rank {rank(1)}, more than the {budget:.0f} allowed"
     raise ConfigError(f"{name}: rate {rate}; {least}; ask for a lower rate")
+
+
+def _slopes(layer: nn.Module, method: str, limit: tuple[int, ...]) -> list[float]:
+    """Return what each number of a rank grows by, beside the others."""
+    if not method.startswith("tucker2"):
+        return [m / max(limit) for m in limit]
+    out, inside = channels(cast(Convolution, layer))
+    core = [2.0] if len(limit) == 3 else []  # of that rank a CP core has about half its parameters
+    return [1.0, 1 / max(0.8 * out / inside, 1.0), *core]
 
 
 Estimator = Callable[..., tuple[int, ...]]

@@ -9,8 +9,8 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations import chain
-from edgecompress.factorizations.layers import Convolution, Layer, area, channels, fill, kernel, spatial, unfit
+from edgecompress.factorizations.blocks import chain
+from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, fill, kernel, spatial, unfit
 from edgecompress.factorizations.moments import correct_bias, seen_by
 from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
 from edgecompress.tensors.lowrank import balanced, truncated

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import chain
-from edgecompress.factorizations.layers import (
+from edgecompress.factorizations.blocks import chain
+from edgecompress.factorizations.blocks.layers import (
     Convolution,
     Layer,
     area,
@@ -35,8 +35,8 @@ from edgecompress.factorizations.layers import (
     spatial,
     unfit,
 )
+from edgecompress.factorizations.blocks.tensor_train import Layout, Rematerialised, TrainLinear, matrix, read, write
 from edgecompress.factorizations.protocol import Factors, Moments
-from edgecompress.factorizations.tensor_train_layers import Layout, Rematerialised, TrainLinear, matrix, read, write
 from edgecompress.factorizations.timing import median_ms
 from edgecompress.records import Record
 from edgecompress.tensors import tensor_train as trains

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations import chain
-from edgecompress.factorizations.layers import (
+from edgecompress.factorizations.blocks import chain
+from edgecompress.factorizations.blocks.layers import (
     Convolution,
     Layer,
     area,

@@ -14,8 +14,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations import chain, cp_chain
-from edgecompress.factorizations.layers import Convolution, area, channels, fill, fill_bias, kernel, pointwise, spatial
+from edgecompress.factorizations.blocks import chain, cp_chain
+from edgecompress.factorizations.blocks.layers import Convolution, area, channels, fill, fill_bias, kernel, pointwise, spatial
 from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative, Positive
 from edgecompress.records import Record
 from edgecompress.tensors import tucker

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgecompress.counting import cost_of
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS, factorize, options_of
-from edgecompress.factorizations.layers import Layer, channels
+from edgecompress.factorizations.blocks.layers import Layer, channels
 from edgecompress.factorizations.parallel import Job, measure_all
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.factorizations import method_named
-from edgecompress.factorizations.layers import Layer, kernel
+from edgecompress.factorizations.blocks.layers import Layer, kernel
 from edgecompress.factorizations.moments import collect, readable
 from edgecompress.factorizations.parallel import Factorized, Job, factorize_all
 from edgecompress.models import BATCH

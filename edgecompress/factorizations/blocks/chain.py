@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.layers import CONVOLUTIONS, PLAIN, TRANSPOSED, Convolution, Layer, groups_of, kernel
+from edgecompress.factorizations.blocks.layers import CONVOLUTIONS, PLAIN, TRANSPOSED, Convolution, Layer, groups_of, kernel
 from edgecompress.factorizations.protocol import Factors
 
 

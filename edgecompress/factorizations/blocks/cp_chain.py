@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.layers import (
+from edgecompress.factorizations.blocks.layers import (
     Convolution,
     Layer,
     area,

@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 
 import torch
 
-from edgecompress.factorizations.chain import dense
-from edgecompress.factorizations.layers import Layer, channels, fill, groups_of, kernel, only_mixes
+from edgecompress.factorizations.blocks.chain import dense
+from edgecompress.factorizations.blocks.layers import Layer, channels, fill, groups_of, kernel, only_mixes
 from edgecompress.factorizations.protocol import Factors
 
 

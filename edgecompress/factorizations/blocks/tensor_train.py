@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgecompress.errors import UnsupportedError
-from edgecompress.factorizations.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
 from edgecompress.factorizations.protocol import Factors
 from edgecompress.tensors.tensor_train import contract
 
