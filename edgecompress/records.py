@@ -78,6 +78,11 @@ class LayerPlan(Record, frozen=True, kw_only=True):
     why: str = ""
     options: dict[str, Any] = {}
 
+    @property
+    def form(self) -> str:
+        """The method, and what was chosen for it beside its rank."""
+        return " ".join((self.method, *(f"{name}={value}" for name, value in self.options.items())))
+
 
 class SkippedLayer(Record, frozen=True, kw_only=True):
     layer: str

@@ -54,7 +54,7 @@ def plan(record: CompressionPlan) -> Table:
     rows = [
         (
             step.layer,
-            step.method,
+            step.form,
             rank(step.rank),
             f"{count(step.macs_before)} → {count(step.macs)}",
             f"{step.macs / max(1, step.macs_before):.2f}",

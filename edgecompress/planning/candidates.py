@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgecompress.counting import cost_of
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import METHODS, factorize, options_of
+from edgecompress.factorizations import METHODS, factorize, options_of, tensor_train
 from edgecompress.factorizations.blocks.layers import Layer, channels
 from edgecompress.factorizations.parallel import Job, measure_all
 from edgecompress.progress import Track, silent
@@ -53,13 +53,17 @@ def dense(layer: LayerStats) -> Candidate:
 
 
 def one(layer: LayerStats, module: nn.Module, method: str, rank: Rank, options: Mapping[str, Any]) -> Range:
-    """Return a layer with the one factorization it is to have.
+    """Return a layer with the one factorization it is to have; a tensor train runs as whichever form of it is measured faster here.
 
     Raises:
         UnsupportedError: The method cannot take the layer.
         ConfigError: The rank or an option does not fit it.
     """
     compact = factorize(module, method, rank, name=layer.name, options=options, fit=False)
+    if METHODS[method] is tensor_train and "run" not in options:
+        chosen = options_of(method, options)
+        options = {**options, "run": tensor_train.faster(cast(Layer, module), rank, layer.input_shape, options=chosen, name=layer.name)}
+        compact = factorize(module, method, rank, name=layer.name, options=options, fit=False)
     params, macs = cost_of(compact.to("meta"), layer.input_shape)
     return Range(layer, module, [Candidate(method, rank, params, round(macs * repeats(layer, module)), math.nan, options)], "")
 

@@ -94,7 +94,7 @@ def layer_table(stats: ModelStats | None, plan: CompressionPlan | None, decompos
                 macs=now.macs if now else before,
                 params_before=params_before,
                 params=now.params if now else params_before,
-                method=now.method if now else "",
+                method=now.form if now else "",
                 rank=now.rank if now else (),
                 planned_error=now.relative_error if now else None,
                 relative_error=errors.get(name),
