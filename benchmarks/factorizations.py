@@ -70,7 +70,7 @@ class Benchmark:
 
     def cp(self) -> None:
         n = self.sizes.cp
-        data = {"kernel": self.kernels(n, n, 3, 3).numpy(), "rank": half_rank(n, n)}
+        data = {"kernel": self.kernels(n, n, 3, 3).numpy(), "rank": rank_for(n, n, rate=4)}
         aim = self.peers.call("cp", **data, sweeps=100)["relative_error"]
         (peer_t, _), (t, made) = self.in_turns(
             lambda: self.peers.call("cp", **data, sweeps=100),
@@ -83,7 +83,7 @@ class Benchmark:
 
     def sensitivity(self) -> None:
         for out, inside, *_ in shapes_3x3(self.sizes.width):
-            data = {"kernel": self.kernels(out, inside, 3, 3).numpy(), "rank": half_rank(out, inside)}
+            data = {"kernel": self.kernels(out, inside, 3, 3).numpy(), "rank": rank_for(out, inside, rate=2)}
             peer = self.peers.call("cp", **data, sweeps=100)
             made = self.ours.call("cp_epc", **data, error=1.01 * peer["relative_error"])
             work = f"CP of {out}×{inside}×9 at rank {data['rank']}"
@@ -132,9 +132,9 @@ class Benchmark:
         return [(median([reply["seconds"] for reply in mine]), mine[-1]) for mine in zip(*replies, strict=True)]
 
 
-def half_rank(out: int, inside: int) -> int:
-    """Return the CP rank with half the parameters of a 3×3 kernel."""
-    return out * inside * 9 // 2 // (out + inside + 9)
+def rank_for(out: int, inside: int, *, rate: int) -> int:
+    """Return the largest CP rank with at most 1 / `rate` of the parameters of a 3×3 kernel."""
+    return out * inside * 9 // (rate * (out + inside + 9))
 
 
 def factors(reply: dict[str, Any]) -> list[torch.Tensor]:

@@ -78,4 +78,7 @@ def _stored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _loaded(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.load(value["npy"], allow_pickle=False) if isinstance(value, dict) and "npy" in value else value for name, value in values.items()}
+    return {
+        name: np.load(value["npy"], allow_pickle=False) if isinstance(value, dict) and "npy" in value else value
+        for name, value in values.items()
+    }
