@@ -1,0 +1,187 @@
+"""The devices somebody has written down: a TOML file of `[[device]]` tables with addresses, labels and what a run there needs.
+
+    [[device]]
+    url = "ssh://pi@raspberrypi.local"
+    name = "pi5"
+    labels = ["arm64", "kitchen"]
+
+A file that is wrong anywhere is refused whole: a device that is silently left out of a measurement is worse than a message.
+"""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from platformdirs import user_config_path
+
+from edgecompress.devices import OPENERS
+from edgecompress.devices.base import clean
+from edgecompress.errors import ConfigError
+from edgecompress.records import Record
+
+SETTING: Final = "EDGECOMPRESS_INVENTORY"
+MAX_MASK: Final = (1 << 1024) - 1  # more CPUs than any Linux kernel is built for on a device
+
+
+class Entry(Record, frozen=True, kw_only=True):
+    """One device of the inventory.
+
+    Attributes:
+        url: `ssh://…`, `adb://…` or `local://`.
+        name: What `--device` takes in place of the URL.
+        labels: What `pool:LABEL` selects by.
+        runner: Absolute path of the runner to use there unless told another; "" for the usual one.
+        python: The interpreter there that has the runtime; "" for the usual one.
+        cpu_mask: Hexadecimal digits without 0x, as `taskset` takes them; "" for every CPU.
+        cooldown_c: Temperature to wait for before a measurement, in °C.
+        notes: For people.
+    """
+
+    url: str
+    name: str = ""
+    labels: tuple[str, ...] = ()
+    runner: str = ""
+    python: str = ""
+    cpu_mask: str = ""
+    cooldown_c: float | None = None
+    notes: str = ""
+
+
+def default_path() -> Path:
+    """Return where the inventory lies unless it is named: `edgecompress/devices.toml` among the user's settings."""
+    return user_config_path("edgecompress") / "devices.toml"
+
+
+def load(path: Path | None = None) -> tuple[Entry, ...]:
+    """Return the entries of `path`, else of the file that EDGECOMPRESS_INVENTORY names, else of the default file if there is one.
+
+    Raises:
+        ConfigError: The named file is missing, or something in the file is wrong; says which file, entry and key.
+    """
+    setting = os.environ.get(SETTING)
+    named = path or (Path(setting).expanduser() if setting else None)
+    file = named or default_path()
+    try:
+        document = tomllib.loads(file.read_bytes().decode())
+    except FileNotFoundError as error:
+        if named is None:
+            return ()
+        raise ConfigError(f"{file}: no such inventory; write it or name another with --inventory or {SETTING}") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start}); an inventory is a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: malformed TOML: {clean(str(error), limit=300)}; mend that line") from error
+    entries = tuple(_entry(raw, number, file) for number, raw in enumerate(_tables(document, file), 1))
+    _refuse_twice(entries, file)
+    return entries
+
+
+def matching(entries: Sequence[Entry], label: str) -> tuple[Entry, ...]:
+    """Return the entries that carry `label`, in the order of the file."""
+    return tuple(entry for entry in entries if label in entry.labels)
+
+
+def named(entries: Sequence[Entry], name_or_url: str) -> Entry | None:
+    """Return the entry with that name or URL; None when there is none."""
+    wanted = _address(name_or_url)
+    return next((entry for entry in entries if name_or_url and (entry.name == name_or_url or _address(entry.url) == wanted)), None)
+
+
+Raw: TypeAlias = dict[str, Any]
+
+
+def _tables(document: Raw, file: Path) -> list[Raw]:
+    if unknown := sorted(document.keys() - {"device"}):
+        raise ConfigError(f"{file}: unknown key {clean(unknown[0])!r}; an inventory consists of [[device]] tables")
+    tables = document.get("device", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{file}: device is no array of tables; begin each device with the line [[device]]")
+    return tables
+
+
+def _entry(raw: Raw, number: int, file: Path) -> Entry:
+    """Check one table; what is wrong is said with the number and the name of the entry."""
+    name = raw.get("name", "")
+    where = f"{file}: device {number}" + (f" ({clean(name, limit=80)})" if isinstance(name, str) and name else "")
+    if unknown := sorted(raw.keys() - set(Entry.__struct_fields__)):
+        raise ConfigError(f"{where}: unknown key {clean(unknown[0])!r}; choose from {', '.join(Entry.__struct_fields__)}")
+    mask = {"cpu_mask": _mask(raw["cpu_mask"], where)} if "cpu_mask" in raw else {}
+    try:
+        entry = msgspec.convert(raw | mask, Entry)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {clean(str(error), limit=300)}; see the example inventory") from error
+    for key, values in {"url": (entry.url,), "name": (entry.name,), "labels": entry.labels, "python": (entry.python,)}.items():
+        if not all(value.isprintable() and value == value.strip() for value in values):
+            raise ConfigError(f"{where}: control characters, or blanks around it, in {key}; remove them")
+    _check_url(entry.url, where)
+    if ":" in entry.name:
+        raise ConfigError(f"{where}: a colon in the name, which would read as a URL or a pool; choose another name")
+    if not all(entry.labels):
+        raise ConfigError(f"{where}: an empty label; remove it")
+    if entry.cooldown_c is not None and not 0 < entry.cooldown_c < 150:
+        raise ConfigError(f"{where}: cooldown_c = {entry.cooldown_c:g} is no temperature to cool down to; give °C, e.g. 37")
+    return msgspec.structs.replace(entry, runner=_runner(entry.runner, where, file))
+
+
+def _mask(value: object, where: str) -> str:
+    """Return a mask given as hexadecimal text ("f0", "0xf0") or as a number (0xf0) in the one form `taskset` takes everywhere."""
+    try:
+        number = int(value, 16) if isinstance(value, str) and "_" not in value else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number <= MAX_MASK:
+        said = clean(repr(value), limit=80)
+        raise ConfigError(f'{where}: cpu_mask = {said} is no CPU mask; write hexadecimal digits with a bit for each CPU, e.g. "f0"')
+    return f"{number:x}"
+
+
+def _check_url(url: str, where: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in OPENERS:
+        known = ", ".join(f"{kind}://" for kind in OPENERS)
+        raise ConfigError(f"{where}: url = {clean(url, limit=200)!r} is of unknown kind; choose from {known}")
+    if scheme == "ssh":
+        try:
+            parts = urlsplit(url)
+            host, secret, _ = parts.hostname, parts.password, parts.port
+        except ValueError as error:  # its text may hold a password
+            raise ConfigError(f"{where}: a host or port in the url that cannot be; write ssh://user@host:port") from error
+        if secret is not None:
+            raise ConfigError(f"{where}: a password stands in the url; use a key (ssh-copy-id), passwords are never used")
+        if not host or host.startswith("-"):
+            raise ConfigError(f"{where}: no host in the url; write ssh://user@host:port")
+    elif scheme == "adb" and not rest:
+        raise ConfigError(f"{where}: no serial in the url; write adb://SERIAL as `edgecompress devices` shows it")
+    elif scheme == "local" and rest:
+        raise ConfigError(f"{where}: local:// takes nothing behind it; use ssh:// for another machine")
+
+
+def _runner(text: str, where: str, file: Path) -> str:
+    """Return the runner's absolute path; a relative one starts at the inventory's folder."""
+    if not text:
+        return ""
+    path = (file.resolve().parent / Path(text).expanduser()).resolve()
+    if not path.is_file():
+        raise ConfigError(f"{where}: runner {path}: no such file; a relative path starts at the inventory's folder")
+    return str(path)
+
+
+def _refuse_twice(entries: Sequence[Entry], file: Path) -> None:
+    """One device under two entries could be leased twice."""
+    names: dict[str, int] = {}
+    addresses: dict[str, int] = {}
+    for number, entry in enumerate(entries, 1):
+        if entry.name and names.setdefault(entry.name, number) != number:
+            raise ConfigError(f"{file}: device {number}: the name {entry.name!r} is that of device {names[entry.name]} too; rename one")
+        if (first := addresses.setdefault(_address(entry.url), number)) != number:
+            raise ConfigError(f"{file}: device {number}: the url {entry.url} is that of device {first} too; remove one")
+
+
+def _address(url: str) -> str:
+    return unquote(url).rstrip("/")
