@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
     tucker2_bound: float = 1 / 6
 
 
-QUICK = Sizes(256, 256, 64, 16, 8, (1024, 6272), ((4, 4, 4, 4, 4), (7, 7, 8, 4, 4)), 3, tucker2_bound=1 / 4)
+QUICK = Sizes(256, 256, 128, 16, 8, (1024, 6272), ((4, 4, 4, 4, 4), (7, 7, 8, 4, 4)), 3, tucker2_bound=1 / 4)
 
 
 class Benchmark:
