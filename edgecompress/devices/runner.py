@@ -7,7 +7,7 @@ the device. Each run has a private work folder there, removed afterwards whateve
 import logging
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -90,11 +90,13 @@ def infer(
     python: str | None = None,
     runner: Path | None = None,
     wait_s: float = 600.0,
+    on_reply: Callable[[RunnerReply], None] | None = None,
 ) -> tuple[npt.NDArray[np.float32], ...]:
     """Return the outputs of `file` for each sample, computed on `device` with batch 1.
 
     Args:
         inputs: One array per model input, `(n, …)` in the artifact's layout; integer inputs are quantized and outputs dequantized there.
+        on_reply: Told what the runner said of itself and the machine, once it is checked.
 
     Returns:
         One array per output, `(n, …)`, float32.
@@ -126,6 +128,8 @@ def infer(
             raise explain_write(error, sent) from error
         run = _Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
         reply = _execute(run, request, (file,), {"inputs.npz": sent}, received)
+        if on_reply is not None:
+            on_reply(reply)
         return read_outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
 
 
