@@ -284,7 +284,12 @@ class ConversionReply(Record, frozen=True, kw_only=True):
 
 
 class DeviceInfo(Record, frozen=True, kw_only=True):
-    """Where something ran. What a device does not tell is "" or None; nothing in it is trusted or rendered unescaped."""
+    """Where something ran. What a device does not tell is "" or None; nothing in it is trusted or rendered unescaped.
+
+    Attributes:
+        state: "ready" when it can be used; anything else comes with the `problem` and what to do about it.
+        name: In the inventory, as are the `labels`; "" when it does not stand there or was not asked.
+    """
 
     url: str
     serial: str
@@ -300,6 +305,8 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
     state: str = "ready"
     problem: str = ""
     emulated: bool = False
+    name: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class BenchmarkResult(Record, frozen=True, kw_only=True):

@@ -110,18 +110,24 @@ def report(
         typer.launch(str((run / "report.html").resolve()))
 
 
-def devices(json: p.Json = False) -> None:
-    """List this machine and what adb sees, with what is wrong.
+def devices(inventory: p.Inventory = None, json: p.Json = False) -> None:
+    """List this machine, what adb sees and what the inventory names.
 
     Example: edgecompress devices
     """
     from edgecompress.devices import list_devices
+    from edgecompress.devices.inventory import load
 
-    found = list_devices()
+    entries = load(inventory)
+    with bars() as track:
+        found = list_devices(entries, track=track)
     if json:
         typer.echo(to_json(found), nl=False)
     else:
-        console().print(tables.devices(found))
+        out = console()
+        out.print(tables.devices(found))
+        for problem in tables.problems(found):
+            out.print(problem)
 
 
 def targets(json: p.Json = False) -> None:

@@ -1,11 +1,14 @@
 """Records as tables. Plain text when piped; nothing from a device or a model file is read as markup."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
 from edgecompress.cli.numbers import count, ms, percent, rank, size
+from edgecompress.devices.base import clean
+from edgecompress.devices.probe import NOTABLE
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -19,12 +22,14 @@ from edgecompress.records import (
 from edgecompress.statistics import median, speed_up, unlike
 from edgecompress.targets import TARGETS
 
+TEXTS: Final = {"why", "model", "os", "cpu", "governor", "labels"}
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> Table:
     """A borderless table; the first `left` columns are text, the others numbers."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, heading in enumerate(headings):
-        text = i < left or heading in {"why", "problem", "state", "os", "abi"}
+        text = i < left or heading in TEXTS
         made.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text or i < left)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
@@ -138,22 +143,30 @@ def results(measured: Sequence[BenchmarkResult]) -> Table:
 
 
 def devices(found: Sequence[DeviceInfo]) -> Table:
-    rows = [
-        (
-            d.url,
-            d.model or "–",
-            d.soc or "–",
-            d.abi or "–",
-            d.os or "–",
-            d.governor or "–",
-            "–" if d.temperature_c is None else f"{d.temperature_c:.0f} °C",
-            "–" if d.free_bytes is None else size(d.free_bytes),
-            d.state,
-            d.problem,
-        )
-        for d in found
-    ]
-    return table(("device", "model", "soc", "abi", "os", "governor", "temperature", "free", "state", "problem"), rows, left=5)
+    """What each device is; a column that no device fills is left out. Of the CPU's features those that runtimes have kernels for."""
+    columns = {
+        "device": [f"{d.name} {d.url}" for d in found],
+        "state": [d.state for d in found],
+        "model": [", ".join(dict.fromkeys(filter(None, (d.model, d.soc)))) for d in found],
+        "cpu": [" ".join((d.abi, *(name for name in NOTABLE if name in d.cpu_features))) for d in found],
+        "os": [d.os for d in found],
+        "governor": [d.governor for d in found],
+        "°C": ["" if d.temperature_c is None else f"{d.temperature_c:.0f}" for d in found],
+        "free": ["" if d.free_bytes is None else size(d.free_bytes) for d in found],
+        "labels": [", ".join(d.labels) for d in found],
+    }
+    shown = {heading: [one_line(cell) or "–" for cell in cells] for heading, cells in columns.items() if any(map(one_line, cells))}
+    return table(tuple(shown), zip(*shown.values(), strict=True), left=2)
+
+
+def problems(found: Sequence[DeviceInfo]) -> list[Text]:
+    """A line for each device that cannot be used: they are sentences and would not fit into a column."""
+    return [Text(one_line(f"{d.name}: {d.problem}" if d.name else d.problem)) for d in found if d.problem]
+
+
+def one_line(text: str) -> str:
+    """Words of a device on one line, with nothing in them that moves the cursor."""
+    return clean(" ".join(text.split()))
 
 
 def targets() -> Table:

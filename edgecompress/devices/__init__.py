@@ -1,11 +1,15 @@
 """Places that run artifacts: this machine, anything with ssh, Android by adb. A new one is a module and a line in `OPENERS`."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from edgecompress.devices.base import Completed, Device, clean
-from edgecompress.errors import ConfigError, EdgeCompressError
+from edgecompress.errors import ConfigError
+from edgecompress.progress import Track, silent
 from edgecompress.records import DeviceInfo
+
+if TYPE_CHECKING:
+    from edgecompress.devices.inventory import Entry
 
 __all__ = ["OPENERS", "Completed", "Device", "list_devices", "open_device"]
 
@@ -34,29 +38,44 @@ OPENERS: Final[dict[str, Callable[[str], Device]]] = {"local": _local, "ssh": _s
 def open_device(url: str) -> Device:
     """Return the device that `url` names, connected: `local://`, `ssh://user@host:port` or `adb://SERIAL`. Close it, or use `with`.
 
+    A name of the inventory stands for its URL and its interpreter.
+
     Raises:
-        ConfigError: The URL is malformed or its scheme unknown.
+        ConfigError: The URL is malformed, its scheme unknown, or the inventory has no such name.
         DeviceError: The device cannot be reached or refuses us.
     """
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in OPENERS:
-        known = ", ".join(f"{name}://" for name in OPENERS)
-        raise ConfigError(f"{clean(url, limit=200)!r}: unknown kind of device; choose from {known}")
+    if url and not separator:
+        return _from_inventory(url)
+    if scheme not in OPENERS:
+        raise ConfigError(f"{clean(url, limit=200)!r}: unknown kind of device; choose from {_kinds()}")
     if not rest.isprintable():
         raise ConfigError(f"{clean(url, limit=200)!r}: control characters in a device's name; copy it from `edgecompress devices`")
     return OPENERS[scheme](rest)
 
 
-def list_devices() -> tuple[DeviceInfo, ...]:
-    """Return this machine and everything attached by adb; an unusable one carries `state` and `problem` in place of facts."""
-    from edgecompress.devices.adb import attached
+def list_devices(entries: "Sequence[Entry]" = (), *, track: Track = silent) -> tuple[DeviceInfo, ...]:
+    """Return this machine, everything attached by adb, and what the inventory's `entries` name (`inventory.load()`).
 
-    return (_describe("local://"), *(info if info.problem else _describe(info.url) for info in attached()))
+    One that cannot be used has a `state` other than "ready" and says in `problem` what is wrong and what to do.
+    """
+    from edgecompress.devices.listing import list_all
+
+    return list_all(entries, track=track)
 
 
-def _describe(url: str) -> DeviceInfo:
-    try:
-        with open_device(url) as device:
-            return device.info()
-    except EdgeCompressError as error:
-        return DeviceInfo(url=url, serial=url.partition("://")[2], state="failed", problem=str(error))
+def _from_inventory(name: str) -> Device:
+    from edgecompress.devices.inventory import load, named
+
+    entries = load()
+    entry = named(entries, name)
+    if entry is None:
+        names = ", ".join(repr(entry.name) for entry in entries if entry.name) or "which is empty"
+        raise ConfigError(f"{clean(name, limit=200)!r}: unknown kind of device; choose from {_kinds()} or a name of the inventory: {names}")
+    device = open_device(entry.url)
+    device.python = entry.python or device.python
+    return device
+
+
+def _kinds() -> str:
+    return ", ".join(f"{name}://" for name in OPENERS)

@@ -89,8 +89,14 @@ def matching(entries: Sequence[Entry], label: str) -> tuple[Entry, ...]:
 
 def named(entries: Sequence[Entry], name_or_url: str) -> Entry | None:
     """Return the entry with that name or URL; None when there is none."""
-    wanted = _address(name_or_url)
-    return next((entry for entry in entries if name_or_url and (entry.name == name_or_url or _address(entry.url) == wanted)), None)
+    if not name_or_url:
+        return None
+    return next((entry for entry in entries if entry.name == name_or_url or same_address(entry.url, name_or_url)), None)
+
+
+def same_address(url: str, other: str) -> bool:
+    """Tell whether two URLs are spelt differently at most: `adb://a%20b` and `adb://a b`."""
+    return _address(url) == _address(other)
 
 
 Raw: TypeAlias = dict[str, Any]

@@ -5,11 +5,14 @@ Nothing here decides success; an answer that is missing or odd becomes "" or Non
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from edgecompress.devices.base import Completed, Device, clean
 from edgecompress.records import DeviceInfo
 
 TIMEOUT_S = 15.0
+# What kernels of inference runtimes ask a CPU for, as /proc/cpuinfo spells it; the common ground of every CPU is left out.
+NOTABLE: Final = ("neon", "atomics", "asimdhp", "asimddp", "i8mm", "sve", "bf16", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 SCRIPT = r"""
 say() { printf '%s=%s\n' "$1" "$2"; }
