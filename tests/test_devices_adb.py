@@ -89,7 +89,7 @@ def test_a_device_that_answers_nothing_is_given_up(adb_end, tiny, monkeypatch):
     end = adb_end("stall")
     with open_device(end.url) as device, pytest.raises(DeviceError, match=r"did not finish within 1 s"):
         measure(device, [tiny / "tiny.tflite"], timeout_s=0.5)
-    assert list(end.storage.iterdir()) == []
+    assert end.left_behind() == []
 
 
 def test_sync_lists_and_reports_what_is_not_there(adb_end, tmp_path):

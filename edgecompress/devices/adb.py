@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from edgecompress.devices import process
-from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, clean, last_lines, remote_command
+from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, LinkLost, clean, last_lines, remote_command
 from edgecompress.devices.local import too_large
 from edgecompress.devices.probe import probe
 from edgecompress.devices.process import late
@@ -21,6 +21,8 @@ from edgecompress.errors import DeviceError
 from edgecompress.records import DeviceInfo
 
 SHORT_S = 15.0
+BACK_S = 15.0  # how long a device that went away may take to come back
+ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
 
 PROBLEMS = {
@@ -33,6 +35,12 @@ PROBLEMS = {
     "sideload": "is in sideload mode; start Android on it",
     "bootloader": "is in its bootloader; start Android on it",
     "host": "is not ready; start Android on it",
+}
+
+REFUSALS = {
+    "No space left": "free some space there (`adb shell df /data`) and run it again",
+    "Read-only file system": "the storage there is mounted read-only; restart the device, and look for a disk error if it stays so",
+    "Permission denied": "the shell user may not write there; remove what an earlier run as root left, or restart the device",
 }
 
 
@@ -106,10 +114,22 @@ class AdbDevice(Closing):
         done = self._call(["shell", command], timeout_s=timeout_s + LINK_MARGIN_S)
         stdout, found, status = done.stdout.rpartition(f"\n{mark}")
         if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
-            raise self._failure(f"the connection was lost while running {argv[0]}", done)
+            raise LinkLost(str(self._failure(f"the connection was lost while running {argv[0]}", done)))
         if int(status) == 124:
             raise late(self.url, argv, timeout_s)
         return Completed(tuple(argv), int(status), stdout, done.stderr)
+
+    def reconnect(self) -> None:
+        """Raise an error that says what state it is in when it is not back within BACK_S."""
+        if ADDRESS.fullmatch(self.serial):
+            # adb keeps an address that fell silent as connected, and would go on using it.
+            process.run([self._adb, "disconnect", self.serial], timeout_s=SHORT_S, subject=self.url)
+            process.run([self._adb, "connect", self.serial], timeout_s=BACK_S, subject=self.url)
+        else:
+            process.run([self._adb, "-s", self.serial, "wait-for-device"], timeout_s=BACK_S, subject=self.url)
+        state = _states(self._adb).get(self.serial, "gone")
+        if state != "device":
+            raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
 
     def _call(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> Completed:
         return process.run([self._adb, "-s", self.serial, *arguments], timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
@@ -117,12 +137,14 @@ class AdbDevice(Closing):
     def _failure(self, what: str, done: Completed) -> DeviceError:
         """Name the state the device is in now, when that explains the failure; else what adb or the device said."""
         state = _states(self._adb).get(self.serial, "gone")
-        if state == "gone":
-            return DeviceError(f"{self.url}: {what}: it is no longer attached; check the cable and run it again")
         if state != "device":
-            return DeviceError(f"{self.url}: {what}: {_problem(self.serial, state)}")
+            return LinkLost(f"{self.url}: {what}: {_problem(self.serial, state)}")
         said = last_lines(done.stderr or done.stdout) or "adb said nothing"
-        return DeviceError(f"{self.url}: {what}: {said}; check the cable and the free space (`df /data`), then run it again")
+        if remedy := next((remedy for sign, remedy in REFUSALS.items() if sign in said), None):
+            return DeviceError(f"{self.url}: {what}: {said}; {remedy}")
+        # A command's own status came from there, and what the device refuses adb calls "remote …"; all else went wrong in between.
+        kind = DeviceError if done.argv[0] != self._adb or "remote " in said else LinkLost
+        return kind(f"{self.url}: {what}: {said}; check the cable, then run it again")
 
 
 def _states(adb: str) -> dict[str, str]:
@@ -146,6 +168,8 @@ def _states(adb: str) -> dict[str, str]:
 def _problem(serial: str, state: str) -> str:
     if state == "device":
         return ""
+    if state == "gone":
+        return f"adb://{serial} is no longer attached; check the cable and run it again"
     return f"adb://{serial} {PROBLEMS.get(state, f'is in state {clean(state)}; start Android on it and switch USB debugging on')}"
 
 
@@ -164,7 +188,7 @@ def open_adb(rest: str) -> AdbDevice:
     states = _states(adb)
     if not serial:
         serial = _only(states)
-    if serial not in states and re.fullmatch(r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", serial) and not serial.startswith("-"):
+    if serial not in states and ADDRESS.fullmatch(serial):
         said = process.run([adb, "connect", serial], timeout_s=SHORT_S, subject=f"adb://{serial}")
         states = _states(adb)
         if serial not in states:  # adb 36 exits 0 also when it was refused

@@ -7,11 +7,20 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Protocol, Self
 
+from edgecompress.errors import DeviceError
 from edgecompress.records import DeviceInfo
 
 MAX_OUTPUT_BYTES = 4 << 20
 KILL_AFTER_S = 5
 LINK_MARGIN_S = 15.0
+
+
+class LinkLost(DeviceError):
+    """The transport failed, not the command: worth one more try over a new connection."""
+
+
+class Late(DeviceError):
+    """Stopped because its time ran out; the link may have fallen silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,13 @@ class Device(Protocol):
             DeviceError: The connection failed, or the time ran out; then the command was killed there.
         """
 
+    def reconnect(self) -> None:
+        """Make the connection anew, after `LinkLost` or `Late`.
+
+        Raises:
+            DeviceError: The device does not come back.
+        """
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...
@@ -62,7 +78,10 @@ class Device(Protocol):
 
 
 class Closing:
-    """Make a device usable in `with`."""
+    """Make a device usable in `with`; one without a link has nothing to connect anew."""
+
+    def reconnect(self) -> None:
+        return
 
     def close(self) -> None:
         return

@@ -1,6 +1,7 @@
 """What a runner's exit status means, and what to do about it."""
 
 import signal
+from pathlib import Path
 
 from edgecompress.records import DeviceInfo
 
@@ -18,8 +19,35 @@ REASONS = {
 }
 
 
-def explain(returncode: int, device: DeviceInfo) -> str:
-    """Return `runner …: exit status …` with the ABI and CPU features that matter for the ones a wrong build causes."""
+# ELF's e_machine (System V ABI, and the processors' supplements) → what `uname -m` and Android call it.
+MACHINES = {
+    3: ("i386", "i686", "x86"),
+    22: ("s390x",),
+    40: ("arm", "armv7l", "armv8l", "armeabi-v7a", "armeabi"),
+    62: ("x86_64",),
+    183: ("aarch64", "arm64", "arm64-v8a"),
+    243: ("riscv64",),
+}
+
+
+def machine_of(program: Path) -> str:
+    """Return the machine an ELF file is built for, as `uname -m` calls it; "" for a script or another machine."""
+    with program.open("rb") as file:
+        head = file.read(20)
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return ""
+    return MACHINES.get(int.from_bytes(head[18:20], "little" if head[5] == 1 else "big"), ("",))[0]
+
+
+def explain(returncode: int, device: DeviceInfo, *, built_for: str = "") -> str:
+    """Return `runner …: exit status …` with the ABI and CPU features that matter for the ones a wrong build causes.
+
+    Args:
+        built_for: What `machine_of` the runner says.
+    """
+    names = next((names for names in MACHINES.values() if built_for in names), ())
+    if names and device.abi and device.abi not in names:
+        return f"the runner is built for {built_for} and the device is {device.abi}; give one built for it (exit status {returncode})"
     status = 128 - returncode if returncode < 0 else returncode
     reason = REASONS.get(status)
     if reason is None and status > 128:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from edgecompress.devices.base import MAX_OUTPUT_BYTES, Completed, clean
+from edgecompress.devices.base import MAX_OUTPUT_BYTES, Completed, Late, clean
 from edgecompress.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,10 @@ def run(
     return Completed(tuple(argv), returncode, stdout, stderr)
 
 
-def late(subject: str, argv: Sequence[str], timeout_s: float) -> DeviceError:
+def late(subject: str, argv: Sequence[str], timeout_s: float) -> Late:
     """Return the error for a command that was stopped because its time ran out."""
     command = clean(shlex.join(argv), limit=200)
-    return DeviceError(f"{subject}: {command} did not finish within {timeout_s:g} s and was stopped; allow more time or ask for less")
+    return Late(f"{subject}: {command} did not finish within {timeout_s:g} s and was stopped; allow more time or ask for less")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

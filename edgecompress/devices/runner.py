@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from edgecompress import programs
-from edgecompress.devices.base import Device, last_lines
-from edgecompress.devices.exit_status import explain
+from edgecompress.devices.base import Device, Late, LinkLost, last_lines
+from edgecompress.devices.exit_status import explain, machine_of
 from edgecompress.devices.locks import turn
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
 from edgecompress.devices.results import benchmark_result, read_outputs
@@ -77,7 +78,7 @@ def measure(
         info = device.info()
         run = _Run(device, info, python or device.python, runner, timeout_s)
         reply = _execute(run, request, files, {}, None)
-    return tuple(benchmark_result(path, i, reply, info, request.nonce) for i, path in enumerate(files))
+    return tuple(benchmark_result(path, i, reply, info, reply.nonce) for i, path in enumerate(files))
 
 
 def infer(
@@ -173,7 +174,22 @@ def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | 
 
 
 def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
-    """Send, run, and fetch the reply, and what mode infer computed to `outputs`."""
+    """Send, run, and fetch the reply, and what mode infer computed to `outputs`; once more as another run when the link was lost.
+
+    A runner that crashed or was late is not tried again: it would most likely do the same.
+    """
+    try:
+        return _attempt(run, request, files, extra, outputs)
+    except LinkLost as lost:
+        log.warning("%s; trying once more", lost)
+        try:
+            run.device.reconnect()
+        except EdgeCompressError as gone:
+            raise lost from gone
+    return _attempt(run, structs.replace(request, nonce=secrets.token_hex(16)), files, extra, outputs)
+
+
+def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
     subject = f"{run.device.url}: {', '.join(path.name for path in files)}"
     with _work_folder(run.device, request.nonce) as work, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         here = Path(name)
@@ -196,7 +212,9 @@ def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
                 parse_reply(reply_file.read_bytes(), request, subject=subject)
             info = run.info if run.info.abi else run.device.info()
             said = last_lines(done.stderr or done.stdout)
-            raise DeviceError(f"{subject}: {explain(done.returncode, info)}{f'; it said: {said}' if said else ''}")
+            built_for = machine_of(run.runner) if run.runner else ""
+            why = explain(done.returncode, info, built_for=built_for)
+            raise DeviceError(f"{subject}: {why}{f'; it said: {said}' if said else ''}")
         if not _exists(run.device, work / request.reply):
             raise DeviceError(f"{subject}: the runner ended without a reply; is it a runner that obeys the protocol?")
         run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
@@ -210,16 +228,29 @@ def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
 def _work_folder(device: Device, nonce: str) -> Iterator[PurePosixPath]:
     """Make a private folder on the device; on the way out end what still runs in it and remove it."""
     work = device.base / f"edgecompress-{nonce}"
-    made = device.run(["mkdir", "-m", "700", str(work)], timeout_s=SHORT_S)
-    if made.returncode != 0:
-        raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
     try:
+        made = device.run(["mkdir", "-m", "700", str(work)], timeout_s=SHORT_S)
+        if made.returncode != 0:
+            raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
         yield work
+    except (LinkLost, Late) as error:
+        _reconnect_and_remove(device, work, error)
+        raise
     except BaseException:
         _remove(device, work, kill=True)
         raise
     else:
         _remove(device, work, kill=False)
+
+
+def _reconnect_and_remove(device: Device, work: PurePosixPath, error: EdgeCompressError) -> None:
+    """Clean up over a new connection: what broke or silenced the old one would make the cleaning fail or wait too."""
+    try:
+        device.reconnect()
+    except EdgeCompressError as gone:
+        log.warning("%s: %s may be left behind after %s: %s", device.url, work, type(error).__name__, gone)
+        return
+    _remove(device, work, kill=True)
 
 
 def _remove(device: Device, work: PurePosixPath, *, kill: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from edgecompress.devices.base import LINK_MARGIN_S, MAX_OUTPUT_BYTES, Closing, Completed, clean, remote_command
+from edgecompress.devices.base import LINK_MARGIN_S, MAX_OUTPUT_BYTES, Closing, Completed, Late, LinkLost, clean, remote_command
 from edgecompress.devices.local import too_large
 from edgecompress.devices.probe import probe
 from edgecompress.devices.process import late
@@ -36,6 +36,7 @@ KEEPALIVE_COUNT = 3
 BYTES_PER_S = 200_000  # slower than any usable link; bounds how long a transfer may take
 SIGNALS = {"ABRT": 6, "BUS": 7, "FPE": 8, "HUP": 1, "ILL": 4, "INT": 2, "KILL": 9, "PIPE": 13, "QUIT": 3, "SEGV": 11, "TERM": 15}
 CHUNK = 1 << 16
+LINK_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 
 
 class SshDevice(Closing):
@@ -48,9 +49,9 @@ class SshDevice(Closing):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"ssh {host}", daemon=True)
         self._thread.start()
+        self._address = (user, host, port)
         try:
-            connecting = _connect(url, user=user, host=host, port=port)
-            self._connection = self._call(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, what="connecting")
+            self._connection = self._open()
         except BaseException:
             self._stop()
             raise
@@ -73,17 +74,28 @@ class SshDevice(Closing):
             raise late(self.url, argv, timeout_s)
         return done
 
+    def reconnect(self) -> None:
+        self._connection.abort()
+        self._connection = self._open()
+
     def close(self) -> None:
         if self._thread.is_alive():
             with suppress(DeviceError):
                 self._call(self._close(), timeout_s=CONNECT_TIMEOUT_S, what="closing")
             self._stop()
 
+    def _open(self) -> asyncssh.SSHClientConnection:
+        user, host, port = self._address
+        connecting = _connect(self.url, user=user, host=host, port=port)
+        return self._call(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, what="connecting")
+
     async def _push(self, local: Path, remote: PurePosixPath) -> None:
         async with self._connection.start_sftp_client() as sftp:
             try:
                 await sftp.put(str(local), str(remote))
                 await sftp.chmod(str(remote), 0o755)
+            except LINK_ERRORS:
+                raise
             except asyncssh.SFTPError as error:
                 # OpenSSH says only "Failure" for a full disk.
                 said = clean(str(error), limit=300)
@@ -103,6 +115,8 @@ class SshDevice(Closing):
                     raise too_large(self.url, remote, size, max_bytes)
                 async with sftp.open(str(remote), "rb") as file:
                     data: bytes = await file.read(max_bytes)
+            except LINK_ERRORS:
+                raise
             except asyncssh.SFTPError as error:
                 raise DeviceError(f"{self.url}: cannot read {remote}: {clean(str(error))}; run it again") from error
         try:
@@ -119,7 +133,7 @@ class SshDevice(Closing):
         if process.exit_signal:
             returncode = -SIGNALS.get(process.exit_signal[0], 1)
         if returncode is None:
-            raise DeviceError(f"{self.url}: the connection was lost while running {argv[0]}; check network and power, then run it again")
+            raise LinkLost(f"{self.url}: the connection was lost while running {argv[0]}; check network and power, then run it again")
         return Completed(tuple(argv), returncode, stdout, stderr)
 
     async def _close(self) -> None:
@@ -131,9 +145,9 @@ class SshDevice(Closing):
         try:
             return future.result()
         except TimeoutError as error:
-            raise DeviceError(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
+            raise Late(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
         except (asyncssh.Error, OSError) as error:
-            raise DeviceError(f"{self.url}: the connection was lost while {what}: {clean(str(error), limit=300)}; run it again") from error
+            raise LinkLost(f"{self.url}: the connection was lost while {what}: {clean(str(error), limit=300)}; run it again") from error
         finally:
             future.cancel()
 

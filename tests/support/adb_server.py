@@ -1,9 +1,10 @@
-"""A real adb server on its own port and HOME, and device ends for it (device_tests/emulated/adb_device.py), each a process of its own."""
+"""A real adb server on its own port and HOME, and device ends for it (device_tests/emulated/android), each a process of its own."""
 
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from support.require import require
 from support.ssh_server import free_port
 
-DEVICE_END = Path(__file__).parents[2] / "device_tests" / "emulated" / "adb_device.py"
+DEVICE_END = Path(__file__).parents[2] / "device_tests" / "emulated" / "android"
 
 
 @dataclass(frozen=True)
@@ -20,40 +21,79 @@ class AdbEnd:
     serial: str
     storage: Path  # what /data/local/tmp is on this host
     process: subprocess.Popen
+    fault: Path  # the file whose line is the fault in force
 
     @property
     def url(self):
         return f"adb://{self.serial}"
 
+    def left_behind(self):
+        """Return the names on the device's storage but for the store of files that stay there on purpose."""
+        return sorted(path.name for path in self.storage.iterdir() if not path.name.startswith(".edgecompress-"))
+
+    def switch(self, fault):
+        """Put another fault in force; "none" ends it. See device_tests/emulated/android/faults.py."""
+        beside = self.fault.with_suffix(".new")
+        beside.write_text(fault)
+        beside.replace(self.fault)
+
 
 def adb(*arguments):
-    return subprocess.run([require("adb", "adb"), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    """Run the adb under test."""
+    program = os.environ.get("ADB") or require("adb", "adb")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+def bundled_adb():
+    """Return the adb inside the package adbutils; its own `adb_path()` prefers one on PATH."""
+    import adbutils
+
+    return str(Path(adbutils.__file__).parent / "binaries" / "adb")
+
+
+@contextmanager
+def running_adb_server(program, home):
+    """Run a server of that adb on a port of its own; yield its settings."""
+    settings = {"ADB": str(program), "HOME": str(home), "ANDROID_ADB_SERVER_PORT": str(free_port())}
+    environment = {**os.environ, **settings}
+    subprocess.run([program, "start-server"], check=True, timeout=30, capture_output=True, env=environment)
+    try:
+        yield settings
+    finally:
+        subprocess.run([program, "kill-server"], check=False, timeout=30, capture_output=True, env=environment)
 
 
 @pytest.fixture(scope="session")
 def adb_environment(tmp_path_factory):
-    """The settings of one adb server for the whole session, which is stopped at the end."""
-    program = require("adb", "adb")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("adb-home")))
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
-        settings = {name: value for name in ("HOME", "ANDROID_ADB_SERVER_PORT") if (value := os.environ[name])}
-        subprocess.run([program, "start-server"], check=True, timeout=30, capture_output=True)
-        try:
-            yield settings
-        finally:
-            subprocess.run([program, "kill-server"], check=False, timeout=30, capture_output=True)
+    """The settings of one server of the adb on PATH for the whole session."""
+    with running_adb_server(require("adb", "adb"), tmp_path_factory.mktemp("adb-home")) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def bundled_adb_environment(tmp_path_factory):
+    """The same for the adb inside the package adbutils, which is newer than Debian's and behaves unlike it in several failures."""
+    with running_adb_server(bundled_adb(), tmp_path_factory.mktemp("bundled-adb-home")) as settings:
+        yield settings
+
+
+def use_adb_server(settings, monkeypatch):
+    """Let the test use that server, with nothing attached before and after."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    adb("disconnect")
+    yield
+    adb("disconnect")
 
 
 @pytest.fixture
 def adb_server(adb_environment, monkeypatch):
-    """The adb server, with nothing attached."""
-    for name, value in adb_environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("ADB", raising=False)
-    adb("disconnect")
-    yield
-    adb("disconnect")
+    yield from use_adb_server(adb_environment, monkeypatch)
+
+
+@pytest.fixture
+def bundled_adb_server(bundled_adb_environment, monkeypatch):
+    yield from use_adb_server(bundled_adb_environment, monkeypatch)
 
 
 @pytest.fixture
@@ -62,14 +102,25 @@ def adb_end(adb_server, tmp_path):
     with ExitStack() as stack:
 
         def start(fault="none", *, attach=True):
-            root = tmp_path / f"android-{fault}"
-            root.mkdir(exist_ok=True)
+            root = Path(tempfile.mkdtemp(prefix="android-", dir=tmp_path))
             argv = [sys.executable, DEVICE_END, "--root", root, "--fault", fault]
             process = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
             stack.callback(process.terminate)
             serial = f"127.0.0.1:{process.stdout.readline().strip()}"
             if attach:
-                adb("connect", serial)
-            return AdbEnd(serial, root / "data/local/tmp", process)
+                attach_end(serial, stack, answers=fault != "offline")
+            return AdbEnd(serial, root / "data/local/tmp", process, root / "fault")
 
         yield start
+
+
+def attach_end(serial, stack, *, answers):
+    if answers:
+        adb("connect", serial)
+        return
+    # `adb connect` waits for the answer that does not come, while the device already stands in the list.
+    waiting = subprocess.Popen([os.environ["ADB"], "connect", serial], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stack.callback(waiting.wait, 10)
+    stack.callback(waiting.kill)
+    while serial not in adb("devices").stdout:
+        assert waiting.poll() is None

@@ -1,0 +1,126 @@
+"""The services `shell:`, `shell,v2:`, `exec:` and `sync:`, after Android's packages/modules/adb, SYNC.TXT and shell_protocol.h."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import struct
+
+from device import facts
+
+SHELL_STDIN, SHELL_STDOUT, SHELL_STDERR, SHELL_EXIT, SHELL_CLOSE_STDIN = range(5)
+HEAD = struct.Struct("<4sI")
+FAULT_AFTER_BYTES = 4096
+
+
+class Dropped(Exception):
+    """The link goes down now."""
+
+
+async def shell(device, stream, command, options):
+    """Run a command; with option v2 its output, error output and exit status come in packets (id, length, data)."""
+    packets = "v2" in options
+    runner = "exec " in command  # the command that becomes the runner
+    if runner and device.faults.on("stall"):
+        await stream.closed.wait()
+        return
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", device.here(command),
+        cwd=device.root, env=device.environment(), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE if packets else asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        if runner and device.faults.on("drop-mid-shell"):
+            raise Dropped
+        pipes = [(SHELL_STDOUT, process.stdout), (SHELL_STDERR, process.stderr)]
+        copies = asyncio.gather(*(copy(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
+        gone = asyncio.create_task(stream.closed.wait())
+        await asyncio.wait({copies, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if packets and not stream.closed.is_set():
+            status = await process.wait()
+            await stream.write(struct.pack("<BIB", SHELL_EXIT, 1, status if status >= 0 else 128 - status))
+        copies.cancel()
+    finally:  # adbd ends what the host has hung up on
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def sync(device, stream, _argument, _options):
+    while True:
+        kind, length = HEAD.unpack(await stream.received.readexactly(8))
+        if kind == b"QUIT":
+            return
+        path = (await stream.received.readexactly(length)).decode(errors="replace")
+        if kind == b"STAT":
+            await stream.write(struct.pack("<4s3I", b"STAT", *facts(device.path(path))))
+        elif kind == b"LIST":
+            await listing(stream, device.path(path))
+        elif kind == b"SEND":
+            await receive(device, stream, path)
+        elif kind == b"RECV":
+            await transmit(stream, device.path(path))
+        else:
+            await fail(stream, f"unknown request {kind!r}")
+
+
+async def listing(stream, folder):
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        name = entry.name.encode()
+        await stream.write(struct.pack("<4s4I", b"DENT", *facts(entry), len(name)) + name)
+    await stream.write(struct.pack("<4s4I", b"DONE", 0, 0, 0, 0))
+
+
+async def receive(device, stream, request):
+    """Take DATA until DONE. Like the real one it reports an error only at the end and leaves a partial file."""
+    name, _, mode = request.rpartition(",")
+    size, error = 0, None
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(device.create(name))
+        except OSError as reason:
+            error = f"couldn't create file: {reason.strerror}"
+        while True:
+            kind, length = HEAD.unpack(await stream.received.readexactly(8))
+            if kind == b"DONE":
+                break
+            data = await stream.received.readexactly(length)
+            size += length
+            late = size > FAULT_AFTER_BYTES
+            if late and device.faults.on("drop-mid-push"):
+                raise Dropped
+            if late and device.faults.on("no-space"):
+                error = "write failed: No space left on device"
+            if error is None and not (late and device.faults.on("partial-file")):
+                file.write(data)
+    if error is not None:
+        await fail(stream, error)
+        return
+    device.path(name).chmod(device.mode(int(mode)))
+    await stream.write(HEAD.pack(b"OKAY", 0))
+
+
+async def transmit(stream, path):
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        await fail(stream, f"open failed: {error.strerror}")
+        return
+    for start in range(0, len(data), 65536):
+        chunk = data[start : start + 65536]
+        await stream.write(HEAD.pack(b"DATA", len(chunk)) + chunk)
+    await stream.write(HEAD.pack(b"DONE", 0))
+
+
+async def copy(pipe, stream, kind):
+    while data := await pipe.read(65536):
+        await stream.write(data if kind is None else struct.pack("<BI", kind, len(data)) + data)
+
+
+async def fail(stream, message):
+    data = message.encode()
+    await stream.write(HEAD.pack(b"FAIL", len(data)) + data)
+
+
+SERVICES = {"shell": shell, "exec": shell, "sync": sync}
