@@ -7,7 +7,7 @@ import pytest
 # Tests share two cores with servers, converters and a browser: threads that wait for each other at every layer would make them crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ("support.ssh_server", "support.adb_server", "support.tiny_models", "support.runs")
+pytest_plugins = ("support.ssh_server", "support.adb_server", "support.postgres", "support.tiny_models", "support.runs")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,4 +17,5 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("EDGECOMPRESS_CACHE", str(folder / "edgecompress"))
+        patch.setenv("EDGECOMPRESS_LEASES", str(folder / "leases.sqlite3"))
         yield
