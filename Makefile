@@ -39,7 +39,7 @@ prebuilt: .venv/demo
 
 # make clean   remove what make made
 clean:
-	rm -rf .venv .venv-tflite-runtime .venv-peers
+	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated-pi
 
 .venv/python:
 	$(PYTHON) -m venv .venv

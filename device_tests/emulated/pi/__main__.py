@@ -1,0 +1,198 @@
+"""A Raspberry Pi of this machine's own: ARM programs under qemu-user, its own sshd on 127.0.0.1, nothing left behind.
+
+    python device_tests/emulated/pi start [--board arm64|armhf]    # prints where it is, as JSON, and returns
+    python device_tests/emulated/pi stop  [--board arm64|armhf]
+    python device_tests/emulated/pi run   [--board arm64|armhf]    # the same in the foreground, until it is interrupted
+    python device_tests/emulated/pi build [--board arm64|armhf]    # only the root file system
+
+README.md beside this file says what it is and what it is not.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from boards import BOARDS
+from rootfs import CACHE, ISOLATED, MIRROR, USER, PiError, root_of
+
+HERE = Path(__file__).resolve().parent
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 10
+MAX_CORES = 4  # of a Pi; no more than this machine has, so that every CPU mask that looks possible is
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="pi", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--board", choices=BOARDS, default="arm64")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where root file systems are kept")
+    parser.add_argument("--mirror", default=MIRROR, help="a Debian mirror")
+    parser.add_argument("--storage-mib", type=int, default=512, help="what its disk, which is memory here, can hold")
+    options = parser.parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        COMMANDS[options.command](options)
+    except PiError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build(options: argparse.Namespace) -> None:
+    say(str(root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print where the device is, then wait until it dies or we are told to end it."""
+    with device(options) as (described, process):
+        say(json.dumps(described))
+        process.wait()
+        raise PiError(f"{options.board}: the device ended by itself with status {process.returncode}; its log was written above")
+
+
+def start(options: argparse.Namespace) -> None:
+    """Leave `run` behind in a session of its own; a device that runs already is named again."""
+    state = state_file(options)
+    if running(state) is None:
+        state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        argv = [sys.executable, str(HERE), "run", "--board", options.board, "--cache", str(options.cache), "--mirror", options.mirror]
+        with state.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(
+                [*argv, "--storage-mib", str(options.storage_mib)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            raise PiError(state.with_suffix(".log").read_text().strip().rpartition("\n")[2])
+        temporary = state.with_suffix(".tmp")
+        temporary.write_bytes(line)
+        temporary.rename(state)
+    say(state.read_text().strip())
+
+
+def stop(options: argparse.Namespace) -> None:
+    """End what `start` left and wait until it is gone; without one do nothing."""
+    state = state_file(options)
+    pid = running(state)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + STOP_TIMEOUT_S
+        while running(state) == pid:
+            if time.monotonic() > until:
+                raise PiError(f"{options.board}: process {pid} did not end within {STOP_TIMEOUT_S} s; kill -9 {pid}")
+            time.sleep(0.02)
+    state.unlink(missing_ok=True)
+
+
+COMMANDS = {"start": start, "stop": stop, "run": run, "build": build}
+
+
+def state_file(options: argparse.Namespace) -> Path:
+    return options.cache / f"{options.board}.json"
+
+
+def running(state: Path) -> int | None:
+    """Return the process that a state file names if it is still our device and no stranger who inherited its number."""
+    try:
+        pid = int(json.loads(state.read_text())["pid"])
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        gone = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid if str(HERE).encode() in words and not gone else None
+
+
+@contextmanager
+def device(options: argparse.Namespace):
+    """Start the device in namespaces of its own; yield where it is and its outermost process; end it whatever happens."""
+    root = root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror)
+    folder = Path(tempfile.mkdtemp(prefix="edgecompress-pi-"))
+    process = None
+    try:
+        home = folder / "home"
+        (home / ".ssh").mkdir(parents=True, mode=0o700)
+        (folder / "scratch").mkdir()
+        host_key = make_key(folder / "host_key")
+        user_key = make_key(home / ".ssh/id_ed25519")
+        port = free_port()
+        (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+        environment = {"QEMU_CPU": BOARDS[options.board].qemu_cpu, "EDGECOMPRESS_EMULATED": "1", "OPENBLAS_NUM_THREADS": "1"}
+        settings = {
+            "board": options.board, "root": str(root), "scratch": str(folder / "scratch"), "port": port, "storage_mib": options.storage_mib,
+            "host_key": (folder / "host_key").read_text(), "user_key": f"{user_key}\n",
+            "environment": environment, "cores": min(MAX_CORES, len(os.sched_getaffinity(0))),
+        }  # fmt: skip
+        argv = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE / "guest.py")]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sys.stderr, text=True)
+        process.stdin.write(json.dumps(settings))
+        process.stdin.close()
+        wait_for_sshd(port, process, options.board)
+        yield describe(options.board, port, home), process
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def describe(board: str, port: int, home: Path) -> dict:
+    """Return what a caller needs: with HOME set to `home`, edgecompress and ssh need nothing else."""
+    identity, known_hosts = home / ".ssh/id_ed25519", home / ".ssh/known_hosts"
+    return {
+        "url": f"ssh://{USER}@127.0.0.1:{port}",
+        "home": str(home),
+        "identity": str(identity),
+        "known_hosts": str(known_hosts),
+        "ssh": ["ssh", "-F", "none", "-i", str(identity), "-o", f"UserKnownHostsFile={known_hosts}", "-o", "IdentitiesOnly=yes",
+                "-p", str(port), f"{USER}@127.0.0.1"],
+        "board": board,
+        "pid": os.getpid(),
+    }  # fmt: skip
+
+
+def make_key(path: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True, timeout=30)
+    return path.with_suffix(".pub").read_text().strip()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_sshd(port: int, process: subprocess.Popen, board: str) -> None:
+    """Wait until the server says who it is."""
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise PiError(f"{board}: its sshd did not start; see the lines above: namespaces and mounts need CAP_SYS_ADMIN")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            time.sleep(0.05)
+    raise PiError(f"{board}: its sshd said nothing within {START_TIMEOUT_S} s; is this machine busy?")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
