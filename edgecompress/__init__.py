@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgecompress.accuracy import Evaluation
     from edgecompress.api import export
     from edgecompress.devices import list_devices, open_device
     from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
     from edgecompress.verbs.analyze import analyze
     from edgecompress.verbs.bench import bench
     from edgecompress.verbs.decompose import decompose
+    from edgecompress.verbs.evaluate import evaluate
     from edgecompress.verbs.finetune import finetune
     from edgecompress.verbs.plan import plan
     from edgecompress.verbs.quantize import quantize
@@ -23,11 +25,13 @@ __all__ = [
     "Artifact",
     "BenchmarkResult",
     "CompressionPlan",
+    "Evaluation",
     "ModelStats",
     "Preprocessing",
     "analyze",
     "bench",
     "decompose",
+    "evaluate",
     "export",
     "finetune",
     "list_devices",
@@ -39,8 +43,8 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_VERBS = {"analyze", "bench", "decompose", "finetune", "plan", "quantize", "report", "verify"}
-_HOME = {"export": "api", "list_devices": "devices", "open_device": "devices"}
+_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "plan", "quantize", "report", "verify"}
+_HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices"}
 
 
 def __getattr__(name: str) -> Any:

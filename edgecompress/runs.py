@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from filelock import FileLock, Timeout
 
+from edgecompress.accuracy import Evaluation
 from edgecompress.errors import ConfigError
 from edgecompress.files import NO_SPACE, explain, sha256, write_atomic
 from edgecompress.options import Options
@@ -196,10 +198,13 @@ def read_records(folder: Path) -> dict[str, Any]:
     return found
 
 
-def keep_result(folder: Path, result: BenchmarkResult) -> Path:
-    """Write a result under `results/<device>/`, never over another one."""
+def keep_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:
+    """Write a result under `results/<device>/`, one of `evaluate` under `accuracy/` there, never over another one."""
     device = "".join(c if c.isalnum() or c in "-._" else "-" for c in result.device.serial or "device")
     stem = f"{result.started_at.replace(':', '')}-{result.session[:8]}-{result.artifact}"
-    path = folder / "results" / device / f"{stem}.json"
+    kind = "accuracy" if isinstance(result, Evaluation) else ""
+    inside = folder / "results" / device / kind
+    names = chain((f"{stem}.json",), (f"{stem}-{n}.json" for n in count(2)))  # one file may stand twice in a comparison
+    path = next(inside / name for name in names if not (inside / name).exists())
     write_atomic(path, to_json(result))
     return path

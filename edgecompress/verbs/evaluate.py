@@ -1,0 +1,260 @@
+"""Run labelled inputs through artifacts on a device: how often they are right there, and whether they compute what they compute here."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgecompress import data as datasets
+from edgecompress.accuracy import Evaluation
+from edgecompress.devices import Device, open_device
+from edgecompress.devices.base import clean
+from edgecompress.devices.protocol import RunnerReply
+from edgecompress.devices.runner import infer
+from edgecompress.errors import ConfigError, DeviceError, ParityError
+from edgecompress.labelled import Data, Job, fetch, prepare
+from edgecompress.progress import Track, silent
+from edgecompress.records import Artifact, DeviceInfo, Parity
+from edgecompress.verification import REFERENCE, compare
+from edgecompress.weights import read_state
+
+Array = npt.NDArray[np.float32]
+
+CHUNK_BYTES: Final = 16 << 20
+CHUNK_SAMPLES: Final = 1000
+FLOAT_TOLERANCES: Final = {"fp32": 1e-5, "fp16": 1e-3}  # kernels add in another order; some CPUs compute fp16 files in fp16
+LEVELS: Final = 256  # of an 8-bit output
+TOP5_CLASSES: Final = 10
+REMEDY: Final = "install the same runtime there, or allow it with --tolerance"
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What was computed there and here, chunk by chunk."""
+
+    there: list[Array] = field(default_factory=list)
+    here: list[Array] = field(default_factory=list)
+    labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    replies: list[RunnerReply] = field(default_factory=list)
+    host_replies: list[RunnerReply] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    threads: int
+    timeout_s: float
+    python: str | None
+    runner: Path | None
+
+
+def evaluate(
+    artifacts: Sequence[Path],
+    *,
+    data: Data = None,
+    device: str = "local://",
+    samples: int = 1000,
+    batch: int | None = None,
+    tolerance: float | None = None,
+    threads: int = 1,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    on_result: Callable[[Evaluation], None] = lambda _: None,
+    track: Track = silent,
+) -> tuple[Evaluation, ...]:
+    """Return top-1 of `artifacts` on `device`, and how far their outputs there are from those of the same files on this machine.
+
+    Args:
+        data: A Dataset of `(input, label)`, a path to data, or a recipe (its `eval_data()`); None for those of the run that an artifact
+            lies in. Data of a path are preprocessed as the manifest says.
+        samples: At most so many, drawn at random, the same each time.
+        batch: Inputs a transfer; by default what fits 16 MiB, at most 1000.
+        tolerance: Largest difference from this machine over the output range. Default: 1e-5 for fp32, 1e-3 for fp16, and for int8 that
+            no output is more than one quantization step away.
+        timeout_s: For each transfer; after this the run is killed on the device.
+        python: The interpreter there that has the runtime.
+        runner: An executable for the device that obeys the runner's protocol.
+        on_result: Told each record as soon as there is one, also one that will be a ParityError.
+
+    Raises:
+        ConfigError: An artifact without a manifest or labels, data without labels, or data that do not fit it.
+        DeviceError: The device or the run on it failed.
+        ParityError: An artifact computes something else there than here; raised when all have been evaluated.
+    """
+    if not artifacts:
+        raise ConfigError("evaluate: no artifacts; name files or a run folder with artifacts/")
+    if samples < 1 or threads < 1 or timeout_s <= 0 or (batch is not None and batch < 1) or (tolerance is not None and not tolerance >= 0):
+        raise ConfigError("evaluate: samples, batch, threads and timeout must be positive, a tolerance 0 or more; give larger ones")
+    if runner is not None and not runner.is_file():
+        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
+    jobs = [prepare(Path(path), data, samples) for path in artifacts]
+    how = _How(threads, timeout_s, python, runner)
+    made: list[Evaluation] = []
+    with open_device(device) as there, open_device("local://") as here:
+        info = there.info()
+        for job in jobs:
+            record = _evaluate(job, there, here, info, batch=batch, tolerance=tolerance, how=how, track=track)
+            on_result(record)
+            made.append(record)
+    if failed := [record for record in made if record.problem]:
+        raise ParityError(failed[0].problem)
+    return tuple(made)
+
+
+# Running
+
+
+def _evaluate(
+    job: Job, there: Device, here: Device, info: DeviceInfo, *, batch: int | None, tolerance: float | None, how: _How, track: Track
+) -> Evaluation:
+    """Run everything there and here, then say what came of it."""
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    size = batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (4 * int(np.prod(job.shape)))))
+    starts = range(0, len(job.indices), size)
+    answers = _Answers()
+    for start in track(starts, f"{job.path.name} on {there.url}", total=len(starts)):
+        _chunk(job, job.indices[start : start + size], answers, there, here, how)
+    outputs, expected, labels = np.concatenate(answers.there), np.concatenate(answers.here), np.concatenate(answers.labels)
+    reference = _reference(job, there, how)
+    if len({(reply.runner, reply.results[0].backend) for reply in answers.replies}) != 1:
+        raise DeviceError(f"{there.url}: {job.path.name}: the runtime changed between two transfers; run it again")
+    reply, host_reply = answers.replies[0], answers.host_replies[0]
+    backends = clean(reply.results[0].backend, limit=80), host_reply.results[0].backend
+    subject = f"{job.path.name} on {there.url}"
+    parity, step, beyond, problem = _judge(outputs, expected, job, tolerance)
+    if problem:
+        problem = f"{subject}: {problem} ({backends[0]} there, {backends[1]} here); {REMEDY}"
+    ranks = _ranks(outputs, labels)
+    return Evaluation(
+        session=secrets.token_hex(16),
+        artifact=job.path.name,
+        artifact_sha256=job.manifest.sha256,
+        size_bytes=job.manifest.size_bytes,
+        scheme=job.manifest.quant.scheme,
+        device=info,
+        runner=clean(reply.runner, limit=80),
+        backend=backends[0],
+        host_backend=backends[1],
+        threads=how.threads,
+        data=datasets.describe(job.samples),
+        data_sha256=answers.digest.hexdigest(),
+        samples=len(labels),
+        classes=job.classes,
+        top1=float((ranks < 1).mean()),
+        top5=float((ranks < 5).mean()) if job.classes >= TOP5_CLASSES else None,
+        host_top1=float((_ranks(expected, labels) < 1).mean()),
+        host=parity,
+        quantization_step=step,
+        beyond_step=beyond,
+        reference=reference,
+        published_top1=job.manifest.top1,
+        started_at=started_at,
+        notes=(*job.notes, *(clean(note, limit=300) for note in reply.results[0].notes[:20])),
+        problem=problem,
+    )
+
+
+def _chunk(job: Job, indices: Sequence[int], answers: _Answers, there: Device, here: Device, how: _How) -> None:
+    x, y = fetch(job, indices)
+    inputs = _in_layout(x, job.manifest)
+    for sample, label in zip(x.numpy().astype("<f4"), y.numpy().astype("<i8"), strict=True):  # whatever the size of a transfer
+        answers.digest.update(sample.tobytes() + label.tobytes())
+    answers.labels.append(y.numpy())
+    host = _How(how.threads, how.timeout_s, None, None)
+    answers.here.append(_scores(_infer(here, job, inputs, host, answers.host_replies), job, here.url))
+    answers.there.append(_scores(_infer(there, job, inputs, how, answers.replies), job, there.url))
+
+
+def _infer(device: Device, job: Job, inputs: Array, how: _How, replies: list[RunnerReply]) -> tuple[Array, ...]:
+    return infer(
+        device,
+        job.path,
+        [inputs],
+        threads=how.threads,
+        timeout_s=how.timeout_s,
+        python=how.python,
+        runner=how.runner,
+        on_reply=replies.append,
+    )
+
+
+def _in_layout(x: Tensor, manifest: Artifact) -> Array:
+    moved = x.permute(0, 2, 3, 1) if manifest.inputs[0].layout == "NHWC" else x
+    return np.ascontiguousarray(moved.numpy(), dtype=np.float32)
+
+
+def _scores(outputs: tuple[Array, ...], job: Job, url: str) -> Array:
+    shapes = [output.shape[1:] for output in outputs]
+    if shapes != [(job.classes,)]:
+        raise DeviceError(f"{url}: {job.path.name}: outputs of shape {shapes}, the manifest says {job.classes} scores; export it again")
+    return outputs[0]
+
+
+def _reference(job: Job, there: Device, how: _How) -> Parity | None:
+    """Compare with the eager model's outputs that are kept beside the artifact; None where there are none, or nothing to compare."""
+    file = job.path.parent / REFERENCE
+    if not file.is_file():
+        return None
+    state = read_state(file)
+    x, expected = state.get("input"), state.get(job.manifest.model)
+    if x is None or expected is None or tuple(x.shape[1:]) != job.shape or expected.shape != (len(x), job.classes):
+        return None
+    outputs = _scores(_infer(there, job, _in_layout(x, job.manifest), how, []), job, there.url)
+    return compare(torch.from_numpy(outputs.copy()), expected) if np.isfinite(outputs).all() else None
+
+
+# Judging
+
+
+def _ranks(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the place of each label among its scores, 0 for the first; of equal scores the lower class comes first, as in arg-max."""
+    own = np.take_along_axis(scores, labels[:, None], 1)  # (n, 1)
+    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
+    ranks: npt.NDArray[np.int64] = before.sum(1)
+    ranks[~np.isfinite(scores).all(1)] = scores.shape[1]  # NaN is larger than nothing, and would come first
+    return ranks
+
+
+def _judge(outputs: Array, expected: Array, job: Job, tolerance: float | None) -> tuple[Parity | None, float | None, int | None, str]:
+    """Return parity with this machine, the quantization step, how many values are beyond it, and what is wrong, "" for nothing.
+
+    Raises:
+        ParityError: This machine's own outputs are no numbers.
+    """
+    if not np.isfinite(expected).all():
+        raise ParityError(f"{job.path}: its outputs hold NaN or infinity on this machine already; see `edgecompress verify`")
+    if broken := int((~np.isfinite(outputs)).sum()):
+        return None, None, None, f"{broken} of {outputs.size} outputs are NaN or infinite there, none here"
+    parity = compare(torch.from_numpy(outputs.copy()), torch.from_numpy(expected.copy()))
+    step, beyond = None, None
+    if job.manifest.quant.scheme.startswith("int8"):
+        step = _step(expected, job.manifest)
+        # Half of a thousandth is left for the rounding of dequantized values.
+        beyond = int((np.abs(outputs.astype(np.float64) - expected) > step * 1.0005).sum())
+    allowed = tolerance if tolerance is not None else FLOAT_TOLERANCES.get(job.manifest.quant.scheme)
+    said = f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, largest difference {parity.max_rel:.2g} of the range"
+    if allowed is not None and parity.max_rel > allowed:
+        return parity, step, beyond, f"departs from this machine: {said}, {allowed:g} allowed"
+    if allowed is None and beyond:
+        over = f"{beyond} of {outputs.size} outputs over one quantization step off"
+        return parity, step, beyond, f"departs from this machine: {over}, {said}"
+    return parity, step, beyond, ""
+
+
+def _step(expected: Array, manifest: Artifact) -> float:
+    """Return the quantization step of an output: the manifest's, else the grid that the values stand on, else a 255th of their range."""
+    if manifest.outputs[0].scale:
+        return manifest.outputs[0].scale
+    levels = np.unique(expected)
+    if 1 < len(levels) <= LEVELS:
+        return float(np.diff(levels.astype(np.float64)).min())
+    return float(np.ptp(expected)) / (LEVELS - 1)
