@@ -34,6 +34,11 @@ def runner() -> Path:
     return _folder("_runners", "device_tests/runners") / "runner.py"
 
 
+def runner_parts() -> tuple[Path, ...]:
+    """Return every file of that program; they lie beside each other on the device too."""
+    return tuple(sorted(runner().parent.glob("runner*.py")))
+
+
 def example() -> Path:
     """Return the folder of the default example: recipe, weights and data."""
     return _folder("_examples", "examples") / DEFAULT_EXAMPLE

@@ -309,6 +309,14 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+class OpTime(Record, frozen=True, kw_only=True):
+    """What the calls of one op took of one inference, as the runtime names it."""
+
+    name: str
+    calls: float
+    ms: float
+
+
 class BenchmarkResult(Record, frozen=True, kw_only=True):
     """One artifact on one device: every raw value and the conditions. Statistics are computed when asked.
 
@@ -316,7 +324,13 @@ class BenchmarkResult(Record, frozen=True, kw_only=True):
         session: The same for all artifacts that were measured interleaved in one run; only those may be compared by ratio.
         backend: Runtime and version, e.g. `ai-edge-litert 2.3.0`.
         latency_ms: Every timed inference in order.
+        rounds: How many of them, in order, belong to each loading of the file; the rounds of a session hold one inference of each file.
         load_average: One-minute load of the device (before, after).
+        frequencies_mhz: Of every processor (before, after the timed inferences), as `temperature_c` and `governors`.
+        throttled: The device slowed down to save itself; None when it does not tell.
+        busy_elsewhere: Processors that others kept busy meanwhile, on average.
+        cpu_mask: Hexadecimal, of the processors the run was kept on; "" for all.
+        profile: Times per op, measured apart. `noisy`: why the times should not be relied on.
         peak_rss_bytes: Of the runner's process, which all artifacts of one session share.
         notes: What the runner did differently from what the file asks for, e.g. another quantized engine.
     """
@@ -338,6 +352,15 @@ class BenchmarkResult(Record, frozen=True, kw_only=True):
     started_at: str
     temperature_c: tuple[float | None, float | None] = (None, None)
     load_average: tuple[float | None, float | None] = (None, None)
+    rounds: tuple[int, ...] = ()
+    runner_sha256: str = ""
+    cpu_mask: str = ""
+    frequencies_mhz: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    governors: tuple[str, str] = ("", "")
+    throttled: bool | None = None
+    busy_elsewhere: float | None = None
+    profile: tuple[OpTime, ...] = ()
+    noisy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

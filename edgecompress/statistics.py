@@ -1,10 +1,40 @@
 """Statistics of measured latencies, computed when asked; unlike things are never compared."""
 
+import itertools
+import math
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from edgecompress.errors import ConfigError
-from edgecompress.records import BenchmarkResult
+from edgecompress.records import BenchmarkResult, Record
+
+CONFIDENCE: Final = 0.99
+RESAMPLES: Final = 2000
+FEWEST_BLOCKS: Final = 8  # fewer say too little about how much one differs from the next
+LARGEST_SPREAD: Final = 0.05  # MAD over median; a quiet machine stays well below
+LARGEST_DRIFT: Final = 0.05
+LARGEST_BUSY: Final = 0.25  # of all processors, by others
+LARGEST_LOAD: Final = 0.5  # runnable processes for each processor, before
+LARGEST_WARMING_C: Final = 10.0
+LARGEST_FREQUENCY_CHANGE: Final = 0.1
+
+
+class Ratio(Record, frozen=True, kw_only=True):
+    """Median of one file over median of the first, with the interval that holds the true ratio at `confidence`.
+
+    Attributes:
+        low, high: None where the measurement is too short to say; then the reason stands in `why`.
+        blocks: How many parts of the measurement were resampled.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    confidence: float = CONFIDENCE
+    blocks: int = 0
+    why: str = ""
 
 
 def median(values: Sequence[float]) -> float:
@@ -16,6 +46,12 @@ def median(values: Sequence[float]) -> float:
     if not values:
         raise ConfigError("median of nothing: no latency was measured; run `edgecompress bench` again")
     return statistics.median(values)
+
+
+def mad(values: Sequence[float]) -> float:
+    """Return the median absolute deviation from the median, in the unit of the values."""
+    middle = median(values)
+    return median([abs(value - middle) for value in values])
 
 
 def speed_up(slow: BenchmarkResult, fast: BenchmarkResult) -> float:
@@ -35,6 +71,100 @@ def unlike(a: BenchmarkResult, b: BenchmarkResult) -> str | None:
         "device": (a.device.url + a.device.serial, b.device.url + b.device.serial),
         "runtime": (a.backend, b.backend),
         "threads": (a.threads, b.threads),
+        "CPU mask": (a.cpu_mask or "none", b.cpu_mask or "none"),
         "session": (a.session, b.session),
     }
     return next((f"another {name}, {one} and {other}" for name, (one, other) in facts.items() if one != other), None)
+
+
+def ratio(result: BenchmarkResult, first: BenchmarkResult) -> Ratio:
+    """Return the median of `result` over that of `first`, below 1 when `result` is faster, with its confidence interval.
+
+    The interval is the percentile interval of a paired block bootstrap: whole blocks of interleaved rounds are drawn with replacement, the
+    same for both files, so that a disturbance meets both and what one round has of the one before stays inside. A block is what was timed
+    between two loadings of the files, because each loading is faster or slower as a whole by where in memory it lies: intervals from one
+    loading alone are too narrow. Seeded, so the same measurement has the same interval.
+
+    Raises:
+        ConfigError: They were not measured interleaved in one run with the same device, runtime and threads.
+
+    References:
+        H. R. Künsch. The jackknife and the bootstrap for general stationary observations. Annals of Statistics 17(3), 1989.
+        C. A. Field, A. H. Welsh. Bootstrapping clustered data. Journal of the Royal Statistical Society B 69(3), 2007.
+    """
+    if reason := unlike(result, first):
+        raise ConfigError(f"{first.artifact} and {result.artifact}: {reason}; measure both in one `edgecompress bench`")
+    if not median(first.latency_ms):
+        raise ConfigError(f"{first.artifact}: its median is 0 ms, the clock there is too coarse; compare with a slower file")
+    found = median(result.latency_ms) / median(first.latency_ms)
+    if result.rounds != first.rounds or sum(first.rounds) != len(first.latency_ms) != len(result.latency_ms):
+        return Ratio(ratio=found, low=None, high=None, why="the runner does not tell its rounds")
+    ends = list(itertools.accumulate(first.rounds, initial=0))
+    spans = [(start, end) for start, end in itertools.pairwise(ends) if end > start]
+    if len(spans) < FEWEST_BLOCKS:
+        why = f"the files were loaded {len(spans)}×, {FEWEST_BLOCKS} are needed; use --compare and more repetitions"
+        return Ratio(ratio=found, low=None, high=None, blocks=len(spans), why=why)
+    low, high = _interval([(result.latency_ms[i:j], first.latency_ms[i:j]) for i, j in spans])
+    return Ratio(ratio=found, low=low, high=high, blocks=len(spans))
+
+
+def _interval(blocks: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float]:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    over, under = ([np.asarray(block[i]) for block in blocks] for i in (0, 1))
+    ratios = []
+    for drawn in generator.integers(0, len(blocks), (RESAMPLES, len(blocks))):
+        below = float(np.median(np.concatenate([under[k] for k in drawn])))
+        ratios.append(float(np.median(np.concatenate([over[k] for k in drawn]))) / below if below else math.inf)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
+    return float(low), float(high)
+
+
+def noise(result: BenchmarkResult) -> tuple[str, ...]:
+    """Return why a result should not be relied on, in words; () when nothing speaks against it."""
+    values, cores = result.latency_ms, result.device.cores or 1
+    middle = median(values)
+    found = []
+    if middle and (spread := mad(values) / middle) > LARGEST_SPREAD:
+        found.append(f"times spread by {spread:.0%} (MAD over median)")
+    third = len(values) // 3
+    if third >= 10 and middle and abs(drift := median(values[-third:]) / max(median(values[:third]), 1e-9) - 1) > LARGEST_DRIFT:
+        found.append(f"times drifted by {drift:+.0%} from first to last third")
+    if result.busy_elsewhere is not None and result.busy_elsewhere > LARGEST_BUSY * cores:
+        found.append(f"others kept {result.busy_elsewhere:.1f} of {cores} processors busy")
+    elif result.busy_elsewhere is None and (load := result.load_average[0]) is not None and load > LARGEST_LOAD * cores:
+        found.append(f"load average {load:.1f} on {cores} processors before")
+    before, after = result.temperature_c
+    if before is not None and after is not None and after - before > LARGEST_WARMING_C:
+        found.append(f"warmed from {before:.0f} to {after:.0f} °C")
+    if change := _frequency_change(result):
+        found.append(change)
+    if result.governors[0] != result.governors[1]:
+        found.append(f"governor changed from {result.governors[0] or 'none'} to {result.governors[1] or 'none'}")
+    if result.throttled:
+        found.append("the device throttled itself")
+    return tuple(found)
+
+
+def _frequency_change(result: BenchmarkResult) -> str:
+    """Compare the fastest processor before and after: which one is fast may change by itself."""
+    before, after = (max(values, default=0.0) for values in result.frequencies_mhz)
+    if before <= 0 or after <= 0 or abs(after / before - 1) <= LARGEST_FREQUENCY_CHANGE:
+        return ""
+    return f"frequency changed from {before:.0f} to {after:.0f} MHz"
+
+
+def repeats(results: Iterable[BenchmarkResult]) -> dict[str, tuple[float, ...]]:
+    """Return file → medians in ms of its sessions, oldest first, for files measured more than once under the same conditions."""
+    found: defaultdict[tuple[str, ...], list[BenchmarkResult]] = defaultdict(list)
+    for result in results:
+        d = result.device
+        place = (d.url, d.serial, result.backend, result.runner, str(result.threads), result.cpu_mask)
+        found[result.artifact, result.artifact_sha256, *place].append(result)
+    made: dict[str, tuple[float, ...]] = {}
+    for (name, *_), same in found.items():
+        if len({result.session for result in same}) > 1:
+            ordered = sorted(same, key=lambda result: result.started_at)
+            made[f"{name} on {ordered[0].device.model or ordered[0].device.url}"] = tuple(median(r.latency_ms) for r in ordered)
+    return made

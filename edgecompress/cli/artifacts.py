@@ -64,6 +64,11 @@ def bench(
     device: p.Device = "local://",
     threads: p.Threads = None,
     repetitions: p.Repetitions = None,
+    warmup: p.Warmup = None,
+    cpu_mask: p.CpuMask = None,
+    cooldown_c: p.Cooldown = None,
+    compare: p.Compare = False,
+    profile: p.Profile = False,
     runner: p.Runner = None,
     json: p.Json = False,
 ) -> None:
@@ -76,14 +81,30 @@ def bench(
     asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
     with bars() as track:
-        results = measure(files, device=device, threads=asked.threads, repetitions=asked.repetitions, runner=runner, track=track)
+        results = measure(
+            files,
+            device=device,
+            threads=asked.threads,
+            repetitions=asked.repetitions,
+            warmup_s=0.5 if warmup is None else warmup,
+            cpu_mask=cpu_mask or "",
+            cooldown_c=cooldown_c,
+            compare=compare,
+            profile=profile,
+            runner=runner,
+            track=track,
+        )
     home = paths[0] if is_run(paths[0]) else Path()
     for result in results:
         path = keep_result(home, result)
     if json:
         typer.echo(to_json(results), nl=False)
     else:
-        console().print(tables.results(results))
+        console().print(tables.results(results, compare=compare))
+        if profile:
+            console().print(tables.profiles(results))
+        for line in tables.remarks(results):
+            console(stderr=True).print(line)
         console(stderr=True).print(f"every sample: {path.parent}")
 
 

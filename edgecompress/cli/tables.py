@@ -19,7 +19,7 @@ from edgecompress.records import (
     ModelStats,
     QuantizeResult,
 )
-from edgecompress.statistics import median, speed_up, unlike
+from edgecompress.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
 from edgecompress.targets import TARGETS
 
 TEXTS: Final = {"why", "model", "os", "cpu", "governor", "labels"}
@@ -121,12 +121,12 @@ def parity(a: Artifact) -> str:
     return f"agrees {a.parity.top1_agreement:.2%}, {a.parity.sqnr_db:.1f} dB"
 
 
-def results(measured: Sequence[BenchmarkResult]) -> Table:
-    """Latencies of one `bench`; ratios against the first artifact measured in the same session."""
+def results(measured: Sequence[BenchmarkResult], *, compare: bool = False) -> Table:
+    """Latencies of one `bench`; ratios against the first artifact measured in the same session, with their interval for `--compare`."""
     rows = []
     for result in measured:
         first = next(r for r in measured if r.session == result.session and r.backend == result.backend)
-        ratio = "–" if first is result or unlike(first, result) else f"{speed_up(first, result):.2f}×"
+        against = "–" if first is result or unlike(first, result) else f"{speed_up(first, result):.2f}×"
         lowest, highest = min(result.latency_ms), max(result.latency_ms)
         spread = f"{lowest:.3f}–{highest:.3f}"
         row = (
@@ -135,11 +135,37 @@ def results(measured: Sequence[BenchmarkResult]) -> Table:
             str(result.threads),
             ms(median(result.latency_ms)),
             spread,
-            ratio,
+            against if not compare else "–" if first is result else interval(ratio(result, first)),
             size(result.peak_rss_bytes),
+            "noisy" if result.noisy else "",
         )
         rows.append(row)
-    return table(("artifact", "runtime", "threads", "median ms", "min–max", "speed-up", "peak memory"), rows, left=2)
+    compared = f"ratio to the first, {CONFIDENCE:.0%} interval" if compare else "speed-up"
+    return table(("artifact", "runtime", "threads", "median ms", "min–max", compared, "peak memory", "state"), rows, left=2)
+
+
+def interval(found: Ratio) -> str:
+    """0.512 [0.498, 0.526]."""
+    return f"{found.ratio:.3f} " + (f"[{found.low:.3f}, {found.high:.3f}]" if found.low is not None else f"(no interval: {found.why})")
+
+
+def profiles(measured: Sequence[BenchmarkResult]) -> Table:
+    """The ten slowest ops of each artifact whose runtime told them."""
+    rows = [
+        (result.artifact, op.name, f"{op.calls:g}", ms(op.ms), f"{op.ms / max(1e-9, sum(each.ms for each in result.profile)):.1%}")
+        for result in measured
+        for op in result.profile[:10]
+    ]
+    return table(("artifact", "op", "calls", "ms", "share"), rows, left=2)
+
+
+def remarks(measured: Sequence[BenchmarkResult]) -> list[str]:
+    """Say once what makes results noisy and what runners noted, with the artifacts it is true of."""
+    shared: dict[str, list[str]] = {}
+    for result in measured:
+        for text in (*(f"noisy: {why}" for why in result.noisy), *result.notes):
+            shared.setdefault(text, []).append(result.artifact)
+    return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in shared.items()]
 
 
 def devices(found: Sequence[DeviceInfo]) -> Table:

@@ -4,7 +4,7 @@ import msgspec
 
 from edgecompress.devices.base import clean
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
-from edgecompress.records import SCHEMA, Record
+from edgecompress.records import SCHEMA, OpTime, Record
 
 MAX_REPLY_BYTES = 16 << 20
 
@@ -28,6 +28,9 @@ class RunnerRequest(Record, frozen=True, kw_only=True):
     warmup_s: float = 0.5
     repetitions: int = 50
     time_limit_s: float = 150.0
+    loads: int = 1
+    cpu_mask: str = ""
+    profile: bool = False
     inputs: str = ""
     outputs: str = ""
 
@@ -39,6 +42,8 @@ class FileResult(Record, frozen=True, kw_only=True):
     first_ms: float = 0.0
     warmup_ms: tuple[float, ...] = ()
     latency_ms: tuple[float, ...] = ()
+    rounds: tuple[int, ...] = ()
+    profile: tuple[OpTime, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -69,6 +74,11 @@ class RunnerReply(Record, frozen=True, kw_only=True):
     machine: Machine = Machine()
     load_average: tuple[float | None, float | None] = (None, None)
     temperature_c: tuple[float | None, float | None] = (None, None)
+    frequencies_mhz: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    governors: tuple[str, str] = ("", "")
+    throttled: bool | None = None
+    busy_elsewhere: float | None = None
+    cpu_mask: str = ""
     outputs_sha256: str = ""
 
 
@@ -128,5 +138,11 @@ def _check(reply: RunnerReply, request: RunnerRequest, subject: str) -> None:
     times = [time for result in reply.results for time in (result.load_ms, result.first_ms, *result.warmup_ms, *result.latency_ms)]
     if any(not 0 <= time < 1e9 for time in times) or reply.peak_rss_bytes < 0:
         raise DeviceError(f"{subject}: the runner reports impossible times or memory; mend the runner")
+    if any(result.rounds and (sum(result.rounds) != len(result.latency_ms) or min(result.rounds) < 0) for result in reply.results):
+        raise DeviceError(f"{subject}: the runner's rounds are not those of its times; mend the runner")
+    told = [op.ms for result in reply.results for op in result.profile]
+    told += [value for value in (*reply.temperature_c, *reply.load_average, reply.busy_elsewhere) if value is not None]
+    if any(not -300 < value < 1e9 for value in (*told, *reply.frequencies_mhz[0], *reply.frequencies_mhz[1])):
+        raise DeviceError(f"{subject}: the runner reports impossible conditions; mend the runner")
     if request.mode == "measure" and any(not result.latency_ms for result in reply.results):
         raise DeviceError(f"{subject}: the runner measured nothing; allow more time")

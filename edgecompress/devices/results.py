@@ -11,11 +11,16 @@ from edgecompress.devices.base import clean
 from edgecompress.devices.protocol import RunnerReply
 from edgecompress.errors import DeviceError
 from edgecompress.files import sha256
-from edgecompress.records import BenchmarkResult, DeviceInfo
+from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
 
 
-def benchmark_result(path: Path, index: int, reply: RunnerReply, info: DeviceInfo, session: str) -> BenchmarkResult:
-    """Return the `index`-th result of a reply, about `path`, with what the device itself did not tell taken from the runner."""
+def benchmark_result(
+    path: Path, index: int, reply: RunnerReply, info: DeviceInfo, after: DeviceInfo, *, runner_sha256: str, cpu_mask: str
+) -> BenchmarkResult:
+    """Return the `index`-th result of a reply, about `path`.
+
+    What the device itself did not tell is taken from the runner, and what the runner did not tell from the device `after` it ended.
+    """
     result, machine = reply.results[index], reply.machine
     known = msgspec.structs.replace(
         info,
@@ -26,7 +31,7 @@ def benchmark_result(path: Path, index: int, reply: RunnerReply, info: DeviceInf
         cpu_features=info.cpu_features or tuple(clean(feature, limit=40) for feature in machine.cpu_features[:400]),
     )
     return BenchmarkResult(
-        session=session,
+        session=reply.nonce,
         artifact=path.name,
         artifact_sha256=result.sha256,
         size_bytes=path.stat().st_size,
@@ -40,10 +45,23 @@ def benchmark_result(path: Path, index: int, reply: RunnerReply, info: DeviceInf
         latency_ms=result.latency_ms,
         peak_rss_bytes=reply.peak_rss_bytes,
         started_at=clean(reply.started_at, limit=40),
-        temperature_c=reply.temperature_c,
+        temperature_c=reply.temperature_c if reply.temperature_c != (None, None) else (info.temperature_c, after.temperature_c),
+        rounds=result.rounds or (len(result.latency_ms),),
+        runner_sha256=runner_sha256,
+        cpu_mask=cpu_mask,
+        frequencies_mhz=(reply.frequencies_mhz[0][:1024], reply.frequencies_mhz[1][:1024]),
+        governors=_governors(reply, known, after),
+        throttled=reply.throttled,
+        busy_elsewhere=reply.busy_elsewhere,
+        profile=tuple(OpTime(name=clean(op.name, limit=200), calls=op.calls, ms=op.ms) for op in result.profile[:200]),
         load_average=reply.load_average,
         notes=tuple(clean(note, limit=300) for note in result.notes[:20]),
     )
+
+
+def _governors(reply: RunnerReply, before: DeviceInfo, after: DeviceInfo) -> tuple[str, str]:
+    then, now = (clean(name, limit=40) for name in reply.governors)
+    return (then, now) if then or now else (before.governor, after.governor)
 
 
 def read_outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:

@@ -4,7 +4,9 @@ A run counts only when the runner exited with 0 AND its reply carries this run's
 the device. Each run has a private work folder there, removed afterwards whatever happened.
 """
 
+import hashlib
 import logging
+import math
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +19,13 @@ import numpy.typing as npt
 from msgspec import structs
 
 from edgecompress import programs
+from edgecompress.devices import masks
 from edgecompress.devices.base import Device, Late, LinkLost, last_lines
 from edgecompress.devices.exit_status import explain, machine_of
 from edgecompress.devices.locks import turn
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
 from edgecompress.devices.results import benchmark_result, read_outputs
+from edgecompress.devices.store import send
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
@@ -29,7 +33,7 @@ from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, read, to
 
 log = logging.getLogger(__name__)
 
-FORMATS = {".tflite": "tflite", ".ptl": "torchscript"}
+FORMATS = {".tflite": "tflite", ".ptl": "torchscript", ".onnx": "onnx", ".pte": "executorch"}
 SHORT_S = 20.0
 MAX_OUTPUTS_BYTES = 1 << 30
 
@@ -46,10 +50,16 @@ def measure(
     python: str | None = None,
     runner: Path | None = None,
     wait_s: float = 600.0,
+    loads: int = 1,
+    cpu_mask: str = "",
+    profile: bool = False,
 ) -> tuple[BenchmarkResult, ...]:
     """Return the latencies of `files`, interleaved A B A B in one process on `device`, in the order given.
 
     Args:
+        loads: How often each file is loaded anew; the repetitions are shared among the loadings.
+        cpu_mask: Hexadecimal, of the processors to run on; "" for all.
+        profile: Also measure times per op, after the others, where the runtime tells them.
         warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
         repetitions: Timed inferences of each file, fewer when `time_limit_s` is reached.
         timeout_s: After this the run is killed on the device.
@@ -63,6 +73,9 @@ def measure(
     """
     if threads < 1 or repetitions < 1 or timeout_s <= 0:
         raise ConfigError(f"threads {threads}, repetitions {repetitions}, timeout {timeout_s:g} s: each must be positive; give larger ones")
+    if not 0 <= warmup_s < math.inf or loads < 1:
+        raise ConfigError(f"warm-up {warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
+    mask = masks.plain(cpu_mask)
     requested = tuple(_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(
         nonce=secrets.token_hex(16),
@@ -73,12 +86,18 @@ def measure(
         warmup_s=warmup_s,
         repetitions=repetitions,
         time_limit_s=min(time_limit_s, timeout_s / 2),
+        loads=loads,
+        cpu_mask=mask,
+        profile=profile,
     )
     with turn(device.serial, wait_s=wait_s):
         info = device.info()
+        masks.check(device, mask)
         run = _Run(device, info, python or device.python, runner, timeout_s)
         reply = _execute(run, request, files, {}, None)
-    return tuple(benchmark_result(path, i, reply, info, reply.nonce) for i, path in enumerate(files))
+        after = device.info() if runner else info
+    ran = _hash_of(runner)
+    return tuple(benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
 
 
 def infer(
@@ -149,6 +168,13 @@ def manifest_of(path: Path) -> Artifact | None:
     return manifest
 
 
+def _hash_of(runner: Path | None) -> str:
+    """Return the hash of the program that ran: of the given file, or of the hashes of our parts."""
+    if runner is not None:
+        return sha256(runner)
+    return hashlib.sha256("".join(sha256(part) for part in programs.runner_parts()).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """Where and with what."""
@@ -194,13 +220,12 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
     with _work_folder(run.device, request.nonce) as work, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         here = Path(name)
         (here / "request.json").write_bytes(to_json(request))
-        program = run.runner or programs.runner()
-        sent = {"runner" if run.runner else "runner.py": program, "request.json": here / "request.json", **extra}
-        sent |= {asked.path: path for asked, path in zip(request.artifacts, files, strict=True)}
-        for remote, path in sent.items():
-            run.device.push(path, work / remote)
-        _confirm(run.device, work, sent)
+        kept = {"runner": run.runner} if run.runner else {part.name: part for part in programs.runner_parts()}
+        kept |= {asked.path: path for asked, path in zip(request.artifacts, files, strict=True)}
+        send(run.device, work, {**kept, "request.json": here / "request.json", **extra}, keep=kept)
         start = [str(work / "runner")] if run.runner else [run.python, str(work / "runner.py")]
+        if run.runner and request.cpu_mask:
+            start = ["taskset", request.cpu_mask, *start]
         # The shell leaves its process id behind and becomes the runner, so that an interrupted run can be ended.
         argv = ["sh", "-c", 'echo $$ >"$0/pid"; exec "$@"', str(work), *start, str(work / "request.json")]
         done = run.device.run(argv, timeout_s=run.timeout_s)
@@ -226,12 +251,9 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
 
 @contextmanager
 def _work_folder(device: Device, nonce: str) -> Iterator[PurePosixPath]:
-    """Make a private folder on the device; on the way out end what still runs in it and remove it."""
+    """Name a private folder on the device, which `send` makes; on the way out end what still runs in it and remove it."""
     work = device.base / f"edgecompress-{nonce}"
     try:
-        made = device.run(["mkdir", "-m", "700", str(work)], timeout_s=SHORT_S)
-        if made.returncode != 0:
-            raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
         yield work
     except (LinkLost, Late) as error:
         _reconnect_and_remove(device, work, error)
@@ -266,15 +288,3 @@ def _remove(device: Device, work: PurePosixPath, *, kill: bool) -> None:
 
 def _exists(device: Device, path: PurePosixPath) -> bool:
     return device.run(["test", "-f", str(path)], timeout_s=SHORT_S).returncode == 0
-
-
-def _confirm(device: Device, work: PurePosixPath, sent: dict[str, Path]) -> None:
-    """Compare SHA-256 there and here; a device without `sha256sum` leaves the artifacts to the runner, which checks them itself."""
-    done = device.run(["sha256sum", *(str(work / remote) for remote in sent)], timeout_s=60.0)
-    if done.returncode in {126, 127}:
-        log.info("%s: no sha256sum there; the runner checks the artifacts", device.url)
-        return
-    there = {PurePosixPath(line[64:].strip().removeprefix("*")).name: line[:64] for line in done.stdout.splitlines()}
-    for remote, path in sent.items():
-        if there.get(remote) != sha256(path):
-            raise DeviceError(f"{device.url}: {path.name} arrived damaged; check the connection and the disk there, then run it again")

@@ -1,0 +1,314 @@
+"""The runtimes a runner knows: format -> class in `BACKENDS`.
+
+A class is made of (path, threads, input_shapes) and has `.inputs` [(shape, low, high)], `.prepare(arrays)`, `.invoke()`, `.run(arrays)`,
+`.profile(runs)` -> [{name, calls, ms}] or [], `.backend` (name and version) and `.notes`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections import defaultdict
+
+
+class RunnerError(Exception):
+    """A failure with a name: request, hash, runtime, artifact or inputs."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
+class TFLiteModel:
+    """A TFLite file in `Interpreter` with its default XNNPACK delegate.
+
+    `CompiledModel` is avoided: in ai-edge-litert 2.3 it needs LSE atomics and dies with SIGILL on Cortex-A53 and A72 (Raspberry Pi 3, 4).
+    """
+
+    def __init__(self, path, threads, input_shapes):
+        module, self.backend = tflite_runtime()
+        self.notes = []
+        try:
+            self.interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {error}") from error
+        self.input_details = in_order(self.interpreter, "inputs")
+        self.output_details = in_order(self.interpreter, "outputs")
+        self.inputs = [(tuple(int(size) for size in detail["shape"]), *real_range(detail)) for detail in self.input_details]
+
+    def run(self, arrays):
+        """Return the outputs as float32 arrays for float32 `arrays` in the artifact's own shapes."""
+        self.prepare(arrays)
+        self.interpreter.invoke()
+        return [dequantized(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.output_details]
+
+    def invoke(self):
+        self.interpreter.invoke()
+
+    def profile(self, runs):
+        self.notes.append(f"no times per op: the Python interpreter of {self.backend} does not tell them; a runner of your own may")
+        return []
+
+    def prepare(self, arrays):
+        """Set the inputs once, so that only the inference itself is timed."""
+        for detail, array in zip(self.input_details, arrays):
+            self.interpreter.set_tensor(detail["index"], quantized(array, detail))
+
+
+class TorchScriptModel:
+    """A `.ptl` file in torch's lite interpreter. It does not tell its input shapes, so the request must."""
+
+    def __init__(self, path, threads, input_shapes):
+        torch = import_torch()
+        self.torch = torch
+        self.backend = f"torch {torch.__version__}"
+        self.notes = []
+        torch.set_num_threads(threads)
+        self._choose_engine()
+        from torch.jit.mobile import _load_for_lite_interpreter
+
+        if not input_shapes:
+            raise RunnerError("request", f"{path.name}: a torchscript file does not tell its input shapes; give input_shapes")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.module = _load_for_lite_interpreter(str(path))
+        except RuntimeError as error:
+            raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
+        self.inputs = [(tuple(shape), -1.0, 1.0) for shape in input_shapes]
+
+    def _choose_engine(self):
+        """Set the engine before loading: quantized weights are packed for it then. Files for ARM are made for qnnpack."""
+        engines = [name for name in self.torch.backends.quantized.supported_engines if name != "none"]
+        engine = next((name for name in ("qnnpack", "x86", "onednn", "fbgemm") if name in engines), None)
+        if engine is None:
+            self.notes.append("this torch has no quantized engine; int8 files will not load")
+            return
+        self.torch.backends.quantized.engine = engine
+        if engine != "qnnpack":
+            self.notes.append(f"quantized engine {engine}, qnnpack is not in this torch")
+
+    def run(self, arrays):
+        self.prepare(arrays)
+        with self.torch.inference_mode():
+            outputs = self.module(*self.tensors)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        return [(output.dequantize() if output.is_quantized else output).float().numpy() for output in outputs]
+
+    def invoke(self):
+        with self.torch.inference_mode():
+            self.module(*self.tensors)
+
+    def prepare(self, arrays):
+        self.tensors = [self.torch.from_numpy(array) for array in arrays]
+
+    def profile(self, runs):
+        with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(runs):
+                self.invoke()
+        events = [event for event in profiler.key_averages() if event.self_cpu_time_total > 0]
+        return slowest_first({event.key: (event.count, event.self_cpu_time_total / 1e3) for event in events}, runs)
+
+
+class OnnxModel:
+    """An ONNX file in onnxruntime on the CPU. Free dimensions are 1 unless the request tells the shapes."""
+
+    def __init__(self, path, threads, input_shapes):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RunnerError("runtime", f"onnxruntime does not import in {sys.executable}; pip install onnxruntime") from error
+        self.onnxruntime, self.path, self.threads = onnxruntime, path, threads
+        self.backend = f"onnxruntime {onnxruntime.__version__}"
+        self.notes = []
+        self.session = self._open(profile=False)
+        told = self.session.get_inputs()
+        shapes = input_shapes or [[size if isinstance(size, int) else 1 for size in node.shape] for node in told]
+        if len(shapes) != len(told):
+            raise RunnerError("request", f"{path.name}: {len(shapes)} input shapes given, the artifact takes {len(told)} inputs")
+        self.inputs = [(tuple(shape), *((-1.0, 1.0) if "float" in node.type else (0.0, 1.0))) for shape, node in zip(shapes, told)]
+        self.dtypes = [DTYPES.get(node.type, "float32") for node in told]
+
+    def _open(self, profile):
+        options = self.onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = 4
+        options.enable_profiling = profile
+        options.profile_file_prefix = str(self.path.with_suffix(".profile"))
+        try:
+            return self.onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class
+            raise RunnerError("artifact", f"{self.path.name}: {self.backend} refused it: {first_line(error)}") from error
+
+    def run(self, arrays):
+        self.prepare(arrays)
+        return [output.astype("float32") for output in self.session.run(None, self.feeds)]
+
+    def invoke(self):
+        self.session.run(None, self.feeds)
+
+    def prepare(self, arrays):
+        named = zip(self.session.get_inputs(), self.dtypes, arrays)
+        self.feeds = {node.name: array.astype(dtype) for node, dtype, array in named}
+
+    def profile(self, runs):
+        session = self._open(profile=True)
+        for _ in range(runs):
+            session.run(None, self.feeds)
+        with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 - its name is a string
+            events = json.load(file)
+        spent = defaultdict(lambda: (0, 0.0))
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = f"{event['args'].get('op_name', '?')} {event['name'][: -len('_kernel_time')]}"
+                calls, ms = spent[name]
+                spent[name] = calls + 1, ms + event["dur"] / 1e3
+        return slowest_first(spent, runs)
+
+
+class ExecuTorchModel:
+    """A `.pte` file in executorch's Python runtime, method forward. It has its number of threads from the machine."""
+
+    def __init__(self, path, threads, input_shapes):
+        try:
+            import torch
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise RunnerError("runtime", f"executorch does not import in {sys.executable}; pip install executorch") from error
+        self.torch = torch
+        self.backend = version_of("executorch")
+        self.notes = []
+        try:
+            from executorch.extension.pybindings.portable_lib import _threadpool_set_num_threads
+        except ImportError:
+            self.notes.append("executorch chooses its number of threads itself")
+        else:
+            _threadpool_set_num_threads(threads)
+        try:
+            self.program = Runtime.get().load_program(path)
+            self.method = self.program.load_method("forward")
+            metadata = self.method.metadata
+            told = [tuple(metadata.input_tensor_meta(i).sizes()) for i in range(metadata.num_inputs())]
+        except Exception as error:  # its errors have no common class
+            raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
+        self.inputs = [(tuple(shape), -1.0, 1.0) for shape in input_shapes or told]
+
+    def run(self, arrays):
+        self.prepare(arrays)
+        return [output.float().numpy() for output in self.method.execute(self.tensors)]
+
+    def invoke(self):
+        self.method.execute(self.tensors)
+
+    def prepare(self, arrays):
+        self.tensors = [self.torch.from_numpy(array) for array in arrays]
+
+    def profile(self, runs):
+        self.notes.append("no times per op: executorch's Python runtime tells them only in builds with its event tracer")
+        return []
+
+
+BACKENDS = {"tflite": TFLiteModel, "torchscript": TorchScriptModel, "onnx": OnnxModel, "executorch": ExecuTorchModel}
+DTYPES = {
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def slowest_first(spent, runs):
+    """Return [{name, calls, ms}] for one inference from {name: (calls, ms)} of `runs`, at most 200."""
+    found = [{"name": name[:200], "calls": calls / runs, "ms": ms / runs} for name, (calls, ms) in spent.items()]
+    return sorted(found, key=lambda op: -op["ms"])[:200]
+
+
+def tflite_runtime():
+    """Return the interpreter module and its name with version: ai_edge_litert, else its predecessor tflite_runtime."""
+    for module, package in (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")):
+        try:
+            interpreter = __import__(f"{module}.interpreter", fromlist=["Interpreter"])
+        except ImportError:
+            continue
+        return interpreter, version_of(package)
+    raise RunnerError("runtime", f"neither ai_edge_litert nor tflite_runtime imports in {sys.executable}; pip install ai-edge-litert")
+
+
+def version_of(package):
+    """Return `package 1.2.3`, without the number where the installer kept none."""
+    from importlib import metadata
+
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return package
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise RunnerError("runtime", f"torch does not import in {sys.executable}; pip install torch") from error
+    return torch
+
+
+def in_order(interpreter, kind):
+    """Return the details of "inputs" or "outputs" in the order of the model's arguments or results.
+
+    A file may store them in any order; its signature names them args_0, args_1, … and output_0, output_1, …, where the converter did.
+    """
+    details = getattr(interpreter, f"get_{kind[:-1]}_details")()
+    signatures = interpreter.get_signature_list()
+    if len(signatures) != 1 or len(details) == 1:
+        return details
+    ((key, signature),) = signatures.items()
+    numbers = {name: re.search(r"(\d+)$", name) for name in signature[kind]}
+    if not all(numbers.values()):
+        return details
+    named = getattr(interpreter.get_signature_runner(key), f"get_{kind[:-1]}_details")()
+    by_index = {detail["index"]: detail for detail in details}
+    return [by_index[named[name]["index"]] for name in sorted(numbers, key=lambda name: int(numbers[name].group(1)))]
+
+
+def is_integer(detail):
+    return detail["dtype"].__name__.startswith(("int", "uint"))
+
+
+def quantized(array, detail):
+    """Return `array` in the tensor's dtype: round(x / scale) + zero_point, clipped, when it is an integer with a scale."""
+    import numpy as np
+
+    scale, zero_point = detail["quantization"]
+    if is_integer(detail) and scale > 0:
+        limits = np.iinfo(detail["dtype"])
+        array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
+    return array.astype(detail["dtype"])
+
+
+def dequantized(array, detail):
+    """Return float32: (q - zero_point) * scale when the tensor is an integer with a scale."""
+    scale, zero_point = detail["quantization"]
+    if is_integer(detail) and scale > 0:
+        return ((array.astype("float32") - zero_point) * scale).astype("float32")
+    return array.astype("float32")
+
+
+def real_range(detail):
+    """Return the (low, high) of real values to measure with: what the quantization can represent, else (-1, 1)."""
+    import numpy as np
+
+    scale, zero_point = detail["quantization"]
+    if not is_integer(detail):
+        return -1.0, 1.0
+    limits = np.iinfo(detail["dtype"])
+    return (limits.min - zero_point) * (scale or 1.0), (limits.max - zero_point) * (scale or 1.0)
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

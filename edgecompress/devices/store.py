@@ -1,0 +1,116 @@
+"""Send files to a device: into a private folder of the run, from a store on the device where it has them already.
+
+The rule of the store: one folder beside the work folders, `.edgecompress-UID`, mode 700, of the user who measures; not used when somebody
+else owns it or it is a link. Only artifacts and runners are kept, never inputs, each under its SHA-256, which is computed again there each
+time before the file is used. It holds at most 512 MiB and at most a quarter of what the disk has free; what was used last stays, and all
+of it goes when the disk has no room for what is to be sent. `rm -rf` on it is always safe.
+"""
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgecompress.devices.base import Device, last_lines
+from edgecompress.errors import DeviceError
+from edgecompress.files import sha256
+
+log = logging.getLogger(__name__)
+
+SHORT_S = 20.0
+HASH_BYTES_PER_S = 5_000_000  # of a slow board with a slow card
+LIMIT_KIB = 512 << 10
+
+COMMON = r"""
+work=$1 store=$2 number=$3; shift 3
+hash() { h=$(sha256sum <"$1" 2>/dev/null); printf %s "${h%% *}"; }
+free() { df -k "$1" 2>/dev/null | tail -n 1 | { read -r a b c d e; case $d in *[!0-9]*|'') echo 0;; *) echo "$d";; esac; }; }
+mine() {
+  [ -n "$store" ] || return 1
+  store=$store-$(id -u)
+  mkdir -m 700 "$store" 2>/dev/null
+  [ -d "$store" ] && [ ! -L "$store" ] && [ -O "$store" ] && chmod 700 "$store"
+}
+"""
+# number: KiB that are to be sent
+PREPARE = rf"""{COMMON}
+umask 077
+mkdir -m 700 "$work" || exit 1
+command -v sha256sum >/dev/null || exit 0
+mine || exit 0
+while [ $# -ge 2 ]; do
+  if [ -f "$store/$1" ] && [ "$(hash "$store/$1")" = "$1" ]; then
+    {{ ln "$store/$1" "$work/$2" || cp "$store/$1" "$work/$2"; }} 2>/dev/null && chmod 755 "$work/$2" && touch "$store/$1" && echo "have $2"
+  else rm -f "$store/$1"; fi
+  shift 2
+done
+[ "$(free "$store")" -ge "$number" ] || rm -f "$store"/*
+exit 0
+"""
+# number: the most KiB to keep
+CONFIRM = rf"""{COMMON}
+command -v sha256sum >/dev/null || {{ echo none; exit 0; }}
+mine || store=
+while [ $# -ge 3 ]; do
+  found=$(hash "$work/$2")
+  echo "hash $found $2"
+  if [ -n "$store" ] && [ "$3" = keep ] && [ "$found" = "$1" ]; then
+    {{ ln "$work/$2" "$store/$1" || cp "$work/$2" "$store/$1"; }} 2>/dev/null
+  fi
+  shift 3
+done
+[ -n "$store" ] || exit 0
+most=$(($(free "$store") / 4)); [ "$most" -le "$number" ] || most=$number
+total=0
+for f in $(ls -t "$store"); do
+  total=$((total + $(stat -c %s "$store/$f") / 1024 + 1))
+  [ "$total" -le "$most" ] || rm -f "$store/$f"
+done
+exit 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How many bytes went over the connection, and how many the device had."""
+
+    pushed_bytes: int
+    kept_bytes: int
+
+
+def send(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep: Collection[str]) -> Sent:
+    """Make the private folder `work` there and put `files` (name → file here) into it; each hash is confirmed there.
+
+    Args:
+        keep: Names of those that stay on the device for the next run.
+
+    Raises:
+        DeviceError: The folder cannot be made, a file cannot be sent, or arrived damaged.
+    """
+    digests = {name: sha256(path) for name, path in files.items()}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    store = "" if device.url == "local://" else str(device.base / ".edgecompress")
+    wait_s = SHORT_S + sum(sizes.values()) / HASH_BYTES_PER_S
+    pairs = [word for name in files if name in keep for word in (digests[name], name)]
+    needed = str(sum(sizes.values()) // 1024 + 1)
+    made = device.run(["sh", "-c", PREPARE, "sh", str(work), store, needed, *pairs], timeout_s=wait_s)
+    if made.returncode != 0:
+        raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
+    there = {line.removeprefix("have ") for line in made.stdout.splitlines()}
+    missing = [name for name in files if name not in there]
+    for name in missing:
+        device.push(files[name], work / name)
+    triples = [word for name in missing for word in (digests[name], name, "keep" if name in keep else "once")]
+    done = device.run(["sh", "-c", CONFIRM, "sh", str(work), store, str(LIMIT_KIB), *triples], timeout_s=wait_s)
+    if done.stdout.strip() == "none":
+        log.info("%s: no sha256sum there; the runner checks the artifacts", device.url)
+    else:
+        found = {match[2]: match[1] for match in re.finditer(r"^hash ([0-9a-f]*) (\S+)$", done.stdout, re.MULTILINE)}
+        for name in missing:
+            if found.get(name) != digests[name]:
+                raise DeviceError(
+                    f"{device.url}: {files[name].name} arrived damaged; check the connection and the disk there, then run it again"
+                )
+    pushed = sum(sizes[name] for name in missing)
+    return Sent(pushed, sum(sizes.values()) - pushed)
