@@ -9,6 +9,7 @@ A file that is wrong anywhere is refused whole: a device that is silently left o
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from edgecompress.errors import ConfigError
 from edgecompress.records import Record
 
 SETTING: Final = "EDGECOMPRESS_INVENTORY"
-MAX_MASK: Final = (1 << 1024) - 1  # more CPUs than any Linux kernel is built for on a device
+MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")
+MAX_CPUS: Final = 1024
 
 
 class Entry(Record, frozen=True, kw_only=True):
@@ -137,11 +139,8 @@ def _entry(raw: Raw, number: int, file: Path) -> Entry:
 
 def _mask(value: object, where: str) -> str:
     """Return a mask given as hexadecimal text ("f0", "0xf0") or as a number (0xf0) in the one form `taskset` takes everywhere."""
-    try:
-        number = int(value, 16) if isinstance(value, str) and "_" not in value else value
-    except ValueError:
-        number = None
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number <= MAX_MASK:
+    number = int(value, 16) if isinstance(value, str) and MASK.fullmatch(value) else value
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 1 << MAX_CPUS:
         said = clean(repr(value), limit=80)
         raise ConfigError(f'{where}: cpu_mask = {said} is no CPU mask; write hexadecimal digits with a bit for each CPU, e.g. "f0"')
     return f"{number:x}"

@@ -3,17 +3,21 @@
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from typing import Final
 
 import msgspec
 
 from edgecompress.devices import open_device
 from edgecompress.devices.adb import attached
+from edgecompress.devices.base import Device
 from edgecompress.devices.inventory import Entry, named, same_address
+from edgecompress.devices.probe import TIMEOUT_S
 from edgecompress.errors import EdgeCompressError
 from edgecompress.progress import Track
 from edgecompress.records import DeviceInfo
 
-MIN_FREE_BYTES = 32 << 20  # room for a runner with its libraries and a small artifact
+MIN_FREE_BYTES: Final = 32 << 20  # room for a runner with its libraries and a small artifact
+CHECK: Final = 'command -v "$1" >/dev/null || echo no-python; [ -w "$2" ] || echo read-only'
 
 
 def list_all(entries: Sequence[Entry], *, track: Track) -> tuple[DeviceInfo, ...]:
@@ -23,18 +27,19 @@ def list_all(entries: Sequence[Entry], *, track: Track) -> tuple[DeviceInfo, ...
     """
     known = [DeviceInfo(url="local://", serial=""), *attached()]
     known += [DeviceInfo(url=e.url, serial="") for e in entries if not any(same_address(e.url, info.url) for info in known)]
-    found = dict(track(_asked(known), "asking devices", len(known)))
-    return tuple(_with_entry(found[i], named(entries, found[i].url)) for i in range(len(known)))
+    by_place = [named(entries, info.url) for info in known]
+    found = dict(track(_asked(known, by_place), "asking devices", len(known)))
+    return tuple(_with_entry(found[i], entry) for i, entry in enumerate(by_place))
 
 
-def _asked(known: Sequence[DeviceInfo]) -> Iterator[tuple[int, DeviceInfo]]:
+def _asked(known: Sequence[DeviceInfo], entries: Sequence[Entry | None]) -> Iterator[tuple[int, DeviceInfo]]:
     """Yield each device's place and facts as they come.
 
     The threads are daemons: an interrupted listing waits only for those that run a program here, so that none is left behind, and not
     for hosts that do not answer.
     """
     futures: dict[Future[DeviceInfo], int] = {Future(): i for i in range(len(known))}
-    threads = [threading.Thread(target=_fill, args=(future, known[i]), daemon=True) for future, i in futures.items()]
+    threads = [threading.Thread(target=_fill, args=(future, known[i], entries[i]), daemon=True) for future, i in futures.items()]
     for thread in threads:
         thread.start()
     try:
@@ -46,15 +51,15 @@ def _asked(known: Sequence[DeviceInfo]) -> Iterator[tuple[int, DeviceInfo]]:
                 thread.join()
 
 
-def _fill(future: Future[DeviceInfo], info: DeviceInfo) -> None:
+def _fill(future: Future[DeviceInfo], info: DeviceInfo, entry: Entry | None) -> None:
     try:
-        future.set_result(info if info.problem else describe(info.url))
+        future.set_result(info if info.problem else describe(info.url, entry))
     except BaseException as error:  # raised again where the result is asked for
         future.set_exception(error)
 
 
-def describe(url: str) -> DeviceInfo:
-    """Return what the device at `url` says it is, or why it says nothing."""
+def describe(url: str, entry: Entry | None = None) -> DeviceInfo:
+    """Return what the device at `url` says it is, or what is wrong with it; `entry` may name its interpreter or runner."""
     try:
         device = open_device(url)
     except EdgeCompressError as error:
@@ -62,12 +67,24 @@ def describe(url: str) -> DeviceInfo:
     try:
         with device:
             info = device.info()
+            state, problem = _fault(device, info.free_bytes, entry or Entry(url=url))
     except EdgeCompressError as error:
         return DeviceInfo(url=url, serial=device.serial, state="failed", problem=str(error))
-    if info.free_bytes is not None and info.free_bytes < MIN_FREE_BYTES:
-        free = f"only {info.free_bytes / 1e6:.0f} MB are free in {device.base}"
-        return msgspec.structs.replace(info, state="full", problem=f"{url}: {free}; remove files there (`df {device.base}`)")
-    return info
+    return msgspec.structs.replace(info, state=state, problem=f"{url}: {problem}" if problem else "")
+
+
+def _fault(device: Device, free_bytes: int | None, entry: Entry) -> tuple[str, str]:
+    """Return the state of a device that answers, and what keeps it from being measured on."""
+    python, base = entry.python or device.python, str(device.base)
+    said = device.run(["sh", "-c", CHECK, "sh", python, base], timeout_s=TIMEOUT_S).stdout.split()
+    if "read-only" in said:
+        return "read-only", f"{base} cannot be written; log in as a user who may, or mount it writable"
+    if free_bytes is not None and free_bytes < MIN_FREE_BYTES:
+        return "full", f"only {free_bytes / 1e6:.0f} MB are free in {base}; remove files there (`df {base}`)"
+    # Android has no Python of its own, and is measured by a runner.
+    if "no-python" in said and not entry.runner and (entry.python or not device.url.startswith("adb://")):
+        return "no python", f"{python} is not there; install it, or name python or a runner in the inventory"
+    return "ready", ""
 
 
 def _with_entry(info: DeviceInfo, entry: Entry | None) -> DeviceInfo:
