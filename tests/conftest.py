@@ -7,7 +7,14 @@ import pytest
 # Tests share two cores with servers, converters and a browser: threads that wait for each other at every layer would make them crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ("support.ssh_server", "support.adb_server", "support.postgres", "support.tiny_models", "support.runs")
+pytest_plugins = (
+    "support.ssh_server",
+    "support.adb_server",
+    "support.emulated_pi",
+    "support.postgres",
+    "support.tiny_models",
+    "support.runs",
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
