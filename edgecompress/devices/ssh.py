@@ -36,6 +36,7 @@ KEEPALIVE_COUNT = 3
 BYTES_PER_S = 200_000  # slower than any usable link; bounds how long a transfer may take
 SIGNALS = {"ABRT": 6, "BUS": 7, "FPE": 8, "HUP": 1, "ILL": 4, "INT": 2, "KILL": 9, "PIPE": 13, "QUIT": 3, "SEGV": 11, "TERM": 15}
 CHUNK = 1 << 16
+USUAL_KEYS = tuple(f"~/.ssh/id_{kind}" for kind in ("ed25519_sk", "ecdsa_sk", "ed448", "ed25519", "ecdsa", "rsa", "dsa"))
 LINK_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 
 
@@ -214,10 +215,18 @@ async def _known_hosts(url: str, host: str, given: dict[str, Any]) -> list[str] 
         options = await asyncssh.SSHClientConnectionOptions.construct(host=host, **given)
     except (asyncssh.Error, asyncssh.KeyImportError, asyncssh.ConfigParseError, OSError) as error:
         raise ConfigError(f"{url}: ~/.ssh/config or a key it names cannot be used: {clean(str(error), limit=300)}; mend it") from error
+    _check_modes([Path(str(name)).expanduser() for name in options.config.get("IdentityFile", None) or USUAL_KEYS])
     named = options.known_hosts  # asyncssh makes it None, which trusts every key, of `UserKnownHostsFile none`
     files = [str(Path(name).expanduser()) for name in named if isinstance(name, str)] if isinstance(named, list | tuple) else []
     files = files or [str(Path.home() / ".ssh" / "known_hosts"), "/etc/ssh/ssh_known_hosts"]
     return [name for name in files if os.access(name, os.R_OK)] or b""
+
+
+def _check_modes(keys: Sequence[Path]) -> None:
+    """Refuse, as ssh does and asyncssh does not, a private key that others may read."""
+    for key in keys:
+        if key.is_file() and (mode := key.stat().st_mode & 0o777) & 0o077:
+            raise ConfigError(f"{key}: this private key has mode {mode:04o}, so others may read it; run `chmod 600 {key}`")
 
 
 def _host_key_error(url: str, client: _Client, known_hosts: list[str] | bytes, error: Exception) -> DeviceError:

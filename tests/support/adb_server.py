@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,26 @@ class AdbEnd:
         """Return the names on the device's storage but for the store of files that stay there on purpose."""
         return sorted(path.name for path in self.storage.iterdir() if not path.name.startswith(".edgecompress-"))
 
+    def running(self, *, wait_s=3.0):
+        """Return the ids of processes that the device started and that still run, after giving dying ones a moment."""
+        mark = f"HOME={self.storage}".encode()
+        until = time.monotonic() + wait_s
+        while (found := [pid for pid in Path("/proc").glob("[0-9]*") if mark in _environment(pid)]) and time.monotonic() < until:
+            time.sleep(0.02)
+        return found
+
     def switch(self, fault):
         """Put another fault in force; "none" ends it. See device_tests/emulated/android/faults.py."""
         beside = self.fault.with_suffix(".new")
         beside.write_text(fault)
         beside.replace(self.fault)
+
+
+def _environment(process):
+    try:
+        return (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended meanwhile, or is another user's
+        return []
 
 
 def adb(*arguments):
