@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from golden_file import GoldenFile
 
 from edgecompress.devices import open_device
 
+LINES = pytest.StashKey[list[str]]()
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
 
@@ -18,6 +20,17 @@ def pytest_addoption(parser):
     group.addoption("--threads", type=int, default=1)
     group.addoption("--repetitions", type=int, default=50)
     group.addoption("--results", type=Path, default=None, help="write every raw value to this JSON file")
+    group.addoption("--golden", type=Path, default=None, help="compare with this JSON file; write it where it is not there yet")
+    group.addoption("--max-slowdown", type=float, default=None, help="how many times as long as the golden latency is allowed")
+
+
+def pytest_configure(config):
+    config.stash[LINES] = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash[LINES]:
+        terminalreporter.write_line(line)
 
 
 def pytest_generate_tests(metafunc):
@@ -41,3 +54,18 @@ def how(request):
 @pytest.fixture(scope="session")
 def artifacts(request):
     return request.config.getoption("--artifact") or [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
+
+
+@pytest.fixture(scope="session")
+def golden(request):
+    """The golden file; written only when everything passed."""
+    made = GoldenFile(request.config.getoption("--golden"), request.config.getoption("--max-slowdown"))
+    yield made
+    if request.session.testsfailed == 0:
+        made.write()
+
+
+@pytest.fixture
+def say(request):
+    """Say a line at the end of the run."""
+    return request.config.stash[LINES].append

@@ -5,15 +5,17 @@ from edgecompress.records import to_json
 from edgecompress.statistics import median
 
 
-def test_latency(device, how, artifacts, request, record_property):
+def test_latency(device, how, artifacts, request, golden, say):
     repetitions = request.config.getoption("--repetitions")
     results = []
     for suffix in FORMATS:
         files = [path for path in artifacts if path.suffix == suffix]
         if files:
             results += measure(device, files, repetitions=repetitions, **how)
-    for result in results:
-        assert 0 < len(result.latency_ms) <= repetitions
-        record_property(result.artifact, f"median {median(result.latency_ms):.3f} ms on {result.device.model}, {result.backend}")
     if path := request.config.getoption("--results"):
         path.write_bytes(to_json(results))
+    for result in results:
+        assert 0 < len(result.latency_ms) <= repetitions
+        measured = f"{result.artifact}: median {median(result.latency_ms):.3f} ms on {result.device.model}, {result.backend}"
+        compared = golden.latency(result)
+        say(f"{measured}; {compared}" if compared else measured)

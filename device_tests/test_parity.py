@@ -11,14 +11,21 @@ FLOAT_TOLERANCE = 1e-5  # kernels of different CPUs add in another order
 INTEGER_STEPS = 1 / 128  # of the range: one quantization step of the output
 
 
-def test_outputs_are_the_hosts(device, how, artifact):
+def test_outputs_are_the_hosts(device, how, artifact, golden):
     generator = np.random.default_rng(0)
     inputs = [generator.uniform(-1, 1, (SAMPLES, *shape[1:])).astype(np.float32) for shape in input_shapes(artifact)]
     with open_device("local://") as host:
         expected = infer(host, artifact, inputs)
-    tolerance = INTEGER_STEPS if "int8" in artifact.name else FLOAT_TOLERANCE
-    for here, there in zip(expected, infer(device, artifact, inputs, **how), strict=True):
+    tolerance = INTEGER_STEPS if is_integer(artifact) else FLOAT_TOLERANCE
+    outputs = infer(device, artifact, inputs, **how)
+    for here, there in zip(expected, outputs, strict=True):
         assert np.abs(here - there).max() <= tolerance * np.ptp(here)
+    golden.outputs(artifact, outputs, tolerance=tolerance)
+
+
+def is_integer(artifact):
+    manifest = manifest_of(artifact)
+    return "int8" in (manifest.quant.scheme if manifest else artifact.name)
 
 
 def input_shapes(artifact):
