@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from edgecompress.cli import main
 from edgecompress.devices import list_devices, open_device
 from edgecompress.devices.inventory import Entry, default_path, load, matching, named
 from edgecompress.errors import ConfigError
+from edgecompress.verbs.bench import bench
 
 EXAMPLE = Path(__file__).parents[1] / "device_tests" / "inventory.example.toml"
 HOSTILE = "\x1b]0;title\x07\x1b[2J[red]x[/red]\u202e\x9b31m"
@@ -191,6 +193,32 @@ def test_a_name_stands_for_its_url_and_interpreter(ssh_server, write, monkeypatc
         assert (opened.url, opened.python) == (ssh_server.url, sys.executable)
     with pytest.raises(ConfigError, match=r"'pi': unknown kind of device; choose from local://.* or a name of the inventory: 'kitchen pi'"):
         open_device("pi")
+
+
+RUNNER = """#!/bin/sh
+taskset -p $$ | sed 's/.*: //' >{said}
+exec {python} {runner} "$@"
+"""
+
+
+def test_a_bench_by_name_uses_runner_mask_and_temperature_unless_told_others(tiny, write, tmp_path, monkeypatch):
+    said = {name: tmp_path / f"{name}.mask" for name in ("listed", "given")}
+    real = {"python": sys.executable, "runner": EXAMPLE.parent / "runners" / "runner.py"}
+    _, given = (write(RUNNER.format(said=said[name], **real), name) for name in said)
+    inventory = write(device(url="local://", name="desk", runner="listed", cpu_mask="1", cooldown_c=140))
+    monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(inventory))
+    waited = []
+    monkeypatch.setattr("edgecompress.verbs.bench.cool_down", lambda _, degrees, **__: waited.append(degrees) or "")
+    run = partial(bench, [tiny / "tiny.tflite"], repetitions=3, warmup_s=0.0)
+
+    run(device="desk")
+    assert (said["listed"].read_text(), waited) == ("1\n", [140.0])
+    said["listed"].unlink()
+    run(device="desk", runner=given, cooldown_c=99.0)
+    assert (said["given"].read_text(), waited) == ("1\n", [140.0, 99.0])
+    run(device="local://")
+    assert len(waited) == 2
+    assert not said["listed"].exists()
 
 
 # --- the listing

@@ -96,6 +96,16 @@ def named(entries: Sequence[Entry], name_or_url: str) -> Entry | None:
     return next((entry for entry in entries if entry.name == name_or_url or same_address(entry.url, name_or_url)), None)
 
 
+def settings(device: str) -> Entry:
+    """Return what the inventory says of the device with that name; a URL is taken as it is, with no settings of its own.
+
+    Raises:
+        ConfigError: The inventory is wrong.
+    """
+    entry = None if "://" in device else named(load(), device)
+    return entry or Entry(url=device)  # who opens it says that there is no such name
+
+
 def same_address(url: str, other: str) -> bool:
     """Tell whether two URLs are spelt differently at most: `adb://a%20b` and `adb://a b`."""
     return _address(url) == _address(other)

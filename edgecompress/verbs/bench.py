@@ -8,6 +8,7 @@ import msgspec
 
 from edgecompress.devices import open_device
 from edgecompress.devices.cooling import cool_down
+from edgecompress.devices.inventory import settings
 from edgecompress.devices.runner import FORMATS, manifest_of, measure
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
@@ -46,7 +47,8 @@ def bench(
     since one runtime's threads can disturb another's.
 
     Args:
-        device: `local://`, `ssh://user@host:port` or `adb://SERIAL`.
+        device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, mask and temperature are
+            then used where none is given here.
         repetitions: Timed inferences of each artifact, fewer when `time_limit_s` is reached.
         warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
         cpu_mask: Hexadecimal, of the processors to run on; "" for all.
@@ -66,6 +68,10 @@ def bench(
         if path.suffix not in FORMATS or not path.is_file():
             raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
         manifest_of(path)
+    entry = settings(device)
+    runner = runner or (Path(entry.runner) if entry.runner else None)
+    cpu_mask = cpu_mask or entry.cpu_mask
+    cooldown_c = entry.cooldown_c if cooldown_c is None else cooldown_c
     if runner is not None and not runner.is_file():
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
     formats = dict.fromkeys(path.suffix for path in artifacts)

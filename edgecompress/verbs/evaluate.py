@@ -17,6 +17,7 @@ from edgecompress import data as datasets
 from edgecompress.accuracy import Evaluation
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.base import clean
+from edgecompress.devices.inventory import settings
 from edgecompress.devices.protocol import RunnerReply
 from edgecompress.devices.runner import infer
 from edgecompress.errors import ConfigError, DeviceError, ParityError
@@ -94,6 +95,8 @@ def evaluate(
         raise ConfigError("evaluate: no artifacts; name files or a run folder with artifacts/")
     if samples < 1 or threads < 1 or timeout_s <= 0 or (batch is not None and batch < 1) or (tolerance is not None and not tolerance >= 0):
         raise ConfigError("evaluate: samples, batch, threads and timeout must be positive, a tolerance 0 or more; give larger ones")
+    entry = settings(device)
+    runner = runner or (Path(entry.runner) if entry.runner else None)
     if runner is not None and not runner.is_file():
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
     jobs = [prepare(Path(path), data, samples) for path in artifacts]
