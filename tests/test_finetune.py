@@ -164,7 +164,7 @@ def test_unlabelled_data_is_learnt_from_the_teacher(dense, compact):
     train, held_out = digits()
     unlabelled = Samples(train.inputs, None, source="digits without labels")
     _, result = finetune(compact, unlabelled, teacher=dense, eval_data=held_out, options=FinetuneOptions(epochs=3, samples=1400))
-    assert result.top1 >= result.dense_top1 - 0.03
+    assert result.top1 - result.before_top1 > 0.5 * (result.dense_top1 - result.before_top1) > 0  # most of what was lost is back
     _, silent_result = finetune(compact, unlabelled, teacher=dense, eval_data=unlabelled, options=msgspec.structs.replace(SHORT, epochs=1))
     assert (silent_result.dense_top1, silent_result.top1) == (None, None)
 
