@@ -1,5 +1,6 @@
 """The emulated Raspberry Pi: artifacts run on it as ARM code over a real sshd, and it leaves nothing behind."""
 
+import fcntl
 import json
 import os
 import select
@@ -145,6 +146,17 @@ def test_a_32_bit_board_computes_the_hosts_outputs(tmp_path, monkeypatch):
             assert device.info().abi == "armv7l"
         assert farthest_from_the_host(url, FP32) <= TOLERANCES[FP32]
         assert farthest_from_the_host(url, GOLDEN / "tiny-int8.tflite", shapes=[(1, 1, 8, 8)]) <= TOLERANCES[INT8]
+
+
+@pytest.mark.slow
+def test_what_earlier_ingredients_made_is_removed_unless_a_device_runs_on_it(pi_device, tmp_path):
+    for name in ("arm64-unused", "arm64-held", "armhf-other"):
+        (tmp_path / name).mkdir()
+    with (tmp_path / "arm64-held.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        argv = [sys.executable, PROGRAM, "build", "--cache", tmp_path]
+        built = Path(subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=200, check=True).stdout.strip())
+    assert {path for path in tmp_path.iterdir() if path.is_dir()} == {built, tmp_path / "arm64-held", tmp_path / "armhf-other"}
 
 
 def pi_command(command, cache):

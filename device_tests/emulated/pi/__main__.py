@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from boards import BOARDS
@@ -51,12 +51,13 @@ def main(argv: list[str]) -> int:
 
 
 def build(options: argparse.Namespace) -> None:
-    say(str(root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror)))
+    with root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root:
+        say(str(root))
 
 
 def run(options: argparse.Namespace) -> None:
     """Print where the device is, then wait until it dies or we are told to end it."""
-    with device(options) as (described, process):
+    with root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root, device(options, root) as (described, process):
         say(json.dumps(described))
         process.wait()
         raise PiError(f"{options.board}: the device ended by itself with status {process.returncode}; its log was written above")
@@ -116,9 +117,8 @@ def running(state: Path) -> int | None:
 
 
 @contextmanager
-def device(options: argparse.Namespace):
+def device(options: argparse.Namespace, root: Path):
     """Start the device in namespaces of its own; yield where it is and its outermost process; end it whatever happens."""
-    root = root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror)
     folder = Path(tempfile.mkdtemp(prefix="edgecompress-pi-"))
     process = None
     try:
@@ -137,8 +137,8 @@ def device(options: argparse.Namespace):
         }  # fmt: skip
         argv = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE / "guest.py")]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sys.stderr, text=True)
-        process.stdin.write(json.dumps(settings))
-        process.stdin.close()
+        with suppress(BrokenPipeError), process.stdin:  # it ended already; that is seen next
+            process.stdin.write(json.dumps(settings))
         wait_for_sshd(port, process, options.board)
         yield describe(options.board, port, home), process
     finally:

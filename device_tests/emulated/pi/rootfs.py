@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def ingredients(board: Board, mirror: str) -> str:
     return hashlib.sha256(parts.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
 
 
-def root_of(board: Board, *, cache: Path = CACHE, mirror: str = MIRROR) -> Path:
-    """Return the board's root file system, built when it is not there. Others who want it wait; what is half built is never used.
+@contextmanager
+def root_of(board: Board, *, cache: Path = CACHE, mirror: str = MIRROR) -> Iterator[Path]:
+    """Hold the board's root file system, built when it is not there. Others who want it wait; what is half built is never used.
 
     Raises:
         PiError: Something is missing here, or a download failed.
@@ -71,23 +73,35 @@ def root_of(board: Board, *, cache: Path = CACHE, mirror: str = MIRROR) -> Path:
         raise PiError(f"{board.model}: " + "; ".join(lacks))
     root = cache / f"{board.architecture}-{ingredients(board, mirror)}"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with locked(cache / f"{root.name}.lock"):
-        if not root.is_dir():
-            building = cache / f"{root.name}.building"
-            shutil.rmtree(building, ignore_errors=True)
-            try:
-                build(board, building, mirror)
-                building.rename(root)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-    return root
+    with lock_of(root).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not root.is_dir():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not root.is_dir():
+                make(board, root, mirror)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield root
 
 
-@contextmanager
-def locked(path: Path):
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def make(board: Board, root: Path, mirror: str) -> None:
+    """Build under another name, then rename; then remove what earlier ingredients made and nobody holds."""
+    building = root.with_name(f"{root.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        build(board, building, mirror)
+        building.rename(root)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for other in root.parent.glob(f"{board.architecture}-*/"):
+        with lock_of(other).open("a") as lock, suppress(BlockingIOError):
+            if other != root:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def lock_of(root: Path) -> Path:
+    """Return the file that holders of `root` lock; it stays, for a lock on a removed file guards nothing."""
+    return root.with_name(f"{root.name}.lock")
 
 
 def build(board: Board, root: Path, mirror: str) -> None:
