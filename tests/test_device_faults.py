@@ -19,9 +19,11 @@ from edgecompress.devices import probe as probe_module
 from edgecompress.devices import runner as runner_module
 from edgecompress.devices import ssh as ssh_module
 from edgecompress.devices import store as store_module
+from edgecompress.devices.again import info_if_there
 from edgecompress.devices.runner import measure
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import sha256
+from edgecompress.records import DeviceInfo
 
 # A runner in POSIX sh. Its latency is the start of the request's nonce, so a reply of any other run would be noticed.
 ANSWER = r"""
@@ -144,9 +146,9 @@ def test_which_device_must_be_clear(bench, adb_end, adb_server):
     assert bench(first.url)[0] == 0
 
 
-@pytest.mark.parametrize("after_bytes", [9_000, 30_000])
+@pytest.mark.parametrize("after_bytes", [400, 9_000, 30_000])
 def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_bytes):
-    """The first number falls into the push of the model; the second behind it."""
+    """The first number falls into the question what the device is, the second into the push of the model, the third behind it."""
     end = adb_end()
     end.switch(f"drop {after_bytes}")
     status, said = bench(end.url)
@@ -160,6 +162,14 @@ def test_a_runner_that_crashed_is_not_run_again(bench, adb_end, impatient, tmp_p
     status, _ = bench(adb_end().url, f"echo run >>'{count}'; kill -SEGV $$")
     assert status == DeviceError.exit_code
     assert count.read_text() == "run\n"
+
+
+def test_a_finished_run_is_not_lost_with_the_device(adb_end, impatient):
+    end = adb_end()
+    with open_device(end.url) as device:
+        end.process.kill()
+        end.process.wait()
+        assert info_if_there(device) == DeviceInfo(url=end.url, serial=end.serial)
 
 
 QUICK, ALL = 24, 200
@@ -190,17 +200,6 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
         end.switch("none")
         assert end.running() == []
         assert end.left_behind() == []
-
-
-def test_random_moments_are_those_of_a_whole_run(adb_end, impatient, tmp_path):
-    """A moment drawn above may fall into any step: with the largest draw of a small model a run is over, or nearly so."""
-    end = adb_end()
-    end.switch("drop 12100")
-    (tmp_path / "model.tflite").write_bytes(bytes(100))
-    (tmp_path / "program").write_text(f"#!/bin/sh\n{ANSWER}")
-    with open_device(end.url) as device:
-        measure(device, [tmp_path / "model.tflite"], runner=tmp_path / "program", timeout_s=3.0, repetitions=1)
-    assert end.left_behind() == []
 
 
 @pytest.mark.parametrize(

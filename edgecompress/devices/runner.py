@@ -20,9 +20,10 @@ from msgspec import structs
 
 from edgecompress import programs
 from edgecompress.devices import masks
+from edgecompress.devices.again import info_if_there, twice
 from edgecompress.devices.base import Device, Late, LinkLost, last_lines
 from edgecompress.devices.exit_status import explain, machine_of
-from edgecompress.devices.locks import turn
+from edgecompress.devices.leases import hold, name_of
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
 from edgecompress.devices.results import benchmark_result, read_outputs
 from edgecompress.devices.store import send
@@ -78,7 +79,7 @@ def measure(
     mask = masks.plain(cpu_mask)
     requested = tuple(_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(
-        nonce=secrets.token_hex(16),
+        nonce="",  # each attempt has its own
         mode="measure",
         artifacts=requested,
         threads=threads,
@@ -90,12 +91,12 @@ def measure(
         cpu_mask=mask,
         profile=profile,
     )
-    with turn(device.serial, wait_s=wait_s):
-        info = device.info()
+    with hold(name_of(device), wait_s=wait_s):
+        info = twice(device, device.info)
         masks.check(device, mask)
         run = _Run(device, info, python or device.python, runner, timeout_s)
         reply = _execute(run, request, files, {}, None)
-        after = device.info() if runner else info
+        after = info_if_there(device) if runner else info
     ran = _hash_of(runner)
     return tuple(benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
 
@@ -129,7 +130,7 @@ def infer(
         raise ConfigError(f"{file}: inputs of {[len(array) for array in inputs]} samples; give every input the same number, at least one")
     shapes = tuple((1, *array.shape[1:]) for array in inputs)
     request = RunnerRequest(
-        nonce=secrets.token_hex(16),
+        nonce="",  # each attempt has its own
         mode="infer",
         artifacts=(_file_request(file, 0, shapes),),
         threads=threads,
@@ -138,7 +139,7 @@ def infer(
         outputs="outputs.npz",
     )
     # On this machine nothing is timed here, so nobody needs to wait.
-    lock = nullcontext() if device.url == "local://" else turn(device.serial, wait_s=wait_s)
+    lock = nullcontext() if device.url == "local://" else hold(name_of(device), wait_s=wait_s)
     with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         arrays = {f"input_{i}": np.ascontiguousarray(array, dtype=np.float32) for i, array in enumerate(inputs)}
@@ -200,19 +201,8 @@ def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | 
 
 
 def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
-    """Send, run, and fetch the reply, and what mode infer computed to `outputs`; once more as another run when the link was lost.
-
-    A runner that crashed or was late is not tried again: it would most likely do the same.
-    """
-    try:
-        return _attempt(run, request, files, extra, outputs)
-    except LinkLost as lost:
-        log.warning("%s; trying once more", lost)
-        try:
-            run.device.reconnect()
-        except EdgeCompressError as gone:
-            raise lost from gone
-    return _attempt(run, structs.replace(request, nonce=secrets.token_hex(16)), files, extra, outputs)
+    """Send, run, and fetch the reply, and what mode infer computed to `outputs`; once more as another run when the link was lost."""
+    return twice(run.device, lambda: _attempt(run, structs.replace(request, nonce=secrets.token_hex(16)), files, extra, outputs))
 
 
 def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
@@ -235,7 +225,7 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
             if _exists(run.device, work / request.reply):
                 run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
                 parse_reply(reply_file.read_bytes(), request, subject=subject)
-            info = run.info if run.info.abi else run.device.info()
+            info = run.info if run.info.abi else info_if_there(run.device)
             said = last_lines(done.stderr or done.stdout)
             built_for = machine_of(run.runner) if run.runner else ""
             why = explain(done.returncode, info, built_for=built_for)

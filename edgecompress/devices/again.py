@@ -1,0 +1,38 @@
+"""One more try when the link was lost; what crashed or was late is not tried again, it would most likely do the same."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from edgecompress.devices.base import Device, LinkLost
+from edgecompress.errors import EdgeCompressError
+from edgecompress.records import DeviceInfo
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def twice(device: Device, work: Callable[[], T]) -> T:
+    """Return what `work` returns, over a new connection when the first one breaks.
+
+    Raises:
+        DeviceError: Any other failure, the second loss of the link, or the first when the device does not come back.
+    """
+    try:
+        return work()
+    except LinkLost as lost:
+        log.warning("%s; trying once more", lost)
+        try:
+            device.reconnect()
+        except EdgeCompressError as gone:
+            raise lost from gone
+    return work()
+
+
+def info_if_there(device: Device) -> DeviceInfo:
+    """Return what the device says it is now, or nothing but its name: what a finished run has to tell is worth more than this."""
+    try:
+        return twice(device, device.info)
+    except EdgeCompressError as error:
+        log.warning("%s", error)
+        return DeviceInfo(url=device.url, serial=device.serial)
