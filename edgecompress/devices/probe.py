@@ -26,6 +26,7 @@ say os "$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null | tr -d '\042'
 say kernel "$(uname -sr)"
 say product "$(prop ro.product.model)"
 say board "$(file /proc/device-tree/model)"
+say board "$(file /sys/firmware/devicetree/base/model)"
 say machine "$(file /sys/class/dmi/id/product_name)"
 say soc "$(prop ro.soc.model)"
 say soc "$(prop ro.board.platform)"
