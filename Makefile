@@ -15,7 +15,7 @@ demo: .venv/demo
 	$(BIN)/edgecompress export --target android
 
 test: .venv/all .venv-tflite-runtime/installed debian
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 # make test-slow   the tests that take more than a minute
 test-slow: .venv/all .venv-tflite-runtime/installed debian
