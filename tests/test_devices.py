@@ -11,7 +11,6 @@ import pytest
 
 from edgecompress.devices import OPENERS, list_devices, open_device
 from edgecompress.devices.base import Completed, clean
-from edgecompress.devices.locks import turn
 from edgecompress.devices.probe import parse
 from edgecompress.devices.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError
@@ -166,18 +165,6 @@ def test_a_wrong_url_is_refused(url, message):
         open_device(url)
     assert "secret" not in str(caught.value)
     assert str(caught.value).isprintable()
-
-
-def test_one_device_is_held_by_one_at_a_time():
-    with (
-        turn("phone", wait_s=1.0),
-        turn("other", wait_s=0.0),
-        pytest.raises(DeviceError, match="another process"),
-        turn("phone", wait_s=0.05),
-    ):
-        pass
-    with turn("phone", wait_s=0.0):
-        pass
 
 
 def test_list_has_this_machine_and_says_what_is_wrong_with_the_others(adb_end):
