@@ -97,7 +97,7 @@ def ratio(result: BenchmarkResult, first: BenchmarkResult) -> Ratio:
     if not median(first.latency_ms):
         raise ConfigError(f"{first.artifact}: its median is 0 ms, the clock there is too coarse; compare with a slower file")
     found = median(result.latency_ms) / median(first.latency_ms)
-    if result.rounds != first.rounds or sum(first.rounds) != len(first.latency_ms) != len(result.latency_ms):
+    if result.rounds != first.rounds or {sum(first.rounds)} != {len(first.latency_ms), len(result.latency_ms)}:
         return Ratio(ratio=found, low=None, high=None, why="the runner does not tell its rounds")
     ends = list(itertools.accumulate(first.rounds, initial=0))
     spans = [(start, end) for start, end in itertools.pairwise(ends) if end > start]

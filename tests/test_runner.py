@@ -1,6 +1,8 @@
 """The runner program, run as a device runs it, and what is believed of a runner's words."""
 
+import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -17,6 +19,12 @@ from edgecompress.devices.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import sha256
 from edgecompress.records import to_json
+
+REQUEST = RunnerRequest(
+    nonce="n1", mode="measure", artifacts=(FileRequest(path="a.tflite", sha256="aa", format="tflite"),), threads=1, reply="reply.json"
+)
+REPLY = {"schema": 1, "nonce": "n1", "runner": "r", "threads": 1, "started_at": "", "peak_rss_bytes": 1}
+RESULT = {"sha256": "aa", "backend": "b", "load_ms": 1.0, "first_ms": 1.0, "latency_ms": [1.0]}
 
 
 @pytest.fixture
@@ -80,7 +88,97 @@ def test_the_runner_starts_in_an_old_python_too():
     """Python 3.9 is what older boards have; nothing newer may stand in the file."""
     import ast
 
-    ast.parse(programs.runner().read_text(), feature_version=(3, 9))
+    assert len(programs.runner_parts()) == 3
+    for part in programs.runner_parts():
+        ast.parse(part.read_text(), feature_version=(3, 9))
+
+
+def test_onnx_files_run_where_onnxruntime_is(local, tmp_path, tiny_samples):
+    onnx = pytest.importorskip("onnx", reason="pip install onnx")
+    shape = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 1, 8, 8]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", shape[:1], shape[1:])
+    path = tmp_path / "relu.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    inputs, _ = tiny_samples
+    (outputs,) = infer(local, path, [inputs])
+    assert np.array_equal(outputs, np.maximum(inputs, 0))
+    with pytest.raises(ConfigError, match="input shapes"):
+        infer(local, path, [inputs, inputs])
+    path.write_bytes(b"not a model")
+    with pytest.raises(ConfigError, match="refused it"):
+        infer(local, path, [inputs])
+
+
+def test_a_runtime_that_is_not_there_is_said(local, tmp_path):
+    path = tmp_path / "model.pte"
+    path.write_bytes(b"x")
+    runner = tmp_path / "runner"  # a Python without site-packages has no runtime at all
+    runner.write_text(f'#!/bin/sh\nexec {sys.executable} -S {programs.runner()} "$1"\n')
+    with pytest.raises(DeviceError, match=r"executorch does not import .*; pip install executorch"):
+        infer(local, path, [np.zeros((1, 1), np.float32)], runner=runner)
+
+
+def machine_module():
+    spec = importlib.util.spec_from_file_location("runner_machine", programs.runner().with_name("runner_machine.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"sys/devices/platform/soc/soc:firmware/get_throttled": ("0", "50000")}, False),  # it happened once, not now
+        ({"sys/devices/platform/soc/soc:firmware/get_throttled": ("0", "50005")}, True),
+        ({"sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": ("1800000", "1800000")}, False),
+        ({"sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": ("1800000", "1200000")}, True),
+        ({"sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": ("7", "7")}, False),
+        ({"sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": ("7", "8")}, True),
+        ({"sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": ("nonsense", "1")}, False),
+    ],
+)
+def test_throttling_is_what_the_firmware_or_the_kernel_says(tmp_path, files, expected):
+    taken = []
+    for i in (0, 1):
+        for name, texts in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{texts[i]}\n")
+        taken.append(machine_module().snapshot(tmp_path))
+    assert machine_module().changes(*taken)["throttled"] is expected
+
+
+def test_conditions_are_before_and_after_and_processors_in_order(tmp_path):
+    for i, khz in enumerate([600_000, *[1_000_000] * 9, 1_800_000]):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{i}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_cur_freq").write_text(f"{khz}\n")
+    (tmp_path / "proc").mkdir()
+    found = []
+    for busy in (0, 100):
+        (tmp_path / "proc/stat").write_text(f"cpu {busy} 0 0 50 0 0 0 0 0 0\n")
+        found.append(machine_module().snapshot(tmp_path) | {"clock_s": busy / 100, "own_s": busy / 400})
+    made = machine_module().changes(*found)
+    assert made["frequencies_mhz"] == [[600.0, *[1000.0] * 9, 1800.0]] * 2
+    assert made["busy_elsewhere"] == pytest.approx(100 / os.sysconf("SC_CLK_TCK") - 0.25)
+    assert made["governors"] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"results": [{**RESULT, "rounds": [2]}]}, "rounds are not those"),
+        ({"results": [{**RESULT, "rounds": [2, -1]}]}, "rounds are not those"),
+        ({"results": [{**RESULT, "profile": [{"name": "x", "calls": 1, "ms": 1e12}]}]}, "impossible conditions"),
+        ({"temperature_c": [1e12, None]}, "impossible conditions"),
+        ({"frequencies_mhz": [[-1e9], []]}, "impossible conditions"),
+        ({"busy_elsewhere": "much"}, "cannot be used"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused(change, message):
+    with pytest.raises(DeviceError, match=message):
+        parse_reply(msgspec.json.encode({**REPLY, "results": [RESULT], **change}), REQUEST, subject="x")
 
 
 @pytest.mark.parametrize("name", ["tiny.tflite", "tiny.ptl"])
@@ -153,13 +251,6 @@ def test_a_runner_that_lies_is_not_believed(local, tiny, tmp_path, body, message
     runner.write_text(f'#!/bin/sh\nd=$(dirname "$1")\n{body}\n')
     with pytest.raises(DeviceError, match=message):
         measure(local, [tiny / "tiny.tflite"], runner=runner)
-
-
-REQUEST = RunnerRequest(
-    nonce="n1", mode="measure", artifacts=(FileRequest(path="a.tflite", sha256="aa", format="tflite"),), threads=1, reply="reply.json"
-)
-REPLY = {"schema": 1, "nonce": "n1", "runner": "r", "threads": 1, "started_at": "", "peak_rss_bytes": 1}
-RESULT = {"sha256": "aa", "backend": "b", "load_ms": 1.0, "first_ms": 1.0, "latency_ms": [1.0]}
 
 
 def test_an_honest_reply_is_accepted():

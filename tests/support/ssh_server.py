@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,15 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory):
-    """Start the server once; python3 in its sessions is the one that runs the tests, and no ~/.bashrc changes that."""
+    """Start the server once."""
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@contextmanager
+def running_sshd(folder):
+    """Run a server; python3 in its sessions is the one that runs the tests, and no ~/.bashrc changes that."""
     program = require("sshd", "openssh-server")
-    folder = tmp_path_factory.mktemp("sshd")
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
     host_key = make_key(folder / "host_key")

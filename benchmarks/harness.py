@@ -1,0 +1,152 @@
+"""What the device harness costs, and whether its comparisons are honest.
+
+Measured on the adb device end and the sshd of the tests, and on this machine. Rows: seconds of a run that are not inference, with all on
+the device already (≤ 2); a 50 MB push beside the same by `adb push` and `scp` (≤ 1.5×), with `confirmed` beside it, which also
+hashes the file here and there; sending the same file again; how many of 20 comparisons of a file with itself hold 1 in their
+interval, on this machine as it is and beside a process that loads it (≥ 19).
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
+
+from rows import Rows, parse  # noqa: E402
+from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
+from support.require import require  # noqa: E402
+from support.ssh_server import running_sshd  # noqa: E402
+
+from edgecompress.devices import open_device  # noqa: E402
+from edgecompress.devices.base import Device  # noqa: E402
+from edgecompress.devices.store import send  # noqa: E402
+from edgecompress.statistics import ratio  # noqa: E402
+from edgecompress.verbs.bench import bench  # noqa: E402
+
+MODEL = REPOSITORY / "examples" / "prebuilt" / "resnet20_fashion_mnist-fp32.tflite"
+PUSHED_BYTES = 50_000_000
+BUSY = """
+import random, time
+while True:
+    end = time.time() + random.random()
+    while time.time() < end:
+        sum(range(1000))
+    time.sleep(0.5)
+"""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def overhead(rows: Rows, kind: str, url: str) -> None:
+    """Measure everything but loading and inference, with the files already there."""
+
+    def run() -> float:
+        made = None
+
+        def measure() -> None:
+            nonlocal made
+            (made,) = bench([MODEL], device=url, repetitions=10, warmup_s=0.0)
+
+        spent = seconds(measure)
+        return spent - (made.load_ms + made.first_ms + sum(made.warmup_ms) + sum(made.latency_ms)) / 1e3
+
+    first = run()
+    rows.add(f"seconds beside inference, {kind}", ours=min(run() for _ in range(3)), peer=None, bound=2, first=first)
+
+
+def push(rows: Rows, kind: str, url: str, peer: Callable[[Path, str], list[object]], folder: Path, *, times: int) -> None:
+    """Push files of random bytes as a run does, and by the peer's program."""
+    ours, theirs, confirmed, again = [], [], [], []
+    path = folder / "pushed"
+    with open_device(url) as device:
+        target = device.base / "peer"
+        command = peer(path, str(target))
+        for i in range(times):
+            path.write_bytes(os.urandom(PUSHED_BYTES))
+            theirs.append(seconds(lambda: subprocess.run(command, check=True, capture_output=True)))
+            ours.append(seconds(lambda: device.push(path, target)))
+            confirmed.append(sent(device, path, 2 * i))
+            again.append(sent(device, path, 2 * i + 1))
+        device.run(["rm", "-f", str(target)], timeout_s=20)
+    rows.add(f"seconds of a 50 MB push, {kind}", ours=min(ours), peer=min(theirs), bound=1.5, confirmed=min(confirmed))
+    rows.add(f"seconds of the same file again, {kind}", ours=min(again), peer=min(confirmed), bound=0.8)
+
+
+def sent(device: Device, path: Path, i: int) -> float:
+    work = device.base / f"edgecompress-harness{i}"
+    try:
+        return seconds(lambda: send(device, work, {"file": path}, keep={"file"}))
+    finally:
+        device.run(["rm", "-rf", str(work)], timeout_s=20)
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """Keep a processor busy for a second at a time, at random moments."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def repeatability(rows: Rows, name: str, *, runs: int, repetitions: int) -> None:
+    found, noisy = [], 0
+    for _ in range(runs):
+        first, second = bench([MODEL, MODEL], compare=True, repetitions=repetitions, warmup_s=0.1)
+        found.append(ratio(second, first))
+        noisy += bool(second.noisy)
+    held = sum(interval.low <= 1 <= interval.high for interval in found)
+    width = sorted(interval.high - interval.low for interval in found)[runs // 2]
+    rows.add(f"of {runs} comparisons with itself, 1 inside, {name}", ours=held, peer=None, bound=runs - runs // 20, sense=">=",
+             median_width=width, noisy=noisy)  # fmt: skip
+
+
+def on_devices(rows: Rows, folder: Path, *, pushes: int) -> None:
+    """Start the adb device end and an sshd with homes of their own, and measure on both."""
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        ssh = stack.enter_context(running_sshd(folder))
+        ssh.known_hosts.write_text(ssh.known_line())
+        for name, value in stack.enter_context(running_adb_server(require("adb", "adb"), ssh.home)).items():
+            patch.setenv(name, value)
+        root = folder / "android"
+        argv = [sys.executable, DEVICE_END, "--root", root]
+        end = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
+        stack.callback(end.terminate)
+        serial = f"127.0.0.1:{end.stdout.readline().strip()}"
+        adb("connect", serial)
+        overhead(rows, "adb", f"adb://{serial}")
+        overhead(rows, "ssh", ssh.url)
+        push(rows, "adb", f"adb://{serial}", lambda path, to: [os.environ["ADB"], "-s", serial, "push", path, to], folder, times=pushes)
+        known = ["-q", "-B", "-o", f"UserKnownHostsFile={ssh.known_hosts}", "-i", ssh.home / ".ssh" / "id_ed25519", "-P", str(ssh.port)]
+        push(rows, "ssh", ssh.url, lambda path, to: ["scp", *known, path, f"127.0.0.1:{to}"], folder, times=pushes)
+
+
+def main() -> None:
+    options = parse(__doc__)
+    rows = Rows()
+    with tempfile.TemporaryDirectory() as name:
+        on_devices(rows, Path(name), pushes=2 if options.quick else 5)
+    repetitions = 100 if options.quick else 400
+    repeatability(rows, "as the machine is", runs=20, repetitions=repetitions)
+    with load():
+        repeatability(rows, "beside a busy process", runs=20, repetitions=repetitions)
+    rows.end()
+
+
+if __name__ == "__main__":
+    main()
