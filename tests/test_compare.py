@@ -7,6 +7,7 @@ import re
 import msgspec
 import numpy as np
 import pytest
+import report_records as records
 from support.runs import complaint
 
 from edgecompress.devices import open_device
@@ -14,6 +15,8 @@ from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.store import send
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
+from edgecompress.reporting.data import build
+from edgecompress.reporting.render import render
 from edgecompress.runs import keep_result
 from edgecompress.statistics import mad, noise, ratio, repeats
 from edgecompress.verbs.bench import bench
@@ -276,3 +279,39 @@ def test_the_store_is_private_and_a_link_in_its_place_is_not_followed(remote, tm
     for n in (2, 3):
         assert send_to(remote, path, n).pushed_bytes == 10
     assert remote.run(["ls", elsewhere], timeout_s=10).stdout == ""
+
+
+def reported(*results):
+    artifacts = tuple(
+        records.artifact(f"{name}.tflite", sha256=digest) for name, digest in (("resnet20-dense-fp32", "0"), ("resnet20-fp32", "1"))
+    )
+    return build(run="r", created_at="", version="0", artifacts=artifacts, results=results)
+
+
+def test_the_report_shows_intervals_noise_conditions_and_the_spread_of_sessions():
+    base, fast = synthetic(np.random.default_rng(2), factor=0.5)
+    base = msgspec.structs.replace(base, artifact="resnet20-dense-fp32.tflite", noisy=("times drifted",))
+    fast = msgspec.structs.replace(fast, artifact="resnet20-fp32.tflite", artifact_sha256="1")
+    later = msgspec.structs.replace(base, session="t", started_at="2025-12-31", latency_ms=(5.0,), rounds=(1,))
+    made = reported(base, fast, later)
+    rows = {row.artifact: row for row in made.groups[0].rows}
+    low, high = rows["resnet20-fp32.tflite"].speed_interval
+    assert low <= 2 <= high
+    assert low <= rows["resnet20-fp32.tflite"].speed_up <= high
+    assert rows["resnet20-dense-fp32.tflite"].latency.noisy == ("times drifted",)
+    entries = dict(entry for part in made.conditions for entry in part.entries)
+    assert entries["Noise"] == "times drifted"
+    assert entries["Fastest processor before → after"] == "1800 → 1800 MHz"
+    assert (entries["Throttled"], entries["Loadings of each file"]) == ("no", "20")
+    assert any("2 sessions" in note.text for note in made.notes)
+    page = render(made)
+    assert f"{low:.2f}–{high:.2f}×" in page
+    assert ", noisy" in page
+
+
+def test_the_report_makes_no_ratio_of_runs_on_other_processors():
+    base = msgspec.structs.replace(QUIET, artifact="resnet20-dense-fp32.tflite")
+    fast = msgspec.structs.replace(QUIET, artifact="resnet20-fp32.tflite", artifact_sha256="1", cpu_mask="f0")
+    rows = {row.artifact: row for group in reported(base, fast).groups for row in group.rows}
+    assert rows["resnet20-fp32.tflite"].speed_up is None
+    assert "on other processors" in rows["resnet20-fp32.tflite"].speed_reason

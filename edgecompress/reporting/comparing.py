@@ -11,11 +11,11 @@ import msgspec
 
 from edgecompress.records import Artifact, BenchmarkResult
 from edgecompress.reporting.document import Group, Latency, Note, Row
-from edgecompress.statistics import median
+from edgecompress.statistics import median, ratio
 
 Key = tuple[str, ...]
 KEY_NAMES = ("in another session", "on another device", "under another governor", "with another runtime", "by another runner",
-             "with another number of threads")  # fmt: skip
+             "with another number of threads", "on other processors")  # fmt: skip
 
 
 def percentile(values: Sequence[float], p: float) -> float:
@@ -35,7 +35,7 @@ def key(result: BenchmarkResult) -> Key:
     """Return what must be equal for two results to be compared, in the order of `KEY_NAMES`."""
     d = result.device
     device = "\0".join((d.url, d.serial, d.model, d.soc, d.abi, d.os, str(d.emulated)))
-    return (result.session, device, d.governor, result.backend, result.runner, str(result.threads))
+    return (result.session, device, d.governor, result.backend, result.runner, str(result.threads), result.cpu_mask)
 
 
 def differences(a: BenchmarkResult, b: BenchmarkResult) -> tuple[str, ...]:
@@ -63,6 +63,7 @@ def latency(result: BenchmarkResult) -> Latency:
         first_ms=result.first_ms,
         warmups=len(result.warmup_ms),
         peak_rss_bytes=result.peak_rss_bytes,
+        noisy=result.noisy,
     )
 
 
@@ -151,7 +152,7 @@ def newest(groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Note, ..
 def place(group: Group) -> tuple[str, ...]:
     """Return what tells one place of measurement from another, but for the session and what changes by itself."""
     d = group.device
-    return (d.url, d.serial, str(d.emulated), group.backend, group.runner, str(group.threads))
+    return (d.url, d.serial, str(d.emulated), group.backend, group.runner, str(group.threads), group.cpu_mask)
 
 
 def group(
@@ -173,6 +174,23 @@ def group(
         load_average=(known(max, (r.load_average[0] for _, r in pairs)), known(max, (r.load_average[1] for _, r in pairs))),
         rows=tuple(rows),
         reason=reasons.pop() if len(reasons) == 1 else "",
+        cpu_mask=first.cpu_mask,
+        told=told(first),
+    )
+
+
+def told(result: BenchmarkResult) -> tuple[tuple[str, str], ...]:
+    """Return the conditions that all results of a session share, in words; "" for what nobody told."""
+    before, after = (max(values, default=None) for values in result.frequencies_mhz)
+    known_both = before is not None and after is not None
+    return (
+        ("Processors", f"mask {result.cpu_mask}" if result.cpu_mask else ""),
+        ("Fastest processor before → after", f"{before:.0f} → {after:.0f} MHz" if known_both else ""),
+        ("Governor before → after", " → ".join(result.governors) if any(result.governors) else ""),
+        ("Throttled", "" if result.throttled is None else "yes" if result.throttled else "no"),
+        ("Processors busy with others", "" if result.busy_elsewhere is None else f"{result.busy_elsewhere:.2f}"),
+        ("Loadings of each file", str(len(result.rounds)) if result.rounds else ""),
+        ("Runner's SHA-256", result.runner_sha256),
     )
 
 
@@ -187,7 +205,7 @@ def measured_row(
     found = latency(result)
     bases = [other for other in pairs if is_baseline(other[0])]
     bases.sort(key=lambda other: (other[0].format != artifact.format, other[0].route != artifact.route))
-    speed_up, name, reason = None, "", ""
+    speed_up, interval, name, reason = None, None, "", ""
     if not bases:
         reason = why_unlike(result, [r for a, r in everything if is_baseline(a)])
     else:
@@ -195,8 +213,11 @@ def measured_row(
         name = base.name
         speed_up = latency(base_result).median_ms / found.median_ms if found.median_ms > 0 else None
         reason = "" if speed_up is not None else "the clock of this device is too coarse: median 0 ms"
+        if speed_up is not None and base_result is not result:
+            compared = ratio(base_result, result)
+            interval = None if compared.low is None or compared.high is None else (compared.low, compared.high)
     return msgspec.structs.replace(
-        static_row(artifact, artifacts), latency=found, speed_up=speed_up, speed_baseline=name, speed_reason=reason
+        static_row(artifact, artifacts), latency=found, speed_up=speed_up, speed_interval=interval, speed_baseline=name, speed_reason=reason
     )
 
 

@@ -79,6 +79,8 @@ def place(group: Group) -> Entries:
         ("Threads", str(group.threads)),
         ("Load before → after", pair(group.load_average, "")),
         ("Temperature before → after", pair(group.temperature_c, " °C")),
+        *group.told,
+        ("Noise", "; ".join(dict.fromkeys(why for row in group.rows if row.latency for why in row.latency.noisy))),
         ("Samples", ", ".join(f"{row.artifact} {len(row.latency.samples_ms)}" for row in group.rows if row.latency)),
         ("Session", group.session),
         ("Started", group.started_at),

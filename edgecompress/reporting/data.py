@@ -18,6 +18,7 @@ from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
 from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
 from edgecompress.reporting.verdict import conclude
+from edgecompress.statistics import repeats
 
 
 def build(
@@ -186,6 +187,11 @@ def notes(
     for result in results:
         for text in result.notes:
             shared.setdefault(text, []).append(f"{result.artifact} on {result.device.model or result.device.url}")
+    for name, medians in repeats(results).items():
+        lowest, highest = min(medians), max(medians)
+        apart = f"{highest / lowest - 1:.0%} apart" if lowest > 0 else "below what the clock shows"
+        text = f"{name} was measured in {len(medians)} sessions: medians from {lowest:.3g} to {highest:.3g} ms, {apart}."
+        found.append(Note(source="bench", text=text))
     return (*found, *(Note(source=", ".join(names), text=text) for text, names in shared.items()))
 
 

@@ -52,6 +52,7 @@ class Latency(Record, frozen=True, kw_only=True):
     first_ms: float
     warmups: int
     peak_rss_bytes: int
+    noisy: tuple[str, ...] = ()
 
 
 class Row(Record, frozen=True, kw_only=True):
@@ -62,6 +63,7 @@ class Row(Record, frozen=True, kw_only=True):
         times_smaller: Size of the dense fp32 file of this format over this size.
         top1_change_points: Against the dense fp32 file of this format, on the same data.
         speed_up: Median of `speed_baseline` over this median; None, with `speed_reason`, for unlike measurements.
+        speed_interval: Where the true one lies (99%), known when they were measured with `bench --compare`.
     """
 
     artifact: str
@@ -79,12 +81,17 @@ class Row(Record, frozen=True, kw_only=True):
     parity: Parity | None = None
     latency: Latency | None = None
     speed_up: float | None = None
+    speed_interval: tuple[float, float] | None = None
     speed_baseline: str = ""
     speed_reason: str = ""
 
 
 class Group(Record, frozen=True, kw_only=True):
-    """Results that may be compared: one session, device, runtime and number of threads."""
+    """Results that may be compared: one session, device, runtime, number of threads and choice of processors.
+
+    Attributes:
+        told: Further conditions that the device told, (name, text).
+    """
 
     session: str
     device: DeviceInfo
@@ -96,6 +103,8 @@ class Group(Record, frozen=True, kw_only=True):
     load_average: tuple[float | None, float | None]
     rows: tuple[Row, ...]
     reason: str = ""
+    cpu_mask: str = ""
+    told: tuple[tuple[str, str], ...] = ()
 
 
 class Layer(Record, frozen=True, kw_only=True):
