@@ -24,6 +24,7 @@ from edgecompress.devices.runner import measure
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import sha256
 from edgecompress.records import DeviceInfo
+from edgecompress.verbs import bench as bench_module
 
 # A runner in POSIX sh. Its latency is the start of the request's nonce, so a reply of any other run would be noticed.
 ANSWER = r"""
@@ -157,6 +158,28 @@ def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_
     assert end.left_behind() == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        ("drop 100ms", 0, "every sample: "),
+        ("freeze 100ms", 6, r"adb shell did not finish within .*may have fallen silent; check the cable"),
+        ("kill 100ms", 6, r"memory ran out"),
+        ("die 100ms", 6, r"connection was lost while running sh: .*(offline|no longer attached)"),
+    ],
+)
+def test_what_happens_while_the_runner_runs(bench, adb_end, impatient, monkeypatch, fault, status, message):
+    monkeypatch.setattr(bench_module, "measure", lambda *args, **options: measure(*args, **{**options, "timeout_s": 2.0}))
+    end = adb_end()
+    end.switch(fault)
+    found, said = bench(end.url, f"sleep 0.5\n{ANSWER}")
+    assert found == status, said
+    assert_matches(message, said)
+    assert end.fault.read_text() == "none"
+    if "die" not in fault:
+        assert end.running() == []
+        assert end.left_behind() == []
+
+
 def test_a_runner_that_crashed_is_not_run_again(bench, adb_end, impatient, tmp_path):
     count = tmp_path / "count"
     status, _ = bench(adb_end().url, f"echo run >>'{count}'; kill -SEGV $$")
@@ -172,7 +195,7 @@ def test_a_finished_run_is_not_lost_with_the_device(adb_end, impatient):
         assert info_if_there(device) == DeviceInfo(url=end.url, serial=end.serial)
 
 
-QUICK, ALL = 24, 200
+QUICK, ALL = 25, 200
 
 
 @pytest.mark.parametrize(
@@ -181,14 +204,15 @@ QUICK, ALL = 24, 200
     indirect=["adb_server"],
 )
 def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, impatient, tmp_path):
-    """The link breaks or falls silent, the runner is killed, or the device is gone, after a random number of bytes of the link."""
+    """The link breaks or falls silent, the runner is killed, or the device is gone: at a byte of the link or while the runner runs."""
     chosen = random.Random(seed)
     end = adb_end()
     artifact, program = tmp_path / "model.tflite", tmp_path / "program"
     artifact.write_bytes(chosen.randbytes(chosen.choice([100, 20_000, 300_000])))
     program.write_text(f"#!/bin/sh\nsleep 0.{chosen.randrange(3)}\n{ANSWER}")
     fault = chosen.choices(["drop", "freeze", "kill", "die"], [5, 2, 3, 2])[0]
-    end.switch(f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
+    while_running = fault == "kill" or chosen.random() < 0.3
+    end.switch(f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
     start = time.monotonic()
     with suppress(DeviceError), open_device(end.url) as device:
         (result,) = measure(device, [artifact], runner=program, timeout_s=3.0, repetitions=1)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from edgecompress.devices import process
-from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, LinkLost, clean, last_lines, remote_command
+from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, Late, LinkLost, clean, last_lines, remote_command
 from edgecompress.devices.local import too_large
 from edgecompress.devices.probe import probe
 from edgecompress.devices.process import late
@@ -132,7 +132,12 @@ class AdbDevice(Closing):
             raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
 
     def _call(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> Completed:
-        return process.run([self._adb, "-s", self.serial, *arguments], timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
+        argv = [self._adb, "-s", self.serial, *arguments]
+        try:
+            return process.run(argv, timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
+        except Late as error:
+            why = f"adb {arguments[0]} did not finish within {timeout_s:g} s and was stopped"
+            raise Late(f"{self.url}: {why}; the device may have fallen silent; check the cable, then run it again") from error
 
     def _failure(self, what: str, done: Completed) -> DeviceError:
         """Name the state the device is in now, when that explains the failure; else what adb or the device said."""

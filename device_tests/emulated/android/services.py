@@ -32,6 +32,7 @@ async def shell(device, stream, command, options):
     try:
         if runner and device.faults.on("drop-mid-shell"):
             raise Dropped
+        breaking = asyncio.create_task(break_later(device, stream.link)) if runner and device.faults.after_start() else None
         pipes = [(SHELL_STDOUT, process.stdout), (SHELL_STDERR, process.stderr)]
         copies = asyncio.gather(*(copy(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
         gone = asyncio.create_task(stream.closed.wait())
@@ -41,10 +42,19 @@ async def shell(device, stream, command, options):
             status = await process.wait()
             await stream.write(struct.pack("<BIB", SHELL_EXIT, 1, status if status >= 0 else 128 - status))
         copies.cancel()
+        if breaking:
+            breaking.cancel()
     finally:  # adbd ends what the host has hung up on
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def break_later(device, link):
+    name, wait_s = device.faults.after_start()
+    await asyncio.sleep(wait_s)
+    device.faults.end()
+    link.happen(name)
 
 
 async def sync(device, stream, _argument, _options):
