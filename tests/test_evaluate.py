@@ -18,8 +18,8 @@ from edgecompress.accuracy import Evaluation
 from edgecompress.data import load
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.records import Artifact, ExportResult, read, to_json
-from edgecompress.runs import FILES, open_run, read_records
-from edgecompress.verbs.evaluate import _ranks, evaluate
+from edgecompress.runs import FILES, keep_result, open_run, read_records
+from edgecompress.verbs.evaluate import _ranks, _step, evaluate
 
 ROOT = Path(__file__).parents[1]
 PREBUILT = ROOT / "examples" / "prebuilt"
@@ -91,6 +91,19 @@ def test_a_device_is_as_often_right_as_this_machine(url):
         assert result.published_top1 == read(manifest_path(PREBUILT / result.artifact), Artifact).top1
     assert int8.data_sha256 == fp32.data_sha256
     assert "5000 images" in int8.data
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "fp32"])
+def test_arm_code_computes_what_this_machine_does(scheme, pi, tmp_path):
+    """Without the reference beside it, for emulated inference is slow."""
+    artifact = PREBUILT / f"resnet20_fashion_mnist-{scheme}.tflite"
+    for path in (artifact, manifest_path(artifact)):
+        shutil.copy(path, tmp_path)
+    (result,) = evaluate([tmp_path / artifact.name], data=IMAGES, device=pi, samples=8)
+    assert result.device.abi == "aarch64"
+    assert result.device.emulated
+    assert result.host.max_rel <= 1e-5  # also of int8: not one step apart
+    assert result.top1 == result.host_top1 > 0.6
 
 
 def test_all_images_in_several_transfers_give_the_published_accuracy():
@@ -231,6 +244,44 @@ def test_a_tolerance_that_is_asked_for_decides(spoiling):
 def test_outputs_of_another_shape_are_the_runners_fault(spoiling):
     with pytest.raises(DeviceError, match=r"outputs of shape .* the manifest says 10 scores"):
         evaluate([INT8], data=IMAGES, samples=5, runner=spoiling("y = y[:, :4].copy()"))
+
+
+def test_a_runtime_that_changes_between_transfers_is_no_result(spoiling):
+    change = 's = json.loads(reply.read_text()); s["results"][0]["backend"] += str(y.sum()); reply.write_text(json.dumps(s))'
+    with pytest.raises(DeviceError, match="runtime changed between two transfers"):
+        evaluate([INT8], data=IMAGES, samples=4, batch=2, runner=spoiling(change))
+
+
+def test_what_was_found_before_a_device_went_away_is_kept(adb_end, edgecompress, tmp_path, monkeypatch):
+    end = adb_end()
+
+    def keep_then_pull_the_cable(home, record):
+        end.process.kill()
+        end.process.wait()
+        return keep_result(home, record)
+
+    monkeypatch.setattr("edgecompress.cli.evaluate.keep_result", keep_then_pull_the_cable)
+    answer = edgecompress("evaluate", INT8, FP32, "--data", IMAGES, "--samples", 5, "--device", end.url, "--json")
+    assert answer.code == 6
+    complaint(answer)
+    (kept,) = tmp_path.glob("results/*/accuracy/*.json")
+    assert json.loads(answer.out) == [json.loads(kept.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "step"),
+    [
+        ([0.0, 1.0], 0.25, 0.25),  # the file says it
+        ([0.5, 0.75, 1.5, 0.5], None, 0.25),  # values on a grid
+        (np.linspace(0, 51, 1000), None, 0.2),  # floats: as if 256 levels spanned them
+        ([2.0, 2.0], None, 0.0),
+    ],
+)
+def test_quantization_step_of_an_output(values, scale, step):
+    manifest = read(manifest_path(INT8), Artifact)
+    outputs = (msgspec.structs.replace(manifest.outputs[0], scale=scale),)
+    found = _step(np.array(values, np.float32), msgspec.structs.replace(manifest, outputs=outputs))
+    assert found == pytest.approx(step, rel=1e-6)
 
 
 def test_a_runtime_that_computes_an_artifact_wrongly_is_found_out():
