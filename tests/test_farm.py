@@ -1,6 +1,7 @@
 """Laws of the farm: real sshd and adb ends that die, real processes, a real lease store."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -33,7 +34,8 @@ while True:
         number += 1
 folder = os.path.dirname(sys.argv[1])
 request = json.load(open(sys.argv[1]))
-data = open(folder + "/" + request["artifacts"][0]["path"], "rb").read()
+contents = [open(folder + "/" + artifact["path"], "rb").read() for artifact in request["artifacts"]]
+data = contents[0]
 if EVERY and number % EVERY == EVERY - 1:
     time.sleep(SLEEP_S / 2)
     pid = os.getppid()
@@ -44,8 +46,8 @@ if EVERY and number % EVERY == EVERY - 1:
 time.sleep(SLEEP_S)
 {body}
 reply = {{"schema": 1, "nonce": request["nonce"], "runner": "sleeper", "threads": 1, "started_at": "2026-01-01T12:00:00+00:00",
-    "peak_rss_bytes": 1, "results": [{{"sha256": hashlib.sha256(data).hexdigest(), "backend": "sleep", "load_ms": 1.0,
-    "latency_ms": [1.0]}}]}}
+    "peak_rss_bytes": 1, "results": [{{"sha256": hashlib.sha256(content).hexdigest(), "backend": "sleep", "load_ms": 1.0,
+    "latency_ms": [1.0]}} for content in contents]}}
 open(folder + "/reply.tmp", "w").write(json.dumps(reply))
 os.rename(folder + "/reply.tmp", folder + "/" + request["reply"])
 """
@@ -227,6 +229,72 @@ def test_an_interrupt_gives_the_leases_back_and_ends_what_runs(ssh_devices, slee
 def leases(store):
     with store.transaction() as execute:
         return execute("SELECT device FROM edgecompress_leases")
+
+
+@pytest.fixture
+def pool(ssh_devices, tmp_path, monkeypatch):
+    """An inventory with two boards in the pool "shelf", which has a third device that nobody can reach."""
+    entries = [*ssh_devices(2), Entry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")]
+    path = tmp_path / "devices.toml"
+    path.write_text("".join(f'[[device]]\nurl = "{entry.url}"\nname = "{entry.name}"\nlabels = ["shelf"]\n' for entry in entries))
+    monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(path))
+
+
+def bench(*arguments, cwd):
+    argv = [sys.executable, "-m", "edgecompress", "bench", *map(str, arguments)]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_keeps_every_result_and_says_what_became_of_each_device(pool, sleeper, jobs, store, tmp_path):
+    settings = sleeper(0.5, body='if data == b"model 2": sys.exit("no such op")')
+    files = [path for (path,) in jobs(6)]
+    done = bench(*files, "--device", "pool:shelf", "--runner", settings.runner, cwd=tmp_path)
+    assert done.returncode == 6, done.stderr
+    assert "1 of 6 jobs have no result" in done.stderr
+    assert "no such op" in done.stderr
+    assert "5 of 6 jobs done, 0 waiting, 1 failed" in done.stderr
+    assert {line.split()[0] for line in done.stderr.splitlines() if line.startswith(("board", "gone"))} == {"board0", "board1", "gone"}
+    kept = sorted(path.name.rpartition("-")[2] for path in (tmp_path / "results").glob("board*/*.json"))
+    assert kept == [f"job{number:02}.tflite.json" for number in (0, 1, 3, 4, 5)]
+    assert all(f"job{number:02}.tflite" in done.stdout for number in (0, 1, 3, 4, 5))
+
+
+def test_the_table_lives_on_a_terminal(pool, sleeper, jobs, store, tmp_path):
+    files = [path for (path,) in jobs(4)]
+    argv = [sys.executable, "-m", "edgecompress", "bench", *files, "--device", "pool:shelf", "--runner", sleeper(0.5).runner]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        argv, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(theirs)
+    seen = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        try:
+            while part := terminal.read(4096):
+                seen += part
+        except OSError:  # how Linux says that the other side has closed a terminal
+            pass
+    assert process.wait(30) == 0
+    text = seen.decode()
+    assert text.index("measuring") < text.index("4 of 4 jobs done")
+    assert "0 of 4 jobs done" in text
+
+
+def test_a_comparison_stays_on_one_device(pool, sleeper, jobs, store, tmp_path):
+    files = [path for (path,) in jobs(2)]
+    done = bench(*files, "--device", "pool:shelf", "--compare", "--runner", sleeper(0.1).runner, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 jobs done" in done.stderr
+    assert len({path.parent for path in (tmp_path / "results").glob("*/*.json")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("pool:attic", "no device of the inventory has this label; labels there: shelf"), ("pool:", "pool:: no device")]
+)
+def test_a_pool_that_is_empty_is_refused(pool, jobs, store, tmp_path, device, message):
+    done = bench(*jobs(1)[0], "--device", device, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_nothing_to_do_is_refused():

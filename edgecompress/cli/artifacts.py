@@ -1,7 +1,7 @@
 """The commands that look at what was built: prove it again, measure it, show it."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 
 import msgspec
 import typer
@@ -11,11 +11,25 @@ from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options, updated
-from edgecompress.records import ExportResult, read, to_json
+from edgecompress.records import BenchmarkResult, ExportResult, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
 from edgecompress.targets import SUFFIXES, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
+
+
+class BenchArguments(TypedDict):
+    """What a device and a pool are given alike."""
+
+    device: str
+    threads: int
+    repetitions: int
+    warmup_s: float
+    cpu_mask: str
+    cooldown_c: float | None
+    compare: bool
+    profile: bool
+    runner: Path | None
 
 
 def files_of(paths: list[Path]) -> tuple[Path, ...]:
@@ -61,7 +75,7 @@ def verify(paths: Paths, json: p.Json = False) -> None:
 
 def bench(
     paths: Paths,
-    device: p.Device = "local://",
+    device: p.DeviceOrPool = "local://",
     threads: p.Threads = None,
     repetitions: p.Repetitions = None,
     warmup: p.Warmup = None,
@@ -76,27 +90,41 @@ def bench(
 
     Example: edgecompress bench runs/resnet20_fashion_mnist --device ssh://pi@raspberrypi.local
     """
+    from edgecompress.cli.farm import shown
+    from edgecompress.farm import FarmError, bench_pool, is_pool
     from edgecompress.verbs.bench import bench as measure
 
     asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
-    with bars() as track:
-        results = measure(
-            files,
-            device=device,
-            threads=asked.threads,
-            repetitions=asked.repetitions,
-            warmup_s=0.5 if warmup is None else warmup,
-            cpu_mask=cpu_mask or "",
-            cooldown_c=cooldown_c,
-            compare=compare,
-            profile=profile,
-            runner=runner,
-            track=track,
-        )
     home = paths[0] if is_run(paths[0]) else Path()
-    for result in results:
-        path = keep_result(home, result)
+    kept: list[Path] = []
+
+    def keep(result: BenchmarkResult) -> None:
+        kept.append(keep_result(home, result))
+
+    given = BenchArguments(
+        device=device,
+        threads=asked.threads,
+        repetitions=asked.repetitions,
+        warmup_s=0.5 if warmup is None else warmup,
+        cpu_mask=cpu_mask or "",
+        cooldown_c=cooldown_c,
+        compare=compare,
+        profile=profile,
+        runner=runner,
+    )
+    failure: FarmError | None = None
+    if is_pool(device):
+        with shown() as watch:
+            try:
+                results = bench_pool(files, **given, keep=keep, watch=watch)
+            except FarmError as error:
+                failure, results = error, error.results
+    else:
+        with bars() as track:
+            results = measure(files, **given, track=track)
+        for result in results:
+            keep(result)
     if json:
         typer.echo(to_json(results), nl=False)
     else:
@@ -105,7 +133,10 @@ def bench(
             console().print(tables.profiles(results))
         for line in tables.remarks(results):
             console(stderr=True).print(line)
-        console(stderr=True).print(f"every sample: {path.parent}")
+        for folder in dict.fromkeys(path.parent for path in kept):
+            console(stderr=True).print(f"every sample: {folder}")
+    if failure is not None:
+        raise failure
 
 
 def report(

@@ -36,6 +36,7 @@ MaxRel = Annotated[float | None, typer.Option(help="fp32 gate: largest differenc
 MinInt8 = Annotated[float | None, typer.Option("--min-int8-agreement", help="int8 gate: top-1 agreement [0.98].", show_default=False)]
 
 Device = Annotated[str, typer.Option(help="local://, adb://SERIAL, ssh://user@host:port, or a name of the inventory.")]
+DeviceOrPool = Annotated[str, typer.Option(help="local://, adb://SERIAL, ssh://user@host:port, a name of the inventory, or pool:LABEL.")]
 Inventory = Annotated[Path | None, typer.Option(help="TOML file of devices [EDGECOMPRESS_INVENTORY].", show_default=False)]
 Threads = Annotated[int | None, typer.Option(help="Threads of the measured run [1].", show_default=False)]
 Repetitions = Annotated[int | None, typer.Option(help="Timed inferences of each artifact [100].", show_default=False)]

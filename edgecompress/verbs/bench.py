@@ -24,6 +24,28 @@ def judged(result: BenchmarkResult, *notes: str) -> BenchmarkResult:
     return msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
 
 
+def check(artifacts: Sequence[Path], *, compare: bool) -> None:
+    """Refuse what cannot be measured, or compared, before any device is asked.
+
+    Raises:
+        ConfigError: No artifacts, one that was changed after export, or no two of one format to compare.
+    """
+    if not artifacts:
+        raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
+    for path in artifacts:
+        if path.suffix not in FORMATS or not path.is_file():
+            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
+        manifest_of(path)
+    formats = dict.fromkeys(path.suffix for path in artifacts)
+    if compare and (len(artifacts) < 2 or len(formats) > 1):
+        raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
+
+
+def loads(repetitions: int, *, compare: bool) -> int:
+    """Return how often each artifact is loaded anew."""
+    return min(LOADS, max(1, repetitions // FEWEST_ROUNDS)) if compare else 1
+
+
 def bench(
     artifacts: Sequence[Path],
     *,
@@ -62,12 +84,7 @@ def bench(
         ConfigError: No artifacts, one that was changed after export, one that the runtime refuses, or no two of one format to compare.
         DeviceError: The device or the run on it failed.
     """
-    if not artifacts:
-        raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
-    for path in artifacts:
-        if path.suffix not in FORMATS or not path.is_file():
-            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
-        manifest_of(path)
+    check(artifacts, compare=compare)
     entry = settings(device)
     runner = runner or (Path(entry.runner) if entry.runner else None)
     cpu_mask = cpu_mask or entry.cpu_mask
@@ -75,9 +92,6 @@ def bench(
     if runner is not None and not runner.is_file():
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
     formats = dict.fromkeys(path.suffix for path in artifacts)
-    if compare and (len(artifacts) < 2 or len(formats) > 1):
-        raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
-    loads = min(LOADS, max(1, repetitions // FEWEST_ROUNDS)) if compare else 1
     groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
     results: dict[int, BenchmarkResult] = {}
     with open_device(device) as connected:
@@ -93,7 +107,7 @@ def bench(
                 timeout_s=timeout_s,
                 python=python,
                 runner=runner,
-                loads=loads,
+                loads=loads(repetitions, compare=compare),
                 cpu_mask=cpu_mask,
                 profile=profile,
             )
