@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import sys
 import time
 from datetime import datetime, timezone
@@ -65,12 +64,12 @@ def measure(request, folder, loaded):
         while not result["warmup_ms"] or time.perf_counter() - start < request["warmup_s"]:
             result["warmup_ms"].append(timed(model))
         result["latency_ms"], result["rounds"] = [], []
-    order, shuffle = list(range(len(models))), random.Random(0).shuffle
+    order = list(range(len(models)))
     before, start = snapshot(), time.perf_counter()
     loads = max(1, min(request.get("loads", 1), request["repetitions"]))
     for k in range(loads):
         if k:
-            shuffle(order)
+            order = order_of(k, len(models))
             for i in order:
                 models[i] = None  # freed first, so that memory holds one of each
                 models[i] = opened(request, request["artifacts"][i], folder)
@@ -89,6 +88,12 @@ def measure(request, folder, loaded):
             result["profile"] = model.profile(PROFILED_RUNS)
             result["notes"] = model.notes
     return {"results": results, **told}
+
+
+def order_of(k, n):
+    """Return the order of `n` artifacts in loading `k`: each is first equally often, and follows each neighbour equally often."""
+    order = [(i + k // 2) % n for i in range(n)]
+    return order[::-1] if k % 2 else order
 
 
 def rounds(models, results, order, most, end):

@@ -182,11 +182,11 @@ class ExecuTorchModel:
         self.backend = version_of("executorch")
         self.notes = []
         try:
-            from executorch.extension.pybindings.portable_lib import _threadpool_set_num_threads
+            from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         except ImportError:
             self.notes.append("executorch chooses its number of threads itself")
         else:
-            _threadpool_set_num_threads(threads)
+            _unsafe_reset_threadpool(threads)
         try:
             self.program = Runtime.get().load_program(path)
             self.method = self.program.load_method("forward")
