@@ -268,6 +268,26 @@ def test_an_ssh_link_that_breaks_once_costs_nothing(bench, ssh_server, tmp_path)
     assert not any(Path(folder).exists() for folder in folders)
 
 
+def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server, impatient, tmp_path):
+    """The server's end of the link is stopped, not closed: nothing is answered any more."""
+    server, folder = ssh_server.process.pid, tmp_path / "folder"
+    (tmp_path / "model.tflite").write_bytes(b"model")
+    stop = f"echo \"${{1%/*}}\" >'{folder}'; kill -STOP $(cat /proc/{server}/task/{server}/children); exec sleep 60"
+    (tmp_path / "program").write_text(f"#!/bin/sh\n{stop}")
+    start = time.monotonic()
+    try:
+        with (
+            open_device(ssh_server.url) as device,
+            pytest.raises(DeviceError, match="running sh took more than 2 s; check the connection"),
+        ):
+            measure(device, [tmp_path / "model.tflite"], runner=tmp_path / "program", timeout_s=1.0)
+        assert time.monotonic() - start < 10
+    finally:
+        with suppress(ProcessLookupError):  # one that was just ending
+            ssh_server.drop_connections()
+    assert not Path(folder.read_text().strip()).exists()
+
+
 def assert_matches(pattern, said):
     """A message is one sentence however wide the terminal is."""
     assert "Traceback" not in said

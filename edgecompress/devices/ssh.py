@@ -76,7 +76,7 @@ class SshDevice(Closing):
         return done
 
     def reconnect(self) -> None:
-        self._connection.abort()
+        self._loop.call_soon_threadsafe(self._connection.abort)
         self._connection = self._open()
 
     def close(self) -> None:
@@ -142,9 +142,9 @@ class SshDevice(Closing):
         await self._connection.wait_closed()
 
     def _call(self, work: Coroutine[Any, Any, T], *, timeout_s: float, what: str) -> T:
-        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, timeout_s), self._loop)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return future.result(timeout_s)  # asyncio's own time limit would wait for a silent link to be closed in good order
         except TimeoutError as error:
             raise Late(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
         except (asyncssh.Error, OSError) as error:
