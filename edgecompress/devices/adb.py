@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from edgecompress.records import DeviceInfo
 
 SHORT_S = 15.0
 BACK_S = 15.0  # how long a device that went away may take to come back
+PAUSES_S = (0.0, 0.2, 0.5)  # adb is trying by itself too, and its attempt and ours can end each other
 ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
 
@@ -120,16 +122,22 @@ class AdbDevice(Closing):
         return Completed(tuple(argv), int(status), stdout, done.stderr)
 
     def reconnect(self) -> None:
-        """Raise an error that says what state it is in when it is not back within BACK_S."""
+        """Raise an error that says what state it is in when it does not come back."""
+        for pause_s in PAUSES_S:
+            time.sleep(pause_s)
+            self._connect_anew()
+            state = _states(self._adb).get(self.serial, "gone")
+            if state == "device":
+                return
+        raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
+
+    def _connect_anew(self) -> None:
         if ADDRESS.fullmatch(self.serial):
             # adb keeps an address that fell silent as connected, and would go on using it.
             process.run([self._adb, "disconnect", self.serial], timeout_s=SHORT_S, subject=self.url)
             process.run([self._adb, "connect", self.serial], timeout_s=BACK_S, subject=self.url)
         else:
             process.run([self._adb, "-s", self.serial, "wait-for-device"], timeout_s=BACK_S, subject=self.url)
-        state = _states(self._adb).get(self.serial, "gone")
-        if state != "device":
-            raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
 
     def _call(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> Completed:
         argv = [self._adb, "-s", self.serial, *arguments]
