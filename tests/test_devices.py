@@ -153,6 +153,7 @@ def test_endless_output_is_cut_off(device):
         ("local://somewhere", "takes nothing"),
         ("ssh://", "write ssh://user@host:port"),
         ("ssh://pi:secret@host", "password"),
+        ("ssh://pi:secret@host:99999", "password"),
         ("ssh://host:99999", "write ssh://user@host:port"),
         ("ssh://host/path", "write ssh://user@host:port"),
         ("ssh://-oProxyCommand=touch", "write ssh://user@host:port"),

@@ -265,14 +265,14 @@ def open_ssh(rest: str) -> SshDevice:
         ConfigError: Not such an address, or one with a password or a path.
         DeviceError: Not reachable, an unknown or changed host key, or our keys are refused.
     """
+    if ":" in rest.rpartition("@")[0]:  # before anything else, so that no message shows it
+        raise ConfigError("ssh://: a password stands in the address; use a key (ssh-copy-id), passwords are never used")
     url = f"ssh://{rest}"
     try:
         parts = urlsplit(url)
         host, port, user = parts.hostname, parts.port, parts.username
     except ValueError as error:
         raise ConfigError(f"{url}: {error}; write ssh://user@host:port") from error
-    if parts.password is not None:
-        raise ConfigError("ssh://: a password stands in the address; use a key (ssh-copy-id), passwords are never used")
     if not host or parts.path.strip("/") or parts.query or parts.fragment or host.startswith("-"):
         raise ConfigError(f"{url}: no host, or something behind it; write ssh://user@host:port")
     return SshDevice(url, user=unquote(user) if user else None, host=host, port=port)
