@@ -19,6 +19,7 @@ from edgecompress.data import load
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.records import Artifact, ExportResult, read, to_json
 from edgecompress.runs import FILES, keep_result, open_run, read_records
+from edgecompress.verbs.bench import bench
 from edgecompress.verbs.evaluate import _ranks, _step, evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -292,6 +293,8 @@ def test_a_runtime_that_computes_an_artifact_wrongly_is_found_out():
     artifacts = [PREBUILT / "resnet20_fashion_mnist-int8-dynamic.tflite", FP32]
     with pytest.raises(ParityError, match=r"int8-dynamic\.tflite.*\(tflite-runtime 2\.14\.0 there, ai-edge-litert"):
         evaluate(artifacts, data=IMAGES, samples=64, python=str(OLD_RUNTIME), on_result=seen.append)
+    timed = bench(artifacts, python=str(OLD_RUNTIME), repetitions=3, warmup_s=0)
+    assert [any("computes int8-dynamic files wrongly" in note for note in result.notes) for result in timed] == [True, False]
     wrong, right = seen  # the second was still evaluated
     assert wrong.top1 < 0.3
     assert wrong.host_top1 > 0.85

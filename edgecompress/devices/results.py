@@ -11,7 +11,7 @@ from edgecompress.devices.base import clean
 from edgecompress.devices.protocol import RunnerReply
 from edgecompress.errors import DeviceError
 from edgecompress.files import sha256
-from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
+from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, OpTime
 
 
 def benchmark_result(
@@ -62,6 +62,13 @@ def benchmark_result(
 def _governors(reply: RunnerReply, before: DeviceInfo, after: DeviceInfo) -> tuple[str, str]:
     then, now = (clean(name, limit=40) for name in reply.governors)
     return (then, now) if then or now else (before.governor, after.governor)
+
+
+def doubts(backend: str, manifest: Artifact | None) -> tuple[str, ...]:
+    """What is known to go wrong without a word when this runtime runs this artifact, however fast it is."""
+    if backend.startswith("tflite-runtime") and manifest and manifest.quant.scheme == "int8-dynamic":
+        return (f"{backend} computes int8-dynamic files wrongly: install ai-edge-litert there, and see `edgecompress evaluate`",)
+    return ()
 
 
 def read_outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:

@@ -25,7 +25,7 @@ from edgecompress.devices.base import Device, Late, LinkLost, last_lines
 from edgecompress.devices.exit_status import explain, machine_of
 from edgecompress.devices.leases import hold, name_of
 from edgecompress.devices.protocol import MAX_REPLY_BYTES, FileRequest, RunnerReply, RunnerRequest, parse_reply
-from edgecompress.devices.results import benchmark_result, read_outputs
+from edgecompress.devices.results import benchmark_result, doubts, read_outputs
 from edgecompress.devices.store import send
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import explain as explain_write
@@ -98,7 +98,10 @@ def measure(
         reply = _execute(run, request, files, {}, None)
         after = info_if_there(device) if runner else info
     ran = _hash_of(runner)
-    return tuple(benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
+    results = (benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
+    return tuple(
+        structs.replace(r, notes=(*r.notes, *doubts(r.backend, manifest_of(path)))) for r, path in zip(results, files, strict=True)
+    )
 
 
 def infer(
