@@ -10,21 +10,9 @@ from torch import nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
-from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative
-from edgecompress.records import Record
-from edgecompress.tensors.cp import CP, Kernel, als
-from edgecompress.tensors.sensitivity import balanced
+from edgecompress.factorizations.protocol import Factors, Moments
 
-
-class Options(Record, frozen=True, kw_only=True):
-    """The best of several random `starts` goes on for at most `sweeps`, until its error falls by less than `tolerance` a sweep."""
-
-    seed: int = 0
-    starts: Count = 3
-    sweeps: Count = 200
-    tolerance: NotNegative = 1e-4
-
-
+Options = cp_chain.AlsOptions
 DATA_AWARE = False
 reconstruct = chain.reconstruct
 
@@ -42,8 +30,4 @@ def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Fac
 
 
 def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
-    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
-        run = als(kernel, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
-        return balanced(run.factors), cp_chain.remark(run, kernel, "ALS")
-
-    return cp_chain.fit(layer, compact, solve)
+    return cp_chain.fit_als(layer, compact, options)

@@ -20,12 +20,22 @@ from edgecompress.factorizations.blocks.layers import (
     spatial,
     unfit,
 )
-from edgecompress.factorizations.protocol import Factors
-from edgecompress.tensors.cp import CP, Kernel, Run, exact, exact_rank, kernel_of
+from edgecompress.factorizations.protocol import Count, Factors, NotNegative
+from edgecompress.records import Record
+from edgecompress.tensors.cp import CP, Kernel, Run, als, exact, exact_rank, kernel_of
 from edgecompress.tensors.sensitivity import balanced, orthogonal, sensitivity
 
 DEGENERATE = 10.0
 """Times the sensitivity of orthogonal components from which on components cancel so much that rounding them shows."""
+
+
+class AlsOptions(Record, frozen=True, kw_only=True):
+    """The best of several random `starts` goes on for at most `sweeps`, until its error falls by less than `tolerance` a sweep."""
+
+    seed: int = 0
+    starts: Count = 3
+    sweeps: Count = 200
+    tolerance: NotNegative = 1e-4
 
 
 def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
@@ -89,6 +99,16 @@ def fit(
     write(compact, groups)
     fill_bias(compact[-1], layer)
     return next((note for note in notes if note), None)
+
+
+def fit_als(layer: Convolution, compact: Factors, options: AlsOptions, *, separable: bool = False) -> str | None:
+    """Fill the layers by plain alternating least squares."""
+
+    def solve(problem: Kernel, rank: int) -> tuple[CP, str | None]:
+        run = als(problem, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
+        return balanced(run.factors), remark(run, problem, "ALS")
+
+    return fit(layer, compact, solve, separable=separable)
 
 
 def write(compact: Factors, groups: Sequence[CP]) -> None:
