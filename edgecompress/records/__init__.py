@@ -1,0 +1,71 @@
+"""Frozen records that travel between steps; each is also a JSON file. Neither torch nor typer is imported here.
+
+A record has no behaviour beyond derived numbers. Units stand in the names; ratios are after / before, in (0, 1]; 1 MAC is one fused
+multiply-add at batch size 1. `from_json` refuses unknown keys, so a misspelt or newer file is an error and not a silent default.
+"""
+
+from edgecompress.records.artifact import (
+    Artifact,
+    ConversionReply,
+    ConversionRequest,
+    ExportResult,
+    LayerQuantization,
+    Parity,
+    Preprocessing,
+    QuantizeResult,
+    QuantSpec,
+    RefusedArtifact,
+    TensorSpec,
+)
+from edgecompress.records.base import (
+    SCHEMA,
+    Record,
+    from_json,
+    read,
+    to_json,
+)
+from edgecompress.records.measurement import (
+    BenchmarkResult,
+    DeviceInfo,
+    OpTime,
+)
+from edgecompress.records.model import (
+    CompressionPlan,
+    DecomposeResult,
+    Epoch,
+    FinetuneResult,
+    LayerPlan,
+    LayerStats,
+    ModelStats,
+    SkippedLayer,
+)
+
+__all__ = [
+    "SCHEMA",
+    "Artifact",
+    "BenchmarkResult",
+    "CompressionPlan",
+    "ConversionReply",
+    "ConversionRequest",
+    "DecomposeResult",
+    "DeviceInfo",
+    "Epoch",
+    "ExportResult",
+    "FinetuneResult",
+    "LayerPlan",
+    "LayerQuantization",
+    "LayerStats",
+    "ModelStats",
+    "OpTime",
+    "Parity",
+    "Preprocessing",
+    "QuantSpec",
+    "QuantizeResult",
+    "Record",
+    "RefusedArtifact",
+    "SkippedLayer",
+    "TensorSpec",
+    "from_json",
+    "read",
+    "to_json",
+]

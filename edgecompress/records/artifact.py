@@ -1,0 +1,140 @@
+"""What is exported, and what proves it: quantization, tensors, parity, manifests, and what converters are asked and answer."""
+
+from __future__ import annotations
+
+from edgecompress.records.base import SCHEMA, Record
+
+
+class QuantSpec(Record, frozen=True, kw_only=True):
+    """How an artifact was quantized. Schemes: fp32, fp16, int8-dynamic, int8-static."""
+
+    scheme: str
+    per_channel: bool = False
+    calibration_samples: int = 0
+
+
+class LayerQuantization(Record, frozen=True, kw_only=True):
+    """Signal-to-quantization-noise ratio of a layer's int8 weight, 20·log10(‖W‖ / ‖W − Q(W)‖), in dB."""
+
+    layer: str
+    per_channel_sqnr_db: float
+    per_tensor_sqnr_db: float
+
+
+class QuantizeResult(Record, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    specs: tuple[QuantSpec, ...]
+    calibration_data: str
+    input_range: tuple[float, float]
+    layers: tuple[LayerQuantization, ...]
+
+
+class Preprocessing(Record, frozen=True, kw_only=True):
+    """How an image becomes an input: resize the short side, centre crop, then `(x / 255 − mean) / std` per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    crop: int | None = None
+
+
+class TensorSpec(Record, frozen=True, kw_only=True):
+    """One input or output of an artifact. `layout` is NCHW, NHWC or "" when the tensor is no image."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class Parity(Record, frozen=True, kw_only=True):
+    """The artifact against the eager model of the same step, on real inputs.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        max_rel: `max_abs` over the range (max − min) of the eager outputs.
+        sqnr_db: 10·log10(Σ reference² / Σ difference²); capped at 200.
+        top1_agreement: Fraction of samples with the same arg-max; None when no output is a vector of scores.
+    """
+
+    max_abs: float
+    max_rel: float
+    sqnr_db: float
+    top1_agreement: float | None
+    samples: int
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """The manifest beside an exported file.
+
+    Attributes:
+        path: File name, beside the manifest; `name` is it without its ending.
+        model: "dense" (the baseline) or "compressed".
+        toolchain: Package versions the converter ran with.
+        notes: Fallbacks the converter took.
+        top1: Accuracy of the artifact itself on the evaluation data; `data` says which, and how many samples.
+    """
+
+    schema: int = SCHEMA
+    path: str
+    name: str
+    model: str
+    format: str
+    route: str
+    sha256: str
+    size_bytes: int
+    quant: QuantSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...]
+    plan_sha256: str
+    weights_sha256: str
+    toolchain: dict[str, str]
+    notes: tuple[str, ...] = ()
+    parity: Parity | None = None
+    top1: float | None = None
+    data: str = ""
+    created_at: str = ""
+
+
+class RefusedArtifact(Record, frozen=True, kw_only=True):
+    """A file that was asked for and not published, and why."""
+
+    path: str
+    error: str
+    reason: str
+
+
+class ExportResult(Record, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    artifacts: tuple[Artifact, ...]
+    refused: tuple[RefusedArtifact, ...] = ()
+
+
+class ConversionRequest(Record, frozen=True, kw_only=True):
+    """What `export` sends to a converter program on stdin. Paths are absolute.
+
+    Attributes:
+        program: The exported program, `.pt2`, of a model in eval mode.
+        calibration: `.safetensors` with `input_0`, `input_1`, …, each `(samples, …)`, in the program's layout; "" when the scheme
+            needs none.
+        route: Which of the format's toolchains, e.g. litert-torch or onnx2tf; "" for the only one.
+    """
+
+    program: str
+    output: str
+    scheme: str
+    route: str = ""
+    calibration: str = ""
+
+
+class ConversionReply(Record, frozen=True, kw_only=True):
+    """What a converter program prints as its last line on stdout."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    toolchain: dict[str, str]
+    notes: tuple[str, ...] = ()

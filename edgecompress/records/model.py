@@ -1,0 +1,135 @@
+"""What the steps on the model find and decide: layers, plans, fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecompress.records.base import SCHEMA, Record
+
+
+class LayerStats(Record, frozen=True, kw_only=True):
+    """Cost of one layer at batch size 1.
+
+    Attributes:
+        name: Qualified name as in `model.named_modules()`, e.g. `layer1.0.conv2`.
+        kind: Class name of the module.
+        weight_shape: `(out, in)` for Linear, `(out, in / groups, kh, kw)` for Conv2d.
+        output_shape: Without the batch axis, `(out, h, w)` for Conv2d.
+        calls: How often one forward pass runs it; `macs` and `latency_ms` are totals over the calls.
+        activation_bytes: fp32 bytes of its inputs and outputs.
+        latency_ms: Median eager time; None when not measured.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    params: int
+    macs: int
+    calls: int
+    activation_bytes: int
+    latency_ms: float | None = None
+
+
+class ModelStats(Record, frozen=True, kw_only=True):
+    """What `analyze` found. `params` counts every parameter, `macs` only convolutions and linear layers."""
+
+    schema: int = SCHEMA
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[LayerStats, ...]
+    params: int
+    macs: int
+    latency_ms: float | None = None
+    conditions: dict[str, str] = {}
+
+
+class LayerPlan(Record, frozen=True, kw_only=True):
+    """One layer's decision.
+
+    Attributes:
+        loss_increase: Predicted rise of the distillation loss when this layer alone is replaced.
+        options: Of the method, beside its defaults.
+    """
+
+    layer: str
+    method: str
+    rank: tuple[int, ...]
+    macs_before: int
+    macs: int
+    params_before: int
+    params: int
+    relative_error: float
+    loss_increase: float
+    why: str = ""
+    options: dict[str, Any] = {}
+
+    @property
+    def form(self) -> str:
+        """The method, and what was chosen for it beside its rank."""
+        return " ".join((self.method, *(f"{name}={value}" for name, value in self.options.items())))
+
+
+class SkippedLayer(Record, frozen=True, kw_only=True):
+    layer: str
+    macs: int
+    reason: str
+
+
+class CompressionPlan(Record, frozen=True, kw_only=True):
+    """Which layers become which factorization, at which rank, and why the others stay dense.
+
+    Attributes:
+        macs_ratio: What was asked for; `macs / macs_before` is what the plan reaches.
+        notes: What the planner wants a reader to know, e.g. that a budget was not spent because it would hurt.
+    """
+
+    schema: int = SCHEMA
+    model: str
+    macs_ratio: float
+    layers: tuple[LayerPlan, ...]
+    skipped: tuple[SkippedLayer, ...]
+    macs_before: int
+    macs: int
+    params_before: int
+    params: int
+    notes: tuple[str, ...] = ()
+
+
+class DecomposeResult(Record, frozen=True, kw_only=True):
+    """Measured after the factors were computed; compare with the plan's prediction.
+
+    Attributes:
+        notes: What was fitted less well than asked for, by layer, e.g. an iteration that did not converge.
+    """
+
+    schema: int = SCHEMA
+    relative_errors: dict[str, float]
+    mean_relative_error: float
+    params: int
+    macs: int
+    notes: tuple[str, ...] = ()
+
+
+class Epoch(Record, frozen=True, kw_only=True):
+    epoch: int
+    loss: float
+    top1: float | None
+    learning_rate: float
+    seconds: float
+
+
+class FinetuneResult(Record, frozen=True, kw_only=True):
+    """Accuracies are fractions of the evaluation set; None without labels. `epochs[0]` is the state after BatchNorm re-estimation."""
+
+    schema: int = SCHEMA
+    dense_top1: float | None
+    before_top1: float | None
+    top1: float | None
+    epochs: tuple[Epoch, ...]
+    train_samples: int
+    eval_samples: int
+    data: str
+    seed: int
+    note: str = ""
