@@ -9,7 +9,7 @@ import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
-from edgecompress.targets import OPTIMIZERS, SCHEMES, SUFFIXES, TARGETS, TFLITE_ROUTES, choose
+from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
 
 AUTO: Final = "auto"
 
@@ -27,8 +27,8 @@ class Options(Record, frozen=True, kw_only=True):
 
     Attributes:
         target: A preset of targets.py: formats, schemes, rank multiple.
-        format: Only these formats of the target; () for all.
-        scheme: Only these schemes; () for all.
+        format: These formats; () for the target's.
+        scheme: These schemes of each format; () for the target's.
         weights: Checkpoint of the dense model; "" for the recipe's own.
         data: A path that replaces the recipe's data functions.
         macs_ratio: MACs after over before.
@@ -92,7 +92,7 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
     choose("target", made.target, tuple(TARGETS))
     choose("TFLite route", made.tflite_route, TFLITE_ROUTES)
     for format_name in made.format:
-        choose("format", format_name, tuple(SUFFIXES))
+        choose("format", format_name, tuple(FORMATS))
     choose("optimizer", made.optimizer, OPTIMIZERS)
     if made.epochs < 0 or made.batch_size < 2 or made.epoch_samples < 2:
         raise ConfigError("fine-tuning: epochs must be at least 0, batch size and epoch samples at least 2")
@@ -110,19 +110,26 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
 
 
 def outputs(options: Options) -> tuple[tuple[str, str], ...]:
-    """Return the (format, scheme) pairs a run exports.
+    """Return the (format, scheme) pairs a run exports: those of the target that were not excluded, or else whatever was named.
+
+    A format or a scheme that the target leaves out is exported when it is named.
 
     Raises:
-        ConfigError: A scheme no format of the target has.
+        ConfigError: No format named has a scheme named.
     """
     for scheme in options.scheme:
         choose("scheme", scheme, tuple(SCHEMES))
-    every = TARGETS[options.target].outputs
-    chosen = tuple((f, s) for f, s in every if (not options.format or f in options.format) and (not options.scheme or s in options.scheme))
+    usual = TARGETS[options.target].outputs
+    formats = options.format or tuple(dict.fromkeys(f for f, _ in usual))
+    chosen: list[tuple[str, str]] = []
+    for name in formats:
+        preset = tuple(s for f, s in usual if f == name)
+        wanted = options.scheme or preset or FORMATS[name].schemes
+        chosen += [(name, s) for s in FORMATS[name].schemes if s in wanted]
     if not chosen:
-        known = ", ".join(f"{f} {s}" for f, s in every)
-        raise ConfigError(f"target {options.target} has no {' '.join(options.format + options.scheme)}; it has {known}")
-    return chosen
+        known = "; ".join(f"{f}: {', '.join(FORMATS[f].schemes)}" for f in formats)
+        raise ConfigError(f"scheme {', '.join(options.scheme)}: none of the formats has it; there is {known}")
+    return tuple(chosen)
 
 
 def method_of(options: Options) -> Choice:

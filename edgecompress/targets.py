@@ -1,7 +1,7 @@
 """Where artifacts go. A target is a preset that stands here whole: what is exported, how ranks are rounded, where it is measured."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,8 +26,20 @@ class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     min_sqnr_db: float = 20.0
 
 
+class Format(NamedTuple):
+    """A file format: how its files' names end, and the schemes that `converters/to_FORMAT.py` can write, in order of preference."""
+
+    suffix: str
+    schemes: tuple[str, ...]
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes: `outputs` are (format, scheme) in order of preference; `rank_multiple` keeps channels where kernels are fast."""
+    """A preset.
+
+    Attributes:
+        outputs: (format, scheme) in order of preference; others are exported by name only.
+        rank_multiple: Keeps channels where kernels are fast.
+    """
 
     outputs: tuple[tuple[str, str], ...]
     rank_multiple: int
@@ -42,6 +54,11 @@ SCHEMES: Final = {
     "int8-static": Scheme(per_channel=True, calibrated=True, min_agreement=0.98),
 }
 
+FORMATS: Final = {
+    "tflite": Format(".tflite", ("int8-static", "int8-dynamic", "fp16", "fp32")),
+    "torchscript": Format(".ptl", ("int8-static", "int8-dynamic", "fp32")),
+}
+
 TFLITE: Final = tuple(("tflite", scheme) for scheme in ("int8-static", "int8-dynamic", "fp16", "fp32"))
 TORCHSCRIPT: Final = (("torchscript", "int8-static"), ("torchscript", "fp32"))
 
@@ -49,7 +66,6 @@ TARGETS: Final = {
     "android": Target(outputs=TFLITE + TORCHSCRIPT, rank_multiple=8, device="adb://SERIAL"),
     "raspberry-pi": Target(outputs=TFLITE, rank_multiple=8, device="ssh://pi@raspberrypi.local"),
 }
-SUFFIXES: Final = {"tflite": ".tflite", "torchscript": ".ptl"}
 TFLITE_ROUTES: Final = ("litert-torch", "onnx2tf")
 OPTIMIZERS: Final = ("sgd", "adamw")
 

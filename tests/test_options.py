@@ -8,7 +8,7 @@ import pytest
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
 from edgecompress.options import Choice, Options, fixed_layers, method_of, outputs, updated
-from edgecompress.targets import OPTIMIZERS, SCHEMES, SUFFIXES, TARGETS
+from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS
 from edgecompress.verbs.finetune import USUAL_RATE, FinetuneOptions
 
 
@@ -56,7 +56,7 @@ def test_every_target_has_outputs_that_exist():
     for name, target in TARGETS.items():
         made = outputs(updated(Options(), {"target": name}))
         assert made == target.outputs
-        assert all(f in SUFFIXES and s in SCHEMES for f, s in made)
+        assert all(f in FORMATS and s in SCHEMES for f, s in made)
 
 
 def test_formats_and_schemes_narrow_the_target():
@@ -64,15 +64,20 @@ def test_formats_and_schemes_narrow_the_target():
     assert made == (("tflite", "int8-static"), ("tflite", "fp32"))
 
 
+def test_a_format_that_the_target_leaves_out_is_exported_by_name():
+    made = outputs(updated(Options(), {"target": "raspberry-pi", "format": ("torchscript",), "scheme": ("fp32",)}))
+    assert made == (("torchscript", "fp32"),)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"scheme": ("int4",)}, "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),
-        ({"format": ("torchscript",), "scheme": ("fp16",)}, "target android has no torchscript fp16; it has tflite int8-static, "),
-        ({"target": "raspberry-pi", "format": ("torchscript",)}, "target raspberry-pi has no torchscript; it has tflite"),
+        ({"format": ("torchscript",), "scheme": ("fp16",)}, "scheme fp16: none of the formats has it; there is torchscript: int8-static, "),
+        ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript"),
     ],
 )
-def test_what_a_target_does_not_have_is_refused(given, message):
+def test_what_no_format_has_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         outputs(updated(Options(), given))
 

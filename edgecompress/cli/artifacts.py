@@ -13,7 +13,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.options import Options, updated
 from edgecompress.records import BenchmarkResult, ExportResult, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
-from edgecompress.targets import SUFFIXES, TARGETS
+from edgecompress.targets import FORMATS, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
 
@@ -54,7 +54,7 @@ def _exported(run: Path) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES.values())
+    return sorted(file for file in folder.iterdir() if file.suffix in {known.suffix for known in FORMATS.values()})
 
 
 def verify(paths: Paths, json: p.Json = False) -> None:

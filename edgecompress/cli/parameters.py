@@ -27,8 +27,8 @@ LearningRate = Annotated[float | None, typer.Option(help="Peak rate [0.01 sgd, 0
 BatchSize = Annotated[int | None, typer.Option(help="Batch size [64].", show_default=False)]
 
 ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: android, raspberry-pi [android].", show_default=False)]
-Scheme = Annotated[list[str] | None, typer.Option(help="Only this scheme of the target; repeatable.", show_default=False)]
-Format = Annotated[list[str] | None, typer.Option(help="Only this format of the target; repeatable.", show_default=False)]
+Scheme = Annotated[list[str] | None, typer.Option(help="This scheme, of each format; repeatable.", show_default=False)]
+Format = Annotated[list[str] | None, typer.Option(help="This format, in the target or not; repeatable.", show_default=False)]
 CalibrationSamples = Annotated[int | None, typer.Option("--samples", help="Calibration inputs [500].", show_default=False)]
 Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch or onnx2tf [litert-torch].", show_default=False)]
 VerifySamples = Annotated[int | None, typer.Option(help="Inputs an artifact is proved on [5000].", show_default=False)]

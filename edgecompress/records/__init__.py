@@ -8,6 +8,7 @@ from edgecompress.records.artifact import (
     Artifact,
     ConversionReply,
     ConversionRequest,
+    Departure,
     ExportResult,
     LayerQuantization,
     Parity,
@@ -16,6 +17,7 @@ from edgecompress.records.artifact import (
     QuantSpec,
     RefusedArtifact,
     TensorSpec,
+    Undelegated,
 )
 from edgecompress.records.base import (
     SCHEMA,
@@ -48,6 +50,7 @@ __all__ = [
     "ConversionReply",
     "ConversionRequest",
     "DecomposeResult",
+    "Departure",
     "DeviceInfo",
     "Epoch",
     "ExportResult",
@@ -65,6 +68,7 @@ __all__ = [
     "RefusedArtifact",
     "SkippedLayer",
     "TensorSpec",
+    "Undelegated",
     "from_json",
     "read",
     "to_json",

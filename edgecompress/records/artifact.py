@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edgecompress.records.base import SCHEMA, Record
 
 
 class QuantSpec(Record, frozen=True, kw_only=True):
-    """How an artifact was quantized. Schemes: fp32, fp16, int8-dynamic, int8-static."""
+    """How an artifact was quantized, in a scheme of `targets.SCHEMES`.
+
+    Attributes:
+        layers: The schemes of layers that differ from `scheme` (mixed precision), by qualified name.
+    """
 
     scheme: str
     per_channel: bool = False
     calibration_samples: int = 0
+    layers: dict[str, str] = {}
 
 
 class LayerQuantization(Record, frozen=True, kw_only=True):
@@ -66,6 +73,35 @@ class Parity(Record, frozen=True, kw_only=True):
     samples: int
 
 
+class Departure(Record, frozen=True, kw_only=True):
+    """Where an artifact first departs from the model it was made from.
+
+    Attributes:
+        layer: Qualified name of the first layer, in the order of computation, whose output departs; `op` is what it computes.
+        expected, found: The model's and the artifact's value where they differ most, at `index` of the output of `sample`.
+        scheme_alone: Whether the simulated quantization departs there as far, so that the scheme and not the converter is at fault;
+            None where nothing is quantized.
+    """
+
+    layer: str
+    op: str
+    expected: float
+    found: float
+    index: tuple[int, ...]
+    sample: int
+    max_rel: float
+    sqnr_db: float
+    scheme_alone: bool | None = None
+
+
+class Undelegated(Record, frozen=True, kw_only=True):
+    """An op that the fast kernels (XNNPACK) do not take, how often it stands in the file, and why."""
+
+    op: str
+    count: int
+    reason: str
+
+
 class Artifact(Record, frozen=True, kw_only=True):
     """The manifest beside an exported file.
 
@@ -74,6 +110,12 @@ class Artifact(Record, frozen=True, kw_only=True):
         model: "dense" (the baseline) or "compressed".
         toolchain: Package versions the converter ran with.
         notes: Fallbacks the converter took.
+        ops: How often each op stands in the file, as its format names them.
+        undelegated: What XNNPACK does not take.
+        bytecode_version: Of a TorchScript file for the lite interpreter; None for other formats.
+        simulated: The artifact against a simulation of its scheme in PyTorch, where `parity` is against the model itself; None where
+            nothing is quantized.
+        departure: Of a file that was refused: the first layer that departs.
         top1: Accuracy of the artifact itself on the evaluation data; `data` says which, and how many samples.
     """
 
@@ -94,18 +136,24 @@ class Artifact(Record, frozen=True, kw_only=True):
     weights_sha256: str
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
+    ops: dict[str, int] = {}
+    undelegated: tuple[Undelegated, ...] = ()
+    bytecode_version: int | None = None
     parity: Parity | None = None
+    simulated: Parity | None = None
+    departure: Departure | None = None
     top1: float | None = None
     data: str = ""
     created_at: str = ""
 
 
 class RefusedArtifact(Record, frozen=True, kw_only=True):
-    """A file that was asked for and not published, and why."""
+    """A file that was asked for and not published, why, and where it departs from the model, if that is why."""
 
     path: str
     error: str
     reason: str
+    departure: Departure | None = None
 
 
 class ExportResult(Record, frozen=True, kw_only=True):
@@ -122,6 +170,11 @@ class ConversionRequest(Record, frozen=True, kw_only=True):
         calibration: `.safetensors` with `input_0`, `input_1`, …, each `(samples, …)`, in the program's layout; "" when the scheme
             needs none.
         route: Which of the format's toolchains, e.g. litert-torch or onnx2tf; "" for the only one.
+        layers: The schemes of layers that differ from `scheme`, by qualified name.
+        io: The type of the file's own inputs and outputs; int8 only for int8-static.
+        layout: Of images in the file, for formats that have a choice (TFLite).
+        name, preprocessing, labels: Written into the file where its format has a place for them.
+        bytecode_version: For older runtimes of TorchScript; None for the newest.
     """
 
     program: str
@@ -129,12 +182,22 @@ class ConversionRequest(Record, frozen=True, kw_only=True):
     scheme: str
     route: str = ""
     calibration: str = ""
+    layers: dict[str, str] = {}
+    io: Literal["float32", "int8"] = "float32"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    name: str = ""
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
+    bytecode_version: int | None = None
 
 
 class ConversionReply(Record, frozen=True, kw_only=True):
-    """What a converter program prints as its last line on stdout."""
+    """What a converter program prints as its last line on stdout; the attributes are those of `Artifact`."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
+    ops: dict[str, int] = {}
+    undelegated: tuple[Undelegated, ...] = ()
+    bytecode_version: int | None = None

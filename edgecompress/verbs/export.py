@@ -16,7 +16,7 @@ from edgecompress.files import replacing, sha256, write_atomic
 from edgecompress.models import forward
 from edgecompress.program import to_program
 from edgecompress.records import Artifact, ConversionRequest, Preprocessing, QuantSpec, to_json
-from edgecompress.targets import SUFFIXES, Scheme
+from edgecompress.targets import FORMATS, Scheme
 from edgecompress.verification import compare, gate, manifest_path, run
 from edgecompress.weights import save_state
 
@@ -126,4 +126,4 @@ def _withdraw(path: Path) -> None:
 
 def artifact_name(name: str, variant: str, format_name: str, scheme: str) -> str:
     """Return the file name of an artifact, e.g. `resnet20-int8-static.tflite` or `resnet20-dense-fp32.ptl`."""
-    return f"{name}{'-dense' if variant == 'dense' else ''}-{scheme}{SUFFIXES[format_name]}"
+    return f"{name}{'-dense' if variant == 'dense' else ''}-{scheme}{FORMATS[format_name].suffix}"
