@@ -163,7 +163,7 @@ OPTIONS = [
     (("quantize", "--scheme", "int4"), "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),
     (("export", "--target", "iphone"), "unknown target 'iphone'; choose from android, raspberry-pi"),
     (("export", "--format", "coreml"), "unknown format 'coreml'; choose from tflite, torchscript"),
-    (("export", "--target", "raspberry-pi", "--format", "torchscript"), "target raspberry-pi has no torchscript"),
+    (("export", "--format", "torchscript", "--scheme", "fp16"), "none of the formats has it"),
     (("export", "--tflite-route", "toco"), "unknown TFLite route 'toco'; choose from litert-torch, onnx2tf"),
     (("export", "--max-rel", "0"), "max_rel 0.0: must be above 0"),
     (("export", "--threads", "0"), "threads 0: must be at least 1"),
