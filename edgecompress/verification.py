@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.devices import open_device
+from edgecompress.devices.protocol import RunnerReply
 from edgecompress.devices.runner import infer
 from edgecompress.distillation import agreement
-from edgecompress.errors import ParityError
+from edgecompress.errors import DeviceError, ParityError, ToolchainError
 from edgecompress.models import forward
 from edgecompress.records import Parity, TensorSpec
 from edgecompress.targets import Scheme
@@ -28,12 +29,52 @@ def run(path: Path, inputs: tuple[TensorSpec, ...], x: Tensor, *, threads: int =
 
     Several outputs are flattened and joined, `(n, features)`.
     """
-    if inputs[0].layout == "NHWC":
-        x = x.permute(0, 2, 3, 1)
-    with open_device("local://") as device:
-        outputs = infer(device, path, [np.ascontiguousarray(x.numpy())], threads=threads)
-    tensors = [torch.from_numpy(np.array(y)) for y in outputs]
+    tensors, _ = run_each(path, inputs, (), (x,), threads=threads)
     return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten(1) for t in tensors], 1)
+
+
+def run_each(
+    path: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    batch: tuple[Tensor, ...],
+    *,
+    threads: int = 2,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+) -> tuple[tuple[Tensor, ...], str]:
+    """Return each of the artifact's outputs `(n, …)` on `batch`, both in the model's layout, and which runtime computed them.
+
+    Args:
+        inputs, outputs: As the manifest tells them; () for outputs that are no images.
+        python: The interpreter whose runtime is meant; this one when None.
+
+    Raises:
+        ConfigError: The runtime refuses the file, or the inputs do not fit it.
+        ToolchainError: The runtime died, took too long, or is not there.
+    """
+    arrays = [_permuted(x, spec, (0, 2, 3, 1)).numpy() for x, spec in zip(batch, inputs, strict=True)]
+    told: list[RunnerReply] = []
+    try:
+        with open_device("local://") as device:
+            found = infer(
+                device,
+                path,
+                [np.ascontiguousarray(array) for array in arrays],
+                threads=threads,
+                timeout_s=timeout_s,
+                python=python,
+                on_reply=told.append,
+            )
+    except DeviceError as error:  # this machine is no device to its user
+        raise ToolchainError(str(error).removeprefix("local://: ")) from error
+    tensors = (torch.from_numpy(np.array(y)) for y in found)
+    specs = outputs or (None,) * len(found)
+    return tuple(_permuted(y, spec, (0, 3, 1, 2)) for y, spec in zip(tensors, specs, strict=True)), told[0].results[0].backend
+
+
+def _permuted(x: Tensor, spec: TensorSpec | None, axes: tuple[int, ...]) -> Tensor:
+    return x.permute(axes) if spec is not None and spec.layout == "NHWC" else x
 
 
 def compare(outputs: Tensor, reference: Tensor) -> Parity:
