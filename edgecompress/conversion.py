@@ -1,32 +1,39 @@
-"""Run a converter program in a process of its own: both sides of the contract that converters/README.md describes.
+"""Start a converter program in a process of its own: both sides of the contract that converters/README.md describes.
 
-The parent (`convert`) sends a JSON request and bounds what comes back; the program (`serve`) keeps its standard output for the reply
-alone, so that a toolchain may print what it likes. TensorFlow and its kin load and crash over there. No torch is imported here.
+The parent (`convert`, `ask`) sends a JSON request and bounds what comes back; the program (`serve`, `answer`) keeps its standard output for
+the reply alone, so that a toolchain may print what it likes. TensorFlow and its kin load and crash over there, within the time and memory
+that confinement.py grants. No torch is imported here.
 """
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
-from edgecompress import files
+from edgecompress import confinement, files
+from edgecompress.confinement import LimitReached
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
-from edgecompress.records import ConversionReply, ConversionRequest, from_json
+from edgecompress.records import ConversionReply, ConversionRequest, Record, from_json
 
 MISSING_PACKAGE = 20
 REPLY_BYTES = 1 << 20
 REQUEST_BYTES = 1 << 20
 LOG_TAIL_LINES = 8
 EXIT_CODES = {kind.exit_code: kind for kind in (EdgeCompressError, ConfigError, UnsupportedError, ToolchainError, ParityError)}
+
+Q = TypeVar("Q", bound=Record)
+R = TypeVar("R", bound=Record)
+
+
+class Died(ToolchainError):
+    """The program was ended by a signal that nobody here sent."""
 
 
 class _Failure(msgspec.Struct):
@@ -41,61 +48,80 @@ def convert(
     format: str,  # noqa: A002
     request: ConversionRequest,
     *,
-    timeout_s: float = 900,
+    timeout_s: float = confinement.TIMEOUT_S,
+    memory_gb: float = confinement.MEMORY_GB,
     python: str = sys.executable,
     log: Path | None = None,
 ) -> ConversionReply:
     """Convert by the program of `format` and leave the file at `request.output`; on any failure there is none.
 
     Args:
+        memory_gb: What the program and all it starts may hold together.
         log: Where everything the program and its toolchain print is kept.
 
     Raises:
         ConfigError: Unknown format, scheme or route, or the request's files are unusable.
         UnsupportedError: The format has no such op or scheme; says which.
-        ToolchainError: A package is missing, the program crashed, was killed, took too long or answered nonsense.
+        ToolchainError: A package is missing, the program crashed, was killed, took too long or too much memory, or answered nonsense.
     """
     from edgecompress.programs import converter
 
-    argv = [python, str(converter(format))]
-    with files.replacing(Path(request.output)) as temporary, tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch:
+    program = converter(format)
+    with files.replacing(Path(request.output)) as temporary:
+        asked = msgspec.structs.replace(request, output=str(temporary))
+        try:
+            reply = ask(program, asked, ConversionReply, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log)
+        except LimitReached as error:
+            raise LimitReached(f"{error}; allow more with --convert-timeout-s or --convert-memory-gb") from error
+        if not temporary.stat().st_size:
+            kept = f"; its log is {log}" if log else ""
+            raise ToolchainError(f"{program.name}: reported success and wrote an empty file{kept}")
+    return reply
+
+
+def ask(
+    program: Path,
+    request: Record,
+    kind: type[R],
+    *,
+    timeout_s: float,
+    memory_gb: float,
+    python: str = sys.executable,
+    log: Path | None = None,
+) -> R:
+    """Run `program` in an empty folder of its own with `request` on standard input; return the reply, of `kind`.
+
+    Raises:
+        EdgeCompressError: What the program's exit status stands for.
+        ToolchainError: It crashed, was killed, reached a limit or answered nonsense.
+    """
+    argv = [python, str(program)]
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch:
         stderr = log or Path(scratch, "log")
         work = Path(scratch, "work")
         for folder in (work, stderr.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with Path(scratch, "stdout").open("w+b") as stdout, stderr.open("w+b") as printed:
-            message = msgspec.json.encode(msgspec.structs.replace(request, output=str(temporary)))
-            code = _run(argv, message, stdout=stdout, stderr=printed, cwd=work, timeout_s=timeout_s)
-            last = _last_line(stdout)
-            tail = _tail(printed)
+            code = confinement.run(
+                argv,
+                msgspec.json.encode(request),
+                stdout=stdout,
+                stderr=printed,
+                cwd=work,
+                environment=_environment(),
+                timeout_s=timeout_s,
+                memory_gb=memory_gb,
+            )
+            last, tail = _last_line(stdout), _tail(printed)
         if code != 0:
             raise _error(code, last, tail, argv)
-        reply = _reply(last, argv, tail)
-        if not temporary.stat().st_size:
-            raise ToolchainError(f"{_said(argv)}: reported success and wrote an empty file; its log ends: {tail}")
-    return reply
+        return _reply(last, kind, argv, tail)
 
 
-def _run(argv: list[str], message: bytes, *, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, timeout_s: float) -> int:
+def _environment() -> dict[str, str]:
     # Without PYTHONSAFEPATH, which would hide the modules beside the program.
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
-    environment = inherited | {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
-    try:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
-        )
-    except OSError as error:
-        raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
-    try:
-        process.communicate(message, timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"{_said(argv)}: not finished after {timeout_s:g} s and was stopped; allow more with timeout_s") from error
-    finally:
-        # Also on Ctrl-C, and after success: nothing the toolchain started outlives the call.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode
+    return inherited | {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
 
 
 def _last_line(stdout: IO[bytes]) -> bytes:
@@ -121,7 +147,7 @@ def _error(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressEr
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         why = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        return ToolchainError(f"{_said(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
+        return Died(f"{_said(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
     try:
         failure = msgspec.json.decode(last, type=_Failure)
     except msgspec.MsgspecError:
@@ -133,9 +159,9 @@ def _error(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressEr
     return kind(failure.error if kind is not ToolchainError else f"{failure.error}; command: {command}; its log ends: {tail}")
 
 
-def _reply(last: bytes, argv: list[str], tail: str) -> ConversionReply:
+def _reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
     try:
-        return from_json(last, ConversionReply, source=_said(argv))
+        return from_json(last, kind, source=_said(argv))
     except ConfigError as error:
         raise ToolchainError(f"{_said(argv)}: its last line is no reply ({last[:80]!r}); its log ends: {tail}") from error
 
@@ -150,24 +176,33 @@ def serve(
         handle: Returns the file's content and the reply. Imports its toolchain itself, so that a missing package is reported.
         extra: The extra of edgecompress that holds the toolchain for a request.
     """
-    answer = os.fdopen(os.dup(1), "w")
+
+    def converted(request: ConversionRequest) -> ConversionReply:
+        started = time.monotonic()
+        content, reply = handle(request)
+        sys.stderr.write(f"{program}: {len(content)} bytes after {time.monotonic() - started:.1f} s\n")
+        _write(Path(request.output), content)
+        return reply
+
+    return answer(program, converted, ConversionRequest, extra=extra)
+
+
+def answer(program: str, handle: Callable[[Q], Record], kind: type[Q], *, extra: Callable[[Q], str]) -> int:
+    """Be a program that `ask` starts: read a request of `kind`, print what `handle` makes of it; return the exit status."""
+    reply_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the toolchain prints, from Python or C++, goes to the log
     asked = None
     try:
-        asked = from_json(sys.stdin.buffer.read(REQUEST_BYTES), ConversionRequest, source=f"{program}: standard input")
-        started = time.monotonic()
-        content, reply = handle(asked)
-        sys.stderr.write(f"{program}: {len(content)} bytes after {time.monotonic() - started:.1f} s\n")
-        line, code = msgspec.json.encode(reply).decode(), 0
-        _write(Path(asked.output), content)
+        asked = from_json(sys.stdin.buffer.read(REQUEST_BYTES), kind, source=f"{program}: standard input")
+        line, code = msgspec.json.encode(handle(asked)).decode(), 0
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         line = json.dumps({"error": str(error), "package": package, "extra": extra(asked) if asked else ""})
         code = MISSING_PACKAGE
     except EdgeCompressError as error:
         line, code = json.dumps({"error": str(error)}), error.exit_code
-    answer.write(line + "\n")
-    answer.close()
+    reply_to.write(line + "\n")
+    reply_to.close()
     return code
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
 from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
@@ -43,6 +44,8 @@ class Options(Record, frozen=True, kw_only=True):
         verify_samples: Inputs an artifact is compared on before it is published.
         max_rel: Largest fp32 difference over the output range.
         min_int8_agreement: Smallest top-1 agreement of an int8 artifact with the eager model.
+        convert_timeout_s, convert_memory_gb: What a converter may take; at a limit it is stopped and the artifact refused.
+        bytecode_version: Of TorchScript files, for older runtimes; 0 for the newest.
         threads: For measured runs.
         repetitions: Timed inferences of each artifact.
         seed: Of everything random.
@@ -69,6 +72,9 @@ class Options(Record, frozen=True, kw_only=True):
     verify_samples: int = 5000
     max_rel: float = 1e-4
     min_int8_agreement: float = 0.98
+    convert_timeout_s: float = TIMEOUT_S
+    convert_memory_gb: float = MEMORY_GB
+    bytecode_version: int = 0
     threads: int = 1
     repetitions: int = 100
     seed: int = 0
@@ -98,8 +104,9 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
         raise ConfigError("fine-tuning: epochs must be at least 0, batch size and epoch samples at least 2")
     if not 0 <= made.learning_rate < math.inf:
         raise ConfigError(f"learning_rate {made.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
-    if not 0 < made.max_rel < math.inf:
-        raise ConfigError(f"max_rel {made.max_rel}: must be above 0, e.g. 1e-4")
+    for name in ("max_rel", "convert_timeout_s", "convert_memory_gb"):
+        if not 0 < getattr(made, name) < math.inf:
+            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0, e.g. {getattr(Options(), name):g}")
     for name in ("sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
         if getattr(made, name) < 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")

@@ -4,10 +4,11 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
-from safetensors.torch import load_file
-from torch import Tensor
 
+from edgecompress import batches
 from edgecompress import data as datasets
+from edgecompress.batches import Batch
+from edgecompress.calibration import load_calibration
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomic
 from edgecompress.models import forward
@@ -90,11 +91,11 @@ class Pipeline(ModelSteps):
         return Evidence(inputs=inputs, labels=labels, data=datasets.describe(data))
 
     @cached_property
-    def dense_outputs(self) -> Tensor:
+    def dense_outputs(self) -> Batch:
         return forward(self.dense, self.evidence.inputs)
 
     @cached_property
-    def compressed_outputs(self) -> Tensor:
+    def compressed_outputs(self) -> Batch:
         return forward(self.compressed, self.evidence.inputs)
 
     def _measure(self, made: list[Artifact]) -> tuple[BenchmarkResult, ...]:
@@ -125,13 +126,14 @@ class Pipeline(ModelSteps):
         path = self._artifacts / artifact_name(self.recipe.name, variant, format_name, scheme)
         described = (self.recipe.preprocessing, self.recipe.labels)
         weights = self.run.digest("finetune") if variant == "compressed" else ""
-        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described)
+        bytecode = o.bytecode_version if format_name == "torchscript" else 0
+        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode)
         made_from = key(self.source, weights, self.run.digest("quantize") if SCHEMES[scheme].calibrated else "", asked)
         step = f"artifacts/{path.name}"
         if self.run.is_done(step, made_from):
             return read(manifest_path(path), Artifact)
         with stopwatch() as spent:
-            calibration = load_file(self.run.path("calibration.safetensors"))["input_0"] if SCHEMES[scheme].calibrated else None
+            calibration = load_calibration(self.run.path("calibration.safetensors")) if SCHEMES[scheme].calibrated else None
             made = export(
                 self.dense if variant == "dense" else self.compressed,
                 self.recipe.example_inputs,
@@ -139,7 +141,7 @@ class Pipeline(ModelSteps):
                 name=self.recipe.name,
                 variant=variant,
                 format=format_name,
-                quant=spec(scheme, 0 if calibration is None else len(calibration)),
+                quant=spec(scheme, 0 if calibration is None else batches.size(calibration)),
                 limits=limits,
                 evidence=self.evidence,
                 reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
@@ -149,6 +151,9 @@ class Pipeline(ModelSteps):
                 labels=self.recipe.labels,
                 plan_sha256=self.run.digest("plan") if variant == "compressed" else "",
                 weights_sha256=fingerprint(self.dense if variant == "dense" else self.compressed),
+                bytecode_version=bytecode,
+                convert_timeout_s=o.convert_timeout_s,
+                convert_memory_gb=o.convert_memory_gb,
             )
         self.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
         return made

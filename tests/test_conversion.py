@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecompress import conversion, programs
+from edgecompress import confinement, conversion, programs
 from edgecompress.conversion import convert
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec, to_json
@@ -104,7 +104,9 @@ def test_a_failure_keeps_the_earlier_file(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.fake").read_bytes() == b"model"
 
 
-CHILD = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\nopen({pid!r}, 'w').write(str(child.pid))\n"
+SLEEP = "import time; time.sleep(600)"
+HOARD = "import time; held = b'x' * {size}; time.sleep(600)"
+CHILD = "child = subprocess.Popen([sys.executable, '-c', {work!r}])\nopen({pid!r}, 'w').write(str(child.pid))\n"
 
 
 def is_gone(pid: int) -> bool:
@@ -121,15 +123,47 @@ def is_gone(pid: int) -> bool:
 
 def test_after_the_timeout_program_and_children_are_dead(start: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 1.5 s and was stopped; allow more with timeout_s"):
-        start(WRITE + CHILD.format(pid=str(pid)) + "time.sleep(600)", timeout_s=1.5)
+    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 1.5 s and was stopped; allow more with --convert-timeout-s"):
+        start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP, timeout_s=1.5)
     assert is_gone(int(pid.read_text()))
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("holder", ["program", "child"])
+def test_beyond_the_memory_limit_program_and_children_are_dead(start: Start, tmp_path: Path, holder: str) -> None:
+    pid = tmp_path / "pid"
+    hoard = HOARD.format(size=400_000_000)
+    child = CHILD.format(pid=str(pid), work=hoard if holder == "child" else SLEEP)
+    with pytest.raises(ToolchainError, match=r"to_fake\.py: held 0\.\d+ GB of memory, 0.2 GB allowed, and was stopped; allow more with"):
+        start(WRITE + child + (hoard if holder == "program" else SLEEP), memory_gb=0.2)
+    assert is_gone(int(pid.read_text()))
+    assert left(tmp_path) == []
+
+
+def test_addresses_that_are_only_reserved_are_no_memory(start: Start) -> None:
+    """XLA reserves far more than it uses."""
+    start(WRITE + "import mmap\nmap = mmap.mmap(-1, 8 << 30)\ntime.sleep(0.5)\n" + REPLY, memory_gb=0.5)
+
+
+def test_no_program_may_hold_more_than_the_machine_has(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confinement, "machine_bytes", lambda: 100_000_000)
+    with pytest.raises(ToolchainError, match=r"held 0\.\d+ GB of memory, 0.09 GB allowed on this machine"):
+        start(WRITE + HOARD.format(size=400_000_000))
+
+
+def test_both_ways_of_asking_for_memory_agree() -> None:
+    """A group's resident memory by `ps`, as on macOS, is what /proc says and the pages of program files."""
+    with subprocess.Popen([sys.executable, "-c", "held = b'x' * 200_000_000; print(flush=True); input()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 200e6 <= confinement.held_bytes(process.pid) <= confinement._resident_bytes(process.pid) < 260e6
+        process.kill()
+
+
 def test_after_success_no_child_lives_on(start: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    start(WRITE + CHILD.format(pid=str(pid)) + REPLY)
+    start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + REPLY)
     assert is_gone(int(pid.read_text()))
 
 
@@ -144,7 +178,7 @@ def test_ctrl_c_stops_the_program(start: Start, tmp_path: Path) -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        start(WRITE + CHILD.format(pid=str(pid)) + "time.sleep(600)")
+        start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP)
     thread.join()
     assert is_gone(int(pid.read_text()))
     assert left(tmp_path) == []
@@ -222,4 +256,4 @@ def test_conversion_starts_without_torch() -> None:
 def test_a_spec_travels_whole() -> None:
     spec = TensorSpec(name="x", shape=(1, 2), dtype="int8", layout="", scale=0.5, zero_point=-3)
     reply = ConversionReply(inputs=(spec,), outputs=(), toolchain={"a": "1"})
-    assert conversion._reply(to_json(reply), ["python", "to_fake.py"], "") == reply
+    assert conversion._reply(to_json(reply), ConversionReply, ["python", "to_fake.py"], "") == reply

@@ -34,6 +34,11 @@ Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch 
 VerifySamples = Annotated[int | None, typer.Option(help="Inputs an artifact is proved on [5000].", show_default=False)]
 MaxRel = Annotated[float | None, typer.Option(help="fp32 gate: largest difference over the output range [1e-4].", show_default=False)]
 MinInt8 = Annotated[float | None, typer.Option("--min-int8-agreement", help="int8 gate: top-1 agreement [0.98].", show_default=False)]
+ConvertTimeout = Annotated[
+    float | None, typer.Option("--convert-timeout-s", help="Seconds to convert in [900].", show_default=False)
+]
+ConvertMemory = Annotated[float | None, typer.Option("--convert-memory-gb", help="GB it may hold [16].", show_default=False)]
+Bytecode = Annotated[int | None, typer.Option("--bytecode-version", help="TorchScript's, for older runtimes.", show_default=False)]
 
 Device = Annotated[str, typer.Option(help="local://, adb://SERIAL, ssh://user@host:port, or a name of the inventory.")]
 DeviceOrPool = Annotated[str, typer.Option(help="local://, adb://SERIAL, ssh://user@host:port, a name of the inventory, or pool:LABEL.")]

@@ -9,8 +9,11 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
+from edgecompress.batches import Batch
+from edgecompress.calibration import save_calibration
 from edgecompress.conversion import convert
-from edgecompress.distillation import is_scores, top1
+from edgecompress.distillation import scores_of, top1
 from edgecompress.errors import ParityError
 from edgecompress.files import replacing, sha256, write_atomic
 from edgecompress.models import forward
@@ -18,13 +21,12 @@ from edgecompress.program import to_program
 from edgecompress.records import Artifact, ConversionRequest, Preprocessing, QuantSpec, to_json
 from edgecompress.targets import FORMATS, Scheme
 from edgecompress.verification import compare, gate, manifest_path, run
-from edgecompress.weights import save_state
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What an artifact is proved on: real inputs `(n, …)`, their labels if there are any, and where they came from."""
+    """What an artifact is proved on: real inputs, each `(n, …)`, their labels if there are any, and where they came from."""
 
-    inputs: Tensor
+    inputs: Batch
     labels: Tensor | None = None
     data: str = ""
 
@@ -40,13 +42,16 @@ def export(
     quant: QuantSpec,
     limits: Scheme,
     evidence: Evidence,
-    reference: Tensor | None = None,
-    calibration: Tensor | None = None,
+    reference: Batch | None = None,
+    calibration: Batch | None = None,
     route: str = "",
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
     plan_sha256: str = "",
     weights_sha256: str = "",
+    bytecode_version: int = 0,
+    convert_timeout_s: float = TIMEOUT_S,
+    convert_memory_gb: float = MEMORY_GB,
     python: str = sys.executable,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
@@ -55,7 +60,7 @@ def export(
         variant: "dense" or "compressed": which of the run's models this is.
         limits: The gate. A file that fails it is kept aside as `….rejected`, and nothing is published.
         reference: What `model` gives for the evidence, where that is known already.
-        calibration: `(samples, …)` in the model's layout.
+        calibration: Each `(samples, …)` in the model's layout.
 
     Raises:
         UnsupportedError: The model or the scheme cannot be expressed in the format.
@@ -69,7 +74,7 @@ def export(
         program = work / "program.pt2"
         torch.export.save(to_program(model, example_inputs, name=name), program)
         if calibration is not None:
-            save_state({"input_0": calibration}, work / "calibration.safetensors")
+            save_calibration(calibration, work / "calibration.safetensors")
         reply = convert(
             format,
             ConversionRequest(
@@ -78,12 +83,16 @@ def export(
                 scheme=quant.scheme,
                 route=route,
                 calibration=str(work / "calibration.safetensors") if calibration is not None else "",
+                bytecode_version=bytecode_version or None,
             ),
+            timeout_s=convert_timeout_s,
+            memory_gb=convert_memory_gb,
             python=python,
             log=folder / "logs" / f"{path.name}.log",
         )
-        outputs = run(made, reply.inputs, evidence.inputs)
+        outputs, _ = run(made, reply.inputs, reply.outputs, evidence.inputs)
         parity = compare(outputs, forward(model, evidence.inputs) if reference is None else reference)
+        scores = scores_of(outputs)
         manifest = Artifact(
             path=path.name,
             name=path.stem,
@@ -101,8 +110,11 @@ def export(
             weights_sha256=weights_sha256,
             toolchain=reply.toolchain,
             notes=reply.notes,
+            ops=reply.ops,
+            undelegated=reply.undelegated,
+            bytecode_version=reply.bytecode_version,
             parity=parity,
-            top1=top1(outputs, evidence.labels) if evidence.labels is not None and is_scores(outputs) else None,
+            top1=top1(scores, evidence.labels) if evidence.labels is not None and scores is not None else None,
             data=evidence.data,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -1,0 +1,112 @@
+"""Run a program in a process group of its own within a time and a memory limit; nothing of it outlives the call.
+
+Memory is what the group holds that cannot be dropped (anonymous and shared pages, and what was swapped out), looked at ten times a second.
+Not RLIMIT_AS: TensorFlow and XLA reserve tens of gigabytes of addresses that they never touch. Not a cgroup: making one needs rights that
+users and containers rarely have.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+from edgecompress.errors import ToolchainError
+
+TIMEOUT_S: Final = 900.0  # the slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine
+MEMORY_GB: Final = 16.0  # a ResNet-18 needs 2 to 4
+MACHINE_SHARE: Final = 0.9  # of a machine with less memory than that: the rest is for whoever started us
+POLL_S: Final = 0.1
+HELD: Final = ("RssAnon:", "RssShmem:", "VmSwap:")
+
+
+class LimitReached(ToolchainError):
+    """The program was stopped at its time or memory limit."""
+
+
+def run(
+    argv: Sequence[str],
+    message: bytes,
+    *,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    cwd: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    memory_gb: float,
+) -> int:
+    """Run `argv` with `message` on its standard input; return its exit status, negative after death by a signal.
+
+    Raises:
+        ToolchainError: It cannot be started.
+        LimitReached: It was stopped; says at which limit.
+    """
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
+    try:
+        _watch(process, message, Path(argv[-1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
+    finally:
+        # Also on Ctrl-C, and after success: nothing the toolchain started outlives the call.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode
+
+
+def _watch(process: subprocess.Popen[bytes], message: bytes, name: str, *, timeout_s: float, memory_gb: float) -> None:
+    end = time.monotonic() + timeout_s
+    allowed_gb = min(memory_gb, MACHINE_SHARE * machine_bytes() / 1e9)
+    unsent: bytes | None = message
+    while True:
+        try:
+            process.communicate(unsent, timeout=max(0.0, min(POLL_S, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            unsent = None  # communicate keeps what it was given
+        else:
+            return
+        if (held_gb := held_bytes(process.pid) / 1e9) > allowed_gb:
+            machine = "" if allowed_gb == memory_gb else " on this machine"
+            raise LimitReached(f"{name}: held {held_gb:.3g} GB of memory, {allowed_gb:.3g} GB allowed{machine}, and was stopped")
+        if time.monotonic() >= end:
+            raise LimitReached(f"{name}: not finished after {timeout_s:g} s and was stopped")
+
+
+def machine_bytes() -> int:
+    """Return the physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def held_bytes(group: int) -> int:
+    """Return what a process group holds: the sum over its processes, each page as often as it is mapped."""
+    if not Path("/proc/self/status").exists():  # macOS
+        return _resident_bytes(group)
+    processes = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    return sum(_held_by(process) for process in processes if _is_in(process, group))
+
+
+def _is_in(process: int, group: int) -> bool:
+    try:
+        return os.getpgid(process) == group
+    except ProcessLookupError:
+        return False
+
+
+def _held_by(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has ended meanwhile
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(HELD))
+
+
+def _resident_bytes(group: int) -> int:
+    """Return the same as `ps` knows it, which also counts the pages of program files."""
+    rows = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    return sum(int(rss) << 10 for pgid, rss in (row.split() for row in rows) if int(pgid) == group)
