@@ -29,7 +29,7 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
             continue
         key = (*(_target(layer, i) for i in (1, 2)), *(_target(node, i) for i in range(1, 5)), layer.target, node.args[7])
         if key not in folded:  # a layer that is called twice stays one layer
-            folded[key] = _folded_constants(graph, layer, node, f"folded_{len(folded)}")
+            folded[key] = _folded_constants(graph, layer, node)
         weight, bias = folded[key]
         with graph.graph.inserting_before(layer):
             args = list(layer.args) + [None] * (3 - len(layer.args))
@@ -52,7 +52,8 @@ def _foldable(norm: fx.Node, layer: fx.Node) -> bool:
     return bool(layer.target in FORWARD | TRANSPOSED)
 
 
-def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node, prefix: str) -> tuple[str, str]:
+def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tuple[str, str]:
+    """Make the folded weight and bias beside the layer's own, so that their names still say which layer they belong to."""
     weight, bias = _constant(graph, layer, 1), _constant(graph, layer, 2)
     gamma, beta, mean, var = (_constant(graph, norm, i) for i in range(1, 5))
     assert weight is not None
@@ -64,10 +65,14 @@ def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node, pref
     shift = ((bias.double() if bias is not None else 0.0) - mean.double()) * scale
     if beta is not None:
         shift = shift + beta.double()
-    names = f"{prefix}_weight", f"{prefix}_bias"
-    graph.register_buffer(names[0], _scale_outputs(layer, weight.double(), scale).to(weight.dtype))
-    graph.register_buffer(names[1], shift.to(weight.dtype))
-    return names
+    path = str(_target(layer, 1)).rpartition(".")[0]
+    owner = graph.get_submodule(path)
+    number = next(n for n in itertools.count() if not hasattr(owner, f"folded_{n}_weight"))  # one layer may stand before several norms
+    values = {"weight": _scale_outputs(layer, weight.double(), scale), "bias": shift}
+    for kind, value in values.items():
+        owner.register_buffer(f"folded_{number}_{kind}", value.to(weight.dtype))
+    prefix = f"{path}." if path else ""
+    return f"{prefix}folded_{number}_weight", f"{prefix}folded_{number}_bias"
 
 
 def _scale_outputs(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
