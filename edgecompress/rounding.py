@@ -12,13 +12,15 @@ References:
         correction. ICCV 2019, section 4.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+
+from edgecompress.graphs import get_constant, set_constant
 
 aten = torch.ops.aten
 
@@ -39,24 +41,27 @@ class _Inputs:
     second: Tensor | None
 
 
-def round_weights(program: torch.export.ExportedProgram, samples: Sequence[tuple[Tensor, ...]]) -> torch.export.ExportedProgram:
+def round_weights(
+    program: torch.export.ExportedProgram, samples: Sequence[tuple[Tensor, ...]], *, skip: Callable[[fx.Node], bool] = lambda _: False
+) -> torch.export.ExportedProgram:
     """Return `program` with the weights of its convolutions and linear layers on the int8 grid of each output channel.
 
     Args:
         program: Static, in inference mode, BatchNorm folded; stays as it is.
         samples: Calibration inputs, each as the program takes them.
+        skip: Says of a layer's node that its weight stays as it is.
     """
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     for buffer in list(graph.state_dict()):  # program.module() shares its tensors with the program
-        _set(graph, buffer, _get(graph, buffer).detach().clone())
+        set_constant(graph, buffer, get_constant(graph, buffer).detach().clone())
     observer = _Observer(graph)
     with torch.no_grad():
         for sample in samples:
             observer.run(*sample)
         done: set[str] = set()
         for node in graph.graph.nodes:
-            if (target := _weight_of(node)) and target in observer.inputs and target not in done:
+            if (target := _weight_of(node)) and target in observer.inputs and target not in done and not skip(node):
                 done.add(target)
                 _round_layer(graph, node, observer.inputs[target])
         graph.recompile()
@@ -91,7 +96,7 @@ def round_rows(weight: Tensor, covariance: Tensor | None, scale: Tensor) -> Tens
 
 def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs) -> None:
     target = cast("fx.Node", node.args[1]).target
-    weight = _get(graph, str(target))
+    weight = get_constant(graph, str(target))
     groups = len(seen.total)
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)  # (groups, out, in)
     bias = _bias(graph, node, weight)
@@ -101,8 +106,8 @@ def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs) -> None:
     scale = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) / LEVELS
     rounded = round_rows(rows, covariance, scale)
     shift = ((rows - rounded) @ mean[:, :, None]).reshape(-1)  # (out,)
-    _set(graph, str(target), rounded.reshape(weight.shape).contiguous())
-    _set(graph, str(cast("fx.Node", node.args[2]).target), bias + shift)
+    set_constant(graph, str(target), rounded.reshape(weight.shape).contiguous())
+    set_constant(graph, str(cast("fx.Node", node.args[2]).target), bias + shift)
 
 
 def _raise_dead(rows: Tensor, bias: Tensor) -> Tensor:
@@ -115,13 +120,13 @@ def _raise_dead(rows: Tensor, bias: Tensor) -> Tensor:
 def _bias(graph: fx.GraphModule, node: fx.Node, weight: Tensor) -> Tensor:
     """Return the layer's bias, made for it where it has none."""
     if len(node.args) > 2 and isinstance(node.args[2], fx.Node):
-        return _get(graph, str(node.args[2].target))
+        return get_constant(graph, str(node.args[2].target))
     name = f"{str(cast('fx.Node', node.args[1]).target).replace('.', '_')}_bias"
     graph.register_buffer(name, weight.new_zeros(len(weight)))
     for user in list(cast("fx.Node", node.args[1]).users):  # each call of a layer that is called twice
         with graph.graph.inserting_before(user):
             user.args = (*user.args[:2], graph.graph.get_attr(name), *user.args[3:])
-    return _get(graph, name)
+    return get_constant(graph, name)
 
 
 class _Observer(fx.Interpreter):
@@ -169,16 +174,3 @@ def _weight_of(node: fx.Node) -> str | None:
     if len(node.args) > 2 and isinstance(node.args[2], fx.Node) and node.args[2].op != "get_attr":
         return None
     return str(node.args[1].target)
-
-
-def _get(graph: fx.GraphModule, target: str) -> Tensor:
-    owner, _, leaf = target.rpartition(".")
-    return cast("Tensor", getattr(graph.get_submodule(owner), leaf))
-
-
-def _set(graph: fx.GraphModule, target: str, value: Tensor) -> None:
-    owner, _, leaf = target.rpartition(".")
-    module = graph.get_submodule(owner)
-    if leaf in module._parameters:
-        value = torch.nn.Parameter(value, requires_grad=False)
-    setattr(module, leaf, value)

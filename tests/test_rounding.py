@@ -81,6 +81,14 @@ def test_the_program_given_stays_as_it_is() -> None:
     torch.testing.assert_close(dict(program.state_dict), before, rtol=0, atol=0)
 
 
+def test_a_layer_that_is_skipped_keeps_its_weight() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    program = to_program(net, images(1)[0])
+    first, last = weights(round_weights(program, images(4), skip=lambda node: node.name == "conv2d"))
+    assert first.equal(weights(program)[0])
+    assert not last.equal(weights(program)[1])
+
+
 def test_a_layer_called_twice_stays_one() -> None:
     x = torch.rand(1, 6, 8, 8)
     program = to_program(Twice().eval(), (x,))
