@@ -1,7 +1,7 @@
 """The artifacts run on the device as often as asked, and what was measured is kept."""
 
 from edgecompress.devices.runner import FORMATS, measure
-from edgecompress.records import to_json
+from edgecompress.records import Measuring, to_json
 from edgecompress.statistics import median
 
 
@@ -11,7 +11,8 @@ def test_latency(device, how, artifacts, request, golden, say):
     for suffix in FORMATS:
         files = [path for path in artifacts if path.suffix == suffix]
         if files:
-            results += measure(device, files, repetitions=repetitions, **how)
+            texts = {name: str(how[name] or "") for name in ("python", "runner")}
+            results += measure(device, files, Measuring(threads=how["threads"], repetitions=repetitions, **texts))
     if path := request.config.getoption("--results"):
         path.write_bytes(to_json(results))
     for result in results:

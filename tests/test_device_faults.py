@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from support.adb_server import use_adb_server
 from support.ssh_server import make_key
 
@@ -23,7 +24,7 @@ from edgecompress.devices.again import info_if_there
 from edgecompress.devices.runner import measure
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import sha256
-from edgecompress.records import DeviceInfo
+from edgecompress.records import DeviceInfo, Measuring
 from edgecompress.verbs import bench as bench_module
 
 # A runner in POSIX sh. Its latency is the start of the request's nonce, so a reply of any other run would be noticed.
@@ -124,7 +125,7 @@ def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_
     (tmp_path / "program").write_text(f"#!/bin/sh\n{ANSWER}")
     start = time.monotonic()
     with open_device(end.url) as device, pytest.raises(DeviceError, match="did not finish within"):
-        measure(device, [tmp_path / "model.tflite"], runner=tmp_path / "program", timeout_s=1.0)
+        measure(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
     assert time.monotonic() - start < 15
     assert end.left_behind() == []
 
@@ -168,7 +169,9 @@ def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_
     ],
 )
 def test_what_happens_while_the_runner_runs(bench, adb_end, impatient, monkeypatch, fault, status, message):
-    monkeypatch.setattr(bench_module, "measure", lambda *args, **options: measure(*args, **{**options, "timeout_s": 2.0}))
+    monkeypatch.setattr(
+        bench_module, "measure", lambda device, files, how, **rest: measure(device, files, replace(how, timeout_s=2.0), **rest)
+    )
     end = adb_end()
     end.switch(fault)
     found, said = bench(end.url, f"sleep 0.5\n{ANSWER}")
@@ -215,7 +218,7 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     end.switch(f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
     start = time.monotonic()
     with suppress(DeviceError), open_device(end.url) as device:
-        (result,) = measure(device, [artifact], runner=program, timeout_s=3.0, repetitions=1)
+        (result,) = measure(device, [artifact], Measuring(runner=str(program), timeout_s=3.0, repetitions=1))
         assert result.artifact_sha256 == sha256(artifact)
         assert result.latency_ms == (int(result.session[:6], 16),)
     # measure: the fault, one reconnection, one more run, each step bounded by the waits above
@@ -280,7 +283,7 @@ def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server
             open_device(ssh_server.url) as device,
             pytest.raises(DeviceError, match="running sh took more than 2 s; check the connection"),
         ):
-            measure(device, [tmp_path / "model.tflite"], runner=tmp_path / "program", timeout_s=1.0)
+            measure(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
         assert time.monotonic() - start < 10
     finally:
         with suppress(ProcessLookupError):  # one that was just ending

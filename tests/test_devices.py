@@ -14,6 +14,7 @@ from edgecompress.devices.base import Completed, clean
 from edgecompress.devices.probe import parse
 from edgecompress.devices.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError
+from edgecompress.records import Measuring
 
 KINDS = ("local", "ssh", "adb")
 
@@ -69,7 +70,7 @@ def test_outputs_are_the_hosts(device, tiny, tiny_samples):
 
 def test_measured_interleaved_with_every_raw_value(device, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
-    results = measure(device, files, repetitions=7, warmup_s=0.0)
+    results = measure(device, files, Measuring(repetitions=7, warmup_s=0.0))
     assert [result.artifact for result in results] == [path.name for path in files]
     assert {len(result.latency_ms) for result in results} == {7}
     assert {len(result.warmup_ms) for result in results} == {1}
@@ -87,7 +88,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
     os.set_blocking(reader, True)
     runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; sleep 60 & wait")
     with pytest.raises(DeviceError, match=r"did not finish within 0\.5 s"):
-        measure(device, [tiny / "tiny.tflite"], runner=runner, timeout_s=0.5)
+        measure(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=0.5))
     with os.fdopen(reader, "rb") as file:
         assert file.read() == b"started\n"
     assert left_behind(device) == []
@@ -107,7 +108,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
 )
 def test_a_runner_that_dies_says_of_what(device, tiny, tmp_path, body, message):
     with pytest.raises(DeviceError, match=message):
-        measure(device, [tiny / "tiny.tflite"], runner=script(tmp_path / "runner", body))
+        measure(device, [tiny / "tiny.tflite"], Measuring(runner=str(script(tmp_path / "runner", body))))
     assert left_behind(device) == []
 
 
@@ -209,9 +210,10 @@ import sys
 from pathlib import Path, PurePosixPath
 from edgecompress.devices import open_device
 from edgecompress.devices.runner import measure
+from edgecompress.records import Measuring
 with open_device(sys.argv[1]) as device:
     device.base = PurePosixPath(sys.argv[2])
-    measure(device, [Path(sys.argv[3])], runner=Path(sys.argv[4]))
+    measure(device, [Path(sys.argv[3])], Measuring(runner=sys.argv[4]))
 """
 
 

@@ -19,7 +19,7 @@ from edgecompress.devices.inventory import Entry
 from edgecompress.devices.lease_store import SETTING, Store
 from edgecompress.errors import ConfigError
 from edgecompress.farm import FarmError, Lane, Schedule, Task, run_farm
-from edgecompress.farm.messages import Settings
+from edgecompress.records import Measuring
 
 # A runner that sleeps for a known time. Every few runs it kills, half way, what connects its device with us.
 RUNNER = """#!{python} -IS
@@ -62,7 +62,7 @@ def sleeper(tmp_path):
         counter.mkdir()
         path = tmp_path / "sleeper"
         path.write_text(RUNNER.format(python=sys.executable, sleep_s=sleep_s, every=every, counter=counter, body=body))
-        return Settings(runner=str(path))
+        return Measuring(runner=str(path))
 
     return write
 
@@ -200,9 +200,9 @@ import sys
 from pathlib import Path
 from edgecompress.devices.inventory import Entry
 from edgecompress.farm import run_farm
-from edgecompress.farm.messages import Settings
+from edgecompress.records import Measuring
 entries = [Entry(url="ssh://" + name, name=name) for name in sys.argv[3:]]
-run_farm(entries, [[Path(sys.argv[1])]] * 4, Settings(runner=sys.argv[2]))
+run_farm(entries, [[Path(sys.argv[1])]] * 4, Measuring(runner=sys.argv[2]))
 """
 
 
@@ -299,7 +299,7 @@ def test_a_pool_that_is_empty_is_refused(pool, jobs, store, tmp_path, device, me
 
 def test_nothing_to_do_is_refused():
     with pytest.raises(ConfigError, match="0 devices for 1 jobs"):
-        run_farm([], [[Path("a.tflite")]], Settings())
+        run_farm([], [[Path("a.tflite")]], Measuring())
 
 
 def schedule(devices, count):

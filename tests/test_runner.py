@@ -18,7 +18,7 @@ from edgecompress.devices.protocol import FileRequest, RunnerReply, RunnerReques
 from edgecompress.devices.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import sha256
-from edgecompress.records import to_json
+from edgecompress.records import Measuring, to_json
 
 REQUEST = RunnerRequest(
     nonce="n1", mode="measure", artifacts=(FileRequest(path="a.tflite", sha256="aa", format="tflite"),), threads=1, reply="reply.json"
@@ -250,7 +250,7 @@ def test_a_runner_that_lies_is_not_believed(local, tiny, tmp_path, body, message
     runner = tmp_path / "runner"
     runner.write_text(f'#!/bin/sh\nd=$(dirname "$1")\n{body}\n')
     with pytest.raises(DeviceError, match=message):
-        measure(local, [tiny / "tiny.tflite"], runner=runner)
+        measure(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner)))
 
 
 def test_an_honest_reply_is_accepted():
@@ -290,7 +290,7 @@ def test_a_user_supplied_runner_obeys_the_same_protocol(local, tiny, tmp_path):
     """Any executable will do; here ours, behind a shell script."""
     runner = tmp_path / "benchmark"
     runner.write_text(f'#!/bin/sh\nexec {sys.executable} {programs.runner()} "$1"\n')
-    (result,) = measure(local, [tiny / "tiny.tflite"], runner=runner, repetitions=3)
+    (result,) = measure(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner), repetitions=3))
     assert len(result.latency_ms) == 3
 
 

@@ -1,7 +1,7 @@
 """The commands that look at what was built: prove it again, measure it, show it."""
 
 from pathlib import Path
-from typing import Annotated, Final, TypedDict
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -11,25 +11,11 @@ from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options, updated
-from edgecompress.records import BenchmarkResult, ExportResult, read, to_json
+from edgecompress.records import BenchmarkResult, ExportResult, Measuring, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
 from edgecompress.targets import FORMATS, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
-
-
-class BenchArguments(TypedDict):
-    """What a device and a pool are given alike."""
-
-    device: str
-    threads: int
-    repetitions: int
-    warmup_s: float
-    cpu_mask: str
-    cooldown_c: float | None
-    compare: bool
-    profile: bool
-    runner: Path | None
 
 
 def files_of(paths: list[Path]) -> tuple[Path, ...]:
@@ -92,7 +78,7 @@ def bench(
     """
     from edgecompress.cli.farm import shown
     from edgecompress.farm import FarmError, bench_pool, is_pool
-    from edgecompress.verbs.bench import bench as measure
+    from edgecompress.verbs.bench import bench_on
 
     asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
@@ -102,8 +88,7 @@ def bench(
     def keep(result: BenchmarkResult) -> None:
         kept.append(keep_result(home, result))
 
-    given = BenchArguments(
-        device=device,
+    how = Measuring(
         threads=asked.threads,
         repetitions=asked.repetitions,
         warmup_s=0.5 if warmup is None else warmup,
@@ -111,18 +96,18 @@ def bench(
         cooldown_c=cooldown_c,
         compare=compare,
         profile=profile,
-        runner=runner,
+        runner=str(runner or ""),
     )
     failure: FarmError | None = None
     if is_pool(device):
         with shown() as watch:
             try:
-                results = bench_pool(files, **given, keep=keep, watch=watch)
+                results = bench_pool(files, how, device=device, keep=keep, watch=watch)
             except FarmError as error:
                 failure, results = error, error.results
     else:
         with bars() as track:
-            results = measure(files, **given, track=track)
+            results = bench_on(files, how, device=device, track=track)
         for result in results:
             keep(result)
     if json:

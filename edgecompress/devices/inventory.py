@@ -22,7 +22,7 @@ from platformdirs import user_config_path
 from edgecompress.devices import OPENERS
 from edgecompress.devices.base import clean
 from edgecompress.errors import ConfigError
-from edgecompress.records import Record
+from edgecompress.records import Measuring, Record
 
 SETTING: Final = "EDGECOMPRESS_INVENTORY"
 MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")
@@ -104,6 +104,17 @@ def settings(device: str) -> Entry:
     """
     entry = None if "://" in device else named(load(), device)
     return entry or Entry(url=device)  # who opens it says that there is no such name
+
+
+def filled(how: Measuring, entry: Entry) -> Measuring:
+    """Return `how` with the entry's runner, interpreter, mask and temperature where none is given."""
+    return msgspec.structs.replace(
+        how,
+        runner=how.runner or entry.runner,
+        python=how.python or entry.python,
+        cpu_mask=how.cpu_mask or entry.cpu_mask,
+        cooldown_c=entry.cooldown_c if how.cooldown_c is None else how.cooldown_c,
+    )
 
 
 def same_address(url: str, other: str) -> bool:

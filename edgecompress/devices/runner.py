@@ -30,7 +30,7 @@ from edgecompress.devices.store import send
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
-from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, read, to_json
+from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read, to_json
 
 log = logging.getLogger(__name__)
 
@@ -38,63 +38,52 @@ FORMATS = {".tflite": "tflite", ".ptl": "torchscript", ".onnx": "onnx", ".pte": 
 SHORT_S = 20.0
 MAX_OUTPUTS_BYTES = 1 << 30
 
+Values = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
 
 def measure(
     device: Device,
     files: Sequence[Path],
+    how: Measuring = Measuring(),
     *,
-    threads: int = 1,
-    repetitions: int = 50,
-    warmup_s: float = 0.5,
-    time_limit_s: float = 150.0,
-    timeout_s: float = 600.0,
-    python: str | None = None,
-    runner: Path | None = None,
-    wait_s: float = 600.0,
     loads: int = 1,
-    cpu_mask: str = "",
-    profile: bool = False,
+    wait_s: float = 600.0,
 ) -> tuple[BenchmarkResult, ...]:
     """Return the latencies of `files`, interleaved A B A B in one process on `device`, in the order given.
 
     Args:
+        how: Without the device's entry in the inventory, without waiting for it to cool down.
         loads: How often each file is loaded anew; the repetitions are shared among the loadings.
-        cpu_mask: Hexadecimal, of the processors to run on; "" for all.
-        profile: Also measure times per op, after the others, where the runtime tells them.
-        warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
-        repetitions: Timed inferences of each file, fewer when `time_limit_s` is reached.
-        timeout_s: After this the run is killed on the device.
-        python: The interpreter there; the device's own default when None.
-        runner: An executable for that device which obeys the protocol, in place of Python and our runner.
         wait_s: How long to wait for another process that measures on the same device.
 
     Raises:
         ConfigError: A file that is missing, of an unknown format, or refused by the runtime.
         DeviceError: The device or the runner failed, or the reply cannot be trusted.
     """
-    if threads < 1 or repetitions < 1 or timeout_s <= 0:
-        raise ConfigError(f"threads {threads}, repetitions {repetitions}, timeout {timeout_s:g} s: each must be positive; give larger ones")
-    if not 0 <= warmup_s < math.inf or loads < 1:
-        raise ConfigError(f"warm-up {warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
-    mask = masks.plain(cpu_mask)
+    if how.threads < 1 or how.repetitions < 1 or how.timeout_s <= 0:
+        said = f"threads {how.threads}, repetitions {how.repetitions}, timeout {how.timeout_s:g} s"
+        raise ConfigError(f"{said}: each must be positive; give larger ones")
+    if not 0 <= how.warmup_s < math.inf or loads < 1:
+        raise ConfigError(f"warm-up {how.warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
+    mask, runner = masks.plain(how.cpu_mask), Path(how.runner) if how.runner else None
     requested = tuple(_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(
         nonce="",  # each attempt has its own
         mode="measure",
         artifacts=requested,
-        threads=threads,
+        threads=how.threads,
         reply="reply.json",
-        warmup_s=warmup_s,
-        repetitions=repetitions,
-        time_limit_s=min(time_limit_s, timeout_s / 2),
+        warmup_s=how.warmup_s,
+        repetitions=how.repetitions,
+        time_limit_s=min(how.time_limit_s, how.timeout_s / 2),
         loads=loads,
         cpu_mask=mask,
-        profile=profile,
+        profile=how.profile,
     )
     with hold(name_of(device), wait_s=wait_s):
         info = twice(device, device.info)
         masks.check(device, mask)
-        run = _Run(device, info, python or device.python, runner, timeout_s)
+        run = _Run(device, info, how.python or device.python, runner, how.timeout_s)
         reply = _execute(run, request, files, {}, None)
         after = info_if_there(device) if runner else info
     ran = _hash_of(runner)
@@ -107,7 +96,7 @@ def measure(
 def infer(
     device: Device,
     file: Path,
-    inputs: Sequence[npt.NDArray[np.float32]],
+    inputs: Sequence[Values],
     *,
     threads: int = 1,
     timeout_s: float = 600.0,
@@ -119,7 +108,8 @@ def infer(
     """Return the outputs of `file` for each sample, computed on `device` with batch 1.
 
     Args:
-        inputs: One array per model input, `(n, …)` in the artifact's layout; integer inputs are quantized and outputs dequantized there.
+        inputs: One array per model input, `(n, …)` in the artifact's layout; floats are quantized there where the artifact takes integers,
+            integers go in as they are; outputs are dequantized.
         on_reply: Told what the runner said of itself and the machine, once it is checked.
 
     Returns:
@@ -155,6 +145,16 @@ def infer(
         if on_reply is not None:
             on_reply(reply)
         return read_outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
+
+
+def check_runner(runner: str) -> None:
+    """Refuse a runner that is not there; "" is none.
+
+    Raises:
+        ConfigError: It is no file.
+    """
+    if runner and not Path(runner).is_file():
+        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
 
 
 def manifest_of(path: Path) -> Artifact | None:

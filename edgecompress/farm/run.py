@@ -16,9 +16,9 @@ import msgspec
 from edgecompress.devices.base import clean, last_lines
 from edgecompress.devices.inventory import Entry
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.farm.messages import Order, Report, Settings
+from edgecompress.farm.messages import Order, Report
 from edgecompress.farm.schedule import Lane, Schedule, Task
-from edgecompress.records import BenchmarkResult
+from edgecompress.records import BenchmarkResult, Measuring
 
 END_S = 60.0  # an interrupted device may take this long to end what runs there and to give its lease back
 LOOK_S = 0.2
@@ -38,7 +38,7 @@ class FarmError(DeviceError):
 def run_farm(
     entries: Sequence[Entry],
     jobs: Sequence[Sequence[Path]],
-    settings: Settings,
+    how: Measuring,
     *,
     keep: Keep = lambda _: None,
     watch: Watch = lambda _: None,
@@ -63,7 +63,7 @@ def run_farm(
     schedule = Schedule(lanes, [Task(number, tuple(str(path.resolve()) for path in files)) for number, files in enumerate(jobs)])
     results: dict[int, tuple[BenchmarkResult, ...]] = {}
     with ExitStack() as running:
-        farm = _Farm(schedule, settings)
+        farm = _Farm(schedule, how)
         running.callback(farm.close)
         while not schedule.is_over:
             farm.order()
@@ -90,10 +90,10 @@ def _summary(schedule: Schedule, failed: list[Task]) -> str:
 class _Process:
     """The process of one device."""
 
-    def __init__(self, lane: Lane, settings: Settings, reports: "queue.SimpleQueue[tuple[_Process, Report | None]]") -> None:
+    def __init__(self, lane: Lane, how: Measuring, reports: "queue.SimpleQueue[tuple[_Process, Report | None]]") -> None:
         self.lane, self.reports = lane, reports
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        argv = [sys.executable, "-m", "edgecompress.farm.worker", *(msgspec.json.encode(part).decode() for part in (lane.entry, settings))]
+        argv = [sys.executable, "-m", "edgecompress.farm.worker", *(msgspec.json.encode(part).decode() for part in (lane.entry, how))]
         # Its own session: Ctrl-C reaches the farm alone, which ends its devices by closing their input.
         self.popen = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr, start_new_session=True)
         self.thread = threading.Thread(target=self._listen, daemon=True)
@@ -140,8 +140,8 @@ class _Process:
 class _Farm:
     """The processes of a schedule."""
 
-    def __init__(self, schedule: Schedule, settings: Settings) -> None:
-        self.schedule, self.settings = schedule, settings
+    def __init__(self, schedule: Schedule, how: Measuring) -> None:
+        self.schedule, self.how = schedule, how
         self.inbox: queue.SimpleQueue[tuple[_Process, Report | None]] = queue.SimpleQueue()
         self.processes: dict[str, _Process] = {}
 
@@ -151,7 +151,7 @@ class _Farm:
         for lane in self.schedule.live:
             if lane.state == "idle" and now >= lane.not_before and self.schedule.next_for(lane) is not None:
                 if lane.name not in self.processes:
-                    self.processes[lane.name] = _Process(lane, self.settings, self.inbox)
+                    self.processes[lane.name] = _Process(lane, self.how, self.inbox)
                 lane.state = "preparing"
                 self.processes[lane.name].tell(Order(do="prepare"))
 

@@ -17,13 +17,12 @@ import msgspec
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.base import Late, LinkLost
 from edgecompress.devices.cooling import cool_down
-from edgecompress.devices.inventory import Entry
+from edgecompress.devices.inventory import Entry, filled
 from edgecompress.devices.leases import Busy, LeaseLost, hold, name_of
-from edgecompress.devices.runner import measure
 from edgecompress.errors import DeviceError, EdgeCompressError
-from edgecompress.farm.messages import Order, Report, Settings
-from edgecompress.records import BenchmarkResult
-from edgecompress.verbs.bench import judged
+from edgecompress.farm.messages import Order, Report
+from edgecompress.records import BenchmarkResult, Measuring
+from edgecompress.verbs.bench import on_connected
 
 Orders = queue.SimpleQueue[Order]
 ASK_AGAIN_S = 5.0
@@ -45,7 +44,7 @@ def listen(orders: Orders) -> None:
     interrupt()
 
 
-def turn(device: Device, entry: Entry, settings: Settings, orders: Orders) -> tuple[BenchmarkResult, ...]:
+def turn(device: Device, how: Measuring, orders: Orders) -> tuple[BenchmarkResult, ...]:
     """Take the lease, do one job, give it back; () when there was none after all."""
     with ExitStack() as held:
         while True:
@@ -54,34 +53,18 @@ def turn(device: Device, entry: Entry, settings: Settings, orders: Orders) -> tu
                 break
             except Busy as busy:
                 tell(Report(event="state", text=str(busy)))
-        limit = entry.cooldown_c if settings.cooldown_c is None else settings.cooldown_c
         note = ""
-        if limit is not None:
-            tell(Report(event="state", text=f"cooling to {limit:g} °C"))
-            note = cool_down(device, limit)
+        if how.cooldown_c is not None:
+            tell(Report(event="state", text=f"cooling to {how.cooldown_c:g} °C"))
+            note = cool_down(device, how.cooldown_c)
         tell(Report(event="ready"))
         order = orders.get()
         if order.do != "run":
             return ()
-        runner = settings.runner or entry.runner
-        results = measure(
-            device,
-            [Path(file) for file in order.files],
-            threads=settings.threads,
-            repetitions=settings.repetitions,
-            warmup_s=settings.warmup_s,
-            time_limit_s=settings.time_limit_s,
-            timeout_s=settings.timeout_s,
-            python=settings.python or entry.python or None,
-            runner=Path(runner) if runner else None,
-            loads=settings.loads,
-            cpu_mask=settings.cpu_mask or entry.cpu_mask,
-            profile=settings.profile,
-        )
-        return tuple(judged(result, note) for result in results)
+        return on_connected(device, [Path(file) for file in order.files], how, note)
 
 
-def serve(entry: Entry, settings: Settings, orders: Orders) -> None:
+def serve(entry: Entry, how: Measuring, orders: Orders) -> None:
     with ExitStack() as link:
         device: Device | None = None
         while True:
@@ -90,7 +73,7 @@ def serve(entry: Entry, settings: Settings, orders: Orders) -> None:
                 if device is None:
                     tell(Report(event="state", text="connecting"))
                     device = link.enter_context(open_device(entry.url))
-                results = turn(device, entry, settings, orders)
+                results = turn(device, how, orders)
             except EdgeCompressError as error:
                 link.close()
                 device = None
@@ -110,11 +93,11 @@ def blame(error: EdgeCompressError) -> Literal["lost", "late", "device", "job"]:
 
 def main() -> None:
     entry = msgspec.json.decode(sys.argv[1], type=Entry)
-    settings = msgspec.json.decode(sys.argv[2], type=Settings)
+    how = filled(msgspec.json.decode(sys.argv[2], type=Measuring), entry)
     orders: Orders = queue.SimpleQueue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
     try:
-        serve(entry, settings, orders)
+        serve(entry, how, orders)
     except KeyboardInterrupt:
         return
 

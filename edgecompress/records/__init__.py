@@ -29,6 +29,7 @@ from edgecompress.records.base import (
 from edgecompress.records.measurement import (
     BenchmarkResult,
     DeviceInfo,
+    Measuring,
     OpTime,
 )
 from edgecompress.records.model import (
@@ -58,6 +59,7 @@ __all__ = [
     "LayerPlan",
     "LayerQuantization",
     "LayerStats",
+    "Measuring",
     "ModelStats",
     "OpTime",
     "Parity",

@@ -31,6 +31,34 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+class Measuring(Record, frozen=True, kw_only=True):
+    """How artifacts are measured. What is "" or None here is taken from the inventory's entry of the device, where there is one.
+
+    Attributes:
+        repetitions: Timed inferences of each artifact, fewer when `time_limit_s` is reached.
+        warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
+        timeout_s: After this the run is killed on the device.
+        python: The interpreter there that has the runtime.
+        runner: Path of an executable for the device that obeys the runner's protocol, in place of Python and our runner.
+        cpu_mask: Hexadecimal, of the processors to run on; "" for all.
+        cooldown_c: First wait until the hottest zone of the device is at or below this.
+        profile: Also measure times per op, after the others, where the runtime tells them.
+        compare: Load the artifacts anew several times, so that `statistics.ratio` can tell the interval of their ratios.
+    """
+
+    threads: int = 1
+    repetitions: int = 50
+    warmup_s: float = 0.5
+    time_limit_s: float = 150.0
+    timeout_s: float = 600.0
+    python: str = ""
+    runner: str = ""
+    cpu_mask: str = ""
+    cooldown_c: float | None = None
+    profile: bool = False
+    compare: bool = False
+
+
 class OpTime(Record, frozen=True, kw_only=True):
     """What the calls of one op took of one inference, as the runtime names it."""
 

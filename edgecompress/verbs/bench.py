@@ -1,35 +1,30 @@
 """Measure artifacts on a device."""
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from edgecompress.devices import open_device
+from edgecompress.devices import Device, open_device
 from edgecompress.devices.cooling import cool_down
-from edgecompress.devices.inventory import settings
-from edgecompress.devices.runner import FORMATS, manifest_of, measure
+from edgecompress.devices.inventory import filled, settings
+from edgecompress.devices.runner import FORMATS, check_runner, manifest_of, measure
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
-from edgecompress.records import BenchmarkResult
+from edgecompress.records import BenchmarkResult, Measuring
 from edgecompress.statistics import noise
 
 LOADS = 20
 FEWEST_ROUNDS = 3  # after a loading, before the next
 
 
-def judged(result: BenchmarkResult, *notes: str) -> BenchmarkResult:
-    """Return a result that says itself whether it is noisy, with further notes."""
-    return msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
-
-
-def check(artifacts: Sequence[Path], *, compare: bool) -> None:
+def check(artifacts: Sequence[Path], how: Measuring) -> None:
     """Refuse what cannot be measured, or compared, before any device is asked.
 
     Raises:
-        ConfigError: No artifacts, one that was changed after export, or no two of one format to compare.
+        ConfigError: No artifacts, one that was changed after export, no two of one format to compare, or no such runner.
     """
+    check_runner(how.runner)
     if not artifacts:
         raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
     for path in artifacts:
@@ -37,13 +32,17 @@ def check(artifacts: Sequence[Path], *, compare: bool) -> None:
             raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
         manifest_of(path)
     formats = dict.fromkeys(path.suffix for path in artifacts)
-    if compare and (len(artifacts) < 2 or len(formats) > 1):
+    if how.compare and (len(artifacts) < 2 or len(formats) > 1):
         raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
 
 
-def loads(repetitions: int, *, compare: bool) -> int:
-    """Return how often each artifact is loaded anew."""
-    return min(LOADS, max(1, repetitions // FEWEST_ROUNDS)) if compare else 1
+def on_connected(device: Device, artifacts: Sequence[Path], how: Measuring, *notes: str) -> tuple[BenchmarkResult, ...]:
+    """Measure artifacts of one format on a device that has cooled down; `notes` go into every result."""
+    loads = min(LOADS, max(1, how.repetitions // FEWEST_ROUNDS)) if how.compare else 1
+    return tuple(
+        msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
+        for result in measure(device, artifacts, how, loads=loads)
+    )
 
 
 def bench(
@@ -69,47 +68,39 @@ def bench(
     since one runtime's threads can disturb another's.
 
     Args:
-        device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, mask and temperature are
-            then used where none is given here.
-        repetitions: Timed inferences of each artifact, fewer when `time_limit_s` is reached.
-        warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
-        cpu_mask: Hexadecimal, of the processors to run on; "" for all.
-        cooldown_c: First wait until the hottest zone of the device is at or below this.
-        profile: Also measure times per op, where the runtime tells them.
-        compare: Load the artifacts anew several times, so that `statistics.ratio` can tell the interval of their ratios.
-        python: The interpreter there that has the runtime.
-        runner: An executable for the device that obeys the runner's protocol.
+        device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, interpreter, mask and
+            temperature are then used where none is given here.
+        track: Shows how far it is. The other arguments are the fields of `Measuring`, which says what they mean.
 
     Raises:
         ConfigError: No artifacts, one that was changed after export, one that the runtime refuses, or no two of one format to compare.
         DeviceError: The device or the run on it failed.
     """
-    check(artifacts, compare=compare)
-    entry = settings(device)
-    runner = runner or (Path(entry.runner) if entry.runner else None)
-    cpu_mask = cpu_mask or entry.cpu_mask
-    cooldown_c = entry.cooldown_c if cooldown_c is None else cooldown_c
-    if runner is not None and not runner.is_file():
-        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
+    how = Measuring(
+        threads=threads,
+        repetitions=repetitions,
+        warmup_s=warmup_s,
+        time_limit_s=time_limit_s,
+        timeout_s=timeout_s,
+        python=python or "",
+        runner=str(runner or ""),
+        cpu_mask=cpu_mask,
+        cooldown_c=cooldown_c,
+        profile=profile,
+        compare=compare,
+    )
+    return bench_on(artifacts, how, device=device, track=track)
+
+
+def bench_on(artifacts: Sequence[Path], how: Measuring, *, device: str, track: Track = silent) -> tuple[BenchmarkResult, ...]:
+    """Return what `bench` does, for options that are a record already."""
+    check(artifacts, how)
+    how = filled(how, settings(device))
     formats = dict.fromkeys(path.suffix for path in artifacts)
     groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
     results: dict[int, BenchmarkResult] = {}
     with open_device(device) as connected:
-        note = "" if cooldown_c is None else cool_down(connected, cooldown_c, track=track)
+        note = "" if how.cooldown_c is None else cool_down(connected, how.cooldown_c, track=track)
         for group in track(groups, f"measuring on {device}", total=len(groups)):
-            measured = measure(
-                connected,
-                [artifacts[i] for i in group],
-                threads=threads,
-                repetitions=repetitions,
-                warmup_s=warmup_s,
-                time_limit_s=time_limit_s,
-                timeout_s=timeout_s,
-                python=python,
-                runner=runner,
-                loads=loads(repetitions, compare=compare),
-                cpu_mask=cpu_mask,
-                profile=profile,
-            )
-            results.update(zip(group, (judged(result, note) for result in measured), strict=True))
-    return tuple(results[i] for i in sorted(chain.from_iterable(groups)))
+            results.update(zip(group, on_connected(connected, [artifacts[i] for i in group], how, note), strict=True))
+    return tuple(results[i] for i in sorted(results))
