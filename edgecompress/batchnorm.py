@@ -3,8 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgecompress import batches
+from edgecompress.batches import Batch
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -12,8 +15,8 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace running means and variances by those of `batches`, in place; every batch counts the same.
+def reestimate(model: nn.Module, inputs: Iterable[Batch]) -> None:
+    """Replace running means and variances by those of `inputs`, in place; every batch counts the same.
 
     References:
         P. Izmailov et al. Averaging Weights Leads to Wider Optima and Better Generalization. UAI 2018, section 3.
@@ -27,8 +30,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.momentum = None  # a plain average over batches
         layer.train()
     try:
-        for x in batches:
-            model(x)
+        for x in inputs:
+            batches.run(model, x)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum

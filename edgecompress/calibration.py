@@ -7,13 +7,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
 from edgecompress.program import example_inputs
+from edgecompress.weights import read_state, save_state
 
 AGAIN = "run the quantize step again"
 
 
-def read_calibration(path: str, program: torch.export.ExportedProgram) -> list[tuple[Tensor, ...]]:
+def save_calibration(inputs: Batch, path: Path) -> None:
+    """Write what `read_calibration` and `load_calibration` read."""
+    save_state({f"input_{i}": x for i, x in enumerate(inputs)}, path)
+
+
+def load_calibration(path: Path) -> Batch:
+    """Return all that `save_calibration` wrote."""
+    state = read_state(path)
+    return tuple(state[f"input_{i}"] for i in range(len(state)))
+
+
+def read_calibration(path: str, program: torch.export.ExportedProgram) -> list[Batch]:
     """Return the samples, each a tuple of inputs of batch 1 in the program's layout and dtypes.
 
     Raises:
@@ -36,6 +49,9 @@ def _column(column: Tensor | None, wanted: Tensor, subject: str) -> Tensor:
         raise ConfigError(f"{subject} has no samples; {AGAIN}")
     if column.shape[1:] != wanted.shape[1:]:
         raise ConfigError(f"{subject} has samples of shape {tuple(column.shape[1:])}, the model takes {tuple(wanted.shape[1:])}; {AGAIN}")
-    if not bool(torch.isfinite(column).all()):
-        raise ConfigError(f"{subject} holds NaN or inf; leave those samples out")
+    if wanted.is_floating_point() != column.is_floating_point():
+        found, due = (str(x.dtype).removeprefix("torch.") for x in (column, wanted))
+        raise ConfigError(f"{subject} is {found}, the model takes {due}; {AGAIN}")
+    if len(bad := (~torch.isfinite(column)).flatten(1).any(1).nonzero()):
+        raise ConfigError(f"{subject} holds NaN or inf in {len(bad)} samples, first {int(bad[0])}; leave those samples out")
     return column.to(wanted.dtype).contiguous()

@@ -3,19 +3,21 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
+from edgecompress.batches import Batch
 from edgecompress.devices.runner import FORMATS, manifest_of
 from edgecompress.errors import ConfigError
 from edgecompress.recipe import call, load
-from edgecompress.records import Artifact
+from edgecompress.records import Artifact, TensorSpec
 from edgecompress.runs import is_run, read_run
 
+INDICES: Final = ("int64", "int32")
 Data = Path | str | Dataset[Any] | None
 
 
@@ -27,7 +29,8 @@ class Job:
     manifest: Artifact
     samples: "Dataset[Any]"
     indices: tuple[int, ...]
-    shape: tuple[int, ...]  # of one input in the model's layout
+    example: Batch  # what the model takes, in its layout; without values
+    scores: int  # which output holds the scores of `classes`
     classes: int
     renumbered: tuple[int, ...]  # the artifact's class of each class of the data; () where they are the same
     notes: tuple[str, ...]
@@ -46,19 +49,19 @@ def prepare(path: Path, data: Data, samples: int) -> Job:
         raise ConfigError(
             f"{path}: {path.name}.json is not beside it, so its inputs and classes are unknown; copy both, or export it again"
         )
-    if len(manifest.inputs) != 1:
-        raise ConfigError(f"{path}: takes {len(manifest.inputs)} inputs, labelled data have one; evaluate it with a script of your own")
     shapes = [output.shape for output in manifest.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] < 2:
-        raise ConfigError(f"{path}: its outputs {shapes} are no class scores (1, classes); evaluate it with a script of your own")
-    classes = shapes[0][1]
-    shape = _model_shape(manifest)
-    found = _dataset(path, manifest, data, shape)
+    vectors = [i for i, shape in enumerate(shapes) if len(shape) == 2 and shape[1] > 1]
+    if len(vectors) != 1:
+        kind = "no one is" if not vectors else f"{len(vectors)} may be"
+        raise ConfigError(f"{path}: of its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
+    classes = shapes[vectors[0]][1]
+    example = tuple(_example(spec) for spec in manifest.inputs)
+    found = _dataset(path, manifest, data, example)
     if not hasattr(found, "__len__"):
         raise ConfigError(f"{datasets.describe(found)}: has no length; give a map-style torch Dataset")
     indices = _draw(len(found), samples)
     renumbered = _renumbered(path, manifest, found)
-    job = Job(path, manifest, found, indices, shape, classes, renumbered, tuple(_notes(manifest, found)))
+    job = Job(path, manifest, found, indices, example, vectors[0], classes, renumbered, tuple(_notes(manifest, found)))
     fetch(job, job.indices[:1])
     return job
 
@@ -71,31 +74,32 @@ def _draw(total: int, samples: int) -> tuple[int, ...]:
     return tuple(sorted(drawn.tolist()))
 
 
-def _model_shape(manifest: Artifact) -> tuple[int, ...]:
-    """Return the shape of one input as the model, and so the data, has it: channels first."""
-    spec = manifest.inputs[0]
-    return (spec.shape[3], *spec.shape[1:3]) if spec.layout == "NHWC" else spec.shape[1:]
+def _example(spec: TensorSpec) -> Tensor:
+    """Return one input as the model, and so the data, has it: channels first, and numbers where the artifact has them quantized."""
+    shape = (spec.shape[0], spec.shape[3], *spec.shape[1:3]) if spec.layout == "NHWC" else spec.shape
+    indices = spec.scale is None and spec.dtype in INDICES
+    return torch.empty(shape, dtype=torch.int64 if indices else torch.float32, device="meta")
 
 
-def _dataset(path: Path, manifest: Artifact, data: Data, shape: tuple[int, ...]) -> "Dataset[Any]":
+def _dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "Dataset[Any]":
     if data is None:
-        return _of_run(path, manifest, shape)
+        return _of_run(path, manifest, example)
     if not isinstance(data, (str, Path)):
         return data
     file = Path(data).expanduser()
     if file.suffix == ".py" or (file / "recipe.py").is_file():
         return _of_recipe(str(file))
-    return datasets.load(file, "eval", preprocessing=manifest.preprocessing, input_shape=shape)
+    return datasets.load(file, "eval", preprocessing=manifest.preprocessing, example=example)
 
 
-def _of_run(path: Path, manifest: Artifact, shape: tuple[int, ...]) -> "Dataset[Any]":
+def _of_run(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
     """Return what the run scored its artifacts on."""
     folder = path.resolve().parent.parent
     if not is_run(folder):
         raise ConfigError(f"{path}: lies in no run folder, so there is no recipe to take data from; give --data, or a recipe as --data")
     run = read_run(folder)
     if run.options.data:
-        return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, input_shape=shape)
+        return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
     if run.recipe == "python":
         raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
     return _of_recipe(run.recipe)
@@ -130,14 +134,14 @@ def _notes(manifest: Artifact, found: "Dataset[Any]") -> Iterator[str]:
         yield "the manifest knows no preprocessing; pixels were scaled to [0, 1]"
 
 
-def fetch(job: Job, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return inputs `(n, …)` in the model's layout and labels `(n,)` in the artifact's numbering.
+def fetch(job: Job, indices: Sequence[int]) -> tuple[Batch, Tensor]:
+    """Return inputs, each `(n, …)`, in the model's layout and labels `(n,)` in the artifact's numbering.
 
     Raises:
         ConfigError: No labels, a wrong shape, or a label that is no class of the artifact.
     """
     known = len(job.renumbered) or job.classes
-    x, y = datasets.fetch(job.samples, list(indices), input_shape=job.shape, classes=known)
+    x, y = datasets.fetch(job.samples, list(indices), example=job.example, classes=known)
     if y is None:
         raise ConfigError(f"{datasets.describe(job.samples)}: no labels; give data with a class index for each input")
     return x, torch.tensor(job.renumbered)[y] if job.renumbered else y

@@ -1,15 +1,11 @@
 """Small operations on modules that several steps need."""
 
-from collections.abc import Sequence
-from typing import Final
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.factorizations import Factors
-
-BATCH: Final = 64
-BATCH_BYTES: Final = 4_000_000  # of input; the maps of larger batches are given back to the system and cleared anew at every layer
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -22,14 +18,14 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs of a model in eval mode for many inputs; several outputs are flattened and joined, `(n, features)`."""
-    return torch.cat([joined(model(x)) for x in torch.split(inputs, max(1, min(BATCH, BATCH_BYTES // (4 * max(1, inputs[0].numel())))))])
+def forward(model: nn.Module, inputs: Batch) -> Batch:
+    """Return the outputs of a model in eval mode for many inputs.
 
-
-def joined(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the outputs of one batch as one tensor; several are flattened and joined, `(n, features)`."""
-    return outputs if isinstance(outputs, Tensor) else torch.cat([part.flatten(1) for part in outputs], 1)
+    Raises:
+        ConfigError, UnsupportedError: See `batches.run`.
+    """
+    parts = [batches.run(model, x) for x in batches.split(inputs, batches.chunk(inputs))]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def tied_layers(model: nn.Module) -> dict[str, str]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from edgecompress import data as datasets
 from edgecompress import records
 from edgecompress.attention import closed, opened
+from edgecompress.batches import Batch
+from edgecompress.calibration import save_calibration
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.options import Options, fixed_layers, method_of, outputs
@@ -79,9 +81,8 @@ class ModelSteps:
     def data(self, split: str) -> Any:
         """The recipe's dataset for "train", "eval" or "calibration", or what `--data` gives; None when there is none."""
         if self.options.data:
-            shape = tuple(self.recipe.example_inputs[0].shape[1:])
             kind: datasets.Split = "eval" if split == "eval" else "train"
-            return datasets.load(Path(self.options.data), kind, preprocessing=self.recipe.preprocessing, input_shape=shape)
+            return datasets.load(Path(self.options.data), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
         functions: dict[str, Data | None] = {
             "train": self.recipe.train_data,
             "eval": self.recipe.eval_data,
@@ -93,7 +94,7 @@ class ModelSteps:
     @cached_property
     def source(self) -> str:
         """Hash of the dense model and the data options; every step depends on it."""
-        shapes = [tuple(x.shape) for x in self.recipe.example_inputs]
+        shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
         data = Path(self.options.data) if self.options.data else None
         if data is not None and not data.exists():
             raise ConfigError(f"{data}: no such file or folder; give --data an ImageFolder, an .npz or idx files")
@@ -171,6 +172,7 @@ class ModelSteps:
                 model,
                 train if train is not None else self.data("calibration"),
                 teacher=self.dense,
+                example_inputs=self.recipe.example_inputs,
                 eval_data=self.data("eval"),
                 options=asked,
                 checkpoint_path=checkpoint,
@@ -193,8 +195,15 @@ class ModelSteps:
             data = self.data("calibration")
             if data is None:
                 raise ConfigError(f"{self.recipe.source}: no data to calibrate and verify on; add calibration_data() or give --data")
-            inputs, result = quantize(self.compressed, data, schemes=schemes, samples=o.calibration_samples, seed=o.seed)
-            save_state({"input_0": inputs}, self.run.path("calibration.safetensors"))
+            inputs, result = quantize(
+                self.compressed,
+                data,
+                schemes=schemes,
+                example_inputs=self.recipe.example_inputs,
+                samples=o.calibration_samples,
+                seed=o.seed,
+            )
+            save_calibration(inputs, self.run.path("calibration.safetensors"))
             return result
 
         made_from = key(self.run.digest("finetune"), self.source, schemes, o.calibration_samples, o.seed)
@@ -208,7 +217,7 @@ class ModelSteps:
         o = self.options
         return (("data-aware", o.sensitivity_samples, o.seed),) if o.data_aware else ()
 
-    def _planning_inputs(self) -> Tensor | None:
+    def _planning_inputs(self) -> Batch | None:
         """Real inputs to measure sensitivities on and to fit to; None where there are none.
 
         Raises:
@@ -217,11 +226,11 @@ class ModelSteps:
         data = self.data("calibration")
         if data is None and self.options.data_aware:
             raise ConfigError(f"{self.recipe.source}: no data for --data-aware; add calibration_data(), give --data, or leave it out")
-        return None if data is None else self._fetch(data, self.options.sensitivity_samples)[0]
+        return None if data is None else self._fetch(data, self.options.sensitivity_samples, labelled=False)[0]
 
-    def _fetch(self, data: Any, n: int, seed: int | None = 0) -> tuple[Tensor, Tensor | None]:
-        shape = tuple(self.recipe.example_inputs[0].shape[1:])
-        return datasets.fetch(data, n, seed=None if seed is None else self.options.seed, input_shape=shape)
+    def _fetch(self, data: Any, n: int, *, drawn: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
+        seed = self.options.seed if drawn else None
+        return datasets.fetch(data, n, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
 
     def _step(self, name: str, made_from: str, kind: type[R], make: Callable[[], R], *, files: tuple[str, ...] = ()) -> R:
         path = self.run.path(FILES[name])

@@ -9,6 +9,7 @@ from edgecompress import batches
 from edgecompress import data as datasets
 from edgecompress.batches import Batch
 from edgecompress.calibration import load_calibration
+from edgecompress.distillation import scores_of
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomic
 from edgecompress.models import forward
@@ -87,8 +88,13 @@ class Pipeline(ModelSteps):
         """Real inputs to prove artifacts on: evaluation data, or calibration data where there is none."""
         data = self.data("eval")
         data = self.data("calibration") if data is None else data
-        inputs, labels = self._fetch(data, self.options.verify_samples, seed=None)
+        inputs, labels = self._fetch(data, self.options.verify_samples, drawn=False, labelled=self._scored)
         return Evidence(inputs=inputs, labels=labels, data=datasets.describe(data))
+
+    @property
+    def _scored(self) -> bool:
+        """Whether labels say how often the model is right; those of others may be anything, e.g. images."""
+        return scores_of(forward(self.dense, self.recipe.example_inputs)) is not None
 
     @cached_property
     def dense_outputs(self) -> Batch:

@@ -1,6 +1,8 @@
 """What proves an artifact: run it in its own runtime, compare with the eager model, let it pass or not."""
 
 import math
+from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -8,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.devices import open_device
 from edgecompress.devices.protocol import RunnerReply
 from edgecompress.devices.runner import infer
 from edgecompress.distillation import agreement
-from edgecompress.errors import DeviceError, ParityError, ToolchainError
+from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
 from edgecompress.models import forward
 from edgecompress.records import Parity, TensorSpec
 from edgecompress.targets import Scheme
-from edgecompress.weights import save_state
+from edgecompress.weights import State, read_state, save_state
 
 REFERENCE: Final = "reference.safetensors"
 REFERENCE_SAMPLES: Final = 64
@@ -24,25 +28,16 @@ REFERENCE_BYTES: Final = 4_000_000
 SQNR_CAP_DB: Final = 200.0
 
 
-def run(path: Path, inputs: tuple[TensorSpec, ...], x: Tensor, *, threads: int = 2) -> Tensor:
-    """Return the artifact's outputs `(n, …)` on `x`, `(n, …)` in the model's layout, one sample at a time in a process of its own.
-
-    Several outputs are flattened and joined, `(n, features)`.
-    """
-    tensors, _ = run_each(path, inputs, (), (x,), threads=threads)
-    return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten(1) for t in tensors], 1)
-
-
-def run_each(
+def run(
     path: Path,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    batch: tuple[Tensor, ...],
+    batch: Batch,
     *,
     threads: int = 2,
     timeout_s: float = 600.0,
     python: str | None = None,
-) -> tuple[tuple[Tensor, ...], str]:
+) -> tuple[Batch, str]:
     """Return each of the artifact's outputs `(n, …)` on `batch`, both in the model's layout, and which runtime computed them.
 
     Args:
@@ -53,14 +48,14 @@ def run_each(
         ConfigError: The runtime refuses the file, or the inputs do not fit it.
         ToolchainError: The runtime died, took too long, or is not there.
     """
-    arrays = [_permuted(x, spec, (0, 2, 3, 1)).numpy() for x, spec in zip(batch, inputs, strict=True)]
+    arrays = to_layout(batch, inputs)
     told: list[RunnerReply] = []
     try:
         with open_device("local://") as device:
             found = infer(
                 device,
                 path,
-                [np.ascontiguousarray(array) for array in arrays],
+                arrays,
                 threads=threads,
                 timeout_s=timeout_s,
                 python=python,
@@ -68,41 +63,55 @@ def run_each(
             )
     except DeviceError as error:  # this machine is no device to its user
         raise ToolchainError(str(error).removeprefix("local://: ")) from error
-    tensors = (torch.from_numpy(np.array(y)) for y in found)
-    specs = outputs or (None,) * len(found)
-    return tuple(_permuted(y, spec, (0, 3, 1, 2)) for y, spec in zip(tensors, specs, strict=True)), told[0].results[0].backend
+    return from_layout(found, outputs), told[0].results[0].backend
 
 
-def _permuted(x: Tensor, spec: TensorSpec | None, axes: tuple[int, ...]) -> Tensor:
-    return x.permute(axes) if spec is not None and spec.layout == "NHWC" else x
+def to_layout(batch: Batch, specs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
+    """Return inputs in the layouts that an artifact takes."""
+    moved = (x.permute(0, 2, 3, 1) if spec.layout == "NHWC" else x for x, spec in zip(batch, specs, strict=True))
+    return [np.ascontiguousarray(x.numpy()) for x in moved]
 
 
-def compare(outputs: Tensor, reference: Tensor) -> Parity:
-    """Return how far `outputs` are from `reference`, both `(n, …)`.
+def from_layout(arrays: Sequence[np.ndarray], specs: tuple[TensorSpec, ...]) -> Batch:
+    """Return what an artifact gave in the model's layouts; without specs no output is an image."""
+    if specs and len(arrays) != len(specs):
+        raise ParityError(f"{len(arrays)} outputs, the converter told of {len(specs)}; export again")
+    layouts = [spec.layout for spec in specs] or [""] * len(arrays)
+    tensors = (torch.from_numpy(np.array(y)) for y in arrays)
+    return tuple(y.permute(0, 3, 1, 2) if layout == "NHWC" else y for y, layout in zip(tensors, layouts, strict=True))
+
+
+def compare(outputs: Batch, reference: Batch) -> Parity:
+    """Return how far `outputs` are from `reference`, each by its own range and power; of several outputs the worst of each number.
 
     Raises:
         ParityError: The shapes differ, or a value is NaN or infinite.
     """
-    if outputs.shape != reference.shape:
-        raise ParityError(
-            f"outputs have shape {tuple(outputs.shape)}, the model's {tuple(reference.shape)}; the converter changed the layout"
-        )
-    if not bool(reference.isfinite().all()):
+    if not batches.same(outputs, reference):
+        found, wanted = (" and ".join(str(tuple(y.shape)) for y in ys) for ys in (outputs, reference))
+        raise ParityError(f"outputs have shape {found}, the model's {wanted}; the converter changed the layout")
+    if not batches.is_finite(reference):
         raise ParityError("the model's own outputs hold NaN or infinity on these inputs; nothing can be proved, mend the model or the data")
-    if not bool(outputs.isfinite().all()):
+    if not batches.is_finite(outputs):
         raise ParityError("outputs hold NaN or infinity where the model's are finite; try another scheme or route")
-    outputs, reference = outputs.double(), reference.double()
-    difference = outputs - reference
+    max_abs, max_rel, sqnr_db = zip(*(_differences(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
+    return Parity(
+        max_abs=max(max_abs),
+        max_rel=max(max_rel),
+        sqnr_db=min(sqnr_db),
+        top1_agreement=agreement(outputs, reference),
+        samples=batches.size(outputs),
+    )
+
+
+def _differences(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Return the largest difference, the same over the range of the reference, and SQNR in dB."""
+    output, reference = output.double(), reference.double()
+    difference = output - reference
     max_abs = float(difference.abs().max())
     spread = float(reference.max() - reference.min())
     noise, signal = float(difference.square().sum()), float(reference.square().sum())
-    return Parity(
-        max_abs=max_abs,
-        max_rel=max_abs / spread if spread > 0 else max_abs,
-        sqnr_db=_sqnr_db(signal, noise),
-        top1_agreement=agreement(outputs, reference),
-        samples=len(outputs),
-    )
+    return max_abs, max_abs / spread if spread > 0 else max_abs, _sqnr_db(signal, noise)
 
 
 def _sqnr_db(signal: float, noise: float) -> float:
@@ -132,11 +141,39 @@ def gate(parity: Parity, limits: Scheme, *, subject: str) -> None:
         )
 
 
-def keep_reference(folder: Path, inputs: Tensor, models: dict[str, nn.Module]) -> None:
-    """Write `reference.safetensors`: a few inputs and each model's eager outputs, so that the artifacts can be verified anywhere."""
-    n = max(1, min(REFERENCE_SAMPLES, len(inputs), REFERENCE_BYTES // max(1, inputs[0].numel() * 4)))
-    x = inputs[:n]
-    save_state({"input": x} | {name: forward(model, x) for name, model in models.items()}, folder / REFERENCE)
+def keep_reference(folder: Path, inputs: Batch, models: dict[str, nn.Module]) -> None:
+    """Write `reference.safetensors`: a few inputs and each model's eager outputs, so that the artifacts can be verified anywhere.
+
+    It holds `input_0`, `input_1`, … and for each model `NAME_output_0`, …, each `(n, …)` in the model's layout.
+    """
+    sample = sum(x[0].numel() * x.element_size() for x in inputs)
+    x = batches.take(inputs, slice(max(1, min(REFERENCE_SAMPLES, REFERENCE_BYTES // max(1, sample)))))
+    state = _named("input", x)
+    for name, model in models.items():
+        state |= _named(f"{name}_output", forward(model, x))
+    save_state(state, folder / REFERENCE)
+
+
+def read_reference(folder: Path, model: str) -> tuple[Batch, Batch]:
+    """Return the inputs kept in `folder` and the eager outputs of `model`, "dense" or "compressed".
+
+    Raises:
+        ConfigError: They are missing or damaged.
+    """
+    path = folder / REFERENCE
+    state = read_state(path)
+    inputs, outputs = (_tensors(state, prefix) for prefix in ("input", f"{model}_output"))
+    if not inputs or not outputs:
+        raise ConfigError(f"{path}: holds no inputs, or no outputs of the {model} model; export again")
+    return inputs, outputs
+
+
+def _named(prefix: str, batch: Batch) -> dict[str, Tensor]:
+    return {f"{prefix}_{i}": x for i, x in enumerate(batch)}
+
+
+def _tensors(state: State, prefix: str) -> Batch:
+    return tuple(state[f"{prefix}_{i}"] for i in takewhile(lambda i: f"{prefix}_{i}" in state, count()))
 
 
 def manifest_path(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from edgecompress.batches import Batch
 from edgecompress.data import idx, imagefolder, npz
 from edgecompress.data.images import open_image, preprocess
 from edgecompress.data.samples import Samples, check_finite, check_labels, check_shape, describe, fetch
@@ -30,7 +31,7 @@ class Loader(Protocol):
     def recognises(self, path: Path) -> bool:
         """Whether `path` looks like this form. Asked in the order of LOADERS."""
 
-    def load(self, path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+    def load(self, path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
         """Return one split of it."""
 
 
@@ -41,14 +42,14 @@ LOADERS: Final[dict[str, Loader]] = {
 }
 
 
-def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return a split of the data at `path`, whatever its form.
 
     Args:
         path: A file or a folder in one of the forms of LOADERS.
         split: A set that comes as one is parted: every fifth sample is for "eval", and the others for "train".
         preprocessing: Applied to images; None scales them to [0, 1].
-        input_shape: The model's input without its batch axis, `(c, h, w)` for images.
+        example: What the model takes, batch axis included, `(1, c, h, w)` for images; only shapes and dtypes matter.
 
     Raises:
         ConfigError: Nothing there, an unknown form, or data that do not fit the model.
@@ -59,5 +60,5 @@ def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, input
         raise ConfigError(f"{path}: an empty folder; data are {', '.join(LOADERS)}")
     for loader in LOADERS.values():
         if loader.recognises(path):
-            return loader.load(path, split, preprocessing=preprocessing, input_shape=input_shape)
+            return loader.load(path, split, preprocessing=preprocessing, example=example)
     raise ConfigError(f"{path}: not a form of data known here; data are {', '.join(LOADERS)}")

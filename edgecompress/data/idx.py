@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgecompress.data.images import ImageArray
+from edgecompress.batches import Batch
+from edgecompress.data.images import ImageArray, image_shape
 from edgecompress.data.samples import Samples
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
@@ -26,7 +27,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*-idx?-ubyte*"))
 
 
-def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return a split of an idx folder.
 
     Raises:
@@ -35,7 +36,7 @@ def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_s
     images, labels = read_split(path, split)
     if len(images) == 0:
         raise ConfigError(f"{path}: its {split} files hold no samples; fetch them again")
-    inputs = ImageArray(images, preprocessing, input_shape, subject=str(path))
+    inputs = ImageArray(images, preprocessing, image_shape(example, path), subject=str(path))
     return Samples(inputs, torch.from_numpy(labels.astype(np.int64)), source=f"{path}: {len(images)} images")
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from edgecompress.data.images import ImageFiles
+from edgecompress.batches import Batch
+from edgecompress.data.images import ImageFiles, image_shape
 from edgecompress.data.samples import Samples
 from edgecompress.data.split import HELD_OUT, part
 from edgecompress.errors import ConfigError
@@ -18,12 +19,13 @@ def recognises(path: Path) -> bool:
     return path.is_dir()
 
 
-def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
+def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return the images of a split; the class index is the place of the class's folder in alphabetical order.
 
     Raises:
         ConfigError: No such split, no images, or a class that the training folder does not have.
     """
+    input_shape = image_shape(example, path)
     folders = {name: [path / choice for choice in choices if (path / choice).is_dir()] for name, choices in SPLITS.items()}
     if not any(folders.values()):
         classes = _classes(path)

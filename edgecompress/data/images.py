@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from edgecompress.batches import Batch
 from edgecompress.data.samples import check_shape
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
@@ -94,6 +95,17 @@ def preprocess(
     if preprocessing is None:
         return x
     return (x - torch.tensor(preprocessing.mean)[:, None, None]) / torch.tensor(preprocessing.std)[:, None, None]
+
+
+def image_shape(example: Batch, path: Path) -> tuple[int, ...]:
+    """Return what the model's one input looks like, without its batch axis.
+
+    Raises:
+        ConfigError: It takes several inputs.
+    """
+    if len(example) != 1:
+        raise ConfigError(f"{path}: images alone, the model takes {len(example)} inputs; give all of them in an .npz, or by the recipe")
+    return tuple(example[0].shape[1:])
 
 
 def check_preprocessing(preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> None:

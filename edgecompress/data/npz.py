@@ -1,4 +1,7 @@
-"""Numpy archives: `x_train, y_train, x_test, y_test`, or `inputs, labels` as one set. Pickled (object) arrays are refused."""
+"""Numpy archives: `x_train, y_train, x_test, y_test`, or `inputs, labels` as one set. Pickled (object) arrays are refused.
+
+The inputs of a model that takes several are `x_train_0, x_train_1, …`, `x_test_0, …`, or `inputs_0, inputs_1, …`.
+"""
 
 import zipfile
 import zlib
@@ -8,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgecompress.batches import Batch
 from edgecompress.data.images import ImageArray
-from edgecompress.data.samples import Inputs, Samples, check_finite, check_labels, check_shape
+from edgecompress.data.samples import Column, Samples, check_finite, check_labels, check_shape
 from edgecompress.data.split import HELD_OUT, part
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
@@ -22,47 +26,59 @@ def recognises(path: Path) -> bool:
     return path.is_file() and path.suffix == ".npz"
 
 
-def load(path: Path, split: str, *, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Samples:
-    """Return a split: uint8 arrays are images and get preprocessed, floats are inputs already.
+def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
+    """Return a split: uint8 arrays are images and get preprocessed, floats are inputs already; integers where the model takes indices.
 
     Raises:
         ConfigError: Unreadable, a pickle, an array is missing, or shapes, labels or values do not fit.
     """
-    x, y, note = _arrays(path, split)
-    if x.ndim == 0 or len(x) == 0:
-        raise ConfigError(f"{path}: holds no samples; give at least one")
-    if y is not None and len(x) != len(y):
-        raise ConfigError(f"{path}: {len(x)} inputs but {len(y)} labels; give one label an input")
+    columns, y, note = _arrays(path, split, len(example))
+    for x in columns:
+        if x.ndim == 0 or len(x) == 0:
+            raise ConfigError(f"{path}: holds no samples; give at least one")
+    lengths = {len(x) for x in columns}
+    if len(lengths) != 1:
+        raise ConfigError(f"{path}: its inputs have {' and '.join(map(str, sorted(lengths)))} samples; give every input the same number")
+    n = lengths.pop()
+    if y is not None and n != len(y):
+        raise ConfigError(f"{path}: {n} inputs but {len(y)} labels; give one label an input")
+    if note:
+        rows = part(range(n), split, str(path))
+        columns, y = [x[rows] for x in columns], None if y is None else y[rows]
     labels = None if y is None else check_labels(_tensor(y, path, "labels"), str(path))
-    source = f"{path}: {len(x)} samples{note}"
-    return Samples(_inputs(x, path, preprocessing, input_shape), labels, source=source)
+    inputs = tuple(_inputs(x, path, preprocessing, wanted) for x, wanted in zip(columns, example, strict=True))
+    return Samples(inputs if len(inputs) > 1 else inputs[0], labels, source=f"{path}: {len(columns[0])} samples{note}")
 
 
-def _arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, str]:
+def _arrays(path: Path, split: str, count: int) -> tuple[list[np.ndarray], np.ndarray | None, str]:
+    """Return the array of each input, that of the labels, and how a set that comes as one is parted, "" for one that does not."""
     try:
         if not zipfile.is_zipfile(path):  # np.load would take a bare .npy or try a pickle
             raise ConfigError(f"{path}: not an .npz archive; save it with numpy.savez")
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
-            x_name, y_name = NAMES[split] if NAMES[split][0] in names else ONE_SET
-            if x_name not in names:
+            of_split, of_set = ([name] if count == 1 else [f"{name}_{i}" for i in range(count)] for name in (NAMES[split][0], ONE_SET[0]))
+            x_names, y_name = (of_split, NAMES[split][1]) if of_split[0] in names else (of_set, ONE_SET[1])
+            if missing := [name for name in x_names if name not in names]:
                 found = ", ".join(sorted(names)) or "nothing"
-                raise ConfigError(f"{path}: no array {NAMES[split][0]} or {ONE_SET[0]}, it holds {found}; name the arrays so")
-            x = archive[x_name]
+                wanted = f"{of_split[0]} or {of_set[0]}" if missing == of_set else missing[0]
+                raise ConfigError(f"{path}: no array {wanted}, it holds {found}; name the arrays so")
+            columns = [archive[name] for name in x_names]
             y = archive[y_name] if y_name in names else None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise ConfigError(f"{path}: holds a pickled (object) array, which may run code; save plain number arrays") from error
         raise ConfigError(f"{path}: unreadable archive: {error}; save it again with numpy.savez") from error
-    if x_name != ONE_SET[0]:
-        return x, y, ""
-    if y is not None and len(x) != len(y):
-        raise ConfigError(f"{path}: {len(x)} inputs but {len(y)} labels; give one label an input")
-    rows = part(range(len(x)), split, str(path))
-    return x[rows], None if y is None else y[rows], f", {HELD_OUT[split]}"
+    return columns, y, f", {HELD_OUT[split]}" if x_names == of_set else ""
 
 
-def _inputs(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> Inputs:
+def _inputs(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, wanted: Tensor) -> Column:
+    input_shape = tuple(wanted.shape[1:])
+    if not wanted.is_floating_point():
+        if not np.issubdtype(x.dtype, np.integer):
+            raise ConfigError(f"{path}: inputs are {x.dtype}, the model takes {str(wanted.dtype).removeprefix('torch.')}; give integers")
+        check_shape(x.shape[1:], input_shape, str(path))
+        return _tensor(x, path, "inputs").to(wanted.dtype)
     if x.dtype == np.uint8:
         return ImageArray(_channels_last(x, input_shape, path), preprocessing, input_shape, subject=str(path))
     if not np.issubdtype(x.dtype, np.floating):

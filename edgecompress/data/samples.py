@@ -2,59 +2,71 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
 
+FORMS: Final = "(input, label), ((input_0, input_1), label), or the same without the label as input, ((input_0, input_1),)"
 
-class Inputs(Protocol):
-    """What a loader keeps: a tensor in memory, or something that reads and preprocesses one sample when asked."""
+
+class Column(Protocol):
+    """What a loader keeps of one input: a tensor in memory, or something that reads and preprocesses one sample when asked."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 class Samples(Dataset[Any]):
-    """Pairs `(input, label)`, or inputs alone where there are no labels.
+    """Pairs `(input, label)`, or inputs alone where there are no labels; several inputs are a tuple.
 
     Attributes:
+        inputs: As given: one column, or a tuple of them; `columns` are always a tuple.
         source: Where they came from and how many, for reports.
         labels: `(n,)` int64, or None.
         class_names: In the order of the labels; empty when unknown.
-        transform: Applied to each input as it is read, e.g. an augmentation; draws from torch's global generator.
+        transform: Applied to each sample's input, or tuple of inputs, as it is read, e.g. an augmentation; draws from torch's global
+            generator.
     """
 
     def __init__(
         self,
-        inputs: Inputs,
+        inputs: Column | tuple[Column, ...],
         labels: Tensor | None,
         *,
         source: str,
         class_names: tuple[str, ...] = (),
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        if labels is not None and len(inputs) != len(labels):
-            raise ConfigError(f"{source}: {len(inputs)} inputs but {len(labels)} labels; give one label an input")
+        columns = inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(lengths := {len(column) for column in columns}) != 1:
+            raise ConfigError(f"{source}: {' and '.join(map(str, sorted(lengths)))} samples; give every input the same number")
+        if labels is not None and len(columns[0]) != len(labels):
+            raise ConfigError(f"{source}: {len(columns[0])} inputs but {len(labels)} labels; give one label an input")
         self.inputs = inputs
+        self.columns = columns
         self.labels = labels
         self.source = source
         self.class_names = class_names
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.columns[0])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor | Batch, int] | tuple[Batch] | Tensor:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        x = self.inputs[index]
+        read = tuple(column[index] for column in self.columns)
+        x = read[0] if len(read) == 1 else read
         if self.transform is not None:
             x = self.transform(x)
-        return x if self.labels is None else (x, int(self.labels[index]))
+        if self.labels is not None:
+            return x, int(self.labels[index])
+        return (x,) if isinstance(x, tuple) else x
 
 
 def fetch(
@@ -62,40 +74,43 @@ def fetch(
     which: int | Sequence[int] | None = None,
     *,
     seed: int | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    example: Batch | None = None,
+    labelled: bool = True,
     classes: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return inputs `(n, …)` and labels `(n,)`, or None for labels where the set has none.
+) -> tuple[Batch, Tensor | None]:
+    """Return inputs, each `(n, …)`, and labels `(n,)`, or None for labels where the set has none.
 
     Args:
-        dataset: Map-style; yields `(input, label)` or just `input`.
+        dataset: Map-style; yields `(input, label)`, `((input_0, input_1), label)`, or `input`, `(input,)`, `((input_0, input_1),)` without.
         which: Indices; or how many, at most all of them; None for all.
         seed: With a number of samples: draw them at random, the same for the same seed. None takes the first ones.
-        input_shape: What each input must look like, without the batch axis.
+        example: What the model takes, batch axis included: how many inputs, of which shapes, indices or numbers. None goes by the first
+            sample.
+        labelled: False leaves labels alone, whatever they are, and returns None.
         classes: Labels must be below it.
 
     Raises:
-        ConfigError: The set is empty or no map-style set, an item is no tensor, shapes differ, an input is not finite, or a label is
-            no class.
+        ConfigError: The set is empty or no map-style set, an item is none of the above, inputs are not what the model takes or not finite,
+            or a label is no class.
     """
     source = describe(dataset)
     indices = _indices(dataset, which, seed, source)
-    inputs: list[Tensor] = []
+    samples: list[Batch] = []
     labels: list[Any] = []
     for index in indices:
-        x, label = _split(dataset[index], source)
-        input_shape = tuple(x.shape) if input_shape is None else input_shape
-        check_shape(x.shape, input_shape, f"{source}: sample {index}")
-        inputs.append(x)
-        if label is not None:
+        inputs, label = parted(dataset[index], source)
+        example = tuple(x[None] for x in inputs) if example is None else example
+        samples.append(_fitting(inputs, example, f"{source}: sample {index}"))
+        if labelled and label is not None:
             labels.append(label)
-    stacked = torch.stack(inputs)  # (n, …)
-    check_finite(stacked, source)
+    columns = tuple(torch.stack(column) for column in zip(*samples, strict=True))  # each (n, …)
+    for i, column in enumerate(columns):
+        check_finite(column, source if len(columns) == 1 else f"{source}: input {i}", indices)
     if not labels:
-        return stacked, None
-    if len(labels) != len(inputs):
-        raise ConfigError(f"{source}: {len(inputs)} inputs but {len(labels)} labels; label every sample or none")
-    return stacked, check_labels(_labels(labels, source), source, classes=classes)
+        return columns, None
+    if len(labels) != len(samples):
+        raise ConfigError(f"{source}: {len(samples)} inputs but {len(labels)} labels; label every sample or none")
+    return columns, check_labels(_labels(labels, source), source, classes=classes)
 
 
 def describe(dataset: Dataset[Any]) -> str:
@@ -117,8 +132,11 @@ def check_shape(shape: Sequence[int], input_shape: Sequence[int], subject: str) 
         )
 
 
-def check_finite(inputs: Tensor, subject: str) -> None:
+def check_finite(inputs: Tensor, subject: str, indices: Sequence[int] | None = None) -> None:
     """Refuse NaN and infinity, which would silently spoil calibration ranges and losses.
+
+    Args:
+        indices: What the samples are called; None counts them from 0.
 
     Raises:
         ConfigError: Names the first bad sample.
@@ -126,9 +144,9 @@ def check_finite(inputs: Tensor, subject: str) -> None:
     if inputs.is_floating_point() and not math.isfinite(float(inputs.sum())):  # one pass; a sum may overflow, so look closer
         bad = ~torch.isfinite(inputs).flatten(1).all(1)
         if bad.any():
-            raise ConfigError(
-                f"{subject}: {int(bad.sum())} samples hold NaN or infinity, first {int(bad.nonzero()[0])}; remove or mend them"
-            )
+            first = int(bad.nonzero()[0])
+            first = first if indices is None else indices[first]
+            raise ConfigError(f"{subject}: {int(bad.sum())} samples hold NaN or infinity, first {first}; remove or mend them")
 
 
 def check_labels(labels: Tensor, subject: str, *, classes: int | None = None) -> Tensor:
@@ -169,16 +187,37 @@ def _indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, 
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].tolist()
 
 
-def _split(item: Any, source: str) -> tuple[Tensor, Any]:
-    """Return input and label of what a dataset yields; the label is None where there is none."""
-    x, label = item, None
+def parted(item: Any, source: str) -> tuple[Batch, Any]:
+    """Return inputs and label of what a dataset yields, without a batch axis; the label is None where there is none.
+
+    Raises:
+        ConfigError: It is neither of the forms that `fetch` tells of.
+    """
+    given, label = item, None
     if isinstance(item, tuple | list):
         if len(item) not in (1, 2):
-            raise ConfigError(f"{source}: yields {len(item)} values a sample; yield (input, label) or input")
-        x, label = item[0], item[1] if len(item) == 2 else None
-    if not isinstance(x, Tensor):
-        raise ConfigError(f"{source}: yields an input of type {type(x).__name__}; yield a tensor")
-    return x, label
+            raise ConfigError(f"{source}: yields {len(item)} values a sample; yield {FORMS}")
+        given, label = item[0], item[1] if len(item) == 2 else None
+    inputs = tuple(given) if isinstance(given, tuple | list) else (given,)
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"{source}: yields an input of type {type(x).__name__}; yield a tensor")
+    if not inputs:
+        raise ConfigError(f"{source}: yields no inputs; yield {FORMS}")
+    return inputs, label
+
+
+def _fitting(inputs: Batch, example: Batch, subject: str) -> Batch:
+    """Return one sample in the dtypes that the model takes, where nothing is lost by it."""
+    if len(inputs) != len(example):
+        raise ConfigError(f"{subject}: {len(inputs)} inputs, the model takes {len(example)}; yield {FORMS}")
+    for i, (x, wanted) in enumerate(zip(inputs, example, strict=True)):
+        named = subject if len(inputs) == 1 else f"{subject}: input {i}"
+        check_shape(x.shape, wanted.shape[1:], named)
+        if x.is_floating_point() != wanted.is_floating_point():
+            found, due = (str(tensor.dtype).removeprefix("torch.") for tensor in (x, wanted))
+            raise ConfigError(f"{named}: is {found}, the model takes {due}; convert it where the dataset makes it")
+    return tuple(x.to(wanted.dtype) for x, wanted in zip(inputs, example, strict=True))
 
 
 def _labels(labels: list[Any], source: str) -> Tensor:

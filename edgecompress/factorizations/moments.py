@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.factorizations.blocks.chain import composed
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
 from edgecompress.factorizations.protocol import Factors, Moments
@@ -15,8 +17,8 @@ ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
 
 
 @torch.no_grad()
-def collect(model: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """Run `model` in its present mode on `batches` and return the moments of what each of `layers` reads.
+def collect(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) -> dict[str, Moments]:
+    """Run `model` in its present mode on `inputs` and return the moments of what each of `layers` reads.
 
     Only Linears and convolutions that `readable` accepts may be asked for. A layer that never runs is left out.
     """
@@ -36,8 +38,8 @@ def collect(model: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]) 
 
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in layers]  # type: ignore[arg-type]
     try:
-        for x in batches:
-            model(x)
+        for x in inputs:
+            batches.run(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,26 +4,26 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.factorizations import method_named
 from edgecompress.factorizations.blocks.layers import Layer, kernel
 from edgecompress.factorizations.moments import collect, readable
 from edgecompress.factorizations.parallel import Factorized, Job, factorize_all
-from edgecompress.models import BATCH
 from edgecompress.progress import Track, silent
 
 MOMENTS_BYTES: Final = 1_000_000_000  # held at a time
 WIDEST: Final = MOMENTS_BYTES // 2  # of one layer
 
 
-def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Tensor | None = None, track: Track = silent) -> list[Factorized]:
+def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Batch | None = None, track: Track = silent) -> list[Factorized]:
     """Factorize layers of `model`, which stays as it is; see `factorize_all`.
 
     Args:
         jobs: Named as in `model`, without moments.
-        inputs: `(n, …)` real inputs of the model: the methods that can minimise the error of each layer's output on them.
+        inputs: Real inputs of the model: the methods that can minimise the error of each layer's output on them.
     """
     sizes = {i: _moments_bytes(job) for i, job in enumerate(jobs)} if inputs is not None else {}
     wide = {i for i, size in sizes.items() if size > WIDEST}
@@ -36,7 +36,7 @@ def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Tensor | None =
     if aware and inputs is not None:
         reader = copy.deepcopy(model).eval() if any(m.training for m in model.modules()) else model
         for group in _groups(aware, jobs, sizes):
-            moments = collect(reader, sorted({jobs[i].name for i in group}), torch.split(inputs, BATCH))
+            moments = collect(reader, sorted({jobs[i].name for i in group}), batches.split(inputs, batches.SAMPLES))
             read = [jobs[i]._replace(moments=moments.get(jobs[i].name)) for i in group]
             made |= zip(group, factorize_all(read, track=track), strict=True)
     return [made[i] for i in range(len(jobs))]

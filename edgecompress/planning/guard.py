@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.batchnorm import reestimate
 from edgecompress.distillation import agreement
 from edgecompress.factorizations.parallel import Job
-from edgecompress.models import BATCH, forward, replace
+from edgecompress.models import forward, replace
 from edgecompress.planning.factors import factors_of
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
@@ -25,7 +26,7 @@ def guarded(
     made: CompressionPlan,
     at: Callable[[float], CompressionPlan],
     *,
-    inputs: Tensor,
+    inputs: Batch,
     min_agreement: float,
     data_aware: bool,
     track: Track,
@@ -34,14 +35,15 @@ def guarded(
 
     Args:
         at: The plan for another MACs ratio; `at(1.0)` decomposes nothing.
-        inputs: The first half re-estimates BatchNorm, the second measures agreement with the dense model.
+        inputs: Empty where there are none. The first half re-estimates BatchNorm, the second measures agreement with the dense model.
         data_aware: Fit to what the layers read from the first half, where a method can.
     """
-    if len(inputs) < FEWEST:
-        note = f"MACs ratio {made.macs_ratio:g} was refused: {len(inputs)} inputs cannot show whether the network survives it"
+    samples = batches.size(inputs) if inputs else 0
+    if samples < FEWEST:
+        note = f"MACs ratio {made.macs_ratio:g} was refused: {samples} inputs cannot show whether the network survives it"
         return msgspec.structs.replace(at(1.0), notes=(*made.notes, note))
-    half = len(inputs) // 2
-    recovery, held_out = inputs[:half], inputs[half:]
+    half = samples // 2
+    recovery, held_out = batches.take(inputs, slice(half)), batches.take(inputs, slice(half, None))
     reference = forward(copy.deepcopy(model).eval(), held_out)
 
     def survived(plan: CompressionPlan) -> float:
@@ -49,7 +51,7 @@ def guarded(
         jobs = [Job(step.layer, model.get_submodule(step.layer), step.method, step.rank, step.options) for step in plan.layers]
         for job, fitted in zip(jobs, factors_of(model, jobs, inputs=recovery if data_aware else None), strict=True):
             replace(trial, job.name, fitted.compact)
-        reestimate(trial, torch.chunk(recovery, -(-len(recovery) // BATCH)))
+        reestimate(trial, batches.evenly(recovery))
         same = agreement(forward(trial, held_out), reference)
         return 1.0 if same is None else same
 
@@ -70,6 +72,6 @@ def guarded(
     spent = f"ratio {best.macs / best.macs_before:.2f} keeps {reached:.0%} and was taken" if best.layers else "nothing was decomposed"
     note = (
         f"MACs ratio {made.macs_ratio:g} was refused: without fine-tuning it leaves {first:.0%} top-1 agreement with the dense model on "
-        f"{len(held_out)} held-out inputs, {min_agreement:.0%} is asked for; {spent}"
+        f"{samples - half} held-out inputs, {min_agreement:.0%} is asked for; {spent}"
     )
     return msgspec.structs.replace(best, notes=(*best.notes, note))

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import Factors
@@ -33,14 +35,14 @@ CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
 
 
 def measure(
-    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Tensor, *, data_aware: bool = False, track: Track = silent
+    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Batch, *, data_aware: bool = False, track: Track = silent
 ) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 
     Args:
         model: Left as it is.
         options: Per layer its candidates, as `candidates` returns them.
-        inputs: `(n, …)`, real ones.
+        inputs: Real ones.
         data_aware: Fit what is probed to what the layers read, where a method can.
 
     Raises:
@@ -48,7 +50,7 @@ def measure(
     """
     model = copy.deepcopy(model).eval()
     reference = forward(model, inputs)
-    if not bool(reference.isfinite().all()):
+    if not batches.is_finite(reference):
         raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
     probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
     work = {layer: chosen for layer, found in options.items() if (chosen := probes(found))}
@@ -61,7 +63,7 @@ def measure(
     return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 
-def _probed(model: nn.Module, work: Mapping[str, list[Candidate]], inputs: Tensor | None) -> Iterator[tuple[str, Candidate, Factors]]:
+def _probed(model: nn.Module, work: Mapping[str, list[Candidate]], inputs: Batch | None) -> Iterator[tuple[str, Candidate, Factors]]:
     """Yield each layer with each probe and its factors; fitted for several layers at once, of which as many as fit into HELD are held."""
     pairs = [(layer, probe) for layer, chosen in work.items() for probe in chosen]
     while pairs:

@@ -2,8 +2,10 @@
 
 import copy
 
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import factorize
 from edgecompress.factorizations.parallel import Job
@@ -14,7 +16,7 @@ from edgecompress.records import CompressionPlan, DecomposeResult
 
 
 def decompose(
-    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Tensor | None = None, track: Track = silent
+    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Batch | None = None, track: Track = silent
 ) -> tuple[nn.Module, DecomposeResult]:
     """Return a copy of `model` with the planned layers factorized, and the errors measured on them.
 
@@ -22,7 +24,8 @@ def decompose(
         model: Left untouched.
         plan: Which layers, which method, which rank.
         fit: False leaves the factors unfitted, ready for `load_state_dict`; the errors are then the plan's.
-        inputs: `(n, …)` real inputs: the methods that can minimise the error of the layers' outputs on them, not of their weights.
+        inputs: Real ones, a tuple of tensors `(n, …)`: the methods that can minimise the error of the layers' outputs on them, not of their
+            weights.
 
     Raises:
         ConfigError: The plan names a layer or method that is not there, or a weight is not finite.
@@ -42,7 +45,7 @@ def decompose(
     errors = {step.layer: step.relative_error for step in plan.layers}
     notes: list[str] = []
     if fit:
-        made = factors_of(model, jobs, inputs=inputs, track=track)
+        made = factors_of(model, jobs, inputs=inputs if inputs is None else batches.check(inputs, "inputs"), track=track)
         errors = {job.name: one.relative_error for job, one in zip(jobs, made, strict=True)}
         notes = [f"{job.name}: {one.note}" for job, one in zip(jobs, made, strict=True) if one.note]
         factors = [one.compact for one in made]

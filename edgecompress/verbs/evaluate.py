@@ -10,22 +10,20 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from edgecompress import batches
 from edgecompress import data as datasets
 from edgecompress.accuracy import Evaluation
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.base import clean
 from edgecompress.devices.inventory import settings
 from edgecompress.devices.protocol import RunnerReply
-from edgecompress.devices.runner import infer
+from edgecompress.devices.runner import Values, infer
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.labelled import Data, Job, fetch, prepare
 from edgecompress.progress import Track, silent
-from edgecompress.records import Artifact, DeviceInfo, Parity
-from edgecompress.verification import REFERENCE, compare
-from edgecompress.weights import read_state
+from edgecompress.records import DeviceInfo, Parity, TensorSpec
+from edgecompress.verification import REFERENCE, compare, from_layout, read_reference, to_layout
 
 Array = npt.NDArray[np.float32]
 
@@ -41,8 +39,8 @@ REMEDY: Final = "install the same runtime there, or allow it with --tolerance"
 class _Answers:
     """What was computed there and here, chunk by chunk."""
 
-    there: list[Array] = field(default_factory=list)
-    here: list[Array] = field(default_factory=list)
+    there: list[tuple[Array, ...]] = field(default_factory=list)
+    here: list[tuple[Array, ...]] = field(default_factory=list)
     labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
     replies: list[RunnerReply] = field(default_factory=list)
     host_replies: list[RunnerReply] = field(default_factory=list)
@@ -121,12 +119,13 @@ def _evaluate(
 ) -> Evaluation:
     """Run everything there and here, then say what came of it."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    size = batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (4 * int(np.prod(job.shape)))))
+    size = batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // sum(x.numel() * x.element_size() for x in job.example)))
     starts = range(0, len(job.indices), size)
     answers = _Answers()
     for start in track(starts, f"{job.path.name} on {there.url}", total=len(starts)):
         _chunk(job, job.indices[start : start + size], answers, there, here, how)
-    outputs, expected, labels = np.concatenate(answers.there), np.concatenate(answers.here), np.concatenate(answers.labels)
+    outputs, expected = (tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (answers.there, answers.here))
+    labels = np.concatenate(answers.labels)
     reference = _reference(job, there, how)
     if len({(reply.runner, reply.results[0].backend) for reply in answers.replies}) != 1:
         raise DeviceError(f"{there.url}: {job.path.name}: the runtime changed between two transfers; run it again")
@@ -136,7 +135,7 @@ def _evaluate(
     parity, step, beyond, problem = _judge(outputs, expected, job, tolerance)
     if problem:
         problem = f"{subject}: {problem} ({backends[0]} there, {backends[1]} here); {REMEDY}"
-    ranks = _ranks(outputs, labels)
+    ranks = _ranks(outputs[job.scores], labels)
     return Evaluation(
         session=secrets.token_hex(16),
         artifact=job.path.name,
@@ -154,7 +153,7 @@ def _evaluate(
         classes=job.classes,
         top1=float((ranks < 1).mean()),
         top5=float((ranks < 5).mean()) if job.classes >= TOP5_CLASSES else None,
-        host_top1=float((_ranks(expected, labels) < 1).mean()),
+        host_top1=float((_ranks(expected[job.scores], labels) < 1).mean()),
         host=parity,
         quantization_step=step,
         beyond_step=beyond,
@@ -168,20 +167,21 @@ def _evaluate(
 
 def _chunk(job: Job, indices: Sequence[int], answers: _Answers, there: Device, here: Device, how: _How) -> None:
     x, y = fetch(job, indices)
-    inputs = _in_layout(x, job.manifest)
-    for sample, label in zip(x.numpy().astype("<f4"), y.numpy().astype("<i8"), strict=True):  # whatever the size of a transfer
-        answers.digest.update(sample.tobytes() + label.tobytes())
+    inputs = to_layout(x, job.manifest.inputs)
+    columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in (*x, y)]
+    for sample in zip(*columns, strict=True):  # whatever the size of a transfer
+        answers.digest.update(b"".join(part.tobytes() for part in sample))
     answers.labels.append(y.numpy())
     host = _How(how.threads, how.timeout_s, None, None)
-    answers.here.append(_scores(_infer(here, job, inputs, host, answers.host_replies), job, here.url))
-    answers.there.append(_scores(_infer(there, job, inputs, how, answers.replies), job, there.url))
+    answers.here.append(_checked(_infer(here, job, inputs, host, answers.host_replies), job, here.url))
+    answers.there.append(_checked(_infer(there, job, inputs, how, answers.replies), job, there.url))
 
 
-def _infer(device: Device, job: Job, inputs: Array, how: _How, replies: list[RunnerReply]) -> tuple[Array, ...]:
+def _infer(device: Device, job: Job, inputs: Sequence[Values], how: _How, replies: list[RunnerReply]) -> tuple[Array, ...]:
     return infer(
         device,
         job.path,
-        [inputs],
+        inputs,
         threads=how.threads,
         timeout_s=how.timeout_s,
         python=how.python,
@@ -190,29 +190,23 @@ def _infer(device: Device, job: Job, inputs: Array, how: _How, replies: list[Run
     )
 
 
-def _in_layout(x: Tensor, manifest: Artifact) -> Array:
-    moved = x.permute(0, 2, 3, 1) if manifest.inputs[0].layout == "NHWC" else x
-    return np.ascontiguousarray(moved.numpy(), dtype=np.float32)
-
-
-def _scores(outputs: tuple[Array, ...], job: Job, url: str) -> Array:
-    shapes = [output.shape[1:] for output in outputs]
-    if shapes != [(job.classes,)]:
-        raise DeviceError(f"{url}: {job.path.name}: outputs of shape {shapes}, the manifest says {job.classes} scores; export it again")
-    return outputs[0]
+def _checked(outputs: tuple[Array, ...], job: Job, url: str) -> tuple[Array, ...]:
+    shapes, told = [output.shape[1:] for output in outputs], [spec.shape[1:] for spec in job.manifest.outputs]
+    if shapes != told:
+        raise DeviceError(f"{url}: {job.path.name}: outputs of shape {shapes}, the manifest says {told}; export it again")
+    return outputs
 
 
 def _reference(job: Job, there: Device, how: _How) -> Parity | None:
     """Compare with the eager model's outputs that are kept beside the artifact; None where there are none, or nothing to compare."""
-    file = job.path.parent / REFERENCE
-    if not file.is_file():
+    if not (job.path.parent / REFERENCE).is_file():
         return None
-    state = read_state(file)
-    x, expected = state.get("input"), state.get(job.manifest.model)
-    if x is None or expected is None or tuple(x.shape[1:]) != job.shape or expected.shape != (len(x), job.classes):
+    x, expected = read_reference(job.path.parent, job.manifest.model)
+    if [part.shape[1:] for part in x] != [part.shape[1:] for part in job.example]:
         return None
-    outputs = _scores(_infer(there, job, _in_layout(x, job.manifest), how, []), job, there.url)
-    return compare(torch.from_numpy(outputs.copy()), expected) if np.isfinite(outputs).all() else None
+    inputs, specs = to_layout(x, job.manifest.inputs), job.manifest.outputs
+    outputs = from_layout(_checked(_infer(there, job, inputs, how, []), job, there.url), specs)
+    return compare(outputs, expected) if batches.same(outputs, expected) and batches.is_finite(outputs) else None
 
 
 # Judging
@@ -227,36 +221,43 @@ def _ranks(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64
     return ranks
 
 
-def _judge(outputs: Array, expected: Array, job: Job, tolerance: float | None) -> tuple[Parity | None, float | None, int | None, str]:
-    """Return parity with this machine, the quantization step, how many values are beyond it, and what is wrong, "" for nothing.
+def _judge(
+    outputs: tuple[Array, ...], expected: tuple[Array, ...], job: Job, tolerance: float | None
+) -> tuple[Parity | None, float | None, int | None, str]:
+    """Return parity with this machine, the scores' quantization step, how many values are beyond theirs, and what is wrong, "" for nothing.
 
     Raises:
         ParityError: This machine's own outputs are no numbers.
     """
-    if not np.isfinite(expected).all():
+    if not all(np.isfinite(values).all() for values in expected):
         raise ParityError(f"{job.path}: its outputs hold NaN or infinity on this machine already; see `edgecompress verify`")
-    if broken := int((~np.isfinite(outputs)).sum()):
-        return None, None, None, f"{broken} of {outputs.size} outputs are NaN or infinite there, none here"
-    parity = compare(torch.from_numpy(outputs.copy()), torch.from_numpy(expected.copy()))
+    values = sum(output.size for output in outputs)
+    if broken := sum(int((~np.isfinite(output)).sum()) for output in outputs):
+        return None, None, None, f"{broken} of {values} outputs are NaN or infinite there, none here"
+    parity = compare(from_layout(outputs, ()), from_layout(expected, ()))
     step, beyond = None, None
     if job.manifest.quant.scheme.startswith("int8"):
-        step = _step(expected, job.manifest)
-        # Half of a thousandth is left for the rounding of dequantized values.
-        beyond = int((np.abs(outputs.astype(np.float64) - expected) > step * 1.0005).sum())
+        steps = [_step(wanted, spec) for wanted, spec in zip(expected, job.manifest.outputs, strict=True)]
+        step, beyond = steps[job.scores], sum(map(_beyond, outputs, expected, steps))
     allowed = tolerance if tolerance is not None else FLOAT_TOLERANCES.get(job.manifest.quant.scheme)
     said = f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, largest difference {parity.max_rel:.2g} of the range"
     if allowed is not None and parity.max_rel > allowed:
         return parity, step, beyond, f"departs from this machine: {said}, {allowed:g} allowed"
     if allowed is None and beyond:
-        over = f"{beyond} of {outputs.size} outputs over one quantization step off"
+        over = f"{beyond} of {values} outputs over one quantization step off"
         return parity, step, beyond, f"departs from this machine: {over}, {said}"
     return parity, step, beyond, ""
 
 
-def _step(expected: Array, manifest: Artifact) -> float:
+def _beyond(output: Array, expected: Array, step: float) -> int:
+    """Return how many values are over one step off; half of a thousandth is left for the rounding of dequantized values."""
+    return int((np.abs(output.astype(np.float64) - expected) > step * 1.0005).sum())
+
+
+def _step(expected: Array, spec: TensorSpec) -> float:
     """Return the quantization step of an output: the manifest's, else the grid that the values stand on, else a 255th of their range."""
-    if manifest.outputs[0].scale:
-        return manifest.outputs[0].scale
+    if spec.scale:
+        return spec.scale
     levels = np.unique(expected)
     if 1 < len(levels) <= LEVELS:
         return float(np.diff(levels.astype(np.float64)).min())

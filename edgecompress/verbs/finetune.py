@@ -4,22 +4,23 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
-from edgecompress import checkpoint
+from edgecompress import batches, checkpoint
+from edgecompress.batches import Batch
 from edgecompress.batchnorm import has_batchnorm, reestimate
-from edgecompress.data import Samples, check_labels, describe
-from edgecompress.distillation import divergence, is_scores, top1
+from edgecompress.data import Samples, check_labels, describe, fetch
+from edgecompress.distillation import divergence, scores_of, top1
 from edgecompress.errors import ConfigError
-from edgecompress.models import in_format, is_decomposed, joined
+from edgecompress.models import in_format, is_decomposed
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
 from edgecompress.threads import threads
@@ -62,6 +63,7 @@ def finetune(
     train_data: "Dataset[Any] | None",
     *,
     teacher: nn.Module,
+    example_inputs: Batch | None = None,
     eval_data: "Dataset[Any] | None" = None,
     options: FinetuneOptions | None = None,
     checkpoint_path: Path | None = None,
@@ -71,8 +73,9 @@ def finetune(
 
     Args:
         model: The decomposed model; left untouched.
-        train_data: Items `(input, label)`, or just inputs, which are then learnt from the teacher alone; None where nothing is trained.
+        train_data: Items as `edgecompress.recipe` says; without labels the teacher alone is learnt from. None where nothing is trained.
         teacher: The dense model.
+        example_inputs: What the model takes; by default whatever the first sample is.
         eval_data: Labelled, for the accuracies; without it they are None.
         checkpoint_path: Written after each epoch; an existing one of the same start and options is continued.
 
@@ -88,7 +91,7 @@ def finetune(
     # Channels last: the convolution kernels of CPUs are faster in it; shapes and results are the same.
     model = in_format(copy.deepcopy(model), torch.channels_last)
     teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
-    dense_top1 = evaluate(teacher, eval_data, track) if eval_data is not None else None
+    dense_top1 = evaluate(teacher, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
     key = checkpoint.key_of(model, options, describe(data))
     optimizer = _optimizer(model, options)
     epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
@@ -97,16 +100,16 @@ def finetune(
             started = time.perf_counter()
             torch.manual_seed(_seed(options.seed, 0))
             if repair:
-                reestimate(model, _inputs(data, options, track))
-            score = evaluate(model, eval_data, track) if eval_data is not None else None
+                reestimate(model, _inputs(data, example_inputs, options, track))
+            score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
         for number in range(len(epochs), options.epochs + 1):
             started = time.perf_counter()
             torch.manual_seed(_seed(options.seed, number))
-            loss = _epoch(model, teacher, data, optimizer, options, number, track)
+            loss = _epoch(model, teacher, data, example_inputs, optimizer, options, number, track)
             if number == options.epochs and repair:  # running averages follow the last few batches; what ships must not
-                reestimate(model, _inputs(data, options, track))
-            score = evaluate(model, eval_data, track) if eval_data is not None else None
+                reestimate(model, _inputs(data, example_inputs, options, track))
+            score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             rate = float(optimizer.param_groups[0]["lr"])
             epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
             if checkpoint_path:
@@ -124,52 +127,55 @@ def finetune(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent) -> float | None:
-    """Return the top-1 accuracy of `model` on labelled data as a fraction; None when the data carry no labels or outputs no scores."""
+def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent, *, example_inputs: Batch | None = None) -> float | None:
+    """Return the top-1 accuracy of `model` on labelled data as a fraction; None when there are no labels, or no one output is scores."""
     model.eval()
+    if not len(data) or not _is_scored(model, data, example_inputs):  # type: ignore[arg-type]
+        return None
     right = total = 0
-    loader = DataLoader(data, EVAL_BATCH)
-    for batch in track(loader, "evaluating", len(loader)):
-        x, labels = _parts(batch)
-        if labels is None:
+    orders = _parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    for indices in track(orders, "evaluating", len(orders)):
+        x, labels = fetch(data, indices, example=example_inputs)
+        scores = scores_of(batches.run(model, x))
+        if labels is None or scores is None:
             return None
-        outputs = model(x)
-        if not isinstance(outputs, Tensor) or not is_scores(outputs):
-            return None
-        right += round(top1(outputs, check_labels(labels, describe(data), classes=outputs.shape[1])) * len(outputs))
-        total += len(outputs)
-    return right / total if total else None
+        right += round(top1(scores, check_labels(labels, describe(data), classes=scores.shape[1])) * len(scores))
+        total += len(scores)
+    return right / total
 
 
 def _epoch(
     model: nn.Module,
     teacher: nn.Module,
     data: "Dataset[Any]",
+    example: Batch | None,
     optimizer: torch.optim.Optimizer,
     options: FinetuneOptions,
     number: int,
     track: Track,
 ) -> float:
     """Train for one epoch, the first being 1; return the mean loss."""
+    labelled = _is_scored(teacher, data, example)
     model.train()
     losses = []
     title = f"epoch {number}/{options.epochs}"
-    loader = _loader(data, options)
+    orders = _orders(data, options)
     peak = options.learning_rate or USUAL_RATE[options.optimizer]
     low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
-    for step, batch in enumerate(track(loader, title, len(loader))):
+    for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
-            group["lr"] = peak * schedule((number - 1 + (step + 1) / len(loader)) / options.epochs)
-        x, labels = _parts(batch)
-        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            group["lr"] = peak * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
+        x, labels = fetch(data, indices, example=example, labelled=labelled)
+        x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             with torch.no_grad():
-                wanted = joined(teacher(x)).float()
-            outputs = model(x)
-        loss = divergence(joined(outputs).float(), wanted, temperature=options.temperature)
-        if labels is not None and isinstance(outputs, Tensor) and is_scores(outputs):
-            labels = check_labels(labels, describe(data), classes=outputs.shape[1])
-            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(outputs.float(), labels)
+                wanted = _in_full(batches.run(teacher, x))
+            outputs = _in_full(batches.run(model, x))
+        loss = divergence(outputs, wanted, temperature=options.temperature)
+        scores = scores_of(outputs)
+        if labels is not None and scores is not None:
+            labels = check_labels(labels, describe(data), classes=scores.shape[1])
+            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(scores, labels)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
@@ -179,24 +185,31 @@ def _epoch(
     return sum(losses) / len(losses)
 
 
-def _loader(data: "Dataset[Any]", options: FinetuneOptions) -> "DataLoader[Any]":
+def _in_full(outputs: Batch) -> Batch:
+    return tuple(y.float() if y.is_floating_point() else y for y in outputs)
+
+
+@torch.inference_mode()
+def _is_scored(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> bool:
+    """Whether one output of a model in eval mode is class scores, so that labels are class indices; others may be anything, e.g. images."""
+    inputs = example or fetch(data, [0], labelled=False)[0]
+    return scores_of(batches.run(model, inputs)) is not None
+
+
+def _orders(data: "Dataset[Any]", options: FinetuneOptions) -> list[list[int]]:
     """This epoch's samples in this epoch's order, both drawn from torch's seeded generator; a last batch of one would break BatchNorm."""
-    picked = torch.randperm(len(data))[: options.samples].tolist()  # type: ignore[arg-type]
-    return DataLoader(Subset(data, picked), options.batch_size, drop_last=len(picked) % options.batch_size == 1 and len(picked) > 1)
+    orders = _parted(torch.randperm(len(data))[: options.samples].tolist(), options.batch_size)  # type: ignore[arg-type]
+    return orders[:-1] if len(orders) > 1 and len(orders[-1]) == 1 else orders
 
 
-def _inputs(data: "Dataset[Any]", options: FinetuneOptions, track: Track) -> Iterator[Tensor]:
-    few = msgspec.structs.replace(options, samples=BATCHNORM_SAMPLES, batch_size=EVAL_BATCH)
-    loader = _loader(data, few)
-    for batch in track(loader, "re-estimating BatchNorm", len(loader)):
-        yield _parts(batch)[0]
+def _parted(indices: Sequence[int], size: int) -> list[list[int]]:
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
-def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of a batch; the labels are None where there are none."""
-    if isinstance(batch, Tensor):
-        return batch, None
-    return batch[0], batch[1] if len(batch) > 1 else None
+def _inputs(data: "Dataset[Any]", example: Batch | None, options: FinetuneOptions, track: Track) -> Iterator[Batch]:
+    orders = _orders(data, msgspec.structs.replace(options, samples=BATCHNORM_SAMPLES, batch_size=EVAL_BATCH))
+    for indices in track(orders, "re-estimating BatchNorm", len(orders)):
+        yield fetch(data, indices, example=example, labelled=False)[0]
 
 
 def schedule(done: float) -> float:

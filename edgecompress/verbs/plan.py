@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import options_of
 from edgecompress.models import tied_layers
@@ -30,7 +31,7 @@ def plan(
     method: str = AUTO,
     options: Mapping[str, Any] | None = None,
     layers: Mapping[str, Choice | tuple[str, tuple[int, ...]]] | None = None,
-    inputs: Tensor | None = None,
+    inputs: Batch | None = None,
     data_aware: bool = False,
     rank_multiple: int = 8,
     min_agreement: float | None = None,
@@ -44,7 +45,8 @@ def plan(
         method: One of METHODS for every layer, or "auto" for svd or Tucker-2, whichever suits a layer best.
         options: Of the method, see its `Options`.
         layers: Fixed choices, layer → (method, rank), (method, rank, options) or ("dense", ()); the rest of the budget goes to the others.
-        inputs: `(n, …)` real inputs for the sensitivities; without them a squared relative error counts the same everywhere.
+        inputs: Real ones, a tuple `(x,)` or `(x, y, …)` of tensors `(n, …)`, for the sensitivities; without them a squared relative error
+            counts the same everywhere.
         data_aware: What is measured on `inputs` is fitted to them too, as `decompose` does when it is given inputs.
         rank_multiple: Ranks are multiples of it where a layer is wide enough.
         min_agreement: When nothing will repair the network afterwards: spend no more of the budget than leaves this top-1 agreement
@@ -67,7 +69,7 @@ def plan(
     if inputs is None:
         losses = sensitivity.without_data(candidates)
     else:
-        few = inputs[: sensitivity.affordable(candidates, stats.macs)]
+        few = batches.take(batches.check(inputs, "planning inputs"), slice(sensitivity.affordable(candidates, stats.macs)))
         losses = sensitivity.measure(model, candidates, few, data_aware=data_aware, track=track)
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
@@ -77,8 +79,7 @@ def plan(
     made = at(macs_ratio)
     if min_agreement is None or not made.layers:
         return made
-    real = torch.empty(0) if inputs is None else inputs
-    return guard.guarded(model, made, at, inputs=real, min_agreement=min_agreement, data_aware=data_aware, track=track)
+    return guard.guarded(model, made, at, inputs=inputs or (), min_agreement=min_agreement, data_aware=data_aware, track=track)
 
 
 def _candidates(

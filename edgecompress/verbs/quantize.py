@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from edgecompress import batches
+from edgecompress.batches import Batch
 from edgecompress.counting import COUNTED
 from edgecompress.data import describe, fetch
 from edgecompress.errors import ConfigError
+from edgecompress.models import forward
 from edgecompress.records import LayerQuantization, QuantizeResult, QuantSpec
 from edgecompress.targets import SCHEMES, choose
 
@@ -18,24 +21,34 @@ EXACT_DB: Final = 200.0  # what an error of zero is written as
 
 
 def quantize(
-    model: nn.Module, data: "Dataset[Any]", *, schemes: tuple[str, ...], samples: int = 500, seed: int = 0
-) -> tuple[Tensor, QuantizeResult]:
-    """Return calibration inputs `(samples, …)` and what they and the weights look like to an int8 grid.
+    model: nn.Module,
+    data: "Dataset[Any]",
+    *,
+    schemes: tuple[str, ...],
+    example_inputs: Batch | None = None,
+    samples: int = 500,
+    seed: int = 0,
+) -> tuple[Batch, QuantizeResult]:
+    """Return calibration inputs, each `(samples, …)`, and what they and the weights look like to an int8 grid.
+
+    Args:
+        example_inputs: What the model takes; by default whatever the first sample is.
 
     Raises:
-        ConfigError: Unknown scheme, no data, or inputs that are not finite.
+        ConfigError: Unknown scheme, no data, or inputs that are not finite or no index of their embedding.
     """
     for scheme in schemes:
         choose("scheme", scheme, SCHEMES)
     if samples < 1 or len(data) < 1:  # type: ignore[arg-type]
         raise ConfigError("calibration: no samples; give calibration_data() or --data, and --samples of at least 1")
-    inputs, _ = fetch(data, min(samples, len(data)), seed=seed)  # type: ignore[arg-type]
-    if not bool(inputs.isfinite().all()):
-        raise ConfigError("calibration: the inputs hold NaN or infinity; clean the data")
+    inputs, _ = fetch(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]
+    if any(not x.is_floating_point() for x in inputs):
+        forward(model, inputs)  # an index beyond its embedding is told here by name
+    low, high = zip(*((float(x.min()), float(x.max())) for x in inputs), strict=True)
     return inputs, QuantizeResult(
-        specs=tuple(spec(scheme, len(inputs)) for scheme in schemes),
+        specs=tuple(spec(scheme, batches.size(inputs)) for scheme in schemes),
         calibration_data=describe(data),
-        input_range=(float(inputs.min()), float(inputs.max())),
+        input_range=(min(low), max(high)),
         layers=tuple(
             LayerQuantization(layer=name, per_channel_sqnr_db=sqnr_db(w, True), per_tensor_sqnr_db=sqnr_db(w, False))
             for name, module in model.named_modules()

@@ -9,8 +9,7 @@ from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, read
 from edgecompress.targets import SCHEMES, Scheme
-from edgecompress.verification import REFERENCE, compare, gate, manifest_path, run
-from edgecompress.weights import read_state
+from edgecompress.verification import compare, gate, manifest_path, read_reference, run
 
 
 def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
@@ -32,9 +31,9 @@ def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
         raise ConfigError(f"{path}: no such artifact; export it again")
     if (found := sha256(path)) != manifest.sha256:
         raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
-    state = read_state(path.parent / REFERENCE)
-    outputs = run(path, manifest.inputs, state["input"])
-    parity = compare(outputs, state[manifest.model])
+    inputs, reference = read_reference(path.parent, manifest.model)
+    outputs, _ = run(path, manifest.inputs, manifest.outputs, inputs)
+    parity = compare(outputs, reference)
     gate(parity, limits or _usual(manifest, parity.samples), subject=str(path))
     return msgspec.structs.replace(manifest, parity=parity)
 

@@ -1,0 +1,99 @@
+"""What goes into a model and what comes out of it: a tuple of tensors, one for each input or output, samples along axis 0.
+
+A model of one input has a tuple of one. Outputs are flattened out of whatever the model returns, in the order an exported program has them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from edgecompress.errors import ConfigError, UnsupportedError
+
+Batch = tuple[Tensor, ...]
+
+SAMPLES: Final = 64  # run at once
+SAMPLES_BYTES: Final = 4_000_000  # of input; the maps of larger batches are given back to the system and cleared anew at every layer
+
+
+def check(batch: object, subject: str) -> Batch:
+    """Return `batch`.
+
+    Raises:
+        ConfigError: It is no tuple of tensors of equally many samples, at least one.
+    """
+    if not isinstance(batch, tuple) or not batch or not all(isinstance(x, Tensor) and x.ndim for x in batch):
+        raise ConfigError(f"{subject}: a {type(batch).__name__}; give a tuple with one tensor for each input of the model, e.g. (x,)")
+    if len(sizes := {len(x) for x in batch}) != 1:
+        raise ConfigError(f"{subject}: {' and '.join(map(str, sorted(sizes)))} samples; give every input the same number")
+    return batch
+
+
+def size(batch: Batch) -> int:
+    """Return the number of samples."""
+    return len(batch[0])
+
+
+def take(batch: Batch, samples: slice) -> Batch:
+    """Return some of the samples."""
+    return tuple(x[samples] for x in batch)
+
+
+def split(batch: Batch, samples: int) -> Iterator[Batch]:
+    """Yield the samples in order, at most so many at a time."""
+    return zip(*(torch.split(x, samples) for x in batch), strict=True)
+
+
+def evenly(batch: Batch) -> Iterator[Batch]:
+    """Yield the samples in order in chunks of about the same size, none above SAMPLES."""
+    chunks = -(-size(batch) // SAMPLES)
+    return split(batch, -(-size(batch) // chunks))
+
+
+def chunk(batch: Batch) -> int:
+    """Return how many samples are best run at once."""
+    return max(1, min(SAMPLES, SAMPLES_BYTES // max(1, sum(x[0].numel() * x.element_size() for x in batch))))
+
+
+def is_finite(batch: Batch) -> bool:
+    return all(bool(x.isfinite().all()) for x in batch)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    """Whether there are as many tensors of the same shapes."""
+    return [x.shape for x in a] == [y.shape for y in b]
+
+
+def run(model: nn.Module, inputs: Batch) -> Batch:
+    """Return the outputs of one call.
+
+    Raises:
+        ConfigError: An index is beyond the rows of its embedding, which is named.
+        UnsupportedError: An output is no tensor, or not one row a sample.
+    """
+    watched = [m.register_forward_pre_hook(_check_indices(name, m)) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    try:
+        given = model(*inputs)
+    finally:
+        for handle in watched:
+            handle.remove()
+    outputs = tuple(_pytree.tree_leaves(given))
+    for i, y in enumerate(outputs):
+        if not isinstance(y, Tensor):
+            raise UnsupportedError(f"output {i} is {y!r} and not a tensor; wrap the model so that forward returns tensors")
+        if y.ndim == 0 or len(y) != size(inputs):
+            shape = tuple(y.shape)
+            raise UnsupportedError(f"output {i} has shape {shape} for {size(inputs)} samples; make axis 0 of each output the batch")
+    return outputs
+
+
+def _check_indices(name: str, embedding: nn.Embedding) -> Callable[[nn.Module, Batch], None]:
+    def hook(_: nn.Module, args: Batch) -> None:
+        indices, rows = args[0], embedding.num_embeddings
+        bad = indices[(indices < 0) | (indices >= rows)]
+        if len(bad):
+            raise ConfigError(f"{name}: index {int(bad[0])} in an embedding of {rows} rows; give indices from 0 to {rows - 1}")
+
+    return hook
