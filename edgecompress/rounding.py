@@ -1,9 +1,9 @@
-"""Weights on the int8 grid whose rounding errors cancel on real inputs, instead of each going to the nearest step.
+"""Weights on the integer grid whose rounding errors cancel on real inputs, instead of each going to the nearest step.
 
 After a clipped activation (ReLU6) inputs are positive, so nearest rounding leaves an error with a mean, which no later layer removes: on
 EfficientNet-Lite0 it alone costs 17 dB. Here a layer's weights are rounded one input after another, each error is made up for by the
 inputs not yet rounded, as their covariance on calibration data allows [FAHA23], and what is left of the mean goes into the bias [NBBW19].
-A converter that quantizes weights per channel, symmetrically, to [−127, 127] finds them on its grid and keeps them.
+A converter that quantizes weights per channel, symmetrically, to [−127, 127] or [−7, 7] finds them on its grid and keeps them.
 
 References:
     [FAHA23] E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh. GPTQ: accurate post-training quantization for generative pre-trained
@@ -24,7 +24,7 @@ from edgecompress.graphs import get_constant, set_constant
 
 aten = torch.ops.aten
 
-LEVELS = 127
+INT8, INT4 = 127, 7  # the largest integer of a symmetric grid
 LAYERS = {aten.conv2d.default, aten.linear.default}
 POSITIONS = 64  # of a feature map that are looked at in each sample; neighbours say nearly the same
 WIDEST = 2048  # inputs of one output beyond which the covariance costs too much, and only the mean is corrected
@@ -42,14 +42,17 @@ class _Inputs:
 
 
 def round_weights(
-    program: torch.export.ExportedProgram, samples: Sequence[tuple[Tensor, ...]], *, skip: Callable[[fx.Node], bool] = lambda _: False
+    program: torch.export.ExportedProgram,
+    samples: Sequence[tuple[Tensor, ...]],
+    *,
+    levels: Callable[[fx.Node], int | None] = lambda _: INT8,
 ) -> torch.export.ExportedProgram:
-    """Return `program` with the weights of its convolutions and linear layers on the int8 grid of each output channel.
+    """Return `program` with the weights of its convolutions and linear layers on the integer grid of each output channel.
 
     Args:
         program: Static, in inference mode, BatchNorm folded; stays as it is.
         samples: Calibration inputs, each as the program takes them.
-        skip: Says of a layer's node that its weight stays as it is.
+        levels: Says of a layer's node the largest integer of its grid, INT8 or INT4; None leaves its weight as it is.
     """
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
@@ -61,25 +64,25 @@ def round_weights(
             observer.run(*sample)
         done: set[str] = set()
         for node in graph.graph.nodes:
-            if (target := _weight_of(node)) and target in observer.inputs and target not in done and not skip(node):
+            if (target := _weight_of(node)) and target in observer.inputs and target not in done and (largest := levels(node)):
                 done.add(target)
-                _round_layer(graph, node, observer.inputs[target])
+                _round_layer(graph, node, observer.inputs[target], largest)
         graph.recompile()
         arguments = samples[0]
         return torch.export.export(graph, arguments, strict=False)
 
 
-def round_rows(weight: Tensor, covariance: Tensor | None, scale: Tensor) -> Tensor:
+def round_rows(weight: Tensor, covariance: Tensor | None, scale: Tensor, largest: int = INT8) -> Tensor:
     """Return `weight` in multiples of `scale`, errors compensated.
 
     Args:
         weight: `(groups, out, in)`.
         covariance: `(groups, in, in)` of the inputs; None rounds to nearest.
-        scale: `(groups, out, 1)`, a 127th of each row's largest weight, which stays what it is.
+        scale: `(groups, out, 1)`, each row's largest weight, which stays what it is, over `largest`.
     """
     peak = weight.abs().argmax(-1, keepdim=True)
     if covariance is None:
-        return (weight / scale).round().clamp(-LEVELS, LEVELS) * scale
+        return (weight / scale).round().clamp(-largest, largest) * scale
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     damping = DAMPING * diagonal.mean(-1, keepdim=True) + 1e-9
     damped = (covariance + torch.diag_embed(damping.expand_as(diagonal))).double()
@@ -87,14 +90,14 @@ def round_rows(weight: Tensor, covariance: Tensor | None, scale: Tensor) -> Tens
     upper = torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)  # (groups, in, in); row i says how the later inputs make up for i
     rest, rounded = weight.clone(), torch.empty_like(weight)
     for i in range(weight.shape[-1]):
-        step = (rest[..., i : i + 1] / scale).round().clamp(-LEVELS, LEVELS) * scale  # (groups, out, 1)
+        step = (rest[..., i : i + 1] / scale).round().clamp(-largest, largest) * scale  # (groups, out, 1)
         rounded[..., i : i + 1] = torch.where(peak == i, weight[..., i : i + 1], step)
         error = (rest[..., i : i + 1] - rounded[..., i : i + 1]) / upper[:, i, i, None, None]
         rest[..., i:] -= error * upper[:, None, i, i:]
     return rounded
 
 
-def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs) -> None:
+def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs, largest: int) -> None:
     target = cast("fx.Node", node.args[1]).target
     weight = get_constant(graph, str(target))
     groups = len(seen.total)
@@ -103,8 +106,8 @@ def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs) -> None:
     rows = _raise_dead(rows, bias.reshape(groups, -1))
     mean = seen.total / seen.count  # (groups, in)
     covariance = None if seen.second is None else seen.second / seen.count - mean[:, :, None] * mean[:, None, :]
-    scale = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) / LEVELS
-    rounded = round_rows(rows, covariance, scale)
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) / largest
+    rounded = round_rows(rows, covariance, scale, largest)
     shift = ((rows - rounded) @ mean[:, :, None]).reshape(-1)  # (out,)
     set_constant(graph, str(target), rounded.reshape(weight.shape).contiguous())
     set_constant(graph, str(cast("fx.Node", node.args[2]).target), bias + shift)
@@ -112,7 +115,7 @@ def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs) -> None:
 
 def _raise_dead(rows: Tensor, bias: Tensor) -> Tensor:
     """Give rows whose weights all but vanish one weight so large that the bias, in steps of their scale, fits an int32."""
-    least = bias.abs()[..., None] * LEVELS / BIAS_STEPS  # (groups, out, 1)
+    least = bias.abs()[..., None] * INT8 / BIAS_STEPS  # (groups, out, 1)
     peak = torch.zeros_like(rows).scatter_(-1, rows.abs().argmax(-1, keepdim=True), 1.0)
     return torch.where((peak > 0) & (rows.abs() < least), least, rows)
 
