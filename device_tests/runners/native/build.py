@@ -1,0 +1,150 @@
+"""Build the runner for 64-bit ARM devices without Python: `python device_tests/runners/native/build.py` prints the path of one executable.
+
+Needs pip, for LiteRT's library from the aarch64 wheel of ai-edge-litert, and the C compiler of Debian or Ubuntu for arm64 (or gcc on an
+arm64 machine). That compiler comes with the C library and loader that the result carries along, which PyPI's ziglang (101 MB) does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parents[2] / ".native-runner"
+NAME = "generic-linux-arm64"
+LITERT = "2.3.0"  # whose functions litert.h declares; another release may have changed them
+PYTHON = "3.11"  # of the wheel; any will do, its Python parts are not used
+LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
+PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross libstdc++6-arm64-cross"
+SOURCES = ("runner.c", "model.c", "json.c", "npz.c", "sha256.c", "machine.c")
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none")
+TIMEOUT_S = 600
+
+
+class BuildError(Exception):
+    """What is missing or failed: `subject: fact; remedy`."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the result is kept")
+    try:
+        sys.stdout.write(f"{build(parser.parse_args().cache)}\n")
+    except BuildError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def build(cache: Path = CACHE) -> Path:
+    """Return the runner, built when it is not there or its sources changed; others who want it wait.
+
+    Raises:
+        BuildError: A tool is missing, or a step failed.
+    """
+    gcc = compiler()
+    cache.mkdir(parents=True, exist_ok=True)
+    built, stamp = cache / NAME, cache / "ingredients"
+    with (cache / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made_of = ingredients(gcc)
+        if not (built.is_file() and stamp.is_file() and stamp.read_text() == made_of):
+            stamp.unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                make(gcc, Path(folder)).replace(built)
+            stamp.write_text(made_of)
+    return built
+
+
+def compiler() -> str:
+    """Return the gcc that makes programs for arm64."""
+    name = "gcc" if platform.machine() == "aarch64" else "aarch64-linux-gnu-gcc"
+    found = shutil.which(name)
+    if not found:
+        raise BuildError(f"{name}: not found; apt-get install {PACKAGES}")
+    return found
+
+
+def ingredients(gcc: str) -> str:
+    """Return a hash of everything the runner is made of."""
+    digest = hashlib.sha256(run(gcc, "--version").encode())
+    for file in sorted([*HERE.glob("*.[ch]"), Path(__file__), *(library(gcc, name) for name in LIBRARIES)]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def library(gcc: str, name: str) -> Path:
+    found = Path(run(gcc, f"-print-file-name={name}").strip())
+    if not found.is_absolute():  # gcc repeats a name that it does not find
+        raise BuildError(f"{name} for arm64: not found; apt-get install {PACKAGES}")
+    return found
+
+
+def make(gcc: str, folder: Path) -> Path:
+    """Build everything in `folder`; return the executable there."""
+    litert = unpack_litert(folder)
+    run(
+        gcc, *FLAGS, f'-DLITERT_VERSION="{LITERT}"', *(str(HERE / name) for name in SOURCES), str(litert), "-lm",
+        # LiteRT's own needs are met on the device by the libraries that travel along.
+        "-Wl,--allow-shlib-undefined", "-o", "runner", cwd=folder,
+    )  # fmt: skip
+    for name in LIBRARIES:
+        shutil.copyfile(library(gcc, name), folder / name)
+    (folder / "parts.s").write_text(parts(("runner", litert.name, *LIBRARIES)))
+    run(gcc, *FLAGS, "-static", str(HERE / "launcher.c"), "parts.s", "-o", NAME, cwd=folder)
+    run(gcc.removesuffix("gcc") + "strip", NAME, cwd=folder)
+    return folder / NAME
+
+
+def unpack_litert(folder: Path) -> Path:
+    """Download the wheel and take its C library out of it, without the accelerators: WebGPU's dies on Cortex-A53 and A72."""
+    run(
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
+        *(f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 31, 34)),
+        f"--python-version={PYTHON}", "--implementation=cp", f"ai-edge-litert=={LITERT}", f"--dest={folder}",
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "libLiteRt.so"
+    with zipfile.ZipFile(wheel) as archive:
+        target.write_bytes(archive.read("ai_edge_litert/libLiteRt.so"))
+    return target
+
+
+def parts(names: tuple[str, ...]) -> str:
+    """Return the assembly that puts these files, and the table of them that launcher.c reads, into a program."""
+    lines = [".section .rodata"]
+    for i, name in enumerate(names):
+        lines += [f'name{i}: .asciz "{name}"', ".balign 16", f'start{i}: .incbin "{name}"', f"end{i}:"]
+    lines += ['.section .data.rel.ro, "aw"', ".balign 8", ".global parts", "parts:"]
+    lines += [f".quad name{i}, start{i}, end{i}" for i in range(len(names))]
+    return "\n".join([*lines, ".quad 0, 0, 0", ".section .note.GNU-stack", ""])
+
+
+def run(*argv: str, cwd: Path | None = None) -> str:
+    """Return what a step of the build prints.
+
+    Raises:
+        BuildError: It failed; carries the last lines it said.
+    """
+    try:
+        done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise BuildError(f"{argv[0]}: not found; apt-get install {PACKAGES}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{argv[0]}: not finished within {TIMEOUT_S} s; check the network and start again") from error
+    if done.returncode != 0:
+        said = " | ".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise BuildError(f"{' '.join(argv[:3])}: exit status {done.returncode}: {said}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+/* A TFLite file in LiteRT's CompiledModel on the CPU (XNNPACK). What cannot be done ends the run with an error of the protocol. */
+#ifndef EDGECOMPRESS_MODEL_H
+#define EDGECOMPRESS_MODEL_H
+
+#include <stddef.h>
+
+#include "litert.h"
+
+/* An input or output in the order of the model's arguments or results; real numbers outside, the file's element type inside. */
+typedef struct {
+    size_t index, count, rank, shape[LITERT_MAX_RANK];
+    int element_type;
+    float scale; /* 0 when it is not quantized */
+    int64_t zero_point;
+    LiteRtTensorBuffer buffer;
+} Tensor;
+
+typedef struct {
+    const char *name;
+    LiteRtModel model;
+    LiteRtCompiledModel compiled;
+    Tensor *inputs, *outputs;
+    size_t input_count, output_count;
+    LiteRtTensorBuffer *input_buffers, *output_buffers; /* in the signature's order */
+} Model;
+
+Model *model_open(const char *path, const char *name, int threads);
+void model_close(Model *model);
+void model_invoke(Model *model);
+
+/* Set or get `count` real numbers; integers are quantized or dequantized with the tensor's scale and zero point. */
+void model_set(const Model *model, const Tensor *input, const float *values);
+void model_get(const Model *model, const Tensor *output, float *values);
+
+/* Tell which real numbers an input can take: what its integers can represent, else -1 to 1. */
+void model_range(const Tensor *input, double *low, double *high);
+
+#endif
