@@ -39,7 +39,7 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    _drop_unused_constants(graph)
+    drop_unused_constants(graph)
 
 
 def _foldable(norm: fx.Node, layer: fx.Node) -> bool:
@@ -100,7 +100,8 @@ def _attribute(graph: fx.GraphModule, target: str) -> Tensor:
     return value
 
 
-def _drop_unused_constants(graph: fx.GraphModule) -> None:
+def drop_unused_constants(graph: fx.GraphModule) -> None:
+    """Remove parameters and buffers that no node reads; an export would keep them."""
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for key in [key for key, _ in itertools.chain(graph.named_parameters(), graph.named_buffers()) if key not in used]:
         owner, _, leaf = key.rpartition(".")
