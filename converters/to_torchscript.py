@@ -1,7 +1,8 @@
 """Convert an exported program to TorchScript for the lite interpreter (`.ptl`): a program, see README.md beside it.
 
 Trace, freeze, optimize_for_mobile where this torch has XNNPACK, save. Inputs and outputs are float32 and NCHW in every scheme. Never
-`torch.jit.optimize_for_inference`: what it makes crashes the lite interpreter's writer.
+`torch.jit.optimize_for_inference`: what it makes crashes the lite interpreter's writer. What the file takes and gives, preprocessing and
+labels lie in it as the extra file `edgecompress.json`, since TorchScript itself keeps no shapes.
 
 torch.jit and torch.ao.quantization are deprecated but still what PyTorch Mobile loads; their warnings about that say nothing new.
 """
@@ -12,46 +13,72 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from edgecompress.conversion import serve
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
 SCHEMES: Final = ("fp32", "int8-dynamic", "int8-static")
+BYTECODE_VERSIONS: Final = (4, 5, 6, 7, 8)  # torch 2.13 writes 8 and can write a file again as any of the others
 IMAGE_AXES: Final = 4
+ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on EfficientNet-Lite0
 
 
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the `.ptl` file and what it takes and gives."""
-    if request.scheme == "fp16":
-        raise UnsupportedError("torchscript: fp16: the mobile CPU kernels compute in float32 or int8; choose fp32 or int8-static")
-    if request.scheme not in SCHEMES:
-        raise ConfigError(f"torchscript: unknown scheme {request.scheme!r}; choose from {', '.join(SCHEMES)}")
-    if request.route:
-        raise ConfigError(f"torchscript: unknown route {request.route!r}; there is only one, leave it out")
+    _check(request)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|torch_quantization|to_torchscript|__main__")
+    import layer_schemes
     import torch
     import torch_quantization
 
     from edgecompress.calibration import read_calibration
     from edgecompress.program import example_inputs, first_line, read_program
+    from edgecompress.rounding import INT8, round_weights
 
     program = read_program(Path(request.program))
+    scheme = layer_schemes.quantized_scheme(request, program, subject="torchscript")
+    seen = read_calibration(request.calibration, program) if scheme == "int8-static" or request.calibration else []
     toolchain, notes = {"torch": str(torch.__version__)}, []
-    module: Any = torch_quantization.functional_module(program)
-    if request.scheme != "fp32":
-        toolchain["quantized_engine"] = torch_quantization.choose_engine()
-        samples = read_calibration(request.calibration, program) if request.scheme == "int8-static" else []
-        module, found = torch_quantization.quantize(module, request.scheme, samples, example_inputs(program))
-        notes += found
+
+    def kept(node: Any) -> bool:
+        return layer_schemes.scheme_of(layer_schemes.scopes(node), request) != scheme
+
+    if seen and scheme != "fp32":
+        program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: None if kept(node) else INT8)
+    module: Any = torch_quantization.functional_module(program, kept)
     inputs = example_inputs(program)
+    if scheme != "fp32":
+        toolchain["quantized_engine"] = torch_quantization.choose_engine()
+        module, found = torch_quantization.quantize(module, scheme, seen, inputs)
+        notes += found
     try:
         with torch.no_grad():
             frozen = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
             frozen, note = _for_mobile(frozen)
-            content = bytes(frozen._save_to_buffer_for_lite_interpreter())
+            specs = _specs(program)
+            content = bytes(frozen._save_to_buffer_for_lite_interpreter(_extra_files=_extra_files(request, specs)))
     except Exception as error:  # torch.jit raises RuntimeError and classes of C++ extensions
         raise ToolchainError(f"torchscript: torch.jit failed: {first_line(error)}; take format tflite") from error
-    return content, _describe(content, program, toolchain, [*notes, *note])
+    content, backported = _backport(content, request.bytecode_version)
+    _prove(content, program)
+    return content, _reply(content, specs, toolchain, (*notes, *note, *backported))
+
+
+def _check(request: ConversionRequest) -> None:
+    for scheme in (request.scheme, *request.layers.values()):
+        if scheme == "fp16":
+            raise UnsupportedError("torchscript: fp16: the mobile CPU kernels compute in float32 or int8; choose fp32 or int8-static")
+        if scheme not in SCHEMES:
+            raise ConfigError(f"torchscript: unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
+    if request.route:
+        raise ConfigError(f"torchscript: unknown route {request.route!r}; there is only one, leave it out")
+    if request.io != "float32":
+        raise UnsupportedError(f"torchscript: {request.io} inputs and outputs: a file quantizes inside; take float32 or format tflite")
+    if request.bytecode_version not in (None, *BYTECODE_VERSIONS):
+        known = ", ".join(map(str, BYTECODE_VERSIONS))
+        raise ConfigError(f"torchscript: bytecode version {request.bytecode_version} cannot be written; choose from {known}")
 
 
 def _for_mobile(module: Any) -> tuple[Any, list[str]]:
@@ -65,32 +92,68 @@ def _for_mobile(module: Any) -> tuple[Any, list[str]]:
     return optimize_for_mobile(module), []
 
 
-def _describe(content: bytes, program: Any, toolchain: dict[str, str], notes: list[str]) -> ConversionReply:
-    """Load the file as a phone does, run it once, and say what it took and gave."""
-    import torch
-    from torch.jit.mobile import _load_for_lite_interpreter
-
+def _specs(program: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     from edgecompress.program import example_inputs, example_outputs
 
-    inputs = example_inputs(program)
-    with torch.no_grad():
-        outputs = _load_for_lite_interpreter(io.BytesIO(content))(*inputs)
-    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-    shapes, wanted = [tuple(y.shape) for y in outputs], [tuple(y.shape) for y in example_outputs(program)]
-    if shapes != wanted:
-        raise ToolchainError(f"torchscript: the file gives shapes {shapes}, {wanted} were due; take format tflite")
-    names = program.graph_signature.user_inputs
-    return ConversionReply(
-        inputs=tuple(_spec(str(name), x) for name, x in zip(names, inputs, strict=True)),
-        outputs=tuple(_spec(f"output_{i}", y) for i, y in enumerate(outputs)),
-        toolchain=toolchain,
-        notes=tuple(notes),
-    )
+    names = (str(name) for name in program.graph_signature.user_inputs)
+    inputs = tuple(_spec(name, x) for name, x in zip(names, example_inputs(program), strict=True))
+    return inputs, tuple(_spec(f"output_{i}", y) for i, y in enumerate(example_outputs(program)))
 
 
 def _spec(name: str, x: Any) -> TensorSpec:
     layout = "NCHW" if x.ndim == IMAGE_AXES else ""
     return TensorSpec(name=name, shape=tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."), layout=layout)
+
+
+def _extra_files(request: ConversionRequest, specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]) -> dict[str, str]:
+    from torchscript_file import EXTRA_FILE, Described
+
+    made = Described(name=request.name, inputs=specs[0], outputs=specs[1], preprocessing=request.preprocessing, labels=request.labels)
+    return {EXTRA_FILE: msgspec.json.encode(made).decode()}
+
+
+def _backport(content: bytes, version: int | None) -> tuple[bytes, tuple[str, ...]]:
+    """Return the file in another bytecode version, which numbers its constants by addresses in memory."""
+    from torch.jit.mobile import _backport_for_mobile_to_buffer, _get_model_bytecode_version
+
+    from edgecompress.program import first_line
+
+    if version in (None, _get_model_bytecode_version(io.BytesIO(content))):
+        return content, ()
+    try:
+        made = bytes(_backport_for_mobile_to_buffer(io.BytesIO(content), version))
+    except RuntimeError as error:
+        raise ToolchainError(f"torchscript: bytecode version {version} failed: {first_line(error)}; leave the version out") from error
+    return made, (f"not the same bytes each time: torch names the constants of bytecode version {version} by their addresses",)
+
+
+def _prove(content: bytes, program: Any) -> None:
+    """Load the file as a phone does and run it once."""
+    import torch
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    from edgecompress.program import example_inputs, example_outputs, first_line
+
+    try:
+        with torch.no_grad():
+            outputs = _load_for_lite_interpreter(io.BytesIO(content))(*example_inputs(program))
+    except RuntimeError as error:
+        raise ToolchainError(f"torchscript: the lite interpreter cannot run the file: {first_line(error)}; take format tflite") from error
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+    shapes, wanted = [tuple(y.shape) for y in outputs], [tuple(y.shape) for y in example_outputs(program)]
+    if shapes != wanted:
+        raise ToolchainError(f"torchscript: the file gives shapes {shapes}, {wanted} were due; take format tflite")
+
+
+def _reply(
+    content: bytes, specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]], toolchain: dict[str, str], notes: tuple[str, ...]
+) -> ConversionReply:
+    from torchscript_file import read_bytecode
+
+    bytecode = read_bytecode(content)
+    return ConversionReply(
+        inputs=specs[0], outputs=specs[1], toolchain=toolchain, notes=notes, ops=bytecode.ops, bytecode_version=bytecode.version
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.ao.quantization import (
     PerChannelMinMaxObserver,
     QConfig,
     QConfigMapping,
-    default_dynamic_qconfig,
+    default_dynamic_quant_observer,
     get_default_qconfig,
     get_default_qconfig_mapping,
     quantize_fx,
@@ -24,6 +24,7 @@ from torch.ao.quantization import (
 
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.program import first_line
+from edgecompress.rounding import INT8
 
 aten = torch.ops.aten
 ENGINES: Final = ("qnnpack", "x86", "fbgemm", "onednn")  # qnnpack first: it is what ARM phones have
@@ -66,13 +67,19 @@ CONVOLUTIONS: Final = {
 }
 CONVOLUTION_DEFAULTS: Final = (None, None, None, 1, 0, 1, 1)  # input, weight, bias, stride, padding, dilation, groups
 CLAMPS: Final = {F.relu6, F.hardtanh}
+# The grid of edgecompress.rounding. By default a step is the 127.5th part of the peak, and what was rounded with care is rounded anew.
+WEIGHTS: Final = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-INT8, quant_max=INT8)
 ATEN_CLAMPS: Final = {aten.relu6.default, aten.hardtanh.default}
 LAYERS: Final = {*CONVOLUTIONS, aten.linear.default, aten.add.Tensor}
 RESHAPE: Final = {aten.view.default, aten.reshape.default}
 
 
-def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Return the program as a plain module of functional calls: tensors in, one tensor or a tuple out."""
+def functional_module(program: torch.export.ExportedProgram, kept: Callable[[fx.Node], bool]) -> fx.GraphModule:
+    """Return the program as a plain module of functional calls: tensors in, one tensor or a tuple out.
+
+    Args:
+        kept: Says of an aten node that it computes in float in any case.
+    """
     source = program.module(check_guards=False)
     assert isinstance(source, fx.GraphModule)
     graph = fx.Graph()
@@ -84,11 +91,13 @@ def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
             continue
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].type = None
+        if kept(node):
+            continue
         if node.target in CONVOLUTIONS:
             _write_convolution(node, copies[node])
         elif node.target in RESHAPE:
             copies[node].op, copies[node].target = "call_method", "reshape"
-        elif node.target in ATEN_CLAMPS and not _can_fuse_clamp(node):
+        elif node.target in ATEN_CLAMPS and (not _can_fuse_clamp(node) or kept(node.args[0])):
             continue
         elif node.target in FUNCTIONAL and not (node.target is aten.add.Tensor and node.kwargs):  # add has an alpha, + has none
             copies[node].target = FUNCTIONAL[node.target]
@@ -144,7 +153,7 @@ def quantize(
     if scheme == "int8-dynamic":
         if not _count(module, (F.linear,)):
             raise UnsupportedError("torchscript: int8-dynamic quantizes linear layers alone and there is none; choose int8-static")
-        mapping = QConfigMapping().set_object_type(F.linear, default_dynamic_qconfig)
+        mapping = QConfigMapping().set_object_type(F.linear, QConfig(default_dynamic_quant_observer, WEIGHTS))
     else:
         mapping = _static_mapping(torch.backends.quantized.engine)
     try:
@@ -213,10 +222,9 @@ def _can_fuse_clamp(node: fx.Node) -> bool:
 
 
 def _static_mapping(engine: str) -> QConfigMapping:
-    """Per-channel weights and histogram activation ranges, on the engine's defaults for ops whose range is known."""
+    """Histogram activation ranges, on the engine's defaults for ops whose range is known."""
     half_range = engine in ("x86", "fbgemm")  # their int16 accumulators overflow on CPUs without VNNI otherwise
-    per_channel = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
-    qconfig = QConfig(activation=HistogramObserver.with_args(reduce_range=half_range), weight=per_channel)
+    qconfig = QConfig(activation=HistogramObserver.with_args(reduce_range=half_range), weight=WEIGHTS)
     mapping = get_default_qconfig_mapping(engine).set_global(qconfig)
     for layer in (F.conv1d, F.conv2d, F.conv3d, F.linear):
         mapping.set_object_type(layer, qconfig)
