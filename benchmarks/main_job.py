@@ -34,8 +34,9 @@ def measure(artifacts: Path, plan: Path, *, repetitions: int) -> None:
     rows.add("bytes, int8 static over dense fp32", ours=ours.stat().st_size, peer=dense.stat().st_size, bound=1 / 6)
 
     x, labels = fetch(load(str(programs.example())).eval_data())
-    outputs = {path: run(path, read(manifest_path(path), Artifact).inputs, x) for path in (dense, fp32, ours)}
-    accuracy = {path: 100 * top1(y, labels) for path, y in outputs.items()}
+    manifests = {path: read(manifest_path(path), Artifact) for path in (dense, fp32, ours)}
+    outputs = {path: run(path, manifest.inputs, manifest.outputs, x)[0] for path, manifest in manifests.items()}
+    accuracy = {path: 100 * top1(scores, labels) for path, (scores,) in outputs.items()}
     rows.add("top-1 points lost, compressed fp32", ours=accuracy[dense] - accuracy[fp32], peer=None, bound=0.7)
     rows.add("top-1 points lost, compressed int8 static", ours=accuracy[dense] - accuracy[ours], peer=None, bound=1.0)
     same = compare(outputs[ours], outputs[fp32]).top1_agreement or 0.0

@@ -52,8 +52,8 @@ def prepare(path: Path, data: Data, samples: int) -> Job:
     shapes = [output.shape for output in manifest.outputs]
     vectors = [i for i, shape in enumerate(shapes) if len(shape) == 2 and shape[1] > 1]
     if len(vectors) != 1:
-        kind = "no one is" if not vectors else f"{len(vectors)} may be"
-        raise ConfigError(f"{path}: of its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
+        kind = f"may be {len(vectors)} sets of" if vectors else "are no"
+        raise ConfigError(f"{path}: its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
     classes = shapes[vectors[0]][1]
     example = tuple(_example(spec) for spec in manifest.inputs)
     found = _dataset(path, manifest, data, example)

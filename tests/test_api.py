@@ -58,7 +58,7 @@ def test_what_the_readme_shows_runs(net, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train, test = map(framed, digits())
     model = Framed(net)
-    scores = forward(model, test.inputs).topk(2).values
+    scores = forward(model, (test.inputs,))[0].topk(2).values
     sure = (scores[:, 0] - scores[:, 1]).argsort()[-150:]  # int8 must agree on 98 of 100, and a network this small has many near ties
     names = {"model": model, "train": train, "test": Samples(test.inputs[sure], test.labels[sure], source="clear digits")}
     exec(compile(blocks[0], "README.md", "exec"), names)
@@ -127,13 +127,13 @@ def test_the_verbs_one_by_one(net, tmp_path):
     """Records in, records out, no run folder."""
     train, test = digits()
     stats = edgecompress.analyze(net, X, measure=False)
-    plan = edgecompress.plan(net, stats, macs_ratio=0.4, inputs=train.inputs[:64])
+    plan = edgecompress.plan(net, stats, macs_ratio=0.4, inputs=(train.inputs[:64],))
     assert plan.macs <= 0.4 * stats.macs
     compact, decomposed = edgecompress.decompose(net, plan)
     assert set(decomposed.relative_errors) == {layer.layer for layer in plan.layers}
     tuned, result = edgecompress.finetune(compact, train, teacher=net, eval_data=test)
     assert result.top1 > result.before_top1
-    calibration, quantized = edgecompress.quantize(tuned, train, schemes=("int8-static",), samples=50)
+    (calibration,), quantized = edgecompress.quantize(tuned, train, schemes=("int8-static",), samples=50)
     assert calibration.shape == (50, 1, 8, 8)
     assert len(quantized.layers) >= len(stats.layers) + len(plan.layers)
     (tmp_path / "net-fp32.ptl.rejected").touch()  # of an earlier try
@@ -146,7 +146,7 @@ def test_the_verbs_one_by_one(net, tmp_path):
         format="torchscript",
         quant=spec("fp32", 0),
         limits=SCHEMES["fp32"],
-        evidence=Evidence(inputs=test.inputs[:50]),
+        evidence=Evidence(inputs=(test.inputs[:50],)),
     )
     assert isinstance(artifact, records.Artifact)
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"net-fp32.ptl", "net-fp32.ptl.json"}

@@ -149,14 +149,14 @@ def test_a_checkpoint_has_the_names_of_the_users_model_and_what_a_run_keeps_thos
     save_state(vision.state_dict(), tmp_path / "trained.safetensors")
     untrained = Vision().eval()
     with pipeline(untrained, tmp_path / "run", weights=str(tmp_path / "trained.safetensors")) as steps:
-        images = digits()[1].inputs[:50]
+        images = (digits()[1].inputs[:50],)
         torch.testing.assert_close(forward(steps.dense, images), forward(vision, images), rtol=1e-4, atol=1e-4)
         first = forward(steps.compressed, images)
         assert {step.layer for step in steps.plan().layers} & set(WHERE)
     with pipeline(untrained, tmp_path / "run") as again:
         reused = []
         again.on_step = lambda name, record, seconds, was_reused: reused.append((name, was_reused))
-        assert torch.equal(forward(again.compressed, images), first)
+        assert torch.equal(forward(again.compressed, images)[0], first[0])
         assert reused == [(name, True) for name in ("analyze", "plan", "decompose", "finetune")]
     opened_names = opened(vision).state_dict()
     save_state(opened_names, tmp_path / "opened.safetensors")

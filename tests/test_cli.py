@@ -141,9 +141,9 @@ def test_what_a_run_published_with_a_wider_gate_is_verified_with_it(run, edgecom
     assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
     reference = run / "artifacts" / "reference.safetensors"
     state = load_file(reference)
-    wrong = state["compressed"].clone()
+    wrong = state["compressed_output_0"].clone()
     wrong[:8] = wrong[:8].roll(1, 1)  # 8 of 64 answers are others
-    save_file(state | {"compressed": wrong}, reference)
+    save_file(state | {"compressed_output_0": wrong}, reference)
     strict = edgecompress("verify", manifest_file.with_suffix(""))
     assert strict.code == 5
     assert "top-1 agreement 8" in complaint(strict)

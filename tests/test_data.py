@@ -28,6 +28,10 @@ def expected(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> tor
     return x if preprocessing is None else (x - preprocessing.mean[0]) / preprocessing.std[0]
 
 
+def example(*shapes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros(1, *shape) for shape in shapes)
+
+
 def write_folder(root: Path, shape: tuple[int, ...]) -> Path:
     for split in ("train", "test"):
         for index, image in enumerate(IMAGES[shape]):
@@ -65,8 +69,8 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Path], Path]]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_inputs_and_labels(tmp_path: Path, form: str, split: Any, preprocessing: Preprocessing | None) -> None:
     shape, write = FORMS[form]
-    samples = data.load(write(tmp_path), split, preprocessing=preprocessing, input_shape=shape)
-    inputs, labels = fetch(samples, input_shape=shape, classes=2)
+    samples = data.load(write(tmp_path), split, preprocessing=preprocessing, example=example(shape))
+    (inputs,), labels = fetch(samples, example=example(shape), classes=2)
     order = np.argsort(LABELS, kind="stable") if "folder" in form else np.arange(10)
     torch.testing.assert_close(inputs, expected(shape, preprocessing)[order], rtol=0, atol=0)
     assert labels is not None
@@ -79,14 +83,14 @@ def test_every_form_gives_the_same_inputs_and_labels(tmp_path: Path, form: str, 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "f8", "f2"])
 def test_float_arrays_are_taken_as_they_are(tmp_path: Path, layout: tuple[int, ...], dtype: str) -> None:
     x = expected(COLOUR, HALF).numpy().astype(dtype)
-    samples = data.load(write_npz(tmp_path, x.transpose(layout)), "eval", preprocessing=HALF, input_shape=COLOUR)
-    torch.testing.assert_close(fetch(samples)[0], torch.from_numpy(x.astype("f4")), rtol=0, atol=0)
+    samples = data.load(write_npz(tmp_path, x.transpose(layout)), "eval", preprocessing=HALF, example=example(COLOUR))
+    torch.testing.assert_close(fetch(samples)[0][0], torch.from_numpy(x.astype("f4")), rtol=0, atol=0)
 
 
 def test_floats_need_be_no_images(tmp_path: Path) -> None:
     x = RNG.normal(size=(10, 7))
-    samples = data.load(write_npz(tmp_path, x), "train", preprocessing=None, input_shape=(7,))
-    torch.testing.assert_close(fetch(samples)[0], torch.from_numpy(x).float())
+    samples = data.load(write_npz(tmp_path, x), "train", preprocessing=None, example=example((7,)))
+    torch.testing.assert_close(fetch(samples)[0][0], torch.from_numpy(x).float())
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
@@ -96,9 +100,9 @@ def test_one_set_is_parted_without_overlap(tmp_path: Path, kind: str) -> None:
         path = tmp_path / "one.npz"
     else:
         path = write_folder(tmp_path, GREY) / "train"
-    train, held_out = (data.load(path, split, preprocessing=None, input_shape=GREY) for split in ("train", "eval"))  # type: ignore[arg-type]
+    train, held_out = (data.load(path, split, preprocessing=None, example=example(GREY)) for split in ("train", "eval"))  # type: ignore[arg-type]
     assert (len(train), len(held_out)) == (8, 2)
-    rows = {tuple(x.flatten().tolist()) for x in torch.cat([fetch(train)[0], fetch(held_out)[0]])}
+    rows = {tuple(x.flatten().tolist()) for x in torch.cat([fetch(train)[0][0], fetch(held_out)[0][0]])}
     assert len(rows) == 10
     assert "held out" in train.source
     assert "held out" in held_out.source
@@ -106,13 +110,13 @@ def test_one_set_is_parted_without_overlap(tmp_path: Path, kind: str) -> None:
 
 def test_inputs_without_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", inputs=IMAGES[GREY])
-    inputs, labels = fetch(data.load(tmp_path / "x.npz", "train", preprocessing=None, input_shape=GREY))
+    (inputs,), labels = fetch(data.load(tmp_path / "x.npz", "train", preprocessing=None, example=example(GREY)))
     assert inputs.shape == (8, *GREY)
     assert labels is None
 
 
 def test_class_names_are_the_folders_in_alphabetical_order(tmp_path: Path) -> None:
-    samples = data.load(write_folder(tmp_path, GREY), "train", preprocessing=None, input_shape=GREY)
+    samples = data.load(write_folder(tmp_path, GREY), "train", preprocessing=None, example=example(GREY))
     assert samples.class_names == ("ant", "bee")
 
 
@@ -148,22 +152,22 @@ def test_fetch_draws_the_same_for_the_same_seed_and_never_twice() -> None:
     assert other is not None
     assert first.tolist() == again.tolist() != other.tolist()
     assert len(set(first.tolist())) == 20
-    assert fetch(samples, 3)[0].flatten().tolist() == [0, 1, 2]
-    assert fetch(samples, [4, -1])[0].flatten().tolist() == [4, 49]
-    assert len(fetch(samples, 1000, seed=0)[0]) == 50
+    assert fetch(samples, 3)[0][0].flatten().tolist() == [0, 1, 2]
+    assert fetch(samples, [4, -1])[0][0].flatten().tolist() == [4, 49]
+    assert len(fetch(samples, 1000, seed=0)[0][0]) == 50
 
 
 def test_any_torch_dataset_will_do() -> None:
     x, y = torch.randn(5, 3), torch.arange(5)
     for dataset, labelled in ((TensorDataset(x, y), True), (TensorDataset(x), False), (Samples(x, None, source="x"), False)):
-        inputs, labels = fetch(dataset)
+        (inputs,), labels = fetch(dataset)
         torch.testing.assert_close(inputs, x)
         assert (labels is not None) == labelled
 
 
 def test_transform_sees_each_input_and_leaves_the_set_alone() -> None:
     x = torch.ones(4, 2)
-    torch.testing.assert_close(fetch(Samples(x, None, source="ones", transform=lambda v: v * 2))[0], x * 2)
+    torch.testing.assert_close(fetch(Samples(x, None, source="ones", transform=lambda v: v * 2))[0][0], x * 2)
     assert x.eq(1).all()
 
 
@@ -209,7 +213,7 @@ BAD_SETS: dict[str, tuple[Callable[[], Dataset[Any]], str]] = {
 def test_bad_sets_are_refused(case: str) -> None:
     make, fact = BAD_SETS[case]
     with pytest.raises(ConfigError, match=fact) as caught:
-        fetch(make(), classes=9, input_shape=(2,))
+        fetch(make(), classes=9, example=example((2,)))
     one_line(caught.value)
 
 
@@ -315,7 +319,7 @@ def test_bad_data_are_refused(tmp_path: Path, case: str) -> None:
     make, fact = BAD_DATA[case]
     path = make(tmp_path)
     with pytest.raises(ConfigError, match=fact) as caught:
-        fetch(data.load(path, "train", preprocessing=HALF, input_shape=GREY), classes=2)
+        fetch(data.load(path, "train", preprocessing=HALF, example=example(GREY)), classes=2)
     one_line(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -335,11 +339,11 @@ BAD_PREPROCESSING: dict[str, tuple[Preprocessing | None, tuple[int, ...], str]] 
 def test_bad_preprocessing_is_refused(tmp_path: Path, case: str) -> None:
     preprocessing, shape, fact = BAD_PREPROCESSING[case]
     with pytest.raises(ConfigError, match=fact) as caught:
-        data.load(write_idx(tmp_path, GREY), "train", preprocessing=preprocessing, input_shape=shape)
+        data.load(write_idx(tmp_path, GREY), "train", preprocessing=preprocessing, example=example(shape))
     one_line(caught.value)
 
 
 def test_an_eval_class_unknown_to_training_is_refused(tmp_path: Path) -> None:
     written(write_folder(tmp_path, GREY) / "test" / "wasp" / "a.png", b"")
     with pytest.raises(ConfigError, match="class wasp has no training folder"):
-        data.load(tmp_path, "eval", preprocessing=None, input_shape=GREY)
+        data.load(tmp_path, "eval", preprocessing=None, example=example(GREY))

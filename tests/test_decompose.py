@@ -89,7 +89,7 @@ def test_given_inputs_it_loses_less_of_each_output_on_them_and_leaves_the_model_
         reader.get_submodule(step.layer).register_forward_hook(lambda m, args, y, name=step.layer: seen.update({name: (args[0], y)}))
     reader(inputs)
     before = fingerprint(net.train(training))
-    (aware, read), (plain, unread) = (decompose(net, svds, inputs=x) for x in (inputs, None))
+    (aware, read), (plain, unread) = (decompose(net, svds, inputs=x) for x in ((inputs,), None))
     assert fingerprint(net) == before
     assert all(m.training is training for m in net.modules())
     assert len(seen) == 3
@@ -101,13 +101,13 @@ def test_given_inputs_it_loses_less_of_each_output_on_them_and_leaves_the_model_
 
 def test_inputs_do_not_matter_to_a_method_that_does_not_read_them(net, made):
     assert {p.method for p in made.layers} == {"tucker2"}
-    with_inputs, without = (decompose(net, made, inputs=x)[0].state_dict() for x in (IMAGE, None))
+    with_inputs, without = (decompose(net, made, inputs=x)[0].state_dict() for x in ((IMAGE,), None))
     torch.testing.assert_close(with_inputs, without, rtol=0, atol=0)
 
 
 def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net, svds, monkeypatch):
     monkeypatch.setattr(factors, "WIDEST", 8 * 128**2 - 1)
-    model, result = decompose(net, svds, inputs=IMAGE)
+    model, result = decompose(net, svds, inputs=(IMAGE,))
     wide = [f"{name}: second moments of its input would take 0.0 GB, so it was fitted to its weight" for name in ("body", "head")]
     assert result.notes == tuple(wide)
     plain = decompose(net, svds)[0].state_dict()
@@ -115,9 +115,9 @@ def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net
 
 
 def test_layers_whose_moments_do_not_fit_together_are_read_one_after_the_other(net, svds, monkeypatch):
-    together = decompose(net, svds, inputs=IMAGE)
+    together = decompose(net, svds, inputs=(IMAGE,))
     monkeypatch.setattr(factors, "MOMENTS_BYTES", 1)
-    apart = decompose(net, svds, inputs=IMAGE)
+    apart = decompose(net, svds, inputs=(IMAGE,))
     assert apart[1] == together[1]
     torch.testing.assert_close(apart[0].state_dict(), together[0].state_dict(), rtol=0, atol=0)
 

@@ -35,7 +35,7 @@ def test_clothes_are_evaluated_on_the_shipped_test_images(clothes: recipe.Recipe
     held_out = samples(clothes.eval_data)
     assert len(held_out) == 5000
     assert "shipped test images" in held_out.source
-    inputs, labels = fetch(held_out, 1000, input_shape=tuple(clothes.example_inputs[0].shape[1:]), classes=10)
+    (inputs,), labels = fetch(held_out, 1000, example=clothes.example_inputs, classes=10)
     assert labels is not None
     assert set(labels.tolist()) == set(range(10))
     assert abs(float(inputs.mean())) < 0.05
@@ -54,12 +54,12 @@ def test_training_says_which_set_it_uses(clothes: recipe.Recipe) -> None:
 def test_only_training_images_are_augmented(clothes: recipe.Recipe) -> None:
     train, calibration = samples(clothes.train_data), samples(clothes.calibration_data)
     torch.manual_seed(0)
-    first, again, plain = (fetch(data, 50)[0] for data in (train, train, calibration))
+    first, again, plain = (fetch(data, 50)[0][0] for data in (train, train, calibration))
     assert not first.equal(again)
     assert not first.equal(plain)
-    assert plain.equal(fetch(calibration, 50)[0])
+    assert plain.equal(fetch(calibration, 50)[0][0])
     torch.manual_seed(0)
-    assert first.equal(fetch(train, 50)[0])
+    assert first.equal(fetch(train, 50)[0][0])
 
 
 def test_augmentation_moves_pixels_and_makes_none(clothes: recipe.Recipe) -> None:
@@ -102,7 +102,7 @@ def test_photographs_give_enough_crops_that_share_no_pixel(photographs: recipe.R
     assert len(held_out) >= 100
     assert len(calibration) >= 100
     assert photographs.train_data is None
-    x = fetch(held_out, 12, seed=0, input_shape=(3, 224, 224))
+    x = fetch(held_out, 12, seed=0, example=(torch.zeros(1, 3, 224, 224),))
     assert x[1] is None
     assert -1 <= float(x[0].min()) < -0.5 < 0.5 < float(x[0].max()) <= 1
     assert held_out[3].equal(held_out[3])  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ def test_network_is_made_of_ordinary_layers_and_repeats_itself(photographs: reci
     model = photographs.model()
     kinds = {type(module) for module in model.modules() if any(True for _ in module.parameters(recurse=False))}
     assert kinds == {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
-    x, _ = fetch(samples(photographs.eval_data), [0, 100])
+    (x,), _ = fetch(samples(photographs.eval_data), [0, 100])
     with torch.inference_mode():
         assert model(x).equal(model(x))
 

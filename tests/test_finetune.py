@@ -255,7 +255,7 @@ def test_reestimation_finds_the_statistics_of_the_data_and_restores_the_modes():
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.3), nn.Dropout(0.5)).train()
     model[1].eval()
     x = torch.randn(400, 4) * 3 + 2
-    reestimate(model, x.split(100))
+    reestimate(model, ((part,) for part in x.split(100)))
     torch.testing.assert_close(model[0].running_mean, x.mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[0].running_var, torch.stack([b.var(0) for b in x.split(100)]).mean(0), rtol=1e-4, atol=1e-4)
     assert (model[0].momentum, model.training, model[0].training, model[1].training) == (0.3, True, True, False)

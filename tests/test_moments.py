@@ -22,7 +22,7 @@ even = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel 
 
 
 def moments_of(layer, *batches):
-    return collect(nn.Sequential(layer).eval(), ["0"], batches)["0"]
+    return collect(nn.Sequential(layer).eval(), ["0"], ((x,) for x in batches))["0"]
 
 
 def correlated(name, n=40):
@@ -112,7 +112,7 @@ def test_a_layer_that_runs_twice_sees_both_and_one_that_never_runs_is_left_out()
 
     model = Twice()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    found = collect(model, ["used", "unused"], [x])
+    found = collect(model, ["used", "unused"], [(x,)])
     assert set(found) == {"used"}
     torch.testing.assert_close(found["used"], moments_of(model.used, torch.cat([x, model.used(x).detach()])))
 
@@ -281,6 +281,6 @@ def test_collecting_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     before, x = copy.deepcopy(model.state_dict()), torch.randn(2, 3, 6, 6)
     with pytest.raises(RuntimeError):
-        collect(model, ["0"], [x, torch.randn(2, 9, 6, 6)])  # the second batch does not fit
+        collect(model, ["0"], [(x,), (torch.randn(2, 9, 6, 6),)])  # the second batch does not fit
     assert not model[0]._forward_pre_hooks
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

@@ -42,7 +42,7 @@ def stats(net):
 
 @pytest.fixture(scope="module")
 def inputs():
-    return digits()[0].inputs[:192]
+    return (digits()[0].inputs[:192],)
 
 
 rows = st.lists(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1000)), min_size=1, max_size=4), min_size=1, max_size=4)
@@ -189,9 +189,9 @@ def test_layers_differ_on_a_trained_net(net, stats, inputs):
 
 def test_measured_sensitivity_beats_none(net, stats, inputs):
     """At the same budget, a plan by measured losses changes the network's outputs no more than one by relative errors alone."""
-    held_out = digits()[1].inputs
-    reference = forward(net, held_out)
-    gap = lambda made: float((forward(decompose(net, made)[0].eval(), held_out) - reference).square().mean())  # noqa: E731
+    held_out = (digits()[1].inputs,)
+    (reference,) = forward(net, held_out)
+    gap = lambda made: float((forward(decompose(net, made)[0].eval(), held_out)[0] - reference).square().mean())  # noqa: E731
     measured, blind = (plan(net, stats, macs_ratio=0.5, inputs=x, rank_multiple=2) for x in (inputs, None))
     assert gap(measured) <= gap(blind) * 1.05
 
@@ -404,7 +404,7 @@ def test_the_guard_does_not_vouch_for_layers_fixed_by_hand(net, stats, inputs):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_guard_spends_nothing_where_inputs_are_too_few_to_tell(net, stats, inputs, n):
-    made = plan(net, stats, macs_ratio=0.5, inputs=inputs[:n], min_agreement=0.9)
+    made = plan(net, stats, macs_ratio=0.5, inputs=(inputs[0][:n],), min_agreement=0.9)
     assert not made.layers
     assert f"{n} inputs cannot show whether the network survives it" in made.notes[-1]
 
@@ -413,12 +413,14 @@ def test_the_guard_spends_nothing_where_inputs_are_too_few_to_tell(net, stats, i
 def test_the_guard_takes_any_number_of_inputs_with_batchnorm_of_vectors(n):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
-    assert plan(model, analyze(model, (torch.zeros(1, 16),), measure=False), macs_ratio=0.5, inputs=torch.randn(n, 16), min_agreement=0.99)
+    assert plan(
+        model, analyze(model, (torch.zeros(1, 16),), measure=False), macs_ratio=0.5, inputs=(torch.randn(n, 16),), min_agreement=0.99
+    )
 
 
 def test_a_network_whose_outputs_are_not_finite_is_refused(net, stats, inputs):
     with pytest.raises(ConfigError, match="outputs on the planning inputs hold NaN or infinity"):
-        plan(net, stats, macs_ratio=0.5, inputs=inputs * float("inf"))
+        plan(net, stats, macs_ratio=0.5, inputs=(inputs[0] * float("inf"),))
 
 
 def test_params_of_the_plan_are_those_of_the_module_with_shared_buffers_ignored(net, stats, inputs):

@@ -16,9 +16,9 @@ from edgecompress.verbs.quantize import quantize, sqnr_db
 
 def test_calibration_is_a_seeded_draw_of_the_data():
     train, _ = digits()
-    inputs, result = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=3)
-    again, _ = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=3)
-    other, _ = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=4)
+    (inputs,), result = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=3)
+    (again,), _ = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=3)
+    (other,), _ = quantize(Net(), train, schemes=("int8-static",), samples=50, seed=4)
     assert inputs.shape == (50, 1, 8, 8)
     assert torch.equal(inputs, again)
     assert not torch.equal(inputs, other)

@@ -17,14 +17,14 @@ REFERENCE = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.0]])
 
 
 def test_equal_outputs_are_perfect():
-    parity = compare(REFERENCE.clone(), REFERENCE)
+    parity = compare((REFERENCE.clone(),), (REFERENCE,))
     assert parity == Parity(max_abs=0.0, max_rel=0.0, sqnr_db=200.0, top1_agreement=1.0, samples=2)
 
 
 def test_numbers_by_hand():
     outputs = REFERENCE.clone()
     outputs[1, 0] = -2.0  # differs by 4, and changes the arg-max of the second sample
-    parity = compare(outputs, REFERENCE)
+    parity = compare((outputs,), (REFERENCE,))
     assert parity.max_abs == 4
     assert parity.max_rel == 4 / (3 - -1)
     assert parity.sqnr_db == pytest.approx(10 * math.log10((0 + 1 + 9 + 4 + 1 + 0) / 16))
@@ -33,21 +33,21 @@ def test_numbers_by_hand():
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 2, 2)])
 def test_outputs_that_are_no_scores_have_no_agreement(shape):
-    assert compare(torch.ones(shape), torch.ones(shape)).top1_agreement is None
+    assert compare((torch.ones(shape),), (torch.ones(shape),)).top1_agreement is None
 
 
 def test_noise_without_signal_is_no_perfect_ratio():
-    assert compare(torch.ones(2, 3), torch.zeros(2, 3)).sqnr_db == -200
-    assert compare(torch.zeros(2, 3), torch.zeros(2, 3)).sqnr_db == 200
+    assert compare((torch.ones(2, 3),), (torch.zeros(2, 3),)).sqnr_db == -200
+    assert compare((torch.zeros(2, 3),), (torch.zeros(2, 3),)).sqnr_db == 200
 
 
 def test_constant_outputs_are_compared_absolutely():
-    assert compare(torch.full((2, 3), 1.5), torch.ones(2, 3)).max_rel == 0.5
+    assert compare((torch.full((2, 3), 1.5),), (torch.ones(2, 3),)).max_rel == 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])
 def test_other_dtypes_are_compared_in_double(dtype):
-    assert compare(REFERENCE.to(dtype), REFERENCE.double()).max_abs == 0
+    assert compare((REFERENCE.to(dtype),), (REFERENCE.double(),)).max_abs == 0
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_other_dtypes_are_compared_in_double(dtype):
 )
 def test_what_cannot_be_compared_is_refused(outputs, reference, message):
     with pytest.raises(ParityError, match=message):
-        compare(outputs, reference)
+        compare((outputs,), (reference,))
 
 
 def parity(**numbers):
@@ -106,14 +106,14 @@ def test_the_reference_holds_inputs_and_each_models_outputs(tmp_path):
     torch.manual_seed(0)
     models = {"dense": nn.Linear(3, 2).eval(), "compressed": nn.Linear(3, 2).eval()}
     inputs = torch.randn(100, 3)
-    keep_reference(tmp_path, inputs, models)
+    keep_reference(tmp_path, (inputs,), models)
     state = read_state(tmp_path / "reference.safetensors")
-    assert torch.equal(state["input"], inputs[:64])
-    assert all(torch.equal(state[name], model(inputs[:64])) for name, model in models.items())
+    assert torch.equal(state["input_0"], inputs[:64])
+    assert all(torch.equal(state[f"{name}_output_0"], model(inputs[:64])) for name, model in models.items())
 
 
 def test_the_reference_of_large_inputs_stays_small(tmp_path):
-    keep_reference(tmp_path, torch.zeros(40, 3, 224, 224), {"dense": nn.Flatten()})
-    assert len(read_state(tmp_path / "reference.safetensors")["input"]) == 6
-    keep_reference(tmp_path, torch.zeros(1, 3, 700, 700), {"dense": nn.Flatten()})
-    assert len(read_state(tmp_path / "reference.safetensors")["input"]) == 1
+    keep_reference(tmp_path, (torch.zeros(40, 3, 224, 224),), {"dense": nn.Flatten()})
+    assert len(read_state(tmp_path / "reference.safetensors")["input_0"]) == 6
+    keep_reference(tmp_path, (torch.zeros(1, 3, 700, 700),), {"dense": nn.Flatten()})
+    assert len(read_state(tmp_path / "reference.safetensors")["input_0"]) == 1

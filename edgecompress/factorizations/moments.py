@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.factorizations.blocks.chain import composed
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
@@ -39,7 +38,7 @@ def collect(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) ->
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in layers]  # type: ignore[arg-type]
     try:
         for x in inputs:
-            batches.run(model, x)
+            model(*x)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from edgecompress import batches, checkpoint
 from edgecompress.batches import Batch
 from edgecompress.batchnorm import has_batchnorm, reestimate
-from edgecompress.data import Samples, check_labels, describe, fetch
+from edgecompress.data import Samples, describe, fetch
 from edgecompress.distillation import divergence, scores_of, top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import in_format, is_decomposed
@@ -130,16 +130,17 @@ def finetune(
 def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent, *, example_inputs: Batch | None = None) -> float | None:
     """Return the top-1 accuracy of `model` on labelled data as a fraction; None when there are no labels, or no one output is scores."""
     model.eval()
-    if not len(data) or not _is_scored(model, data, example_inputs):  # type: ignore[arg-type]
+    classes = _classes(model, data, example_inputs) if len(data) else None  # type: ignore[arg-type]
+    if classes is None:
         return None
     right = total = 0
     orders = _parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "evaluating", len(orders)):
-        x, labels = fetch(data, indices, example=example_inputs)
+        x, labels = fetch(data, indices, example=example_inputs, classes=classes)
         scores = scores_of(batches.run(model, x))
         if labels is None or scores is None:
             return None
-        right += round(top1(scores, check_labels(labels, describe(data), classes=scores.shape[1])) * len(scores))
+        right += round(top1(scores, labels) * len(scores))
         total += len(scores)
     return right / total
 
@@ -155,7 +156,7 @@ def _epoch(
     track: Track,
 ) -> float:
     """Train for one epoch, the first being 1; return the mean loss."""
-    labelled = _is_scored(teacher, data, example)
+    classes = _classes(teacher, data, example)
     model.train()
     losses = []
     title = f"epoch {number}/{options.epochs}"
@@ -165,7 +166,7 @@ def _epoch(
     for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
-        x, labels = fetch(data, indices, example=example, labelled=labelled)
+        x, labels = fetch(data, indices, example=example, labelled=classes is not None, classes=classes)
         x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             with torch.no_grad():
@@ -174,7 +175,6 @@ def _epoch(
         loss = divergence(outputs, wanted, temperature=options.temperature)
         scores = scores_of(outputs)
         if labels is not None and scores is not None:
-            labels = check_labels(labels, describe(data), classes=scores.shape[1])
             loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(scores, labels)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
@@ -190,10 +190,10 @@ def _in_full(outputs: Batch) -> Batch:
 
 
 @torch.inference_mode()
-def _is_scored(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> bool:
-    """Whether one output of a model in eval mode is class scores, so that labels are class indices; others may be anything, e.g. images."""
-    inputs = example or fetch(data, [0], labelled=False)[0]
-    return scores_of(batches.run(model, inputs)) is not None
+def _classes(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> int | None:
+    """Return how many classes a model in eval mode scores; labels of one that gives no scores may be anything, e.g. images."""
+    scores = scores_of(batches.run(model, example or fetch(data, [0], labelled=False)[0]))
+    return None if scores is None else scores.shape[1]
 
 
 def _orders(data: "Dataset[Any]", options: FinetuneOptions) -> list[list[int]]:
