@@ -45,7 +45,9 @@ def load(request, folder):
 
 
 def opened(request, artifact, folder):
-    return BACKENDS[artifact["format"]](folder / artifact["path"], request["threads"], artifact.get("input_shapes") or [])
+    return BACKENDS[artifact["format"]](
+        folder / artifact["path"], request["threads"], artifact.get("input_shapes") or [], artifact.get("input_dtypes") or []
+    )
 
 
 def measure(request, folder, loaded):
@@ -117,7 +119,7 @@ def values(model):
 
 
 def infer(request, folder, loaded):
-    """Run every sample of `inputs` (input_i: (n, …) float32) with batch 1; write output_i: (n, …) float32 to `outputs`."""
+    """Run every sample of `inputs` (input_i: (n, …), float32 or integers) with batch 1; write output_i: (n, …) float32 to `outputs`."""
     import numpy as np
 
     ((model, result),) = loaded

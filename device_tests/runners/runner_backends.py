@@ -1,8 +1,7 @@
 """The runtimes a runner knows: format -> class in `BACKENDS`.
 
-A class is made of (path, threads, input_shapes) and has `.inputs` [(shape, low, high)], `.prepare(arrays)`, `.invoke()`, `.run(arrays)`,
-`.profile(runs)` -> [{name, calls, ms}] or [], `.backend` (name and version) and `.notes`.
-"""
+A class is made of (path, threads, input_shapes, input_dtypes), of which the last two may be empty, and has `.inputs` [(shape, low, high)],
+`.prepare(arrays)`, `.invoke()`, `.run(arrays)`, `.profile(runs)` -> [{name, calls, ms}] or [], `.backend` (name and version) and `.notes`.
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class TFLiteModel:
     `CompiledModel` is avoided: in ai-edge-litert 2.3 it needs LSE atomics and dies with SIGILL on Cortex-A53 and A72 (Raspberry Pi 3, 4).
     """
 
-    def __init__(self, path, threads, input_shapes):
+    def __init__(self, path, threads, input_shapes, input_dtypes):
         module, self.backend = tflite_runtime()
         self.notes = []
         try:
@@ -61,7 +60,7 @@ class TFLiteModel:
 class TorchScriptModel:
     """A `.ptl` file in torch's lite interpreter. It does not tell its input shapes, so the request must."""
 
-    def __init__(self, path, threads, input_shapes):
+    def __init__(self, path, threads, input_shapes, input_dtypes):
         torch = import_torch()
         self.torch = torch
         self.backend = f"torch {torch.__version__}"
@@ -78,7 +77,8 @@ class TorchScriptModel:
                 self.module = _load_for_lite_interpreter(str(path))
         except RuntimeError as error:
             raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
-        self.inputs = [(tuple(shape), -1.0, 1.0) for shape in input_shapes]
+        self.dtypes = input_dtypes or ["float32"] * len(input_shapes)
+        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(input_shapes, self.dtypes)]
 
     def _choose_engine(self):
         """Set the engine before loading: quantized weights are packed for it then. Files for ARM are made for qnnpack."""
@@ -103,7 +103,7 @@ class TorchScriptModel:
             self.module(*self.tensors)
 
     def prepare(self, arrays):
-        self.tensors = [self.torch.from_numpy(array) for array in arrays]
+        self.tensors = [self.torch.from_numpy(array.astype(dtype, copy=False)) for array, dtype in zip(arrays, self.dtypes)]
 
     def profile(self, runs):
         with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -116,7 +116,7 @@ class TorchScriptModel:
 class OnnxModel:
     """An ONNX file in onnxruntime on the CPU. Free dimensions are 1 unless the request tells the shapes."""
 
-    def __init__(self, path, threads, input_shapes):
+    def __init__(self, path, threads, input_shapes, input_dtypes):
         try:
             import onnxruntime
         except ImportError as error:
@@ -129,7 +129,7 @@ class OnnxModel:
         shapes = input_shapes or [[size if isinstance(size, int) else 1 for size in node.shape] for node in told]
         if len(shapes) != len(told):
             raise RunnerError("request", f"{path.name}: {len(shapes)} input shapes given, the artifact takes {len(told)} inputs")
-        self.inputs = [(tuple(shape), *((-1.0, 1.0) if "float" in node.type else (0.0, 1.0))) for shape, node in zip(shapes, told)]
+        self.inputs = [(tuple(shape), *range_of(DTYPES.get(node.type, "float32"))) for shape, node in zip(shapes, told)]
         self.dtypes = [DTYPES.get(node.type, "float32") for node in told]
 
     def _open(self, profile):
@@ -172,7 +172,7 @@ class OnnxModel:
 class ExecuTorchModel:
     """A `.pte` file in executorch's Python runtime, method forward. It has its number of threads from the machine."""
 
-    def __init__(self, path, threads, input_shapes):
+    def __init__(self, path, threads, input_shapes, input_dtypes):
         try:
             import torch
             from executorch.runtime import Runtime
@@ -194,7 +194,8 @@ class ExecuTorchModel:
             told = [tuple(metadata.input_tensor_meta(i).sizes()) for i in range(metadata.num_inputs())]
         except Exception as error:  # its errors have no common class
             raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
-        self.inputs = [(tuple(shape), -1.0, 1.0) for shape in input_shapes or told]
+        self.dtypes = input_dtypes or ["float32"] * len(told)
+        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(input_shapes or told, self.dtypes)]
 
     def run(self, arrays):
         self.prepare(arrays)
@@ -204,7 +205,7 @@ class ExecuTorchModel:
         self.method.execute(self.tensors)
 
     def prepare(self, arrays):
-        self.tensors = [self.torch.from_numpy(array) for array in arrays]
+        self.tensors = [self.torch.from_numpy(array.astype(dtype, copy=False)) for array, dtype in zip(arrays, self.dtypes)]
 
     def profile(self, runs):
         self.notes.append("no times per op: executorch's Python runtime tells them only in builds with its event tracer")
@@ -212,6 +213,7 @@ class ExecuTorchModel:
 
 
 BACKENDS = {"tflite": TFLiteModel, "torchscript": TorchScriptModel, "onnx": OnnxModel, "executorch": ExecuTorchModel}
+BYTE = 8  # bits
 DTYPES = {
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
@@ -281,11 +283,11 @@ def is_integer(detail):
 
 
 def quantized(array, detail):
-    """Return `array` in the tensor's dtype: round(x / scale) + zero_point, clipped, when it is an integer with a scale."""
+    """Return `array` in the tensor's dtype: floats as round(x / scale) + zero_point, clipped, when it is an integer with a scale."""
     import numpy as np
 
     scale, zero_point = detail["quantization"]
-    if is_integer(detail) and scale > 0:
+    if is_integer(detail) and scale > 0 and array.dtype.kind == "f":
         limits = np.iinfo(detail["dtype"])
         array = np.clip(np.round(array / scale) + zero_point, limits.min, limits.max)
     return array.astype(detail["dtype"])
@@ -299,13 +301,18 @@ def dequantized(array, detail):
     return array.astype("float32")
 
 
+def range_of(dtype):
+    """Return the (low, high) of values to measure with; integers are indices, of which only 0 is known to be one."""
+    return (-1.0, 1.0) if dtype.startswith("float") else (0.0, 0.0)
+
+
 def real_range(detail):
-    """Return the (low, high) of real values to measure with: what the quantization can represent, else (-1, 1)."""
+    """Return the (low, high) of values to measure with: what the quantization can represent, else those of the dtype."""
     import numpy as np
 
     scale, zero_point = detail["quantization"]
-    if not is_integer(detail):
-        return -1.0, 1.0
+    if not is_integer(detail) or (not scale and np.iinfo(detail["dtype"]).bits > BYTE):
+        return range_of(detail["dtype"].__name__)
     limits = np.iinfo(detail["dtype"])
     return (limits.min - zero_point) * (scale or 1.0), (limits.max - zero_point) * (scale or 1.0)
 

@@ -14,6 +14,7 @@ class FileRequest(Record, frozen=True, kw_only=True):
     sha256: str
     format: str
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    input_dtypes: tuple[str, ...] = ()
 
 
 class RunnerRequest(Record, frozen=True, kw_only=True):

@@ -121,11 +121,12 @@ def infer(
     """
     if not inputs or not len(inputs[0]) or any(len(array) != len(inputs[0]) for array in inputs):
         raise ConfigError(f"{file}: inputs of {[len(array) for array in inputs]} samples; give every input the same number, at least one")
-    shapes = tuple((1, *array.shape[1:]) for array in inputs)
+    values = [array if array.dtype.kind == "i" else array.astype(np.float32, copy=False) for array in inputs]
+    shapes, dtypes = tuple((1, *array.shape[1:]) for array in values), tuple(array.dtype.name for array in values)
     request = RunnerRequest(
         nonce="",  # each attempt has its own
         mode="infer",
-        artifacts=(_file_request(file, 0, shapes),),
+        artifacts=(_file_request(file, 0, shapes, dtypes),),
         threads=threads,
         reply="reply.json",
         inputs="inputs.npz",
@@ -135,7 +136,7 @@ def infer(
     lock = nullcontext() if device.url == "local://" else hold(name_of(device), wait_s=wait_s)
     with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
-        arrays = {f"input_{i}": np.ascontiguousarray(array, dtype=np.float32) for i, array in enumerate(inputs)}
+        arrays = {f"input_{i}": np.ascontiguousarray(array) for i, array in enumerate(values)}
         try:
             np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
         except OSError as error:
@@ -190,7 +191,7 @@ class _Run:
     timeout_s: float
 
 
-def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None) -> FileRequest:
+def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None, dtypes: tuple[str, ...] = ()) -> FileRequest:
     if path.suffix not in FORMATS:
         raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(FORMATS)}")
     if not path.is_file():
@@ -200,7 +201,9 @@ def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | 
         raise ConfigError(f"{path}: a .ptl file does not tell its input shapes and {path.name}.json is not beside it; export it again")
     if shapes is None:
         shapes = tuple(tensor.shape for tensor in manifest.inputs) if manifest else ()
-    return FileRequest(path=f"artifact_{index}{path.suffix}", sha256=sha256(path), format=FORMATS[path.suffix], input_shapes=shapes)
+        dtypes = tuple(tensor.dtype for tensor in manifest.inputs) if manifest else ()
+    name = f"artifact_{index}{path.suffix}"
+    return FileRequest(path=name, sha256=sha256(path), format=FORMATS[path.suffix], input_shapes=shapes, input_dtypes=dtypes)
 
 
 def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
