@@ -151,14 +151,14 @@ def _make_weights_constant(model: nn.Module) -> None:
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
     try:
-        with _quiet_export():
+        with quiet_export():
             return torch.export.export(module, inputs, strict=False)
     except Exception as error:  # torch.export lets errors of many classes through, and those of the model's own code
         raise UnsupportedError(f"{name}: torch.export cannot take it: {_reason(error)}; {_remedy(error)}") from error
 
 
 @contextmanager
-def _quiet_export() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Keep torch.export from logging and printing the graph it gave up on; the error says what a person needs."""
     loggers = [logging.getLogger(key) for key in logging.root.manager.loggerDict if key.startswith("torch.")]
     before = [logger.disabled for logger in loggers]
@@ -214,7 +214,7 @@ def _without_mutation(program: torch.export.ExportedProgram) -> torch.export.Exp
     mutable = any(node.target._schema.is_mutable for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
     if not mutable:
         return program
-    with _quiet_export():
+    with quiet_export():
         functional: torch.export.ExportedProgram = program.run_decompositions({})
     return functional
 

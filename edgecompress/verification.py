@@ -6,6 +6,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from edgecompress.devices.runner import infer
 from edgecompress.distillation import agreement
 from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
 from edgecompress.models import forward
-from edgecompress.records import Parity, TensorSpec
+from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
 from edgecompress.targets import Scheme
 from edgecompress.weights import State, read_state, save_state
 
@@ -106,26 +107,25 @@ def compare(outputs: Batch, reference: Batch) -> Parity:
 
 def _differences(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
     """Return the largest difference, the same over the range of the reference, and SQNR in dB."""
+    max_abs = float((output.double() - reference.double()).abs().max())
+    spread = float(reference.double().max() - reference.double().min())
+    return max_abs, max_abs / spread if spread > 0 else max_abs, sqnr_db(output, reference)
+
+
+def sqnr_db(output: Tensor, reference: Tensor) -> float:
+    """Return 10·log10(Σ reference² / Σ difference²), within ±200; equal infinities (a mask's) count for nothing, NaN is all noise."""
     output, reference = output.double(), reference.double()
-    difference = output - reference
-    max_abs = float(difference.abs().max())
-    spread = float(reference.max() - reference.min())
-    noise, signal = float(difference.square().sum()), float(reference.square().sum())
-    return max_abs, max_abs / spread if spread > 0 else max_abs, _sqnr_db(signal, noise)
-
-
-def _sqnr_db(signal: float, noise: float) -> float:
+    difference = torch.where(output == reference, 0.0, output - reference)
+    noise, signal = float(difference.square().sum()), float(reference[reference.isfinite()].square().sum())
     if noise == 0:
         return SQNR_CAP_DB
-    return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise))) if signal > 0 else -SQNR_CAP_DB
+    if not math.isfinite(noise) or signal == 0:
+        return -SQNR_CAP_DB
+    return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise)))
 
 
-def gate(parity: Parity, limits: Scheme, *, subject: str) -> None:
-    """Let an artifact pass, or not.
-
-    Raises:
-        ParityError: A number is beyond its limit; names both.
-    """
+def shortfalls(parity: Parity, limits: Scheme) -> str:
+    """Return each number that is beyond its limit, with both; "" when all are within."""
     failed = []
     if limits.max_rel is not None and parity.max_rel > limits.max_rel:
         failed.append(f"largest difference {parity.max_rel:.2g} of the output range, {limits.max_rel:g} allowed")
@@ -134,11 +134,56 @@ def gate(parity: Parity, limits: Scheme, *, subject: str) -> None:
             failed.append(f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, {limits.min_agreement:.0%} required")
         if parity.top1_agreement is None and parity.sqnr_db < limits.min_sqnr_db:
             failed.append(f"SQNR {parity.sqnr_db:.1f} dB, {limits.min_sqnr_db:g} dB required")
-    if failed:
-        raise ParityError(
-            f"{subject}: departs from the model: {'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB); "
-            "try more calibration samples, another scheme or --tflite-route"
-        )
+    return f"{'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB)" if failed else ""
+
+
+def allowing(limits: Scheme, samples: int) -> Scheme:
+    """Return `limits` for as few as `samples`: two standard errors less agreement, for one in 64 is 1.6% already."""
+    share = limits.min_agreement
+    if share is None:
+        return limits
+    return msgspec.structs.replace(limits, min_agreement=max(0.0, share - 2 * math.sqrt(share * (1 - share) / samples)))
+
+
+def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:
+    """Let an artifact pass, or not.
+
+    Raises:
+        ParityError: A number is beyond its limit; names both.
+    """
+    if failed := shortfalls(parity, limits):
+        raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
+
+
+def check_runtime(
+    path: Path,
+    manifest: Artifact | ConversionReply,
+    python: str,
+    inputs: Batch,
+    reference: Batch,
+    limits: Scheme,
+    *,
+    subject: str,
+) -> str:
+    """Hold an artifact that agrees with its model here to the same limits in another interpreter's runtime; return what was found.
+
+    Raises:
+        ConfigError: No such interpreter.
+        ParityError: That runtime computes it wrongly.
+        ToolchainError: It has no runtime for the file, or died of it.
+    """
+    if not Path(python).is_file():
+        raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
+    outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+    named = f"{subject} in {runtime}"
+    try:
+        parity = compare(outputs, reference)
+    except ParityError as error:
+        raise ParityError(f"{named}: {error}") from error
+    remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"
+    gate(parity, limits, subject=named, remedy=remedy)
+    told = f"top-1 agreement {parity.top1_agreement:.2%}" if parity.top1_agreement is not None else f"SQNR {parity.sqnr_db:.1f} dB"
+    return f"also verified in {runtime}: {told} on {parity.samples} samples"
 
 
 def keep_reference(folder: Path, inputs: Batch, models: dict[str, nn.Module]) -> None:

@@ -92,7 +92,7 @@ def test_the_limit_itself_passes(scheme, numbers):
     ],
 )
 def test_beyond_the_limit_is_refused_with_both_numbers(scheme, numbers, message):
-    with pytest.raises(ParityError, match=rf"net\.tflite: departs from the model: .*{re.escape(message)}.*; try more calibration"):
+    with pytest.raises(ParityError, match=rf"net\.tflite: departs from the model: .*{re.escape(message)}.*; export it again"):
         gate(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
 
 

@@ -78,20 +78,24 @@ class Departure(Record, frozen=True, kw_only=True):
 
     Attributes:
         layer: Qualified name of the first layer, in the order of computation, whose output departs; `op` is what it computes.
-        expected, found: The model's and the artifact's value where they differ most, at `index` of the output of `sample`.
-        scheme_alone: Whether the simulated quantization departs there as far, so that the scheme and not the converter is at fault;
-            None where nothing is quantized.
+        expected, found: The model's and the artifact's value where they differ most, at `index` of the output of `sample`; `found` and
+            `max_rel` are None where the artifact gives NaN or infinity.
+        simulated_db: What a simulation of the quantization in PyTorch leaves there; None where nothing is quantized.
+        scheme_alone: Whether that simulation departs as far as the artifact, so that the scheme and not the converter is at fault.
+        exact: False when the time ran out: the layer departs, and one before it may too.
     """
 
     layer: str
     op: str
     expected: float
-    found: float
+    found: float | None
     index: tuple[int, ...]
     sample: int
-    max_rel: float
+    max_rel: float | None
     sqnr_db: float
+    simulated_db: float | None = None
     scheme_alone: bool | None = None
+    exact: bool = True
 
 
 class Undelegated(Record, frozen=True, kw_only=True):

@@ -6,21 +6,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-import torch
 from torch import Tensor, nn
 
-from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
+from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.calibration import save_calibration
+from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.conversion import convert
 from edgecompress.distillation import scores_of, top1
-from edgecompress.errors import ParityError
 from edgecompress.files import replacing, sha256, write_atomic
 from edgecompress.models import forward
-from edgecompress.program import to_program
+from edgecompress.program import to_program, write_program
+from edgecompress.progress import Track, silent
+from edgecompress.proof import CALIBRATION_SAMPLES, Conversion, prove
 from edgecompress.records import Artifact, ConversionRequest, Preprocessing, QuantSpec, to_json
 from edgecompress.targets import FORMATS, Scheme
-from edgecompress.verification import compare, gate, manifest_path, run
+from edgecompress.verification import manifest_path
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,8 @@ def export(
     convert_timeout_s: float = TIMEOUT_S,
     convert_memory_gb: float = MEMORY_GB,
     python: str = sys.executable,
+    also_python: str = "",
+    track: Track = silent,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
 
@@ -61,38 +64,53 @@ def export(
         limits: The gate. A file that fails it is kept aside as `….rejected`, and nothing is published.
         reference: What `model` gives for the evidence, where that is known already.
         calibration: Each `(samples, …)` in the model's layout.
+        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
 
     Raises:
         UnsupportedError: The model or the scheme cannot be expressed in the format.
         ToolchainError: The converter is missing or failed; its log stays in `folder/logs`.
-        ParityError: The artifact disagrees with the model.
+        ParityError: The artifact disagrees with the model; says whether the scheme or the converter is at fault, and where.
     """
     path = folder / artifact_name(name, variant, format, quant.scheme)
     rejected = path.with_name(f"{path.name}.rejected")
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as work_dir, replacing(path) as made:
         work = Path(work_dir)
-        program = work / "program.pt2"
-        torch.export.save(to_program(model, example_inputs, name=name), program)
+        program = to_program(model, example_inputs, name=name)
+        write_program(program, work / "program.pt2")
         if calibration is not None:
             save_calibration(calibration, work / "calibration.safetensors")
-        reply = convert(
-            format,
-            ConversionRequest(
-                program=str(program),
-                output=str(made),
-                scheme=quant.scheme,
-                route=route,
-                calibration=str(work / "calibration.safetensors") if calibration is not None else "",
-                bytecode_version=bytecode_version or None,
-            ),
+        request = ConversionRequest(
+            program=str(work / "program.pt2"),
+            output=str(made),
+            scheme=quant.scheme,
+            route=route,
+            calibration=str(work / "calibration.safetensors") if calibration is not None else "",
+            bytecode_version=bytecode_version or None,
+        )
+        how = Conversion(
+            program=program,
+            format=format,
+            request=request,
+            calibration=calibration,
+            python=python,
             timeout_s=convert_timeout_s,
             memory_gb=convert_memory_gb,
-            python=python,
-            log=folder / "logs" / f"{path.name}.log",
         )
-        outputs, _ = run(made, reply.inputs, reply.outputs, evidence.inputs)
-        parity = compare(outputs, forward(model, evidence.inputs) if reference is None else reference)
-        scores = scores_of(outputs)
+        log = folder / "logs" / f"{path.name}.log"
+        reply = convert(format, request, timeout_s=convert_timeout_s, memory_gb=convert_memory_gb, python=python, log=log)
+        proof = prove(
+            made,
+            how,
+            reply,
+            subject=path.name,
+            limits=limits,
+            inputs=evidence.inputs,
+            reference=forward(model, evidence.inputs) if reference is None else reference,
+            calibration_reference=forward(model, batches.take(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
+            also_python=also_python if format == "tflite" else "",
+            track=track,
+        )
+        scores = scores_of(proof.outputs)
         manifest = Artifact(
             path=path.name,
             name=path.stem,
@@ -109,22 +127,22 @@ def export(
             plan_sha256=plan_sha256,
             weights_sha256=weights_sha256,
             toolchain=reply.toolchain,
-            notes=reply.notes,
+            notes=(*reply.notes, *proof.notes),
             ops=reply.ops,
             undelegated=reply.undelegated,
             bytecode_version=reply.bytecode_version,
-            parity=parity,
+            parity=proof.parity,
+            simulated=proof.simulated,
+            departure=proof.error.departure if proof.error else None,
             top1=top1(scores, evidence.labels) if evidence.labels is not None and scores is not None else None,
             data=evidence.data,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        try:
-            gate(parity, limits, subject=path.name)
-        except ParityError:
+        if proof.error is not None:
             made.replace(rejected)
             write_atomic(manifest_path(rejected), to_json(manifest))
             _withdraw(path)
-            raise
+            raise proof.error
     write_atomic(manifest_path(path), to_json(manifest))
     _withdraw(rejected)
     return manifest

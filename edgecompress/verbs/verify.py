@@ -1,6 +1,5 @@
 """Check a published artifact again: its hash against the manifest, its outputs against the model's."""
 
-import math
 from pathlib import Path
 
 import msgspec
@@ -9,15 +8,16 @@ from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, read
 from edgecompress.targets import SCHEMES, Scheme
-from edgecompress.verification import compare, gate, manifest_path, read_reference, run
+from edgecompress.verification import allowing, check_runtime, compare, gate, manifest_path, read_reference, run
 
 
-def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
+def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -> Artifact:
     """Check a published artifact: its hash against the manifest, its outputs against the eager outputs kept beside it.
 
     Args:
         path: The artifact; `PATH.json` is its manifest, `reference.safetensors` in its folder the inputs and eager outputs.
         limits: The gate; default is that of its scheme, or what the file was published with where a run asked for less.
+        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
 
     Returns:
         The manifest with the parity measured now.
@@ -25,6 +25,7 @@ def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
     Raises:
         ConfigError: The artifact, its manifest or the reference is missing.
         ParityError: The file is not the one the manifest describes, or its outputs depart from the model's.
+        ToolchainError: The runtime died of the file.
     """
     manifest = read(manifest_path(path), Artifact)
     if not path.is_file():
@@ -33,19 +34,24 @@ def verify(path: Path, *, limits: Scheme | None = None) -> Artifact:
         raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
     inputs, reference = read_reference(path.parent, manifest.model)
     outputs, _ = run(path, manifest.inputs, manifest.outputs, inputs)
-    parity = compare(outputs, reference)
-    gate(parity, limits or _usual(manifest, parity.samples), subject=str(path))
-    return msgspec.structs.replace(manifest, parity=parity)
+    try:
+        parity = compare(outputs, reference)
+    except ParityError as error:
+        raise ParityError(f"{path}: {error}") from error
+    limits = limits or _usual(manifest, parity.samples)
+    gate(parity, limits, subject=str(path))
+    notes = manifest.notes
+    if also_python and manifest.format == "tflite":
+        notes = (*notes, check_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path)))
+    return msgspec.structs.replace(manifest, parity=parity, notes=notes)
 
 
 def _usual(manifest: Artifact, samples: int) -> Scheme:
-    """Return the gate for as few as `samples`: two standard errors below what was measured on many, for one in 64 is 1.6% already."""
+    """Return the gate for as few as `samples`, by what was measured on many."""
     limits, published = SCHEMES[manifest.quant.scheme], manifest.parity
     max_rel, share, sqnr_db = limits.max_rel, limits.min_agreement, limits.min_sqnr_db
     if published is not None:
         max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)
         share = min(share, published.top1_agreement) if share is not None and published.top1_agreement is not None else share
         sqnr_db = min(sqnr_db, published.sqnr_db - 3)
-    if share is not None:
-        share = max(0.0, share - 2 * math.sqrt(share * (1 - share) / samples))
-    return msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db)
+    return allowing(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)
