@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEBIAN := $(shell cat debian-packages.txt)
 
-.PHONY: demo test test-slow lint format prebuilt debian clean help
+.PHONY: demo test test-slow lint format prebuilt native-runner debian clean help
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -37,9 +37,13 @@ format: .venv/all
 prebuilt: .venv/demo
 	$(BIN)/python examples/prebuilt/build.py
 
+# make native-runner   build the runner for 64-bit ARM devices without Python; docs/devices.md
+native-runner: .venv/demo debian
+	$(BIN)/python device_tests/runners/native/build.py
+
 # make clean   remove what make made
 clean:
-	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated-pi
+	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated .native-runner
 
 .venv/python:
 	$(PYTHON) -m venv .venv

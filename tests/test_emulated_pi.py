@@ -108,7 +108,7 @@ def test_when_it_ends_its_processes_and_mounts_end(tmp_path, monkeypatch, number
 
 def test_start_returns_and_stop_ends_it(pi_device, tmp_path, monkeypatch):
     """A cache of its own, so that a device which its user started is left alone; the root file system in it is the one that is there."""
-    for built in PROGRAM.parents[2].joinpath(".emulated-pi").glob("arm64-*"):
+    for built in PROGRAM.parents[2].joinpath(".emulated").glob("arm64-*"):
         (tmp_path / built.name).symlink_to(built)
     try:
         described = pi_command("start", tmp_path)

@@ -5,6 +5,8 @@ NAME 1234            of MOMENTS: once, when so many bytes of the link, both ways
 NAME 50ms            of MOMENTS: once, so long after a runner was started
 """
 
+import os
+
 STATES = ("unauthorized", "offline")
 STORAGE = ("no-space", "read-only", "noexec", "partial-file")
 RUNS = ("drop-mid-push", "drop-mid-shell", "stall")
@@ -13,14 +15,17 @@ NAMES = ("none", *STATES, *STORAGE, *RUNS, *MOMENTS)
 
 
 class Faults:
-    """The fault in force, read from `path` whenever it matters."""
+    """The fault in force, read from the file `fault` in `folder` whenever it matters, also from where that folder cannot be named."""
 
-    def __init__(self, path, line):
-        self.path, self.line, self.passed = path, "", 0
-        path.write_text(line)
+    def __init__(self, folder, line):
+        self.folder, self.line, self.passed = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0
+        self._write(line)
+
+    def name(self):
+        return self._words()[0]
 
     def on(self, name):
-        return self._words()[0] == name
+        return self.name() == name
 
     def count(self, size):
         """Count bytes of the link; return (which of MOMENTS is now or "", how many of these bytes still pass)."""
@@ -40,9 +45,18 @@ class Faults:
         return (name, int(rest[0][:-2]) / 1e3) if name in MOMENTS and rest[0].endswith("ms") else None
 
     def end(self):
-        self.path.write_text("none")
+        self._write("none")
 
     def _words(self):
-        if (line := self.path.read_text()) != self.line:
+        with open("fault", opener=self._open) as file:
+            line = file.read()
+        if line != self.line:
             self.line, self.passed = line, 0
         return line.split() or ["none"]
+
+    def _write(self, line):
+        with open("fault", "w", opener=self._open) as file:
+            file.write(line)
+
+    def _open(self, name, flags):
+        return os.open(name, flags, mode=0o644, dir_fd=self.folder)

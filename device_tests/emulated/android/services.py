@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 
-from device import facts
+from folder import facts
 
 SHELL_STDIN, SHELL_STDOUT, SHELL_STDERR, SHELL_EXIT, SHELL_CLOSE_STDIN = range(5)
 HEAD = struct.Struct("<4sI")
@@ -24,9 +24,10 @@ async def shell(device, stream, command, options):
     if runner and device.faults.on("stall"):
         await stream.closed.wait()
         return
+    device.settle()
+    argv, options = device.command(command)
     process = await asyncio.create_subprocess_exec(
-        "sh", "-c", device.here(command),
-        cwd=device.root, env=device.environment(), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+        *argv, **options, start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE if packets else asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -58,27 +59,32 @@ async def break_later(device, link):
 
 
 async def sync(device, stream, _argument, _options):
+    device.settle()
     while True:
         kind, length = HEAD.unpack(await stream.received.readexactly(8))
         if kind == b"QUIT":
             return
         path = (await stream.received.readexactly(length)).decode(errors="replace")
         if kind == b"STAT":
-            await stream.write(struct.pack("<4s3I", b"STAT", *facts(device.path(path))))
+            with device.user():
+                found = facts(device.path(path))
+            await stream.write(struct.pack("<4s3I", b"STAT", *found))
         elif kind == b"LIST":
-            await listing(stream, device.path(path))
+            await listing(device, stream, path)
         elif kind == b"SEND":
             await receive(device, stream, path)
         elif kind == b"RECV":
-            await transmit(stream, device.path(path))
+            await transmit(device, stream, path)
         else:
             await fail(stream, f"unknown request {kind!r}")
 
 
-async def listing(stream, folder):
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        name = entry.name.encode()
-        await stream.write(struct.pack("<4s4I", b"DENT", *facts(entry), len(name)) + name)
+async def listing(device, stream, name):
+    with device.user():
+        folder = device.path(name)
+        entries = [(facts(entry), entry.name.encode()) for entry in sorted(folder.iterdir())] if folder.is_dir() else []
+    for found, entry in entries:
+        await stream.write(struct.pack("<4s4I", b"DENT", *found, len(entry)) + entry)
     await stream.write(struct.pack("<4s4I", b"DONE", 0, 0, 0, 0))
 
 
@@ -88,7 +94,8 @@ async def receive(device, stream, request):
     size, error = 0, None
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(device.create(name))
+            with device.user():
+                file = stack.enter_context(device.path(name).open("wb", buffering=0))
         except OSError as reason:
             error = f"couldn't create file: {reason.strerror}"
         while True:
@@ -96,24 +103,27 @@ async def receive(device, stream, request):
             if kind == b"DONE":
                 break
             data = await stream.received.readexactly(length)
-            size += length
-            late = size > FAULT_AFTER_BYTES
+            late = size + length > FAULT_AFTER_BYTES
             if late and device.faults.on("drop-mid-push"):
                 raise Dropped
-            if late and device.faults.on("no-space"):
-                error = "write failed: No space left on device"
             if error is None and not (late and device.faults.on("partial-file")):
-                file.write(data)
+                try:
+                    device.write(file, data, size)
+                except OSError as reason:
+                    error = f"write failed: {reason.strerror}"
+            size += length
     if error is not None:
         await fail(stream, error)
         return
-    device.path(name).chmod(device.mode(int(mode)))
+    with device.user():
+        device.path(name).chmod(device.mode(int(mode)))
     await stream.write(HEAD.pack(b"OKAY", 0))
 
 
-async def transmit(stream, path):
+async def transmit(device, stream, name):
     try:
-        data = path.read_bytes()
+        with device.user():
+            data = device.path(name).read_bytes()
     except OSError as error:
         await fail(stream, f"open failed: {error.strerror}")
         return

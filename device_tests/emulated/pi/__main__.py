@@ -18,11 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all emulated devices share
+
 from boards import BOARDS
-from rootfs import CACHE, ISOLATED, MIRROR, USER, PiError, root_of
+from guest import become_sshd
+from memory import limited
+from rootfs import USER, root_of
+from roots import CACHE, ISOLATED, MIRROR, EmulationError
 
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT_S = 60
@@ -31,18 +36,22 @@ MAX_CORES = 4  # of a Pi; no more than this machine has, so that every CPU mask 
 
 
 def main(argv: list[str]) -> int:
+    if argv == ["guest"]:  # started by ourselves, in namespaces of its own
+        become_sshd(json.load(sys.stdin))
     parser = argparse.ArgumentParser(prog="pi", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--board", choices=BOARDS, default="arm64")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where root file systems are kept")
     parser.add_argument("--mirror", default=MIRROR, help="a Debian mirror")
     parser.add_argument("--storage-mib", type=int, default=512, help="what its disk, which is memory here, can hold")
+    parser.add_argument("--memory-mib", type=int, default=0, help="how much memory it has, its disk included; 0 for no limit")
     options = parser.parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started us ignored it, as shells do in the background
     try:
         COMMANDS[options.command](options)
-    except PiError as error:
+    except EmulationError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
@@ -60,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     with root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root, device(options, root) as (described, process):
         say(json.dumps(described))
         process.wait()
-        raise PiError(f"{options.board}: the device ended by itself with status {process.returncode}; its log was written above")
+        raise EmulationError(f"{options.board}: the device ended by itself with status {process.returncode}; its log was written above")
 
 
 def start(options: argparse.Namespace) -> None:
@@ -71,13 +80,13 @@ def start(options: argparse.Namespace) -> None:
         argv = [sys.executable, str(HERE), "run", "--board", options.board, "--cache", str(options.cache), "--mirror", options.mirror]
         with state.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
-                [*argv, "--storage-mib", str(options.storage_mib)],
+                [*argv, "--storage-mib", str(options.storage_mib), "--memory-mib", str(options.memory_mib)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
         line = process.stdout.readline()
         if not line:
             process.wait()
-            raise PiError(state.with_suffix(".log").read_text().strip().rpartition("\n")[2])
+            raise EmulationError(state.with_suffix(".log").read_text().strip().rpartition("\n")[2])
         temporary = state.with_suffix(".tmp")
         temporary.write_bytes(line)
         temporary.rename(state)
@@ -93,7 +102,7 @@ def stop(options: argparse.Namespace) -> None:
         until = time.monotonic() + STOP_TIMEOUT_S
         while running(state) == pid:
             if time.monotonic() > until:
-                raise PiError(f"{options.board}: process {pid} did not end within {STOP_TIMEOUT_S} s; kill -9 {pid}")
+                raise EmulationError(f"{options.board}: process {pid} did not end within {STOP_TIMEOUT_S} s; kill -9 {pid}")
             time.sleep(0.02)
     state.unlink(missing_ok=True)
 
@@ -119,9 +128,10 @@ def running(state: Path) -> int | None:
 @contextmanager
 def device(options: argparse.Namespace, root: Path):
     """Start the device in namespaces of its own; yield where it is and its outermost process; end it whatever happens."""
-    folder = Path(tempfile.mkdtemp(prefix="edgecompress-pi-"))
-    process = None
-    try:
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="edgecompress-pi-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        procs = stack.enter_context(limited(folder.name, options.memory_mib))
         home = folder / "home"
         (home / ".ssh").mkdir(parents=True, mode=0o700)
         (folder / "scratch").mkdir()
@@ -132,20 +142,17 @@ def device(options: argparse.Namespace, root: Path):
         environment = {"QEMU_CPU": BOARDS[options.board].qemu_cpu, "EDGECOMPRESS_EMULATED": "1", "OPENBLAS_NUM_THREADS": "1"}
         settings = {
             "board": options.board, "root": str(root), "scratch": str(folder / "scratch"), "port": port, "storage_mib": options.storage_mib,
-            "host_key": (folder / "host_key").read_text(), "user_key": f"{user_key}\n",
-            "environment": environment, "cores": min(MAX_CORES, len(os.sched_getaffinity(0))),
+            "host_key": (folder / "host_key").read_text(), "user_key": f"{user_key}\n", "environment": environment,
+            "cores": min(MAX_CORES, len(os.sched_getaffinity(0))), "limited_by": str(procs or ""),
         }  # fmt: skip
-        argv = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE / "guest.py")]
+        argv = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE), "guest"]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sys.stderr, text=True)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         with suppress(BrokenPipeError), process.stdin:  # it ended already; that is seen next
             process.stdin.write(json.dumps(settings))
         wait_for_sshd(port, process, options.board)
         yield describe(options.board, port, home), process
-    finally:
-        if process is not None:
-            process.kill()
-            process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def say(line: str) -> None:
@@ -184,14 +191,14 @@ def wait_for_sshd(port: int, process: subprocess.Popen, board: str) -> None:
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise PiError(f"{board}: its sshd did not start; see the lines above: namespaces and mounts need CAP_SYS_ADMIN")
+            raise EmulationError(f"{board}: its sshd did not start; see the lines above: namespaces and mounts need CAP_SYS_ADMIN")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
                 if connection.recv(4) == b"SSH-":
                     return
         except OSError:
             time.sleep(0.05)
-    raise PiError(f"{board}: its sshd said nothing within {START_TIMEOUT_S} s; is this machine busy?")
+    raise EmulationError(f"{board}: its sshd said nothing within {START_TIMEOUT_S} s; is this machine busy?")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,13 @@
-"""What happens inside the device's own mount and process namespaces, as process 1: mounts are made, then this becomes its sshd.
+"""What happens inside the device's own namespaces, as process 1: mounts are made, then this becomes its sshd."""
 
-Everything ends with process 1: the kernel kills what runs in its process namespace and drops the mounts of its mount namespace.
-"""
-
-import json
 import os
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
-from boards import BOARDS, cpuinfo, sysfs
-from rootfs import BINFMT_CONFIGURATION, UID
-
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-
-
-def mount(*argv: str) -> None:
-    subprocess.run(["mount", *argv], check=True)
-
-
-def register(handler: str) -> None:
-    """Have the kernel start the board's programs in qemu, if it does not yet. On kernels since 6.7 this too ends with the namespace."""
-    if not (BINFMT / "register").exists():
-        mount("-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
-    if not (BINFMT / handler).exists():
-        try:
-            (BINFMT / "register").write_text((BINFMT_CONFIGURATION / f"{handler}.conf").read_text().strip())
-        except FileExistsError:  # another device was first
-            return
+from boards import BOARDS
+from namespaces import furnish, mount, register
+from rootfs import UID
 
 
 def lay(scratch: Path, root: Path, *, storage_mib: int) -> Path:
@@ -42,29 +19,6 @@ def lay(scratch: Path, root: Path, *, storage_mib: int) -> Path:
     layers = f"lowerdir={root},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
     mount("-t", "overlay", "-o", f"nosuid,{layers}", "overlay", str(here))
     return here
-
-
-def furnish(here: Path, board_name: str, cores: int) -> None:
-    """Give the root its /dev, /proc and /sys, with the board's processors in place of this machine's."""
-    board = BOARDS[board_name]
-    mount("-t", "tmpfs", "-o", "size=64m,mode=755,nosuid", "tmpfs", str(here / "dev"))
-    for name in DEVICES:
-        (here / "dev" / name).touch()
-        mount("--bind", f"/dev/{name}", str(here / "dev" / name))
-    for name in ("pts", "shm"):
-        (here / "dev" / name).mkdir()
-    (here / "dev/shm").chmod(0o1777)
-    mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=620,gid=5", "devpts", str(here / "dev/pts"))
-    (here / "dev/ptmx").symlink_to("pts/ptmx")
-    (here / "dev/fd").symlink_to("/proc/self/fd")
-    mount("-t", "tmpfs", "-o", "size=4m,mode=755,nosuid", "tmpfs", str(here / "sys"))
-    for name, text in sysfs(board, cores).items():
-        file = here / "sys" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    mount("-t", "proc", "-o", "nosuid,noexec", "proc", str(here / "proc"))
-    (here / "run/cpuinfo").write_text(cpuinfo(board, cores))
-    mount("--bind", str(here / "run/cpuinfo"), str(here / "proc/cpuinfo"))
 
 
 def configure_ssh(here: Path, settings: dict) -> None:
@@ -82,25 +36,24 @@ def configure_ssh(here: Path, settings: dict) -> None:
     )
 
 
-def main(settings: dict) -> None:
+def become_sshd(settings: dict) -> None:
     """Become the device's sshd.
 
     Args:
-        settings: board, root, scratch, port, host_key, user_key, environment, cores, storage_mib.
+        settings: board, root, scratch, port, host_key, user_key, environment, cores, storage_mib, limited_by.
     """
+    if settings["limited_by"]:
+        Path(settings["limited_by"]).write_text("0")
     os.umask(0o022)
     socket.sethostname("raspberrypi")
-    register(BOARDS[settings["board"]].handler)
+    board = BOARDS[settings["board"]]
+    register(board.handler)
     here = lay(Path(settings["scratch"]), Path(settings["root"]), storage_mib=settings["storage_mib"])
     home = here / "home/pi"
     assert stat.S_ISDIR(home.stat().st_mode)
     assert home.stat().st_uid == UID
-    furnish(here, settings["board"], settings["cores"])
+    furnish(here, board, settings["cores"])
     configure_ssh(here, settings)
     os.chroot(here)
     os.chdir("/")
     os.execve("/usr/sbin/sshd", ["/usr/sbin/sshd", "-D", "-e"], {"PATH": "/usr/sbin:/usr/bin", **settings["environment"]})
-
-
-if __name__ == "__main__":
-    main(json.load(sys.stdin))

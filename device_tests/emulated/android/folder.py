@@ -1,0 +1,97 @@
+"""The folder that plays the device where it has no userland of its own: the programs of this machine run, storage faults are played."""
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+from pathlib import Path
+
+REMOTE = "/data/local/tmp"
+ROOM_BYTES = 4096  # of a disk that is full
+PROGRAMS = {
+    "getprop": 'case "$1" in ro.kernel.qemu) echo 1;; ro.product.model) echo "Emulated end";; esac',
+    "mkdir": 'if grep -qx read-only {fault}; then echo "mkdir: \'$*\': Read-only file system" >&2; exit 1; fi; exec /bin/mkdir "$@"',
+    "chmod": 'if grep -qx noexec {fault}; then exit 0; fi; exec /bin/chmod "$@"',
+    "python3": 'exec {python} "$@"',
+}
+
+
+class Folder:
+    """What services need of a device, as `Phone` has it too.
+
+    Args:
+        root: A folder of this host that is `/` there.
+        python: What python3 is there.
+        mark: The value of EDGECOMPRESS_END in everything that runs there.
+    """
+
+    def __init__(self, root, faults, *, python, mark):
+        self.root, self.faults, self.mark = root, faults, mark
+        self.storage = root / REMOTE.strip("/")
+        self.storage.mkdir(parents=True, exist_ok=True)
+        programs = root / "bin"
+        programs.mkdir(exist_ok=True)
+        for name, body in PROGRAMS.items():
+            text = body.replace("{fault}", f"'{root / 'fault'}'").replace("{python}", python)
+            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+            (programs / name).chmod(0o755)
+
+    def settle(self):
+        """Do nothing: each fault is looked for where it matters."""
+
+    def command(self, line):
+        """Return the argument list and the options of the process that a shell command becomes."""
+        environment = {
+            "PATH": f"{self.root / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(self.storage), "TMPDIR": str(self.storage),
+            "LANG": "C.UTF-8", "EDGECOMPRESS_END": self.mark,
+        }  # fmt: skip
+        return ["sh", "-c", line.replace(REMOTE, str(self.storage))], {"cwd": self.root, "env": environment}
+
+    def user(self):
+        """Touch files as the shell user does: that is who runs this."""
+        return contextlib.nullcontext()
+
+    def path(self, name):
+        return Path(name.replace(REMOTE, str(self.storage)) if name.startswith(REMOTE) else f"{self.root}/{name.lstrip('/')}")
+
+    def write(self, file, data, before):
+        """Write what a push brings after `before` bytes.
+
+        Raises:
+            OSError: The disk is full or read-only.
+        """
+        if self.faults.on("read-only"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if self.faults.on("no-space") and before + len(data) > ROOM_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(file, data)
+
+    def mode(self, mode):
+        return mode & (0o666 if self.faults.on("noexec") else 0o777)
+
+    def kill_runner(self):
+        kill_runners(self.storage)
+
+
+def write_all(file, data):
+    """Write all of `data`; a disk that fills up takes a part of it without an error first."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def kill_runners(storage):
+    """Kill what says to be a runner, as the kernel does when the memory runs out."""
+    for file in storage.glob("*/pid"):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def facts(path):
+    """Return (mode, size, mtime) as sync STAT has them; zeros for a path that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return stat.S_IFMT(found.st_mode) | stat.S_IMODE(found.st_mode), found.st_size & 0xFFFFFFFF, int(found.st_mtime) & 0xFFFFFFFF
