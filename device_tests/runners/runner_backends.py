@@ -2,8 +2,8 @@
 
 A class is made of (path, threads, input_shapes, input_dtypes), of which the last two may be empty, and has `.inputs` [(shape, low, high)],
 `.prepare(arrays)`, `.invoke()`, `.run(arrays)`, `.profile(runs)` -> [{name, calls, ms}] or [], `.backend` (name and version) and `.notes`.
-
 """
+
 from __future__ import annotations
 
 import json
