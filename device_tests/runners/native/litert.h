@@ -48,7 +48,7 @@ _Static_assert(sizeof(LiteRtRankedTensorType) == 72, "LiteRT's own header says s
 
 int LiteRtCreateEnvironment(int count, const void *options, LiteRtEnvironment *environment);
 
-int LiteRtCreateModelFromFile(LiteRtEnvironment environment, const char *path, LiteRtModel *model);
+int LiteRtCreateModelFromBuffer(LiteRtEnvironment environment, const void *bytes, size_t size, LiteRtModel *model); /* keeps no copy */
 void LiteRtDestroyModel(LiteRtModel model);
 int LiteRtGetNumModelSignatures(LiteRtModel model, size_t *count);
 int LiteRtGetModelSignature(LiteRtModel model, size_t index, LiteRtSignature *signature);

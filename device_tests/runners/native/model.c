@@ -1,9 +1,14 @@
 #include "model.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "common.h"
 
@@ -121,11 +126,24 @@ static void open_outputs(Model *model, LiteRtSignature signature) {
     free(layouts);
 }
 
+/* Map the file. LiteRT could open it itself, but checks only what it is given in memory: it dies of a file that was cut off. */
+static void map(Model *model, const char *path) {
+    struct stat facts;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 || fstat(file, &facts)) fail("request", "%s: %s", model->name, strerror(errno));
+    if (!facts.st_size) fail("artifact", "%s: is empty", model->name);
+    model->size = (size_t)facts.st_size;
+    model->bytes = mmap(NULL, model->size, PROT_READ, MAP_PRIVATE, file, 0);
+    if (model->bytes == MAP_FAILED) fail("memory", "%s: %s", model->name, strerror(errno));
+    close(file);
+}
+
 Model *model_open(const char *path, const char *name, int threads) {
     Model *model = allocate(1, sizeof *model);
     model->name = name;
     if (!environment && LiteRtCreateEnvironment(0, NULL, &environment)) fail("runtime", "LiteRT %s does not start", LITERT_VERSION);
-    check(LiteRtCreateModelFromFile(environment, path, &model->model), model, "reading");
+    map(model, path);
+    check(LiteRtCreateModelFromBuffer(environment, model->bytes, model->size, &model->model), model, "reading");
     LiteRtOptions options = cpu_options(model, threads);
     check(LiteRtCreateCompiledModel(environment, model->model, options, &model->compiled), model, "compiling");
     LiteRtDestroyOptions(options);
@@ -141,6 +159,7 @@ void model_close(Model *model) {
     for (size_t i = 0; i < model->output_count; ++i) LiteRtDestroyTensorBuffer(model->output_buffers[i]);
     LiteRtDestroyCompiledModel(model->compiled);
     LiteRtDestroyModel(model->model);
+    munmap(model->bytes, model->size);
     free(model->inputs), free(model->outputs), free(model->input_buffers), free(model->output_buffers), free(model);
 }
 

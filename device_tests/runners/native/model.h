@@ -17,6 +17,8 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    void *bytes;
+    size_t size;
     LiteRtModel model;
     LiteRtCompiledModel compiled;
     Tensor *inputs, *outputs;
