@@ -46,6 +46,7 @@ class Options(Record, frozen=True, kw_only=True):
         min_int8_agreement: Smallest top-1 agreement of an int8 artifact with the eager model.
         convert_timeout_s, convert_memory_gb: What a converter may take; at a limit it is stopped and the artifact refused.
         bytecode_version: Of TorchScript files, for older runtimes; 0 for the newest.
+        also_python: An interpreter whose runtime TFLite files must agree in too, e.g. of an environment with tflite-runtime; "" for none.
         threads: For measured runs.
         repetitions: Timed inferences of each artifact.
         seed: Of everything random.
@@ -75,6 +76,7 @@ class Options(Record, frozen=True, kw_only=True):
     convert_timeout_s: float = TIMEOUT_S
     convert_memory_gb: float = MEMORY_GB
     bytecode_version: int = 0
+    also_python: str = ""
     threads: int = 1
     repetitions: int = 100
     seed: int = 0

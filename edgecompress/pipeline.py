@@ -16,6 +16,7 @@ from edgecompress.models import forward
 from edgecompress.modelsteps import ModelSteps, OnStep, ignore
 from edgecompress.options import Options, outputs
 from edgecompress.progress import Track, silent
+from edgecompress.proof import Departs
 from edgecompress.recipe import Recipe
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read, to_json
 from edgecompress.reporting.document import Report
@@ -56,7 +57,7 @@ class Pipeline(ModelSteps):
                 except (ParityError, UnsupportedError, ToolchainError) as error:
                     self.failures.append(error)
                     name = artifact_name(self.recipe.name, variant, format_name, scheme)
-                    refused.append(RefusedArtifact(path=name, error=type(error).__name__, reason=str(error)))
+                    refused.append(_refusal(name, error))
             keep_reference(self._artifacts, self.evidence.inputs, {"dense": self.dense, "compressed": self.compressed})
         result = ExportResult(artifacts=tuple(made), refused=tuple(refused))
         write_atomic(self.run.path(FILES["export"]), to_json(result))
@@ -133,7 +134,8 @@ class Pipeline(ModelSteps):
         described = (self.recipe.preprocessing, self.recipe.labels)
         weights = self.run.digest("finetune") if variant == "compressed" else ""
         bytecode = o.bytecode_version if format_name == "torchscript" else 0
-        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode)
+        also_python = o.also_python if format_name == "tflite" else ""
+        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode, also_python)
         made_from = key(self.source, weights, self.run.digest("quantize") if SCHEMES[scheme].calibrated else "", asked)
         step = f"artifacts/{path.name}"
         if self.run.is_done(step, made_from):
@@ -158,11 +160,19 @@ class Pipeline(ModelSteps):
                 plan_sha256=self.run.digest("plan") if variant == "compressed" else "",
                 weights_sha256=fingerprint(self.dense if variant == "dense" else self.compressed),
                 bytecode_version=bytecode,
+                also_python=also_python,
                 convert_timeout_s=o.convert_timeout_s,
                 convert_memory_gb=o.convert_memory_gb,
+                track=self.track,
             )
         self.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
         return made
+
+
+def _refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:
+    kind = ParityError if isinstance(error, Departs) else type(error)
+    departure = error.departure if isinstance(error, Departs) else None
+    return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure)
 
 
 def limits_of(scheme: str, options: Options) -> Scheme:

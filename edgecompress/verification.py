@@ -155,6 +155,16 @@ def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export 
         raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
 
 
+def check_interpreter(python: str) -> None:
+    """Refuse an interpreter that is not there.
+
+    Raises:
+        ConfigError: It is no file.
+    """
+    if not Path(python).is_file():
+        raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
+
+
 def check_runtime(
     path: Path,
     manifest: Artifact | ConversionReply,
@@ -172,8 +182,7 @@ def check_runtime(
         ParityError: That runtime computes it wrongly.
         ToolchainError: It has no runtime for the file, or died of it.
     """
-    if not Path(python).is_file():
-        raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
+    check_interpreter(python)
     outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
     named = f"{subject} in {runtime}"
     try:

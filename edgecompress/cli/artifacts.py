@@ -43,7 +43,7 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in {known.suffix for known in FORMATS.values()})
 
 
-def verify(paths: Paths, json: p.Json = False) -> None:
+def verify(paths: Paths, also_python: p.AlsoPython = None, json: p.Json = False) -> None:
     """Prove published artifacts again: hash and outputs.
 
     Example: edgecompress verify examples/prebuilt
@@ -52,7 +52,7 @@ def verify(paths: Paths, json: p.Json = False) -> None:
 
     files = files_of(paths)
     with bars() as track:
-        manifests = tuple(verify_one(path) for path in track(files, "verifying", len(files)))
+        manifests = tuple(verify_one(path, also_python=also_python or "") for path in track(files, "verifying", len(files)))
     if json:
         typer.echo(to_json(manifests), nl=False)
     else:

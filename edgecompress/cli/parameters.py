@@ -38,6 +38,10 @@ ConvertTimeout = Annotated[
     float | None, typer.Option("--convert-timeout-s", help="Seconds to convert in [900].", show_default=False)
 ]
 ConvertMemory = Annotated[float | None, typer.Option("--convert-memory-gb", help="GB it may hold [16].", show_default=False)]
+AlsoPython = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Prove TFLite files with this Python's runtime as well, e.g. tflite-runtime.", show_default=False),
+]
 Bytecode = Annotated[int | None, typer.Option("--bytecode-version", help="TorchScript's, for older runtimes.", show_default=False)]
 
 Device = Annotated[str, typer.Option(help="local://, adb://SERIAL, ssh://user@host:port, or a name of the inventory.")]

@@ -63,6 +63,8 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     for name in {"weights", "data"} & given.keys():  # a run may be gone on with from elsewhere
         given[name] = given[name] and str(Path(given[name]).expanduser().resolve())
+    if given.get("also_python"):  # not resolved: the link that an environment's Python is says which environment
+        given["also_python"] = str(Path(given["also_python"]).expanduser().absolute())
     notes = console(stderr=True)
     if target is not None and is_run(Path(target)):
         if run is not None and run.resolve() != Path(target).resolve():

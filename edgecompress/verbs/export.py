@@ -21,7 +21,7 @@ from edgecompress.progress import Track, silent
 from edgecompress.proof import CALIBRATION_SAMPLES, Conversion, prove
 from edgecompress.records import Artifact, ConversionRequest, Preprocessing, QuantSpec, to_json
 from edgecompress.targets import FORMATS, Scheme
-from edgecompress.verification import manifest_path
+from edgecompress.verification import check_interpreter, manifest_path
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +72,8 @@ def export(
         ParityError: The artifact disagrees with the model; says whether the scheme or the converter is at fault, and where.
     """
     path = folder / artifact_name(name, variant, format, quant.scheme)
+    if also_python:
+        check_interpreter(also_python)
     rejected = path.with_name(f"{path.name}.rejected")
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as work_dir, replacing(path) as made:
         work = Path(work_dir)
