@@ -1,14 +1,15 @@
 """The artifacts run on the device as often as asked, and what was measured is kept."""
 
-from edgecompress.devices.runner import FORMATS, measure
+from edgecompress.devices.runner import measure
 from edgecompress.records import Measuring, to_json
 from edgecompress.statistics import median
+from edgecompress.targets import SUFFIXES
 
 
 def test_latency(device, how, artifacts, request, golden, say):
     repetitions = request.config.getoption("--repetitions")
     results = []
-    for suffix in FORMATS:
+    for suffix in SUFFIXES:
         files = [path for path in artifacts if path.suffix == suffix]
         if files:
             texts = {name: str(how[name] or "") for name in ("python", "runner")}

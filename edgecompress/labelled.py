@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
 from edgecompress.batches import Batch
-from edgecompress.devices.runner import FORMATS, manifest_of
+from edgecompress.devices.runner import manifest_of
 from edgecompress.errors import ConfigError
 from edgecompress.recipe import call, load
 from edgecompress.records import Artifact, TensorSpec
 from edgecompress.runs import is_run, read_run
+from edgecompress.targets import SUFFIXES
 
 INDICES: Final = ("int64", "int32")
 Data = Path | str | Dataset[Any] | None
@@ -42,8 +43,8 @@ def prepare(path: Path, data: Data, samples: int) -> Job:
     Raises:
         ConfigError: No manifest or class scores, no data or labels, or data that do not fit the artifact.
     """
-    if path.suffix not in FORMATS or not path.is_file():
-        raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
+    if path.suffix not in SUFFIXES or not path.is_file():
+        raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
     manifest = manifest_of(path)
     if manifest is None:
         raise ConfigError(

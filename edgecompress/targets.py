@@ -57,7 +57,10 @@ SCHEMES: Final = {
 FORMATS: Final = {
     "tflite": Format(".tflite", ("int8-static", "int8-dynamic", "fp16", "fp32")),
     "torchscript": Format(".ptl", ("int8-static", "int8-dynamic", "fp32")),
+    "onnx": Format(".onnx", ("int8-static", "int8-dynamic", "fp16", "fp32")),
+    "executorch": Format(".pte", ("int8-static", "int8-dynamic", "fp32")),
 }
+SUFFIXES: Final = {known.suffix: name for name, known in FORMATS.items()}
 
 TFLITE: Final = tuple(("tflite", scheme) for scheme in ("int8-static", "int8-dynamic", "fp16", "fp32"))
 TORCHSCRIPT: Final = (("torchscript", "int8-static"), ("torchscript", "fp32"))

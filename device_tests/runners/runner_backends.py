@@ -171,7 +171,7 @@ class OnnxModel:
 
 
 class ExecuTorchModel:
-    """A `.pte` file in executorch's Python runtime, method forward. It has its number of threads from the machine."""
+    """A `.pte` file in executorch's Python runtime, method forward. Its threads are the process's, one for each processor until reset."""
 
     def __init__(self, path, threads, input_shapes, input_dtypes):
         try:
@@ -192,11 +192,14 @@ class ExecuTorchModel:
             self.program = Runtime.get().load_program(path)
             self.method = self.program.load_method("forward")
             metadata = self.method.metadata
-            told = [tuple(metadata.input_tensor_meta(i).sizes()) for i in range(metadata.num_inputs())]
+            told = [metadata.input_tensor_meta(i) for i in range(metadata.num_inputs())]
         except Exception as error:  # its errors have no common class
             raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
-        self.dtypes = input_dtypes or ["float32"] * len(told)
-        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(input_shapes or told, self.dtypes)]
+        self.dtypes = input_dtypes or [SCALAR_TYPES.get(tensor.dtype(), "float32") for tensor in told]
+        shapes = input_shapes or [tensor.sizes() for tensor in told]
+        if len(shapes) != len(told):
+            raise RunnerError("request", f"{path.name}: {len(shapes)} input shapes given, the artifact takes {len(told)} inputs")
+        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(shapes, self.dtypes)]
 
     def run(self, arrays):
         self.prepare(arrays)
@@ -215,6 +218,7 @@ class ExecuTorchModel:
 
 BACKENDS = {"tflite": TFLiteModel, "torchscript": TorchScriptModel, "onnx": OnnxModel, "executorch": ExecuTorchModel}
 BYTE = 8  # bits
+SCALAR_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 7: "float64", 11: "bool"}  # torch's numbers for dtypes
 DTYPES = {
     "tensor(float16)": "float16",
     "tensor(double)": "float64",

@@ -31,10 +31,10 @@ from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read, to_json
+from edgecompress.targets import SUFFIXES
 
 log = logging.getLogger(__name__)
 
-FORMATS = {".tflite": "tflite", ".ptl": "torchscript", ".onnx": "onnx", ".pte": "executorch"}
 SHORT_S = 20.0
 MAX_OUTPUTS_BYTES = 1 << 30
 
@@ -192,8 +192,8 @@ class _Run:
 
 
 def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None, dtypes: tuple[str, ...] = ()) -> FileRequest:
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(FORMATS)}")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; run `edgecompress export` first")
     manifest = manifest_of(path)
@@ -203,7 +203,7 @@ def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | 
         shapes = tuple(tensor.shape for tensor in manifest.inputs) if manifest else ()
         dtypes = tuple(tensor.dtype for tensor in manifest.inputs) if manifest else ()
     name = f"artifact_{index}{path.suffix}"
-    return FileRequest(path=name, sha256=sha256(path), format=FORMATS[path.suffix], input_shapes=shapes, input_dtypes=dtypes)
+    return FileRequest(path=name, sha256=sha256(path), format=SUFFIXES[path.suffix], input_shapes=shapes, input_dtypes=dtypes)
 
 
 def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:

@@ -8,11 +8,12 @@ import msgspec
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.inventory import filled, settings
-from edgecompress.devices.runner import FORMATS, check_runner, manifest_of, measure
+from edgecompress.devices.runner import check_runner, manifest_of, measure
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
 from edgecompress.records import BenchmarkResult, Measuring
 from edgecompress.statistics import noise
+from edgecompress.targets import SUFFIXES
 
 LOADS = 20
 FEWEST_ROUNDS = 3  # after a loading, before the next
@@ -28,8 +29,8 @@ def check(artifacts: Sequence[Path], how: Measuring) -> None:
     if not artifacts:
         raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
     for path in artifacts:
-        if path.suffix not in FORMATS or not path.is_file():
-            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(FORMATS)}")
+        if path.suffix not in SUFFIXES or not path.is_file():
+            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
         manifest_of(path)
     formats = dict.fromkeys(path.suffix for path in artifacts)
     if how.compare and (len(artifacts) < 2 or len(formats) > 1):

@@ -1,0 +1,96 @@
+"""Lowering to ExecuTorch for to_executorch.py: what XNNPACK takes to XNNPACK, the rest to portable kernels, with the reasons."""
+
+import logging
+import operator
+import re
+from collections import Counter
+from typing import Any, Final
+
+import layer_schemes
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from executorch.runtime import Runtime
+from torch import fx
+
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.program import first_line
+from edgecompress.records import Undelegated
+
+WEIGHTS: Final = "quantized_decomposed.dequantize_per_channel.default"
+PARTITIONER_LOG: Final = "executorch.backends.xnnpack.partition"
+NOT_CORE: Final = re.compile(r"Operator torch\._ops\.([\w.]+) is not in Core ATen")
+
+
+class _Reasons(logging.Handler):
+    """Collects what XNNPACK's partitioner says, at level debug, about each node it leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_node: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (node := getattr(record.msg, "node", None)) is not None:
+            self.by_node[node.name] = record.msg.reason
+
+
+def lower(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int], tuple[Undelegated, ...], int]:
+    """Return the file, how often each op stands in it, what XNNPACK does not take, and the bytes planned for what is outside it.
+
+    Args:
+        metadata: Constants that the file gives as methods beside `forward`.
+
+    Raises:
+        UnsupportedError: An op has no kernel; names it and its layer.
+    """
+    log, reasons = logging.getLogger(PARTITIONER_LOG), _Reasons()
+    log.addHandler(reasons)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=metadata)
+        graph = edge.exported_program().graph_module
+        outside = [node for node in graph.graph.nodes if _is_op(node) and node.target is not executorch_call_delegate]
+        undelegated = _undelegated(outside, reasons.by_node)
+        inside = [m.original_module.graph_module for m in graph.modules() if isinstance(m, LoweredBackendModule)]
+        ops = Counter(_name(node) for node in (*outside, *(node for m in inside for node in m.graph.nodes if _is_op(node))))
+        made = edge.to_executorch()
+    except Exception as error:  # executorch raises errors of many classes
+        if found := NOT_CORE.search(str(error)):
+            layer = layer_schemes.place(program.graph.nodes, found[1])
+            raise UnsupportedError(f"executorch: {layer}there is no {found[1]}; replace that op") from error
+        raise ToolchainError(f"executorch: lowering failed: {first_line(error)}; choose another format") from error
+    finally:
+        log.removeHandler(reasons)
+    # Where a program was exported before executorch was imported, lowering drops quantization without a word (torch 2.13).
+    if ops[WEIGHTS] < sum(_name(node) == WEIGHTS for node in program.graph.nodes):
+        raise ToolchainError("executorch: lowering lost the quantization of weights; choose fp32 or format tflite")
+    plan = next(method for method in made.executorch_program.execution_plan if method.name == "forward")
+    _check_kernels(plan, outside)
+    return made.buffer, dict(sorted(ops.items())), undelegated, sum(plan.non_const_buffer_sizes)
+
+
+def _is_op(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is not operator.getitem
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "_op", node.target))
+
+
+def _undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[Undelegated, ...]:
+    found = Counter(
+        (_name(node), reasons.get(node.name, "XNNPACK has no kernel for it, as executorch's partitioner knows")) for node in outside
+    )
+    return tuple(Undelegated(op=op, count=count, reason=reason) for (op, reason), count in sorted(found.items()))
+
+
+def _check_kernels(plan: Any, outside: list[fx.Node]) -> None:
+    known = Runtime.get().operator_registry.operator_names
+    for op in plan.operators:
+        name = f"{op.name}.{op.overload}" if op.overload else op.name
+        if name in known:
+            continue
+        base = op.name.replace("::", ".")
+        raise UnsupportedError(f"executorch: {layer_schemes.place(outside, base)}there is no kernel for {base}; replace that op")

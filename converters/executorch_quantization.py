@@ -1,0 +1,108 @@
+"""int8 of an exported program for XNNPACK, by quantization of the exported graph (PT2E), for to_executorch.py."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import torch
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+from torch import Tensor, fx
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from edgecompress.errors import ToolchainError
+from edgecompress.folding import drop_unused_constants
+from edgecompress.program import first_line
+
+aten = torch.ops.aten
+CONVOLUTIONS: Final = {
+    getattr(aten, name).__getattr__(overload)
+    for name, overload in (
+        *((f"conv{n}d", kind) for n in (1, 2, 3) for kind in ("default", "padding")),
+        ("conv_transpose1d", "default"),
+        ("conv_transpose2d", "input"),
+        ("conv_transpose3d", "input"),
+    )
+}
+LAYERS: Final = {*CONVOLUTIONS, aten.linear.default}
+CLAMPS: Final = {aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
+SMALLEST_SCALE: Final = 2.0**-20  # the quantizer's own 2⁻¹² leaves a factor whose weights stay below 0.03 with fewer than 8 bits
+
+
+def quantize(
+    program: Any, scheme: str, samples: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...], wanted: Callable[[fx.Node], bool]
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the int8 program, and notes about what stayed float.
+
+    Args:
+        wanted: Whether a node may be quantized.
+    """
+    module = program.module(check_guards=False)
+    _write_clamps(module)
+    layers = sum(node.target in LAYERS for node in module.graph.nodes)
+    quantizer = _Quantizer(scheme == "int8-dynamic", wanted)
+    try:
+        with torch.no_grad():
+            prepared = prepare_pt2e(module, quantizer)
+            for sample in samples:
+                prepared(*sample)
+            converted = convert_pt2e(prepared)
+            drop_unused_constants(converted)  # the float weights
+            made = torch.export.export(converted, inputs, strict=False)
+    except Exception as error:  # PT2E fails with assertions and errors of every class
+        raise ToolchainError(f"executorch: PT2E quantization failed: {first_line(error)}; choose fp32 or format tflite") from error
+    left = sum(node.target in LAYERS and "dequantize" not in str(node.args[1]) for node in made.graph.nodes)
+    return made, ((f"{left} of {layers} convolution and linear layers stayed float32",) if left else ())
+
+
+class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no types
+    """XNNPACK's quantizer with ranges of all samples, finer scales, and clamps fused into the layer before them.
+
+    Its own fuses ReLU alone. It would give the layer before a ReLU6 one scale for everything that the ReLU6 then cuts off.
+    """
+
+    def __init__(self, dynamic: bool, wanted: Callable[[fx.Node], bool]) -> None:
+        super().__init__()
+        config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+        weight = PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE)
+        config = dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer_or_fake_quant_ctr=weight))
+        if not dynamic:
+            activation = MinMaxObserver.with_args(eps=SMALLEST_SCALE)
+            spec = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=activation)
+            config = dataclasses.replace(config, input_activation=spec, output_activation=spec)
+        self.output_spec = config.output_activation
+        self.set_global(config)
+        # Constants are part of each pattern; they belong to no layer and are never the reason to leave one out.
+        self.set_filter_function(lambda node: node.op != "call_function" or wanted(node))
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        model = super().annotate(model)
+        for clamp in model.graph.nodes:
+            layer = clamp.args[0] if clamp.target is aten.hardtanh.default else None
+            if not isinstance(layer, fx.Node) or layer.target not in LAYERS or len(layer.users) != 1:
+                continue
+            annotation = layer.meta.get(Q_ANNOTATION_KEY)
+            if annotation is None or annotation.output_qspec is None:
+                continue  # it stays float, and so does the clamp
+            annotation.output_qspec = None
+            clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=self.output_spec, _annotated=True)
+        return model
+
+
+def _write_clamps(module: fx.GraphModule) -> None:
+    """Write ReLU6 and clamps between two numbers as hardtanh, the one form that XNNPACK fuses."""
+    for node in module.graph.nodes:
+        if node.target not in CLAMPS:
+            continue
+        if node.target is aten.relu6.default:
+            low, high = 0.0, 6.0
+        else:
+            default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+            names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+            given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+            low, high = (given.get(name, value) for name, value in zip(names, default, strict=True))
+        if low is not None and high is not None:
+            node.target, node.args, node.kwargs = aten.hardtanh.default, (node.args[0], float(cast("float", low)), float(high)), {}
+    module.recompile()

@@ -1,0 +1,66 @@
+"""An exported program as an ONNX model whose nodes are named after the layers they come from."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import layer_schemes
+import onnx
+import torch
+
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.program import example_inputs, example_outputs, first_line
+
+LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes a node's modules, as the text of a Python list that ends in the node
+
+
+def export(program: Any, *, subject: str) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
+    """Return the model, with inputs `input_0`, … and outputs `output_0`, …, and the modules each node stands in, by its name.
+
+    Raises:
+        UnsupportedError: ONNX lacks an op; names it and its layer.
+    """
+    inputs = [f"input_{i}" for i in range(len(example_inputs(program)))]
+    outputs = [f"output_{i}" for i in range(len(example_outputs(program)))]
+    try:
+        made = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
+    except Exception as error:  # OnnxExporterError and what its passes let through
+        causes = list(_causes(error))
+        if found := next(filter(None, (LACKING.search(str(cause)) for cause in causes)), None):
+            raise UnsupportedError(
+                f"{subject}: {layer_schemes.place(program.graph.nodes, found[1])}ONNX has no {found[1]}; replace that op"
+            ) from error
+        raise ToolchainError(f"{subject}: torch.onnx failed: {first_line(causes[-1])}") from error
+    assert made is not None
+    model = made.model_proto
+    return model, _name_nodes(model)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _name_nodes(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Name each node `layer/op`, and drop the exporter's notes, which hold lines and paths of the user's source."""
+    used: Counter[str] = Counter()
+    inside = {}
+    for node in model.graph.node:
+        noted = next((ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == SCOPES), ["", node.name])
+        layers, op = tuple(name.partition("@")[0] for name in noted[:-1]), noted[-1]
+        name = f"{layers[-1]}/{op}" if layers and layers[-1] else op
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}:{used[name] - 1}"
+        inside[node.name] = layers
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer, model.graph, model):
+        del value.metadata_props[:]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]  # quantizers would leave these out of date
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    return inside

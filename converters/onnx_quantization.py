@@ -1,0 +1,115 @@
+"""What to_onnx.py does to the float model: simplify it, store weights as fp16, quantize it with onnxruntime."""
+
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxslim
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+from edgecompress.errors import ToolchainError
+from edgecompress.program import first_line
+
+Feeds = list[dict[str, np.ndarray]]
+LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")
+SAME: Final = 1e-5  # of the output range: float32 rounding in another order
+LARGEST_FP16: Final = 65504.0
+
+
+def simplified(model: onnx.ModelProto, feeds: Feeds) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model as onnxslim makes it, or as it is with a note when that changes what it computes on `feeds`."""
+    before = _run(model, feeds)
+    try:
+        slim = onnxslim.slim(onnx.ModelProto.FromString(model.SerializeToString()))
+        after = _run(slim, feeds)
+    except Exception as error:  # onnxslim raises errors of every class, onnxruntime those of its own
+        return model, (f"not simplified: onnxslim failed: {first_line(error)}",)
+    if not all(np.abs(a - b).max(initial=0) <= SAME * max(np.ptp(a), 1e-6) for a, b in zip(before, after, strict=True)):
+        return model, ("not simplified: onnxslim changed what the model computes",)
+    return slim, ()
+
+
+def _run(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [np.asarray(y, np.float64) for feed in feeds for y in session.run(None, feed)]
+    except Exception as error:  # its errors have no common class
+        raise ToolchainError(f"onnx: onnxruntime does not run the file: {first_line(error)}; report it with the model") from error
+
+
+def with_half_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """Return the model with weights stored as fp16 and cast to float32, which runtimes do once, when they load it.
+
+    Activations stay float32: on CPUs onnxruntime has few fp16 kernels, and would cast around each of the others.
+
+    Args:
+        kept: Nodes whose weights stay float32.
+    """
+    stay = {name for node in model.graph.node if node.name in kept for name in node.input}
+    casts = []
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if tensor.name in stay or value.dtype != np.float32 or value.ndim < 2 or np.abs(value).max(initial=0) > LARGEST_FP16:
+            continue
+        name, half = tensor.name, f"{tensor.name}_fp16"
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), half))
+        casts.append(helper.make_node("Cast", [half], [name], name=f"{name}/cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    def __init__(self, feeds: Feeds) -> None:
+        self.feeds: Iterator[dict[str, Any]] = iter(feeds)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+def quantized(model: onnx.ModelProto, scheme: str, feeds: Feeds, kept: Collection[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the int8 model, with weights per output channel, and notes about what stayed float.
+
+    Args:
+        kept: Nodes that stay float32.
+    """
+    tempfile.tempdir = str(Path.cwd())  # the working directory is ours and removed afterwards, whatever happens to this process
+    before, after = Path("float.onnx"), Path("quantized.onnx")
+    onnx.save(model, before)
+    try:
+        if scheme == "int8-static":
+            quantize_static(
+                before,
+                after,
+                _Reader(feeds),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(kept),
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        else:
+            quantize_dynamic(before, after, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=list(kept))
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise ToolchainError(f"onnx: onnxruntime.quantization failed: {first_line(error)}; choose fp32 or another format") from error
+    made = onnx.load(after)
+    return made, _stayed_float(made)
+
+
+def _stayed_float(model: onnx.ModelProto) -> tuple[str, ...]:
+    integers = {tensor.name for tensor in model.graph.initializer if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8)}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in integers:
+            integers.add(node.output[0])
+    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    left = sum(node.input[1] not in integers for node in layers)
+    return (f"{left} of {len(layers)} convolution and linear layers stayed float32",) if left else ()
