@@ -187,19 +187,21 @@ static bool is_integer(int type) {
 }
 
 void model_range(const Tensor *input, double *low, double *high) {
-    *low = -1, *high = 1;
-    if (!is_integer(input->element_type)) return;
-    limits(input->element_type, low, high);
+    int type = input->element_type;
+    bool real = type == LITERT_FLOAT32 || type == LITERT_FLOAT16, byte = type == LITERT_INT8 || type == LITERT_UINT8;
+    *low = real ? -1 : 0, *high = real ? 1 : 0;
+    if (!byte && !(input->scale > 0 && is_integer(type))) return;
+    limits(type, low, high);
     double scale = input->scale > 0 ? input->scale : 1;
     *low = (*low - (double)input->zero_point) * scale;
     *high = (*high - (double)input->zero_point) * scale;
 }
 
 /* round(x / scale) + zero_point in float32 and clipped, as numpy does it on the host. */
-static double quantized(const Tensor *tensor, float value) {
-    double low, high, number = value;
+static double quantized(const Tensor *tensor, const float *value, const int64_t *integer) {
+    double low, high, number = value ? *value : (double)*integer;
     limits(tensor->element_type, &low, &high);
-    if (tensor->scale > 0) number = (double)nearbyintf(value / tensor->scale) + (double)tensor->zero_point;
+    if (value && tensor->scale > 0) number = (double)nearbyintf(*value / tensor->scale) + (double)tensor->zero_point;
     return isnan(number) ? 0 : fmin(fmax(number, low), high);
 }
 
@@ -211,18 +213,20 @@ static void *locked(const Model *model, const Tensor *tensor, int mode) {
 
 #define FOR_ALL(type, body) \
     do { type *bytes = address; for (size_t i = 0; i < tensor->count; ++i) body; } while (0)
+#define REAL (values ? values[i] : (float)integers[i])
+#define INTEGER quantized(tensor, values ? &values[i] : NULL, integers ? &integers[i] : NULL)
 
-void model_set(const Model *model, const Tensor *tensor, const float *values) {
+void model_set(const Model *model, const Tensor *tensor, const float *values, const int64_t *integers) {
     void *address = locked(model, tensor, LITERT_WRITE);
     switch (tensor->element_type) {
-    case LITERT_FLOAT32: memcpy(address, values, tensor->count * sizeof *values); break;
-    case LITERT_FLOAT16: FOR_ALL(__fp16, bytes[i] = (__fp16)values[i]); break;
-    case LITERT_BOOL: FOR_ALL(uint8_t, bytes[i] = values[i] != 0); break;
-    case LITERT_INT8: FOR_ALL(int8_t, bytes[i] = (int8_t)quantized(tensor, values[i])); break;
-    case LITERT_UINT8: FOR_ALL(uint8_t, bytes[i] = (uint8_t)quantized(tensor, values[i])); break;
-    case LITERT_INT16: FOR_ALL(int16_t, bytes[i] = (int16_t)quantized(tensor, values[i])); break;
-    case LITERT_INT32: FOR_ALL(int32_t, bytes[i] = (int32_t)quantized(tensor, values[i])); break;
-    case LITERT_INT64: FOR_ALL(int64_t, bytes[i] = (int64_t)quantized(tensor, values[i])); break;
+    case LITERT_FLOAT32: FOR_ALL(float, bytes[i] = REAL); break;
+    case LITERT_FLOAT16: FOR_ALL(__fp16, bytes[i] = (__fp16)REAL); break;
+    case LITERT_BOOL: FOR_ALL(uint8_t, bytes[i] = REAL != 0); break;
+    case LITERT_INT8: FOR_ALL(int8_t, bytes[i] = (int8_t)INTEGER); break;
+    case LITERT_UINT8: FOR_ALL(uint8_t, bytes[i] = (uint8_t)INTEGER); break;
+    case LITERT_INT16: FOR_ALL(int16_t, bytes[i] = (int16_t)INTEGER); break;
+    case LITERT_INT32: FOR_ALL(int32_t, bytes[i] = (int32_t)INTEGER); break;
+    case LITERT_INT64: FOR_ALL(int64_t, bytes[i] = (int64_t)INTEGER); break;
     default: fail("artifact", "%s: inputs of element type %d are unknown here", model->name, tensor->element_type);
     }
     check(LiteRtUnlockTensorBuffer(tensor->buffer), model, "unlocking memory");

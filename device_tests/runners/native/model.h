@@ -30,11 +30,15 @@ Model *model_open(const char *path, const char *name, int threads);
 void model_close(Model *model);
 void model_invoke(Model *model);
 
-/* Set or get `count` real numbers; integers are quantized or dequantized with the tensor's scale and zero point. */
-void model_set(const Model *model, const Tensor *input, const float *values);
+/* Set `count` real numbers, which a quantized tensor takes as round(x / scale) + zero_point, or, where `values` is NULL, `count` integers as
+   they are. */
+void model_set(const Model *model, const Tensor *input, const float *values, const int64_t *integers);
+
+/* Get `count` real numbers, dequantized where the tensor is quantized. */
 void model_get(const Model *model, const Tensor *output, float *values);
 
-/* Tell which real numbers an input can take: what its integers can represent, else -1 to 1. */
+/* Tell which real numbers to measure with: what a quantized input can represent, -1 to 1 for floats, and only 0 for wider integers: they are
+   indices, of which only that one is known to exist. */
 void model_range(const Tensor *input, double *low, double *high);
 
 #endif

@@ -48,8 +48,11 @@ static void read_array(const Archive *archive, size_t offset, size_t size, Array
     char *header = allocate(length + 1, 1);
     memcpy(header, file + start, length);
     const char *shape = after(header, "'shape': (");
-    if (!shape || !strstr(header, "'descr': '<f4'") || !strstr(header, "'fortran_order': False"))
-        fail("inputs", "%s: arrays must be float32 in C order", archive->path);
+    const char *type = after(header, "'descr': '<");
+    size_t width = type && (type[1] == '4' || type[1] == '8') ? (size_t)(type[1] - '0') : 0;
+    bool integers = width && *type == 'i', floats = width == 4 && *type == 'f';
+    if (!shape || !(integers || floats) || type[2] != '\'' || !strstr(header, "'fortran_order': False"))
+        fail("inputs", "%s: arrays must be float32, int32 or int64 in C order", archive->path);
     size_t count = 1;
     for (array->rank = 0; *shape && *shape != ')'; ++array->rank) {
         char *end;
@@ -59,10 +62,16 @@ static void read_array(const Archive *archive, size_t offset, size_t size, Array
         array->shape[array->rank] = dimension;
         shape = end + strspn(end, ", ");
     }
-    if (count > size / sizeof(float) || count * sizeof(float) != size - start - length)
+    if (count > size / width || count * width != size - start - length)
         fail("inputs", "%s: an array has another size than its shape", archive->path);
-    array->values = allocate(count ? count : 1, sizeof(float));
-    memcpy(array->values, file + start + length, count * sizeof(float));
+    const uint8_t *data = file + start + length;
+    if (floats) array->values = memcpy(allocate(count, width), data, count * width);
+    else array->integers = allocate(count, sizeof *array->integers);
+    for (size_t i = 0; integers && i < count; ++i) {
+        int32_t narrow;
+        memcpy(width == 4 ? (void *)&narrow : (void *)&array->integers[i], data + i * width, width);
+        if (width == 4) array->integers[i] = narrow;
+    }
     free(header);
 }
 

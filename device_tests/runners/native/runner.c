@@ -180,7 +180,7 @@ static void prepare(Artifact *artifact) {
                 artifact->values[i][k] = (float)(low + (high - low) * (double)(state >> 11) * 0x1p-53);
             }
         }
-        model_set(model, input, artifact->values[i]);
+        model_set(model, input, artifact->values[i], NULL);
     }
 }
 
@@ -260,7 +260,12 @@ static void infer(const Artifact *artifact, char sha256[65]) {
         outputs[j].values = allocate(samples * tensor->count, sizeof(float));
     }
     for (size_t k = 0; k < samples; ++k) {
-        for (size_t i = 0; i < given; ++i) model_set(model, &model->inputs[i], inputs[i].values + k * model->inputs[i].count);
+        for (size_t i = 0; i < given; ++i) {
+            const Tensor *tensor = &model->inputs[i];
+            const Array *array = &inputs[i];
+            size_t at = k * tensor->count;
+            model_set(model, tensor, array->values ? array->values + at : NULL, array->integers ? array->integers + at : NULL);
+        }
         model_invoke(model);
         for (size_t j = 0; j < model->output_count; ++j)
             model_get(model, &model->outputs[j], outputs[j].values + k * model->outputs[j].count);
