@@ -24,7 +24,7 @@ LIMIT_KIB = 512 << 10
 
 COMMON = r"""
 work=$1 store=$2 number=$3; shift 3
-hash() { h=$(sha256sum <"$1" 2>/dev/null); printf %s "${h%% *}"; }
+digest() { h=$(sha256sum <"$1" 2>/dev/null); printf %s "${h%% *}"; }
 free() { df -k "$1" 2>/dev/null | tail -n 1 | { read -r a b c d e; case $d in *[!0-9]*|'') echo 0;; *) echo "$d";; esac; }; }
 mine() {
   [ -n "$store" ] || return 1
@@ -40,7 +40,7 @@ mkdir -m 700 "$work" || exit 1
 command -v sha256sum >/dev/null || exit 0
 mine || exit 0
 while [ $# -ge 2 ]; do
-  if [ -f "$store/$1" ] && [ "$(hash "$store/$1")" = "$1" ]; then
+  if [ -f "$store/$1" ] && [ "$(digest "$store/$1")" = "$1" ]; then
     {{ ln "$store/$1" "$work/$2" || cp "$store/$1" "$work/$2"; }} 2>/dev/null && chmod 755 "$work/$2" && touch "$store/$1" && echo "have $2"
   else rm -f "$store/$1"; fi
   shift 2
@@ -53,7 +53,7 @@ CONFIRM = rf"""{COMMON}
 command -v sha256sum >/dev/null || {{ echo none; exit 0; }}
 mine || store=
 while [ $# -ge 3 ]; do
-  found=$(hash "$work/$2")
+  found=$(digest "$work/$2")
   echo "hash $found $2"
   if [ -n "$store" ] && [ "$3" = keep ] && [ "$found" = "$1" ]; then
     {{ ln "$work/$2" "$store/$1" || cp "$work/$2" "$store/$1"; }} 2>/dev/null
