@@ -12,6 +12,7 @@ pytest_plugins = (
     "support.adb_server",
     "support.emulated_pi",
     "support.postgres",
+    "support.factor_jobs",
     "support.tiny_models",
     "support.runs",
 )

@@ -25,6 +25,8 @@ from edgecompress.records import (
     SkippedLayer,
     TensorSpec,
 )
+from edgecompress.reporting.data import build
+from edgecompress.reporting.document import Report
 
 DATA = "Fashion-MNIST, shipped subset, 5,000 test images"
 LOCAL = DeviceInfo(
@@ -274,3 +276,14 @@ def everything() -> dict[str, Any]:
         "artifacts": artifacts(),
         "results": results(),
     }
+
+
+def pair(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:
+    """Return the dense and the int8 file's results, alike but for `changes` of the second."""
+    dense, _, _, int8, *_ = artifacts()
+    return result(dense, 4.0), result(int8, 1.0, **{"session": "local-20260302-0915", **changes})
+
+
+def made(**parts: Any) -> Report:
+    """Return the report of some of the records."""
+    return build(run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0", **parts)
