@@ -224,7 +224,8 @@ def test_asking_for_nothing_is_refused(which: Any) -> None:
 
 
 def test_large_finite_inputs_are_no_infinity() -> None:
-    fetch(Samples(torch.full((4, 2), 3e38), None, source="large"))
+    (inputs,), _ = fetch(Samples(torch.full((4, 2), 3e38), None, source="large"))
+    assert torch.equal(inputs, torch.full((4, 2), 3e38))  # their sum is infinite, none of them is
 
 
 def test_unequal_counts_are_refused() -> None:
