@@ -20,10 +20,12 @@ pytest_plugins = (
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Keep this user's locks and caches out of it: a measurement that runs beside the tests must not make them wait."""
+    """Keep this user's locks, caches and devices out of it: a measurement that runs beside the tests must not make them wait."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder.with_name("config")))
+        patch.delenv("EDGECOMPRESS_INVENTORY", raising=False)
         patch.setenv("EDGECOMPRESS_CACHE", str(folder / "edgecompress"))
         patch.setenv("EDGECOMPRESS_LEASES", str(folder / "leases.sqlite3"))
         yield
