@@ -18,7 +18,7 @@ from edgecompress import batches, checkpoint
 from edgecompress.batches import Batch
 from edgecompress.batchnorm import has_batchnorm, reestimate
 from edgecompress.data import Samples, describe, fetch
-from edgecompress.distillation import divergence, scores_of, top1
+from edgecompress.distillation import divergence, is_scores, scores_of, top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import in_format, is_decomposed
 from edgecompress.progress import Track, silent
@@ -28,6 +28,7 @@ from edgecompress.threads import threads
 BATCHNORM_SAMPLES: Final = 2048
 EVAL_BATCH: Final = 250
 WARM_UP: Final = 0.15  # of all epochs
+STEEPEST: Final = 1.0  # gradient; the error of an output of small numbers is over a small power, and steep
 NOTHING: Final = Samples(torch.empty(0), None, source="no data")
 
 
@@ -180,6 +181,8 @@ def _epoch(
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if not all(is_scores(y) for y in wanted):
+            nn.utils.clip_grad_norm_(model.parameters(), STEEPEST)
         optimizer.step()
         losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
