@@ -57,10 +57,12 @@ clean:
 	$(PIP) --editable '.[all,dev]'
 	touch $@ .venv/demo
 
-# The last release of tflite-runtime needs numpy 1, so it lives alone.
+# The last release of tflite-runtime needs numpy 1, so it lives alone; with it the reader of TFLite metadata, whose other needs (protobuf 3) clash
+# with everything and are not needed for reading.
 .venv-tflite-runtime/installed:
 	$(PYTHON) -m venv .venv-tflite-runtime
-	.venv-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check tflite-runtime==2.14.0 'numpy<2' pillow
+	.venv-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check tflite-runtime==2.14.0 'numpy<2' pillow flatbuffers
+	.venv-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check --no-deps tflite-support==0.4.4
 	touch $@
 
 # Servers and a browser for the tests: installed where that is allowed; without them those tests are skipped and say so.

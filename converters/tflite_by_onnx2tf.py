@@ -15,31 +15,38 @@ import onnx2tf
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
 import torch
+from tflite_file import IMAGE_AXES
 
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.program import example_inputs, example_outputs, first_line
+from edgecompress.records import ConversionRequest
 
-IMAGE_AXES = 4
+INTEGER_OPS = {
+    "int8-static": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+}
 LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 # onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
 SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 
-def convert(program: Any, scheme: str, samples: list[list[np.ndarray]]) -> bytes:
-    """Return a TFLite file whose 4-D inputs and outputs are NHWC.
+def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndarray]]) -> bytes:
+    """Return a TFLite file whose 4-D inputs and outputs have the layout asked for.
 
     Args:
-        samples: For int8-static: the inputs of each calibration sample, NHWC.
+        samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
     keras = _keras_model(_onnx(program), program)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([_function(keras)], keras)
-    if scheme != "fp32":
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_function(keras, request.layout)], keras)
+    if request.scheme != "fp32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if scheme == "fp16":
+    if request.scheme == "fp16":
         converter.target_spec.supported_types = [tf.float16]
-    if scheme == "int8-static":
+    if request.scheme in INTEGER_OPS:
         converter.representative_dataset = lambda: iter(samples)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.target_spec.supported_ops = [INTEGER_OPS[request.scheme]]
+    if request.io == "int8":
+        converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
         return bytes(converter.convert())
     except Exception as error:  # the converter's own class, ValueError and RuntimeError
@@ -87,13 +94,23 @@ def _keras_model(path: Path, program: Any) -> Any:
         raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; take route litert-torch") from error
 
 
-def _function(keras: Any) -> Any:
-    """Return the model as a function with inputs `input_0`, … and outputs `output_0`, … in the program's order."""
+def _function(keras: Any, layout: str) -> Any:
+    """Return the model as a function with inputs `input_0`, … and outputs `output_0`, … in the program's order, images in `layout`."""
     order = sorted(range(len(keras.inputs)), key=lambda i: keras.input_names[i])
-    specs = [tf.TensorSpec(keras.inputs[i].shape, keras.inputs[i].dtype, name=f"input_{k}") for k, i in enumerate(order)]
+    turned = layout == "NCHW"
+
+    def spec(x: Any, name: str) -> Any:
+        n, *sizes = x.shape
+        shape = (n, sizes[-1], *sizes[:-1]) if turned and len(x.shape) == IMAGE_AXES else x.shape
+        return tf.TensorSpec(shape, x.dtype, name=name)
+
+    def turn(x: Any, axes: list[int]) -> Any:
+        return tf.transpose(x, axes) if turned and len(x.shape) == IMAGE_AXES else x
 
     def run(*arguments: Any) -> dict[str, Any]:
-        outputs = keras([arguments[order.index(i)] for i in range(len(order))])
-        return {f"output_{k}": y for k, y in enumerate(outputs if isinstance(outputs, list | tuple) else [outputs])}
+        outputs = keras([turn(arguments[order.index(i)], [0, 2, 3, 1]) for i in range(len(order))])
+        given = outputs if isinstance(outputs, list | tuple) else [outputs]
+        return {f"output_{k}": turn(y, [0, 3, 1, 2]) for k, y in enumerate(given)}
 
+    specs = [spec(keras.inputs[i], f"input_{k}") for k, i in enumerate(order)]
     return tf.function(run, input_signature=specs).get_concrete_function()

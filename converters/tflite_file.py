@@ -1,26 +1,33 @@
-"""What to_tflite.py does with a finished TFLite file: name its tensors, read back what it takes and gives, find what stayed float."""
+"""What to_tflite.py does with a TFLite file: name its tensors, find a layer's ops, read back what it takes, gives and computes."""
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
+from layer_schemes import layer_of, scheme_of, scopes
 
-from edgecompress.errors import ToolchainError
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.folding import FORWARD, TRANSPOSED
+from edgecompress.graphs import get_constant
 from edgecompress.program import example_inputs, example_outputs
-from edgecompress.records import TensorSpec
+from edgecompress.records import ConversionRequest, TensorSpec
 
 SIGNATURE: Final = "serving_default"
 IMAGE_AXES: Final = 4
 OP_NAMES: Final = {code: name.lower() for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-BETWEEN_TYPES: Final = {"QUANTIZE", "DEQUANTIZE", "DELEGATE"}
+LAYERS: Final = {*FORWARD, *TRANSPOSED, torch.ops.aten.linear.default}
+OF_LAYERS: Final = {"conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected", "batch_matmul"}
 
 
-def channels_last(x: np.ndarray) -> np.ndarray:
-    """Return images `(n, c, h, w)` as `(n, h, w, c)`, anything else as it is."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == IMAGE_AXES else x
+def to_layout(x: np.ndarray, layout: str) -> np.ndarray:
+    """Return images `(n, c, h, w)` in `layout`, anything else as it is."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if layout == "NHWC" and x.ndim == IMAGE_AXES else x
 
 
 def name_tensors(content: bytes) -> bytes:
@@ -32,8 +39,7 @@ def name_tensors(content: bytes) -> bytes:
     for graph in model.subgraphs:
         names: dict[int, str] = {}
         for i, op in enumerate(graph.operators):
-            code = model.operatorCodes[op.opcodeIndex]
-            name = f"{OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]}_{i}"
+            name = f"{_op_name(model, op)}_{i}"
             outputs = [int(t) for t in op.outputs]
             names |= {t: name if len(outputs) == 1 else f"{name}:{k}" for k, t in enumerate(outputs)}
             for k, t in enumerate(op.inputs):
@@ -44,11 +50,60 @@ def name_tensors(content: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def describe(content: bytes, program: Any, *, quantized: bool) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[str, ...]]:
-    """Return inputs and outputs as the file has them, in the program's order, and notes.
+def count_ops(content: bytes) -> dict[str, int]:
+    """Return how often each op stands in the file, by TFLite's names, the most frequent first."""
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    return dict(Counter(_op_name(model, op).upper() for graph in model.subgraphs for op in graph.operators).most_common())
+
+
+def _op_name(model: Any, op: Any) -> str:
+    code = model.operatorCodes[op.opcodeIndex]
+    return OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[str, list[str]]:
+    """Return, for each scheme that some layers have instead of the file's, the names of the output tensors of their ops.
+
+    An op belongs to the layer whose weights it reads: the same numbers, in whatever order the lowering has put them.
 
     Args:
-        quantized: Whether every op was meant to compute in int8.
+        content: A float file of which `name_tensors` has named the tensors.
+
+    Raises:
+        UnsupportedError: No op reads such a layer's weights as they are.
+    """
+    ops: dict[str, list[str]] = {}
+    for name, digest in _weighted_ops(content):
+        ops.setdefault(digest, []).append(name)
+    found: dict[str, list[str]] = {}
+    graph = program.module(check_guards=False)
+    for node in graph.graph.nodes:
+        scheme = scheme_of(scopes(node), request)
+        constants = [a for a in node.all_input_nodes if a.op == "get_attr"] if scheme != request.scheme and node.target in LAYERS else []
+        for value in (get_constant(graph, str(a.target)) for a in constants[:1]):
+            if (digest := _digest(value.numpy())) not in ops:
+                raise UnsupportedError(f"tflite: {layer_of(node)}: no op of the file reads its weights as they are; leave its scheme out")
+            found.setdefault(scheme, []).extend(ops[digest])
+    return found
+
+
+def _weighted_ops(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the name of each op's output tensor and what tells its weights."""
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            for t in op.inputs if _op_name(model, op) in OF_LAYERS else ():
+                data = model.buffers[graph.tensors[t].buffer].data if t >= 0 else None
+                if data is not None and len(data) and graph.tensors[t].type == schema.TensorType.FLOAT32:
+                    yield graph.tensors[op.outputs[0]].name.decode(), _digest(np.asarray(data, np.uint8).view(np.float32))
+
+
+def _digest(weights: np.ndarray) -> str:
+    return hashlib.sha256(np.sort(weights + 0.0, axis=None).tobytes()).hexdigest()  # −0.0, which sorts as 0.0, becomes 0.0
+
+
+def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs as the file has them, in the program's order.
 
     Raises:
         ToolchainError: They are not what the program takes and gives.
@@ -59,20 +114,21 @@ def describe(content: bytes, program: Any, *, quantized: bool) -> tuple[tuple[Te
     if SIGNATURE not in signatures:
         raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")
     runner = interpreter.get_signature_runner(SIGNATURE)
-    inputs = _specs(runner.get_input_details(), example_inputs(program))
-    outputs = _specs(runner.get_output_details(), example_outputs(program))
-    return inputs, outputs, _stayed_float(interpreter) if quantized else ()
+    return (
+        _specs(runner.get_input_details(), example_inputs(program), layout),
+        _specs(runner.get_output_details(), example_outputs(program), layout),
+    )
 
 
-def _specs(details: dict[str, dict[str, Any]], expected: tuple[Any, ...]) -> tuple[TensorSpec, ...]:
-    found = tuple(_spec(name, details[name]) for name in sorted(details, key=_trailing_number))
-    wanted = [channels_last(x.numpy()).shape for x in expected]
+def _specs(details: dict[str, dict[str, Any]], expected: tuple[Any, ...], layout: str) -> tuple[TensorSpec, ...]:
+    found = tuple(_spec(name, details[name], layout) for name in sorted(details, key=_trailing_number))
+    wanted = [to_layout(x.numpy(), layout).shape for x in expected]
     if [spec.shape for spec in found] != wanted:
         raise ToolchainError(f"tflite: the file has tensors of shape {[s.shape for s in found]}, {wanted} were due; take another route")
     return found
 
 
-def _spec(name: str, detail: dict[str, Any]) -> TensorSpec:
+def _spec(name: str, detail: dict[str, Any], layout: str) -> TensorSpec:
     shape = tuple(int(n) for n in detail["shape"])
     scale, zero_point = detail["quantization"]
     quantized = np.issubdtype(detail["dtype"], np.integer) and scale > 0
@@ -80,7 +136,7 @@ def _spec(name: str, detail: dict[str, Any]) -> TensorSpec:
         name=name,
         shape=shape,
         dtype=np.dtype(detail["dtype"]).name,
-        layout="NHWC" if len(shape) == IMAGE_AXES else "",
+        layout=layout if len(shape) == IMAGE_AXES else "",
         scale=float(scale) if quantized else None,
         zero_point=int(zero_point) if quantized else None,
     )
@@ -89,11 +145,3 @@ def _spec(name: str, detail: dict[str, Any]) -> TensorSpec:
 def _trailing_number(name: str) -> int:
     """`args_10` comes after `args_9`."""
     return int(name.rpartition("_")[2])
-
-
-def _stayed_float(interpreter: Interpreter) -> tuple[str, ...]:
-    ops = [op for op in interpreter._get_ops_details() if op["op_name"] not in BETWEEN_TYPES]
-    left = Counter(op["op_name"] for op in ops if np.float32 in op["result_types"])
-    if not left:
-        return ()
-    return (f"{left.total()} of {len(ops)} ops stayed float32: {', '.join(f'{name} ×{n}' for name, n in sorted(left.items()))}",)

@@ -1,22 +1,22 @@
 """Convert an exported program to TFLite: a program, see README.md beside it.
 
 Route litert-torch (the default) lowers the program itself and quantizes the float file with ai-edge-quantizer. Route onnx2tf goes by ONNX
-and TensorFlow. Both give files that take and give images as NHWC, which is what TFLite kernels compute in, and float32 inputs and outputs
-in every scheme: the quantize and dequantize steps run inside the XNNPACK delegate and cost microseconds.
+and TensorFlow. Files take and give images as NHWC, which is what TFLite kernels compute in, unless NCHW is asked for, and float32 in every
+scheme unless int8 is asked for: the quantize and dequantize steps run inside the XNNPACK delegate and cost microseconds.
 """
 
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgecompress.conversion import serve
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest
 
-SCHEMES: Final = ("fp32", "fp16", "int8-dynamic", "int8-static")
-INT8: Final = ("int8-dynamic", "int8-static")
+SCHEMES: Final = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8", "int4-weights")
+INTEGER_ACTIVATIONS: Final = ("int8-static", "int16x8")
 ROUNDING_SAMPLES: Final = 192  # more changed nothing on EfficientNet-Lite0 and take as much longer
 DEFAULT: Final = "litert-torch"
 # Route: (module beside this file, extra of edgecompress, packages whose versions matter).
@@ -29,25 +29,61 @@ ROUTES: Final = {
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the TFLite file and what it takes and gives."""
     route = request.route or DEFAULT
-    if request.scheme not in SCHEMES:
-        raise ConfigError(f"tflite: unknown scheme {request.scheme!r}; choose from {', '.join(SCHEMES)}")
-    if route not in ROUTES:
-        raise ConfigError(f"tflite: unknown route {route!r}; choose from {', '.join(ROUTES)}")
-    from tflite_file import channels_last, describe, name_tensors
+    _check(request, route)
+    from layer_schemes import check_layers
+    from tflite_delegation import Plan, notes, undelegated
+    from tflite_file import count_ops, describe, name_tensors, to_layout
+    from tflite_metadata import add_metadata
+    from tflite_program import prepare
 
     from edgecompress.calibration import read_calibration
     from edgecompress.program import read_program
-    from edgecompress.rounding import round_weights
 
     program = read_program(Path(request.program))
-    static = request.scheme == "int8-static"
-    seen = read_calibration(request.calibration, program) if static or request.calibration else []
-    if seen and request.scheme in INT8:
-        program = round_weights(program, seen[:ROUNDING_SAMPLES])
-    samples = [[channels_last(x.numpy()) for x in sample] for sample in seen]
-    content = name_tensors(import_module(ROUTES[route][0]).convert(program, request.scheme, samples))
-    inputs, outputs, notes = describe(content, program, quantized=static)
-    return content, ConversionReply(inputs=inputs, outputs=outputs, toolchain=_versions(ROUTES[route][2]), notes=notes)
+    check_layers(request, program, subject="tflite")
+    needed = {request.scheme, *request.layers.values()} & set(INTEGER_ACTIVATIONS)
+    seen = read_calibration(request.calibration, program) if needed or request.calibration else []
+    program = _rounded(prepare(program, request.scheme, seen[:ROUNDING_SAMPLES]), request, seen)
+    samples = [[to_layout(x.numpy(), request.layout) for x in sample] for sample in seen]
+    content = name_tensors(import_module(ROUTES[route][0]).convert(program, request, samples))
+    inputs, outputs = describe(content, program, request.layout)
+    plan = Plan(content)
+    reply = ConversionReply(
+        inputs=inputs,
+        outputs=outputs,
+        toolchain=_versions(ROUTES[route][2]),
+        notes=tuple(notes(plan, request.scheme)),
+        ops=count_ops(content),
+        undelegated=undelegated(plan),
+    )
+    return add_metadata(content, request, inputs, outputs), reply
+
+
+def _check(request: ConversionRequest, route: str) -> None:
+    """Refuse what the route does not do, before its toolchain is loaded."""
+    for scheme in (request.scheme, *request.layers.values()):
+        if scheme not in SCHEMES:
+            raise ConfigError(f"tflite: unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
+    if route not in ROUTES:
+        raise ConfigError(f"tflite: unknown route {route!r}; choose from {', '.join(ROUTES)}")
+    if route == "onnx2tf" and request.layers:
+        raise UnsupportedError("tflite: onnx2tf gives the whole file one scheme; take route litert-torch for schemes of single layers")
+    if route == "onnx2tf" and request.scheme == "int4-weights":
+        raise UnsupportedError("tflite: TensorFlow's converter has no 4-bit weights; take route litert-torch")
+    if request.io == "int8" and request.scheme != "int8-static":
+        raise UnsupportedError(f"tflite: {request.scheme} takes and gives float32; int8 inputs and outputs are for int8-static")
+
+
+def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
+    """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
+    from layer_schemes import scheme_of, scopes
+
+    from edgecompress.rounding import INT4, INT8, round_weights
+
+    largest = {"int8-dynamic": INT8, "int8-static": INT8, "int16x8": INT8, "int4-weights": INT4}
+    if not seen or not {request.scheme, *request.layers.values()} & set(largest):
+        return program
+    return round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: largest.get(scheme_of(scopes(node), request)))
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

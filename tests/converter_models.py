@@ -80,6 +80,67 @@ class Sound(nn.Module):
         return self.fc(torch.relu(self.conv(x)).flatten(1))
 
 
+class Meaned(nn.Module):
+    """A mean over rows and columns in place of pooling. `(1, 3, 12, 16)` → `(1, 5)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+class Flattened(nn.Module):
+    """A map that is not square, flattened before a Linear, with an activation between them. `(1, 3, 12, 16)` → `(1, 5)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 10 * 14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(torch.flatten(self.conv(x), 1)))
+
+
+class Patches(nn.Module):
+    """Patches made into tokens, as vision transformers do. `(1, 3, 12, 16)` → `(1, 12, 6)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).flatten(2).transpose(1, 2))
+
+
+class Attention(nn.Module):
+    """Attention under a causal mask, written in one of the ways people write it. `(1, 12, 8)` → `(1, 12, 6)`.
+
+    The mask is no buffer but a plain attribute, which reaches a converter as a constant of −∞.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.qkv, self.out = nn.Linear(8, 3 * 16), nn.Linear(16, 6)
+        nn.init.normal_(self.qkv.weight, std=0.7)  # scores that matter
+        barred = torch.ones(12, 12, dtype=torch.bool).triu(1)
+        lowest = torch.finfo(torch.float32).min if kind == "lowest" else -torch.inf
+        self.barred, self.added = barred, torch.zeros(12, 12).masked_fill(barred, lowest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 12, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, tokens, 8) each
+        if self.kind == "causal":
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif self.kind == "boolean":
+            y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=~self.barred)
+        else:
+            scores = q @ k.transpose(-1, -2) / 8**0.5
+            scores = scores.masked_fill(self.barred, -torch.inf) if self.kind == "filled" else scores + self.added
+            y = scores.softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(-1, 12, 16))
+
+
 class Median(nn.Module):
     """An op that neither TFLite route has."""
 

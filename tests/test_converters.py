@@ -36,12 +36,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "clamped": (Clamped, ((3, 12, 12),)),
     "median": (Median, ((3, 8, 8),)),
 }
+TFLITE_SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8", "int4-weights")
 # Batch: (format, [(model, route, scheme), …]); one process each.
 BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "litert-torch": (
         "tflite",
         [
-            *(("residual", "litert-torch", scheme) for scheme in ("fp32", "fp16", "int8-dynamic", "int8-static")),
+            *(("residual", "litert-torch", scheme) for scheme in TFLITE_SCHEMES),
             *((model, "litert-torch", scheme) for model in ("heads", "sound") for scheme in ("fp32", "int8-static")),
             ("clamped", "litert-torch", "int8-static"),
             ("median", "litert-torch", "fp32"),
@@ -50,7 +51,7 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "onnx2tf": (
         "tflite",
         [
-            *(("residual", "onnx2tf", scheme) for scheme in ("fp32", "fp16", "int8-dynamic", "int8-static")),
+            *(("residual", "onnx2tf", scheme) for scheme in TFLITE_SCHEMES if scheme != "int4-weights"),
             *((model, "onnx2tf", "fp32") for model in ("heads", "sound", "median")),
         ],
     ),
@@ -64,8 +65,9 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     ),
 }
 CASES = [(batch, *case) for batch, (_, cases) in BATCHES.items() for case in cases if case[0] != "median"]
-# Signal to noise that a scheme leaves at least: float32 rounding, 11 bits of fp16, 8 bits through a dozen layers. In decibels.
-FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 20.0}
+CALIBRATED = ("int8-static", "int16x8", "int4-weights")
+# Signal to noise that a scheme leaves at least: 11 bits of fp16, 8 or 4 bits through a dozen layers. In decibels.
+FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 20.0, "int16x8": 40.0, "int4-weights": 20.0}
 DRIVER = """
 import sys, importlib
 sys.path.insert(0, sys.argv[1])
@@ -108,7 +110,7 @@ class Bench:
             output=str(self.folder / (name or f"{model}-{route}-{scheme}")),
             scheme=scheme,
             route=route,
-            calibration=str(self.folder / f"{model}.safetensors") if scheme == "int8-static" else "",
+            calibration=str(self.folder / f"{model}.safetensors") if scheme in CALIBRATED else "",
         )
 
     def convert_all(self, batch: str) -> None:
@@ -259,7 +261,14 @@ def test_dynamic_int8_without_a_linear_layer_is_refused(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("form", "route", "scheme", "kind", "message"),
     [
-        ("tflite", "", "int3", ConfigError, "unknown scheme 'int3'; choose from fp32, fp16, int8-dynamic, int8-static"),
+        (
+            "tflite",
+            "",
+            "int3",
+            ConfigError,
+            "unknown scheme 'int3'; choose from fp32, fp16, int8-dynamic, int8-static, int16x8, int4-weights",
+        ),
+        ("tflite", "onnx2tf", "int4-weights", UnsupportedError, "TensorFlow's converter has no 4-bit weights; take route litert-torch"),
         ("tflite", "toco", "fp32", ConfigError, "unknown route 'toco'; choose from litert-torch, onnx2tf"),
         ("torchscript", "", "int3", ConfigError, "unknown scheme 'int3'; choose from fp32, int8-dynamic, int8-static"),
         ("torchscript", "onnx2tf", "fp32", ConfigError, "unknown route 'onnx2tf'"),

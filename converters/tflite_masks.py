@@ -1,0 +1,141 @@
+"""Attention masks of −∞ as masks of a finite number that softmax cannot tell from it.
+
+TFLite's quantizer takes a tensor's scale from its least and greatest value. An infinite one makes a scale of infinity, and the runtime
+dies by a signal when it loads the file; one of −3·10³⁸ leaves nothing of the scores it is added to. How far below the others a barred
+score must lie is known: in float32 e^−104 is 0, and an integer softmax rounds to 0 what is below half its step.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from edgecompress.graphs import get_constant
+
+aten = torch.ops.aten
+
+SOFTMAX: Final = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+ATTENTION: Final = aten.scaled_dot_product_attention.default
+BARRED: Final = -1e4  # scores at or below it, −∞ among them, are meant as "never"
+FLOAT_BAR: Final = 3e4  # fits a float16, and e^−30000 is 0 for any scores a network has
+INTEGER_MARGIN: Final = 12.0  # e^−12 is less than half a step of an int16 softmax, 2^−16
+INTEGER_SCHEMES: Final = ("int8-static", "int16x8")
+
+
+class _Mask(NamedTuple):
+    """Scores that `node` bars from a softmax over the last axis: where, and what the mask adds to the others."""
+
+    node: fx.Node
+    barred: Tensor
+    added: Tensor
+
+
+def make_masks_finite(graph: fx.GraphModule, scheme: str, samples: Sequence[tuple[Tensor, ...]]) -> None:
+    """Make constant masks that end in a softmax finite, in place; the outputs stay what they are.
+
+    Args:
+        scheme: Where it stores scores as integers, the bar is as low as the scores on `samples` need and no lower, so that the step of
+            the integers stays small.
+    """
+    masks = [mask for node in graph.graph.nodes if (mask := _mask(graph, node)) is not None and not bool(mask.barred.all(-1).any())]
+    if not masks:
+        return
+    bars = {mask.node: FLOAT_BAR for mask in masks}
+    if scheme in INTEGER_SCHEMES:
+        observer = _Scores(graph, masks)
+        with torch.no_grad():
+            for sample in samples:
+                observer.run(*sample)
+        bars = {node: excess + INTEGER_MARGIN for node, excess in observer.excess.items()}
+    for number, mask in enumerate(masks):
+        _apply(graph, mask, torch.where(mask.barred, -bars[mask.node], mask.added), f"mask_{number}")
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
+    """Return the constant mask that `node`, an attention or a softmax's argument, applies; None where there is none."""
+    if node.target is ATTENTION:
+        return _attention_mask(graph, node)
+    reader = next(iter(node.users), None)
+    if reader is None or len(node.users) != 1 or reader.target not in SOFTMAX or node.kwargs:
+        return None
+    last = node.meta["val"].ndim - 1
+    if reader.args[1] % (last + 1) != last:
+        return None
+    if node.target is aten.add.Tensor:
+        return _added(node, next((v for v in (_value(graph, a) for a in node.args) if v is not None), None))
+    if node.target is aten.masked_fill.Scalar and node.args[2] <= BARRED:
+        return _barred(node, _value(graph, node.args[1]))
+    return None
+
+
+def _attention_mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
+    queries, keys = node.args[:2]
+    if _argument(node, 5, False):  # is_causal
+        return _barred(node, torch.ones(queries.meta["val"].shape[-2], keys.meta["val"].shape[-2], dtype=torch.bool).triu(1))
+    value = _value(graph, _argument(node, 3, None))
+    return _barred(node, ~value) if value is not None and value.dtype is torch.bool else _added(node, value)
+
+
+def _argument(node: fx.Node, index: int, default: Any) -> Any:
+    name = node.target._schema.arguments[index].name
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _value(graph: fx.GraphModule, node: Any) -> Tensor | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    return get_constant(graph, str(node.target))
+
+
+def _barred(node: fx.Node, barred: Tensor | None) -> _Mask | None:
+    return None if barred is None else _Mask(node, barred, torch.zeros(()))
+
+
+def _added(node: fx.Node, added: Tensor | None) -> _Mask | None:
+    if added is None or not bool((added <= BARRED).any()):
+        return None
+    return _Mask(node, added <= BARRED, added.masked_fill(added <= BARRED, 0.0))
+
+
+def _apply(graph: fx.GraphModule, mask: _Mask, value: Tensor, name: str) -> None:
+    graph.register_buffer(name, value.contiguous())
+    node = mask.node
+    with graph.graph.inserting_before(node):
+        constant = graph.graph.get_attr(name)
+        constant.meta["val"] = value
+    if node.target is ATTENTION:
+        node.args = (*node.args[:3], constant)
+        node.kwargs = {key: v for key, v in node.kwargs.items() if key in ("scale", "enable_gqa")}
+        return
+    scores = next(a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr")
+    node.target, node.args = aten.add.Tensor, (scores, constant)
+
+
+class _Scores(fx.Interpreter):
+    """Runs the graph and keeps, for each mask, by how much a barred score exceeds the greatest that is not, at most and at least 0."""
+
+    def __init__(self, graph: fx.GraphModule, masks: list[_Mask]) -> None:
+        super().__init__(graph)
+        self.masks = {mask.node: mask for mask in masks}
+        self.excess = dict.fromkeys(self.masks, 0.0)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if mask := self.masks.get(n):
+            scores = self._scores(n) + mask.added
+            barred = mask.barred.expand_as(scores)
+            greatest = scores.masked_fill(barred, -math.inf).amax(-1, keepdim=True)
+            excess = (scores - greatest)[barred]
+            self.excess[n] = max(self.excess[n], float(excess.max()))
+        return super().run_node(n)
+
+    def _scores(self, node: fx.Node) -> Tensor:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if node.target is ATTENTION:
+            queries, keys = args[:2]
+            scores: Tensor = queries @ keys.transpose(-2, -1) * (kwargs.get("scale") or queries.shape[-1] ** -0.5)
+            return scores
+        return next(value for a, value in zip(node.args, args, strict=True) if isinstance(a, fx.Node) and a.op != "get_attr")

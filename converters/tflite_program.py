@@ -1,0 +1,157 @@
+"""What to_tflite.py does with the program before either route lowers it: rewrite what TFLite or its quantizer takes badly.
+
+Every rewrite leaves the outputs what they are. TFLite computes on channels-last maps, so a program that looks at a map in the order
+(channel, row, column) costs a transposition of the whole map; where the look can be had in the other order, it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from tflite_masks import make_masks_finite
+from torch import Tensor, fx
+
+from edgecompress.graphs import get_constant, set_constant
+from edgecompress.program import example_inputs
+
+aten = torch.ops.aten
+
+MAP_AXES: Final = 4
+LARGEST_FOLDED: Final = 1 << 22  # elements; beyond it a computed constant stays computed, the file would grow
+RESHAPES: Final = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default}
+ELEMENTWISE: Final = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default}
+SPATIAL: Final = ((2, 3), (-2, -1), (3, 2), (-1, -2))
+
+
+def prepare(program: torch.export.ExportedProgram, scheme: str, samples: Sequence[tuple[Tensor, ...]]) -> torch.export.ExportedProgram:
+    """Return `program` as TFLite takes it best: constants computed, masks finite, channels looked at last.
+
+    Args:
+        samples: Calibration inputs: for schemes that store activations as integers.
+    """
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    fold_constants(graph)
+    make_masks_finite(graph, scheme, samples)
+    for name in list(graph.state_dict()):  # program.module() shares its tensors with the program
+        set_constant(graph, name, get_constant(graph, name).detach().clone())
+    for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last):
+        rewrite(graph)
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
+    with torch.no_grad():
+        return torch.export.export(graph, example_inputs(program), strict=False)
+
+
+def fold_constants(graph: fx.GraphModule) -> None:
+    """Compute now what does not depend on the inputs, e.g. a mask: TFLite's converter leaves it to each inference."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = get_constant(graph, str(node.target))
+        elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _is_pure(node):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+            made = node.target(*args, **kwargs)
+            if isinstance(made, Tensor) and made.numel() <= LARGEST_FOLDED:
+                values[node] = made
+    for number, node in enumerate([n for n in values if n.op != "get_attr"]):
+        if any(user not in values for user in node.users):
+            constant(graph, node, f"constant_{number}", values[node])
+    graph.graph.eliminate_dead_code()
+
+
+def constant(graph: fx.GraphModule, node: fx.Node, name: str, value: Tensor) -> fx.Node:
+    """Put `value`, kept as the buffer `name`, in the place of `node`; return its node."""
+    graph.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    with graph.graph.inserting_before(node):
+        made = graph.graph.get_attr(name)
+    made.meta["val"] = value
+    node.replace_all_uses_with(made)
+    return made
+
+
+def _is_pure(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def _pool_means(graph: fx.GraphModule) -> None:
+    """A mean over rows and columns as the pooling it is."""
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.mean.dim)):
+        x = node.args[0]
+        if _shape(x) is None or len(_shape(x)) != MAP_AXES or tuple(node.args[1]) not in SPATIAL or node.kwargs:
+            continue
+        with graph.graph.inserting_before(node):
+            made = graph.graph.call_function(aten.adaptive_avg_pool2d.default, (x, [1, 1]))
+            if not (len(node.args) > 2 and node.args[2]):  # keepdim
+                made = graph.graph.call_function(aten.reshape.default, (made, list(_shape(node))))
+        _replace(node, made)
+
+
+def _flatten_channels_last(graph: fx.GraphModule) -> None:
+    """A flattened map that a Linear reads: flattened channels last, the Linear's columns in that order."""
+    for linear in list(graph.graph.find_nodes(op="call_function", target=aten.linear.default)):
+        chain = list(_upwards(linear.args[0]))
+        flat, weight = chain[-1], linear.args[1]
+        if flat.target not in RESHAPES or weight.op != "get_attr" or len(weight.users) > 1:
+            continue
+        x = flat.args[0]
+        if any(len(n.users) > 1 for n in chain) or not _merges(_shape(x), _shape(flat), keep=1):
+            continue
+        b, c, h, w = _shape(x)
+        if h * w == 1:
+            continue
+        value = get_constant(graph, str(weight.target))
+        set_constant(graph, str(weight.target), value.reshape(-1, c, h, w).permute(0, 2, 3, 1).reshape(value.shape).contiguous())
+        with graph.graph.inserting_before(flat):
+            last = graph.graph.call_function(aten.permute.default, (x, [0, 2, 3, 1]))
+            made = graph.graph.call_function(aten.reshape.default, (last, [b, h * w * c]))
+        _replace(flat, made)
+
+
+def _tokens_channels_last(graph: fx.GraphModule) -> None:
+    """`(b, c, h, w)` → `(b, c, h·w)` → `(b, h·w, c)`, as vision transformers make tokens of patches, in one transposition."""
+    for node in list(graph.graph.nodes):
+        if not _swaps_last_two(node) or node.args[0].target not in RESHAPES or len(node.args[0].users) > 1:
+            continue
+        x = node.args[0].args[0]
+        if not _merges(_shape(x), _shape(node.args[0]), keep=2):
+            continue
+        b, c, h, w = _shape(x)
+        with graph.graph.inserting_before(node):
+            last = graph.graph.call_function(aten.permute.default, (x, [0, 2, 3, 1]))
+            made = graph.graph.call_function(aten.reshape.default, (last, [b, h * w, c]))
+        _replace(node, made)
+
+
+def _upwards(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield `node` and what it is computed from, up to the first that is not elementwise."""
+    yield node
+    while node.target in ELEMENTWISE:
+        node = node.args[0]
+        yield node
+
+
+def _merges(before: tuple[int, ...] | None, after: tuple[int, ...] | None, *, keep: int) -> bool:
+    """Whether a map's axes after the first `keep` became one."""
+    if before is None or after is None or len(before) != MAP_AXES:
+        return False
+    return after == (*before[:keep], int(torch.Size(before[keep:]).numel()))
+
+
+def _swaps_last_two(node: fx.Node) -> bool:
+    if node.target is aten.transpose.int:
+        return sorted(axis % 3 for axis in node.args[1:3]) == [1, 2] and len(_shape(node) or ()) == 3
+    return node.target is aten.permute.default and tuple(node.args[1]) in ((0, 2, 1), (0, -1, -2))
+
+
+def _replace(node: fx.Node, made: fx.Node) -> None:
+    made.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
