@@ -13,7 +13,7 @@ from torch import nn
 
 from edgecompress.counting import cost_of, params_of, watching
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import METHODS, Factors, factorize, options_of, relative_error
+from edgecompress.factorizations import METHODS, Factors, errors, factorize, options_of, relative_error
 from edgecompress.factorizations.blocks import chain
 
 # What an iteration says of itself has tests of its own.
@@ -243,3 +243,14 @@ def test_any_convolution_at_any_rank_is_refused_or_approximated(method, case, da
         return
     assert relative_error(layer, method, compact) <= 1 + 1e-9
     assert_like_the_dense_layer(method, layer, compact, x)
+
+
+@pytest.mark.parametrize(("method", "rank"), [("svd", (5,)), ("tucker2", (6, 4)), ("cp3", (9,))])
+def test_spectral_error_is_that_of_the_unfolding(method, rank):
+    layer = nn.Linear(40, 24) if method == "svd" else nn.Conv2d(10, 24, 3)
+    compact = factorize(layer, method, rank)
+    difference = (METHODS[method].reconstruct(compact) - layer.weight.double()).flatten(1)
+    wanted = float(torch.linalg.matrix_norm(difference, 2) / torch.linalg.matrix_norm(layer.weight.double().flatten(1), 2))
+    relative, spectral = errors(layer, method, compact)
+    assert 0.9 * wanted <= spectral <= 1.1 * wanted  # both norms are found from below
+    assert relative == pytest.approx(relative_error(layer, method, compact))

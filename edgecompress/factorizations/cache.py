@@ -39,6 +39,7 @@ class Fit(NamedTuple):
     """What is known of a fitted layer beside its factors; `note` says what went less than well, "" if nothing."""
 
     relative_error: float
+    spectral_error: float
     note: str
 
 
@@ -73,7 +74,7 @@ def load(folder: Path, key: str) -> Fit | None:
     try:
         with safe_open(path, framework="pt") as file:
             kept = file.metadata() or {}
-            fit = Fit(float(kept["relative_error"]), kept["note"])
+            fit = Fit(float(kept["relative_error"]), float(kept["spectral_error"]), kept["note"])
             if kept["seal"] != _seal(key, fit, kept["factors"]):
                 return None
     except (OSError, SafetensorError, KeyError, ValueError):
@@ -103,7 +104,13 @@ def store(folder: Path, key: str, fit: Fit, compact: Factors | None) -> None:
     """Write an entry, with the factors of `compact` or without any."""
     state = {} if compact is None else {k: v.detach().cpu().contiguous().clone() for k, v in compact.state_dict().items()}
     inside = digest(state) if state else ""
-    kept = {"relative_error": repr(fit.relative_error), "note": fit.note, "factors": inside, "seal": _seal(key, fit, inside)}
+    kept = {
+        "relative_error": repr(fit.relative_error),
+        "spectral_error": repr(fit.spectral_error),
+        "note": fit.note,
+        "factors": inside,
+        "seal": _seal(key, fit, inside),
+    }
     try:
         with replacing(_path(folder, key)) as temporary:
             save_file(state, temporary, kept)
@@ -144,7 +151,7 @@ def _path(folder: Path, key: str) -> Path:
 
 def _seal(key: str, fit: Fit, inside: str) -> str:
     """Bind what an entry says to its name, so that neither a damaged nor a renamed file is believed."""
-    return hashlib.sha256(msgspec.json.encode((key, repr(fit.relative_error), fit.note, inside))).hexdigest()
+    return hashlib.sha256(msgspec.json.encode((key, repr(fit.relative_error), repr(fit.spectral_error), fit.note, inside))).hexdigest()
 
 
 @cache

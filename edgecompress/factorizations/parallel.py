@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import EdgeCompressError, ToolchainError
-from edgecompress.factorizations import FitWarning, cache, factorize, method_named, options_of, relative_error
+from edgecompress.factorizations import FitWarning, cache, errors, factorize, method_named, options_of
 from edgecompress.factorizations.blocks.layers import Layer
 from edgecompress.factorizations.cache import Fit
 from edgecompress.factorizations.protocol import Factors, Moments
@@ -45,6 +45,7 @@ class Job(NamedTuple):
 class Factorized(NamedTuple):
     compact: Factors
     relative_error: float
+    spectral_error: float
     note: str
 
 
@@ -177,7 +178,7 @@ def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Fac
     with _noting() as notes:
         compact = _factorize(job)
     seconds = time.perf_counter() - started
-    fit = Fit(relative_error(job.layer, job.method, compact), "; ".join(note.removeprefix(f"{job.name}: ") for note in notes))
+    fit = Fit(*errors(job.layer, job.method, compact), "; ".join(note.removeprefix(f"{job.name}: ") for note in notes))
     if folder and seconds > QUICK_S:
         cache.store(folder, key, fit, compact if keep or seconds > SLOW_S else None)
     return compact if keep else None, fit

@@ -35,6 +35,7 @@ class Candidate(NamedTuple):
     params: int
     macs: int
     relative_error: float
+    spectral_error: float = math.nan
     options: Mapping[str, Any] = {}
     note: str = ""
 
@@ -49,7 +50,7 @@ class Range(NamedTuple):
 
 
 def dense(layer: LayerStats) -> Candidate:
-    return Candidate(DENSE, (), layer.params, layer.macs, 0.0)
+    return Candidate(DENSE, (), layer.params, layer.macs, 0.0, 0.0)
 
 
 def one(layer: LayerStats, module: nn.Module, method: str, rank: Rank, options: Mapping[str, Any]) -> Range:
@@ -65,7 +66,7 @@ def one(layer: LayerStats, module: nn.Module, method: str, rank: Rank, options: 
         options = {**options, "run": tensor_train.faster(cast(Layer, module), rank, layer.input_shape, options=chosen, name=layer.name)}
         compact = factorize(module, method, rank, name=layer.name, options=options, fit=False)
     params, macs = cost_of(compact.to("meta"), layer.input_shape)
-    return Range(layer, module, [Candidate(method, rank, params, round(macs * repeats(layer, module)), math.nan, options)], "")
+    return Range(layer, module, [Candidate(method, rank, params, round(macs * repeats(layer, module)), math.nan, options=options)], "")
 
 
 def worthwhile(layer: LayerStats, module: nn.Module, forms: Sequence[Form], *, multiple: int) -> Range:
@@ -96,7 +97,14 @@ def fitted(ranges: Sequence[Range], *, track: Track = silent) -> list[list[Candi
     """Fit every candidate, of all layers at once, and return them with their errors, those of each layer in the order they came in."""
     jobs = [Job(r.layer.name, r.module, c.method, c.rank, dict(c.options)) for r in ranges for c in r.found]
     fits = iter(measure_all(jobs, track=track))
-    return [[c._replace(relative_error=fit.relative_error, note=fit.note) for c in r.found for fit in [next(fits)]] for r in ranges]
+    return [
+        [
+            c._replace(relative_error=fit.relative_error, spectral_error=fit.spectral_error, note=fit.note)
+            for c in r.found
+            for fit in [next(fits)]
+        ]
+        for r in ranges
+    ]
 
 
 def _limit(module: nn.Module, method: str, options: Mapping[str, Any]) -> Rank | str:
@@ -112,7 +120,7 @@ def _priced(layer: LayerStats, module: nn.Module, form: Form, rank: Rank, times:
     with torch.device("meta"):
         skeleton = METHODS[method].skeleton(module, rank, options_of(method, options))
     params, macs = cost_of(skeleton, layer.input_shape)
-    return Candidate(method, rank, params, round(macs * times), math.nan, options)
+    return Candidate(method, rank, params, round(macs * times), math.nan, options=options)
 
 
 def _without_values(module: nn.Module) -> str:
