@@ -97,14 +97,7 @@ def fitted(ranges: Sequence[Range], *, track: Track = silent) -> list[list[Candi
     """Fit every candidate, of all layers at once, and return them with their errors, those of each layer in the order they came in."""
     jobs = [Job(r.layer.name, r.module, c.method, c.rank, dict(c.options)) for r in ranges for c in r.found]
     fits = iter(measure_all(jobs, track=track))
-    return [
-        [
-            c._replace(relative_error=fit.relative_error, spectral_error=fit.spectral_error, note=fit.note)
-            for c in r.found
-            for fit in [next(fits)]
-        ]
-        for r in ranges
-    ]
+    return [[c._replace(**fit._asdict()) for c in r.found for fit in [next(fits)]] for r in ranges]
 
 
 def _limit(module: nn.Module, method: str, options: Mapping[str, Any]) -> Rank | str:
