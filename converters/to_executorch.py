@@ -63,7 +63,7 @@ def _check(request: ConversionRequest) -> None:
         raise UnsupportedError(
             f"executorch: {request.io} inputs and outputs: a file does not tell their scale; take float32 or format tflite"
         )
-    if request.bytecode_version is not None:
+    if request.bytecode_version:
         raise UnsupportedError("executorch: bytecode version: only a TorchScript file has one; leave it out")
 
 

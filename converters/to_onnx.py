@@ -68,7 +68,7 @@ def _check(request: ConversionRequest) -> None:
         raise ConfigError(f"onnx: unknown route {request.route!r}; there is only one, leave it out")
     if request.io != "float32":
         raise UnsupportedError(f"onnx: {request.io} inputs and outputs: a file has no place for their scale; take float32 or format tflite")
-    if request.bytecode_version is not None:
+    if request.bytecode_version:
         raise UnsupportedError("onnx: bytecode version: only a TorchScript file has one; leave it out")
 
 
