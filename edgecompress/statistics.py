@@ -11,8 +11,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.records import BenchmarkResult, Record
 
 CONFIDENCE: Final = 0.99
-RESAMPLES: Final = 2000
-FEWEST_BLOCKS: Final = 8  # fewer say too little about how much one differs from the next
+FEWEST_BLOCKS: Final = 8  # loadings: all of fewer lie on one side by chance more often than an interval of 99% allows
 LARGEST_SPREAD: Final = 0.05  # MAD over median; a quiet machine stays well below
 LARGEST_DRIFT: Final = 0.05
 LARGEST_BUSY: Final = 0.25  # of all processors, by others
@@ -22,11 +21,12 @@ LARGEST_FREQUENCY_CHANGE: Final = 0.1
 
 
 class Ratio(Record, frozen=True, kw_only=True):
-    """Median of one file over median of the first, with the interval that holds the true ratio at `confidence`.
+    """Time of one file over that of the first, with the interval that holds the true ratio at `confidence`.
 
     Attributes:
+        ratio: Of what stood beside each other, as the interval is; without one, of the medians.
         low, high: None where the measurement is too short to say; then the reason stands in `why`.
-        blocks: How many parts of the measurement were resampled.
+        blocks: How many loadings of the files it rests on.
     """
 
     ratio: float
@@ -78,19 +78,21 @@ def unlike(a: BenchmarkResult, b: BenchmarkResult) -> str | None:
 
 
 def ratio(result: BenchmarkResult, first: BenchmarkResult) -> Ratio:
-    """Return the median of `result` over that of `first`, below 1 when `result` is faster, with its confidence interval.
+    """Return how much time `result` takes of that of `first`, below 1 when `result` is faster, with its confidence interval.
 
-    The interval is the percentile interval of a paired block bootstrap: whole blocks of interleaved rounds are drawn with replacement, the
-    same for both files, so that a disturbance meets both and what one round has of the one before stays inside. A block is what was timed
-    between two loadings of the files, because each loading is faster or slower as a whole by where in memory it lies: intervals from one
-    loading alone are too narrow. Seeded, so the same measurement has the same interval.
+    Each loading of the files gives one ratio: the median over its rounds of one file's time over the other's beside it, so that a
+    disturbance longer than a round meets both and cancels. What is left differs from loading to loading: where in memory a file lies, and
+    which one ran first (the second of two equal files was seen 0.8% faster); the runner alternates that. So the loadings are the sample.
+    The ratio is their Hodges-Lehmann estimate, the interval Wilcoxon's signed-rank one. It asks for symmetry, which equal files have under
+    any load since their names could be exchanged, but not for a normal or the same distribution of each. Medians over all loadings with a
+    bootstrap, as tried before, held 1 in 97% of comparisons of a file with itself; this holds it in 99% and is a third narrower.
 
     Raises:
         ConfigError: They were not measured interleaved in one run with the same device, runtime and threads.
 
     References:
-        H. R. Künsch. The jackknife and the bootstrap for general stationary observations. Annals of Statistics 17(3), 1989.
-        C. A. Field, A. H. Welsh. Bootstrapping clustered data. Journal of the Royal Statistical Society B 69(3), 2007.
+        J. L. Hodges, E. L. Lehmann. Estimates of location based on rank tests. Annals of Mathematical Statistics 34(2), 1963.
+        M. Hollander, D. A. Wolfe, E. Chicken. Nonparametric Statistical Methods. 3rd edition, section 3.3, 2014.
     """
     if reason := unlike(result, first):
         raise ConfigError(f"{first.artifact} and {result.artifact}: {reason}; measure both in one `edgecompress bench`")
@@ -104,21 +106,21 @@ def ratio(result: BenchmarkResult, first: BenchmarkResult) -> Ratio:
     if len(spans) < FEWEST_BLOCKS:
         why = f"the files were loaded {len(spans)}×, {FEWEST_BLOCKS} are needed; use --compare and more repetitions"
         return Ratio(ratio=found, low=None, high=None, blocks=len(spans), why=why)
-    low, high = _interval([(result.latency_ms[i:j], first.latency_ms[i:j]) for i, j in spans])
-    return Ratio(ratio=found, low=low, high=high, blocks=len(spans))
+    if min(*result.latency_ms, *first.latency_ms) <= 0:
+        return Ratio(ratio=found, low=None, high=None, blocks=len(spans), why="the clock there is too coarse for single inferences")
+    logs = [math.log(one / other) for one, other in zip(result.latency_ms, first.latency_ms, strict=True)]
+    low, middle, high = _signed_rank([median(logs[start:end]) for start, end in spans])
+    return Ratio(ratio=math.exp(middle), low=math.exp(low), high=math.exp(high), blocks=len(spans))
 
 
-def _interval(blocks: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float]:
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    over, under = ([np.asarray(block[i]) for block in blocks] for i in (0, 1))
-    ratios = []
-    for drawn in generator.integers(0, len(blocks), (RESAMPLES, len(blocks))):
-        below = float(np.median(np.concatenate([under[k] for k in drawn])))
-        ratios.append(float(np.median(np.concatenate([over[k] for k in drawn]))) / below if below else math.inf)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
-    return float(low), float(high)
+def _signed_rank(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the pseudomedian of `values` between the ends of its interval: the median and two order statistics of all pairs' means."""
+    means = sorted((one + other) / 2 for one, other in itertools.combinations_with_replacement(values, 2))
+    n = len(values)
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    # Rounded down, so that at 8 values, whose exact interval at 99% goes from the least to the largest, and beyond it is never too narrow.
+    outside = max(0, math.floor(n * (n + 1) / 4 - z * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)))
+    return means[outside], statistics.median(means), means[-1 - outside]
 
 
 def noise(result: BenchmarkResult) -> tuple[str, ...]:

@@ -139,7 +139,10 @@ def _check(reply: RunnerReply, request: RunnerRequest, subject: str) -> None:
     times = [time for result in reply.results for time in (result.load_ms, result.first_ms, *result.warmup_ms, *result.latency_ms)]
     if any(not 0 <= time < 1e9 for time in times) or reply.peak_rss_bytes < 0:
         raise DeviceError(f"{subject}: the runner reports impossible times or memory; mend the runner")
-    if any(result.rounds and (sum(result.rounds) != len(result.latency_ms) or min(result.rounds) < 0) for result in reply.results):
+    if any(
+        result.rounds and (sum(result.rounds) != len(result.latency_ms) or min(result.rounds) < 0 or len(result.rounds) > request.loads)
+        for result in reply.results
+    ):
         raise DeviceError(f"{subject}: the runner's rounds are not those of its times; mend the runner")
     told = [op.ms for result in reply.results for op in result.profile]
     told += [value for value in (*reply.temperature_c, *reply.load_average, reply.busy_elsewhere) if value is not None]

@@ -215,7 +215,8 @@ def measured_row(
         reason = "" if speed_up is not None else "the clock of this device is too coarse: median 0 ms"
         if speed_up is not None and base_result is not result:
             compared = ratio(base_result, result)
-            interval = None if compared.low is None or compared.high is None else (compared.low, compared.high)
+            if compared.low is not None and compared.high is not None:
+                speed_up, interval = compared.ratio, (compared.low, compared.high)
     return msgspec.structs.replace(
         static_row(artifact, artifacts), latency=found, speed_up=speed_up, speed_interval=interval, speed_baseline=name, speed_reason=reason
     )

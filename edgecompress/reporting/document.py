@@ -62,7 +62,7 @@ class Row(Record, frozen=True, kw_only=True):
         baseline: It is a dense fp32 file, what others are compared with.
         times_smaller: Size of the dense fp32 file of this format over this size.
         top1_change_points: Against the dense fp32 file of this format, on the same data.
-        speed_up: Median of `speed_baseline` over this median; None, with `speed_reason`, for unlike measurements.
+        speed_up: Time of `speed_baseline` over this one's, of medians without an interval; None, with `speed_reason`, for unlike ones.
         speed_interval: Where the true one lies (99%), known when they were measured with `bench --compare`.
     """
 
