@@ -112,11 +112,15 @@ class AdbDevice(Closing):
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
         mark = f"edgecompress:{secrets.token_hex(8)}:"
-        command = f"{remote_command(argv, timeout_s=timeout_s)} </dev/null; printf '\\n%s%d\\n' {mark} $?"
-        done = self._call(["shell", command], timeout_s=timeout_s + LINK_MARGIN_S)
+        say = f"printf '\\n%s%d\\n' {mark} $?"
+        # Also inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ended before it looked.
+        command = remote_command(["sh", "-c", f'"$@"; {say}', "sh", *argv], timeout_s=timeout_s)
+        done = self._call(["shell", f"{command} </dev/null; {say}"], timeout_s=timeout_s + LINK_MARGIN_S)
         stdout, found, status = done.stdout.rpartition(f"\n{mark}")
         if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
             raise LinkLost(str(self._failure(f"the connection was lost while running {argv[0]}", done)))
+        if (inside := stdout.rpartition(f"\n{mark}"))[1] and re.fullmatch(r"\d{1,3}", inside[2].strip()):
+            stdout, _, status = inside
         if int(status) == 124:
             raise late(self.url, argv, timeout_s)
         return Completed(tuple(argv), int(status), stdout, done.stderr)
