@@ -19,7 +19,7 @@ import numpy.typing as npt
 from msgspec import structs
 
 from edgecompress import programs
-from edgecompress.devices import masks
+from edgecompress.devices import foreign, masks
 from edgecompress.devices.again import info_if_there, twice
 from edgecompress.devices.base import Device, Late, LinkLost, last_lines
 from edgecompress.devices.exit_status import explain, machine_of
@@ -213,13 +213,21 @@ def _execute(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
 
 def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: dict[str, Path], outputs: Path | None) -> RunnerReply:
     subject = f"{run.device.url}: {', '.join(path.name for path in files)}"
+    stranger = foreign.recognise(run.runner) if run.runner else ""
+    if stranger:
+        foreign.refuse(stranger, request)
     with _work_folder(run.device, request.nonce) as work, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         here = Path(name)
         (here / "request.json").write_bytes(to_json(request))
         kept = {"runner": run.runner} if run.runner else {part.name: part for part in programs.runner_parts()}
         kept |= {asked.path: path for asked, path in zip(request.artifacts, files, strict=True)}
+        if stranger:
+            extra = {"run.sh": here / "run.sh", **extra}
+            extra["run.sh"].write_text(foreign.script(stranger, request), encoding="utf-8", newline="\n")
         send(run.device, work, {**kept, "request.json": here / "request.json", **extra}, keep=kept)
         start = [str(work / "runner")] if run.runner else [run.python, str(work / "runner.py")]
+        if stranger:
+            start = ["sh", str(work / "run.sh")]
         if run.runner and request.cpu_mask:
             start = ["taskset", request.cpu_mask, *start]
         # The shell leaves its process id behind and becomes the runner, so that an interrupted run can be ended.
@@ -228,7 +236,7 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
         reply_file = here / request.reply
         if done.returncode != 0:
             # A runner that failed in an orderly way says why; one that died left no reply.
-            if _exists(run.device, work / request.reply):
+            if not stranger and _exists(run.device, work / request.reply):
                 run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
                 parse_reply(reply_file.read_bytes(), request, subject=subject)
             info = run.info if run.info.abi else info_if_there(run.device)
@@ -239,7 +247,8 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
         if not _exists(run.device, work / request.reply):
             raise DeviceError(f"{subject}: the runner ended without a reply; is it a runner that obeys the protocol?")
         run.device.pull(work / request.reply, reply_file, max_bytes=MAX_REPLY_BYTES)
-        reply = parse_reply(reply_file.read_bytes(), request, subject=subject)
+        data = reply_file.read_bytes()
+        reply = foreign.read_log(stranger, data, request, subject=subject) if stranger else parse_reply(data, request, subject=subject)
         if outputs is not None:
             run.device.pull(work / request.outputs, outputs, max_bytes=MAX_OUTPUTS_BYTES)
         return reply
