@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgecompress.verbs.decompose import decompose
     from edgecompress.verbs.evaluate import evaluate
     from edgecompress.verbs.finetune import finetune
+    from edgecompress.verbs.inspect import inspect
     from edgecompress.verbs.plan import plan
     from edgecompress.verbs.quantize import quantize
     from edgecompress.verbs.report import report
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "inspect",
     "list_devices",
     "open_device",
     "plan",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "plan", "quantize", "report", "verify"}
+_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "quantize", "report", "verify"}
 _HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices"}
 
 

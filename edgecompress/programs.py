@@ -29,6 +29,11 @@ def converter_formats() -> tuple[str, ...]:
     return tuple(sorted(path.stem.removeprefix("to_") for path in _folder("_converters", "converters").glob("to_*.py")))
 
 
+def inspector() -> Path:
+    """Return the program that reads model files of every format."""
+    return _folder("_converters", "converters") / "inspect_file.py"
+
+
 def runner() -> Path:
     """Return the program that runs artifacts on a device."""
     return _folder("_runners", "device_tests/runners") / "runner.py"

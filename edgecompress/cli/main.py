@@ -11,6 +11,7 @@ import typer
 
 from edgecompress.cli.artifacts import COMMANDS as LOOKING
 from edgecompress.cli.evaluate import COMMANDS as SCORING
+from edgecompress.cli.inspect import COMMANDS as INSPECTING
 from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
-for command in (*BUILDING, *LOOKING, *SCORING):
+for command in (*BUILDING, *LOOKING, *INSPECTING, *SCORING):
     what, example, line = (inspect.getdoc(command) or "").partition("Example: ")
     app.command(help=what, epilog=example + line)(command)
 

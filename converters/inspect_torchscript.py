@@ -1,0 +1,50 @@
+"""Read a lite interpreter's file for inspect_file.py, without torch: nothing of it is loaded or run."""
+
+import msgspec
+from torchscript_file import EXTRA_FILE, Described, read_bytecode, read_entry
+
+from edgecompress.records import Constant, Inspection, Quantized, TensorSpec
+
+
+def inspect(content: bytes) -> Inspection:
+    """Return what the file holds."""
+    bytecode = read_bytecode(content)
+    described = _described(content)
+    notes = () if described.inputs else ("TorchScript keeps no shapes, and this file has no edgecompress.json that tells them",)
+    packed = [constant for constant in bytecode.constants if constant.scales]
+    kinds = sorted({constant.dtype for constant in packed})
+    return Inspection(
+        path="",
+        format="",
+        sha256="",
+        size_bytes=0,
+        weights_bytes=sum(constant.size_bytes for constant in bytecode.constants),
+        inputs=described.inputs or tuple(TensorSpec(name=name, shape=(), dtype="unknown") for name in bytecode.arguments),
+        outputs=described.outputs,
+        ops=dict(sorted(bytecode.ops.items(), key=lambda item: -item[1])),
+        constants=tuple(
+            Constant(op=c.op, shape=c.shape, dtype=c.dtype, size_bytes=c.size_bytes, scales=c.scales) for c in bytecode.constants
+        ),
+        quantized=tuple(
+            Quantized(
+                dtype=kind,
+                constant=True,
+                per_tensor=sum(c.scales == 1 for c in packed if c.dtype == kind),
+                per_channel=sum(c.scales > 1 for c in packed if c.dtype == kind),
+            )
+            for kind in kinds
+        ),
+        peak_from="not told: TorchScript keeps no shapes of what it computes, and the file is not run",
+        name=described.name,
+        preprocessing=described.preprocessing,
+        labels=described.labels,
+        bytecode_version=bytecode.version,
+        notes=notes,
+    )
+
+
+def _described(content: bytes) -> Described:
+    try:
+        return msgspec.json.decode(read_entry(content, f"extra/{EXTRA_FILE}"), type=Described)
+    except KeyError:
+        return Described()
