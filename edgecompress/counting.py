@@ -17,7 +17,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass
 class Seen:
-    """What one layer did in a forward pass; shapes are of its last call, without the batch axis."""
+    """What one layer did in a forward pass for one sample; shapes are of its last call, without axis 0."""
 
     calls: int = 0
     macs: int = 0
@@ -27,16 +27,21 @@ class Seen:
 
 
 def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
-    """MACs of one call at batch size 1: each weight is used once a position, output positions for all but transposed convolutions."""
+    """MACs of one call: each weight is used once a position, output positions for all but transposed convolutions.
+
+    Positions are all that is no channel: the samples too, on whichever axis they lie, and what a model folds into theirs, e.g. windows.
+    """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if isinstance(layer, nn.Linear):
-        return weight.numel() * math.prod(y.shape[1:-1])
-    return weight.numel() * math.prod((x if isinstance(layer, TRANSPOSED) else y).shape[2:])
+        return weight.numel() * math.prod(y.shape[:-1])
+    shape = (x if isinstance(layer, TRANSPOSED) else y).shape
+    channels = len(shape) - len(layer.kernel_size) - 1  # type: ignore[arg-type]  # the axis
+    return weight.numel() * math.prod(shape) // shape[channels]
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[dict[str, Seen]]:
-    """Record what each counted layer of `model` does while the block runs it."""
+def watching(model: nn.Module, samples: int = 1) -> Iterator[dict[str, Seen]]:
+    """Record what each counted layer of `model` does for one sample while the block runs it on a batch of `samples`."""
     seen: dict[str, Seen] = {}
 
     def watch(name: str) -> object:
@@ -44,8 +49,8 @@ def watching(model: nn.Module) -> Iterator[dict[str, Seen]]:
             x = args[0] if args else kwargs["input"]
             one = seen.setdefault(name, Seen())
             one.calls += 1
-            one.macs += macs_of(layer, x, y)
-            one.activation_bytes += 4 * (math.prod(x.shape[1:]) + math.prod(y.shape[1:]))
+            one.macs += macs_of(layer, x, y) // samples
+            one.activation_bytes += 4 * (x.numel() + y.numel()) // samples
             one.input_shape, one.output_shape = tuple(x.shape[1:]), tuple(y.shape[1:])
 
         return hook

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from edgecompress.counting import cost_of, params_of, watching
+from edgecompress.verbs.analyze import analyze
+from edgecompress.verbs.plan import plan
 
 # (layer, input without batch axis, params, MACs at batch size 1)
 BY_HAND = {
@@ -22,10 +24,32 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_counts_are_those_done_by_hand(name):
     layer, shape, params, macs = BY_HAND[name]
-    with watching(layer) as seen:
+    with watching(layer, 2) as seen:
         layer(torch.zeros(2, *shape))  # counted at batch size 1 whatever the batch
     assert (params_of(layer), sum(one.macs for one in seen.values())) == (params, macs)
     assert cost_of(layer.to("meta"), shape) == (params, macs)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_batch_may_lie_on_any_axis_and_be_folded_into_others(samples):
+    class Folds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.conv = nn.Linear(4, 5), nn.Conv1d(5, 2, 3)
+
+        def forward(self, x):
+            y = self.fc(x.transpose(0, 1))  # (10, n, 5)
+            return self.conv(y.transpose(0, 1).reshape(-1, 5, 5).mT)  # two windows of five positions a sample
+
+    model = Folds()
+    with watching(model, samples) as seen:
+        model(torch.zeros(samples, 10, 4))
+    assert {name: one.macs for name, one in seen.items()} == {"fc": 20 * 10, "conv": 30 * 2 * 3}
+    assert seen["fc"].activation_bytes == 4 * 10 * (4 + 5)
+    stats = analyze(model, (torch.zeros(samples, 10, 4),), measure=False)
+    assert stats.macs == 20 * 10 + 30 * 2 * 3
+    fixed = plan(model, stats, macs_ratio=1.0, layers={"fc": ("svd", (1,))})
+    assert fixed.layers[0].macs == 10 * (4 + 5)
 
 
 def test_a_layer_that_runs_twice_counts_twice_with_its_parameters_once():

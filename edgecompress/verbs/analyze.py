@@ -30,7 +30,7 @@ def analyze(
     model.eval()
     try:
         with threads(1):
-            with watching(model) as seen:
+            with watching(model, len(example_inputs[0])) as seen:
                 model(*example_inputs)
             times, total = _measure(model, example_inputs, track) if measure else ({}, None)
     except Exception as error:  # whatever the user's forward raises is theirs to read
