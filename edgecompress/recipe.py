@@ -2,11 +2,16 @@
 
     def model() -> nn.Module                        required
     def example_inputs() -> tuple[Tensor, ...]      required; the shapes every artifact will have
-    def train_data() -> Dataset                     optional; items are (input, label), or just the input
+    def train_data() -> Dataset                     optional; see below for its items
     def eval_data() -> Dataset                      optional
     def calibration_data() -> Dataset               optional; default is train_data, then eval_data
     def preprocessing() -> Preprocessing            optional; written into manifests
     def labels() -> Sequence[str]                   optional; written into manifests
+
+Items of a dataset are `(input, label)`, or just `input`; with several inputs `((input_0, input_1), label)`, or `((input_0, input_1),)`
+without a label. A tuple of two tensors is an input and its label, never two inputs. Inputs have no batch axis, and the shape and kind of
+the example inputs: float32 numbers, or int64 indices. A label is a class index where just one output is a vector of scores; the labels of
+other networks are left alone. Outputs are tensors, or tuples, lists or dicts of them; axis 0 of each is the batch.
 
 It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside it are imported relatively:
 `from .network import Net`.
