@@ -10,7 +10,7 @@ import msgspec
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
-from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
+from edgecompress.targets import FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
 
 AUTO: Final = "auto"
 
@@ -40,7 +40,9 @@ class Options(Record, frozen=True, kw_only=True):
         sensitivity_samples: Inputs the planner measures on.
         epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
         calibration_samples: Inputs that int8 ranges come from.
-        tflite_route: litert-torch or onnx2tf.
+        tflite_route: litert-torch, onnx2tf, auto (the first whose file passes) or fastest (both, and the faster file of those that pass).
+        layout: NHWC or NCHW: of the images that TFLite files take and give.
+        io: float32, or int8 for int8-static TFLite files that take and give integers.
         verify_samples: Inputs an artifact is compared on before it is published.
         max_rel: Largest fp32 difference over the output range.
         min_int8_agreement: Smallest top-1 agreement of an int8 artifact with the eager model.
@@ -69,7 +71,9 @@ class Options(Record, frozen=True, kw_only=True):
     optimizer: str = "sgd"
     learning_rate: float = 0.0
     calibration_samples: int = 500
-    tflite_route: str = "litert-torch"
+    tflite_route: str = AUTO
+    layout: str = "NHWC"
+    io: str = "float32"
     verify_samples: int = 5000
     max_rel: float = 1e-4
     min_int8_agreement: float = 0.98
@@ -99,6 +103,8 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
         raise ConfigError(f"options: {error}; see edgecompress.options.Options") from error
     choose("target", made.target, tuple(TARGETS))
     choose("TFLite route", made.tflite_route, TFLITE_ROUTES)
+    choose("layout", made.layout, LAYOUTS)
+    choose("type of inputs and outputs", made.io, IO_TYPES)
     for format_name in made.format:
         choose("format", format_name, tuple(FORMATS))
     choose("optimizer", made.optimizer, OPTIMIZERS)

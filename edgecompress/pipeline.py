@@ -1,7 +1,10 @@
 """The steps of a run in order, each on what the one before left in the run folder. Asking for a step runs whatever is missing before it."""
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
+from typing import Literal
 
 import msgspec
 
@@ -20,6 +23,7 @@ from edgecompress.proof import Departs
 from edgecompress.recipe import Recipe
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read, to_json
 from edgecompress.reporting.document import Report
+from edgecompress.routes import by_route
 from edgecompress.runs import FILES, Run, keep_result, key, read_records, stopwatch
 from edgecompress.targets import SCHEMES, Scheme
 from edgecompress.verbs.bench import bench
@@ -126,26 +130,33 @@ class Pipeline(ModelSteps):
         path = keep_result(self.run.folder, result)
         return result, str(path.relative_to(self.run.folder))
 
+    def _medians(self, paths: Sequence[Path]) -> list[float]:
+        results = bench(paths, device=LOCAL, threads=self.options.threads, repetitions=self.options.repetitions)
+        return [median(result.latency_ms) for result in results]
+
     def _artifact(self, variant: str, format_name: str, scheme: str) -> Artifact:
         o = self.options
         limits = limits_of(scheme, o)
-        route = o.tflite_route if format_name == "tflite" else ""
+        tflite = format_name == "tflite"
+        route = o.tflite_route if tflite else ""
+        layout: Literal["NHWC", "NCHW"] = "NCHW" if tflite and o.layout == "NCHW" else "NHWC"
+        io: Literal["float32", "int8"] = "int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32"
         path = self._artifacts / artifact_name(self.recipe.name, variant, format_name, scheme)
         described = (self.recipe.preprocessing, self.recipe.labels)
         weights = self.run.digest("finetune") if variant == "compressed" else ""
         bytecode = o.bytecode_version if format_name == "torchscript" else 0
         also_python = o.also_python if format_name == "tflite" else ""
-        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode, also_python)
+        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode, also_python, layout, io)
         made_from = key(self.source, weights, self.run.digest("quantize") if SCHEMES[scheme].calibrated else "", asked)
         step = f"artifacts/{path.name}"
         if self.run.is_done(step, made_from):
             return read(manifest_path(path), Artifact)
         with stopwatch() as spent:
             calibration = load_calibration(self.run.path("calibration.safetensors")) if SCHEMES[scheme].calibrated else None
-            made = export(
+            make = partial(
+                export,
                 self.dense if variant == "dense" else self.compressed,
                 self.recipe.example_inputs,
-                folder=self._artifacts,
                 name=self.recipe.name,
                 variant=variant,
                 format=format_name,
@@ -154,7 +165,8 @@ class Pipeline(ModelSteps):
                 evidence=self.evidence,
                 reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
                 calibration=calibration,
-                route=route,
+                layout=layout,
+                io=io,
                 preprocessing=self.recipe.preprocessing,
                 labels=self.recipe.labels,
                 plan_sha256=self.run.digest("plan") if variant == "compressed" else "",
@@ -165,6 +177,7 @@ class Pipeline(ModelSteps):
                 convert_memory_gb=o.convert_memory_gb,
                 track=self.track,
             )
+            made = by_route(route, lambda chosen, folder: make(route=chosen, folder=folder), folder=self._artifacts, medians=self._medians)
         self.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
         return made
 

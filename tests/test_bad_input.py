@@ -164,7 +164,7 @@ OPTIONS = [
     (("export", "--target", "iphone"), "unknown target 'iphone'; choose from android, raspberry-pi"),
     (("export", "--format", "coreml"), "unknown format 'coreml'; choose from tflite, torchscript"),
     (("export", "--format", "torchscript", "--scheme", "fp16"), "none of the formats has it"),
-    (("export", "--tflite-route", "toco"), "unknown TFLite route 'toco'; choose from litert-torch, onnx2tf"),
+    (("export", "--tflite-route", "toco"), "unknown TFLite route 'toco'; choose from auto, litert-torch, onnx2tf, fastest"),
     (("export", "--max-rel", "0"), "max_rel 0.0: must be above 0"),
     (("export", "--threads", "0"), "threads 0: must be at least 1"),
     (("export", "--data", "nowhere"), "nowhere: no such file or folder; give --data an ImageFolder, an .npz or idx files"),

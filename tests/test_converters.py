@@ -296,7 +296,7 @@ BAD_CALIBRATION: dict[str, tuple[dict[str, Tensor] | bytes | None, str]] = {
     "other-name": ({"x": torch.zeros(2, 1, 28, 28)}, "input_0 has no samples"),
     "empty": ({"input_0": torch.zeros(0, 1, 28, 28)}, "input_0 has no samples"),
     "shape": ({"input_0": torch.zeros(2, 28, 28, 1)}, r"samples of shape \(28, 28, 1\), the model takes \(1, 28, 28\)"),
-    "nan": ({"input_0": torch.full((2, 1, 28, 28), torch.nan)}, "input_0 holds NaN or inf; leave those samples out"),
+    "nan": ({"input_0": torch.full((2, 1, 28, 28), torch.nan)}, "input_0 holds NaN or inf in 2 samples, first 0; leave those samples out"),
 }
 
 

@@ -30,13 +30,13 @@ ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: andr
 Scheme = Annotated[list[str] | None, typer.Option(help="This scheme, of each format; repeatable.", show_default=False)]
 Format = Annotated[list[str] | None, typer.Option(help="This format, in the target or not; repeatable.", show_default=False)]
 CalibrationSamples = Annotated[int | None, typer.Option("--samples", help="Calibration inputs [500].", show_default=False)]
-Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch or onnx2tf [litert-torch].", show_default=False)]
+Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch, onnx2tf, auto or fastest [auto].", show_default=False)]
+Layout = Annotated[str | None, typer.Option(help="Of images in TFLite files: NHWC or NCHW [NHWC].", show_default=False)]
+InputsAs = Annotated[str | None, typer.Option("--io", help="Of int8-static TFLite files: float32 or int8 [float32].", show_default=False)]
 VerifySamples = Annotated[int | None, typer.Option(help="Inputs an artifact is proved on [5000].", show_default=False)]
 MaxRel = Annotated[float | None, typer.Option(help="fp32 gate: largest difference over the output range [1e-4].", show_default=False)]
 MinInt8 = Annotated[float | None, typer.Option("--min-int8-agreement", help="int8 gate: top-1 agreement [0.98].", show_default=False)]
-ConvertTimeout = Annotated[
-    float | None, typer.Option("--convert-timeout-s", help="Seconds to convert in [900].", show_default=False)
-]
+ConvertTimeout = Annotated[float | None, typer.Option("--convert-timeout-s", help="Seconds to convert in [900].", show_default=False)]
 ConvertMemory = Annotated[float | None, typer.Option("--convert-memory-gb", help="GB it may hold [16].", show_default=False)]
 AlsoPython = Annotated[
     str | None,

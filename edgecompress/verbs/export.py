@@ -4,6 +4,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ def export(
     reference: Batch | None = None,
     calibration: Batch | None = None,
     route: str = "",
+    layout: Literal["NHWC", "NCHW"] = "NHWC",
+    io: Literal["float32", "int8"] = "float32",
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
     plan_sha256: str = "",
@@ -87,6 +90,12 @@ def export(
             scheme=quant.scheme,
             route=route,
             calibration=str(work / "calibration.safetensors") if calibration is not None else "",
+            layers=quant.layers,
+            layout=layout,
+            io=io,
+            name=name,
+            preprocessing=preprocessing,
+            labels=labels,
             bytecode_version=bytecode_version or None,
         )
         how = Conversion(
