@@ -35,7 +35,7 @@ def export(
         model: The trained dense model; left untouched.
         example_inputs: One tensor an input, with a batch axis; every artifact has these shapes.
         run: The run folder, `runs/NAME` by default; running again continues there.
-        train_data: Items `(input, label)`, or inputs alone, for fine-tuning and calibration. Without it nothing is decomposed that
+        train_data: Items as `edgecompress.recipe` says, for fine-tuning and calibration. Without it nothing is decomposed that
             BatchNorm re-estimation alone would not repair.
         eval_data: For accuracies and for the proof of each artifact.
         options: Any of `edgecompress.options.Options`, e.g. `macs_ratio=0.35, epochs=6, scheme=("int8-static",)`.
