@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from edgecompress import batches
 from edgecompress.batches import Batch
-from edgecompress.bisection import Attempt, Blame, first_departure, largest, worst
+from edgecompress.bisection import GAP_DB, Attempt, Blame, first_departure, largest, worst
 from edgecompress.calibration import save_calibration
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.conversion import convert
@@ -28,6 +28,7 @@ from edgecompress.targets import FORMATS, Scheme
 from edgecompress.verification import allowing, check_runtime, compare, run, shortfalls, sqnr_db
 
 SIMULATED_SAMPLES: Final = 64
+NOISE_DB: Final = 10.0  # of what remains a third is noise
 CALIBRATION_SAMPLES: Final = 64  # of the calibration data an artifact is held to as well
 
 
@@ -99,7 +100,10 @@ def prove(
             failed = f"on calibration data: {on_calibration}" if on_calibration else ""
         if simulation is not None:
             few = slice(SIMULATED_SAMPLES)
-            proof.simulated = compare(batches.take(proof.outputs, few), simulation.run(batches.take(inputs, few)))
+            outputs_few, simulated = batches.take(proof.outputs, few), simulation.run(batches.take(inputs, few))
+            proof.simulated = compare(outputs_few, simulated)
+            left_db = [_worst_db(ys, batches.take(reference, few)) for ys in (outputs_few, simulated)]
+            failed = failed or strays(*left_db)
     except ParityError as error:
         failed = str(error)
         if not batches.same(outputs, wanted) or not batches.is_finite(wanted):
@@ -144,6 +148,13 @@ def _explained(
     error = Departs(f"{subject}: departs from the model: {failed}{found}; {_verdict(blame, made.request.scheme, made.format, len(chosen))}")
     error.departure = departure
     return error
+
+
+def strays(artifact_db: float, simulated_db: float) -> str:
+    """Return what is wrong with a file that is mostly noise where its scheme is not, though top-1 may agree; "" when nothing is."""
+    if artifact_db >= NOISE_DB or artifact_db >= simulated_db - GAP_DB:
+        return ""
+    return f"SQNR {artifact_db:.1f} dB, its scheme simulated in PyTorch leaves {simulated_db:.1f} dB"
 
 
 def described(departure: Departure) -> str:

@@ -62,8 +62,9 @@ def run(
                 python=python,
                 on_reply=told.append,
             )
-    except DeviceError as error:  # this machine is no device to its user
-        raise ToolchainError(str(error).removeprefix("local://: ")) from error
+    except (ConfigError, DeviceError) as error:  # this machine is no device to its user
+        kind = ToolchainError if isinstance(error, DeviceError) else ConfigError
+        raise kind(str(error).removeprefix("local://: ")) from error
     return from_layout(found, outputs), told[0].results[0].backend
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_records import made, pair
 
 from edgecompress.errors import ConfigError
-from edgecompress.records import RefusedArtifact, from_json
+from edgecompress.records import Departure, RefusedArtifact, from_json
 from edgecompress.reporting import numbers
 from edgecompress.reporting.comparing import percentile
 from edgecompress.reporting.data import build
@@ -177,6 +177,29 @@ def test_refused_files_are_told_first() -> None:
     refused = (RefusedArtifact(path="resnet20-int8.ptl", error="ParityError", reason="resnet20-int8.ptl: top-1 agreement\n 91.0%"),)
     found = made(stats=run.stats(), refused=refused)
     assert found.verdict.shortfalls[0] == "resnet20-int8.ptl was refused: resnet20-int8.ptl: top-1 agreement 91.0%"
+
+
+def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> None:
+    departure = Departure(
+        layer="<b>layer1.0.conv1</b>", op="conv2d + relu", expected=1.2345678, found=None, index=(3, 4, 5), sample=12, max_rel=None,
+        sqnr_db=-200.0, simulated_db=41.25, scheme_alone=False, exact=False,
+    )  # fmt: skip
+    file = RefusedArtifact(path="net.tflite", error="ParityError", reason="net.tflite: departs", departure=departure)
+    page = render(made(stats=run.stats(), refused=(file,)))
+    table = page[page.index("Where refused files depart") :]
+    table = table[: table.index("</table>")]
+    assert "<b>" not in table
+    for text in (
+        "&lt;b&gt;layer1.0.conv1",
+        "perhaps one before it",
+        "1.235",
+        "sample 12, 3, 4, 5",
+        "NaN or infinity",
+        "41.2",
+        "the converter",
+    ):
+        assert text in table, text
+    assert "Where refused files depart" not in render(made(stats=run.stats(), refused=(replace(file, departure=None),)))
 
 
 def test_a_result_without_times_is_left_out_and_told() -> None:

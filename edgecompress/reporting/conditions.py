@@ -100,6 +100,7 @@ def file(artifact: Artifact) -> Entries:
         ("Preprocessing", f"{cut}{normalised}"),
         ("Accuracy on", artifact.data),
         ("Parity on", f"{artifact.parity.samples:,} samples" if artifact.parity else ""),
+        ("SQNR against its scheme in PyTorch", f"{numbers.decibel(artifact.simulated.sqnr_db)} dB" if artifact.simulated else ""),
         ("Toolchain", ", ".join(f"{name} {version}" for name, version in sorted(artifact.toolchain.items()))),
         ("Plan SHA-256", artifact.plan_sha256),
         ("Weights SHA-256", artifact.weights_sha256),

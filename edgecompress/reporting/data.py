@@ -69,6 +69,7 @@ def build(
             created_at=created_at,
             version=version,
         ),
+        refused=refused,
         missing=missing(run, stats, plan, decomposed, finetuned, quantized, artifacts, results),
     )
 

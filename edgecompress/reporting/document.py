@@ -5,7 +5,7 @@ Numbers stay numbers (the template formats them). Where a number is None, a reas
 
 from typing import Literal
 
-from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, Record
+from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, Record, RefusedArtifact
 
 FigureKind = Literal["size", "speed", "top1", "macs"]
 
@@ -204,3 +204,4 @@ class Report(Record, frozen=True, kw_only=True):
     notes: tuple[Note, ...]
     conditions: tuple[Conditions, ...]
     missing: tuple[Missing, ...]
+    refused: tuple[RefusedArtifact, ...] = ()

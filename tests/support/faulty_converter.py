@@ -1,0 +1,34 @@
+"""A converter program with a fault: `faulty_converter.py LAYER to_FORMAT.py` is that program, but spoils LAYER's weight on the way.
+
+Half of the layer's output channels have the sign of their weights changed, whichever part of the network is converted.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+from edgecompress import program as programs
+from edgecompress.cutting import graph_of, scopes
+from edgecompress.graphs import get_constant
+
+
+def main() -> None:
+    layer, converter = sys.argv[1], Path(sys.argv[2])
+    read = programs.read_program
+
+    def read_and_spoil(path):
+        program = read(path)
+        graph = graph_of(program)
+        for node in graph.graph.nodes:
+            if layer in scopes(node)[-1:] and len(node.args) > 1 and getattr(node.args[1], "op", "") == "get_attr":
+                weight = get_constant(graph, node.args[1].target)  # shared with the program
+                weight.data[::2] *= -1
+        return program
+
+    programs.read_program = read_and_spoil
+    sys.argv = [str(converter)]
+    sys.path[0] = str(converter.parent)
+    runpy.run_path(str(converter), run_name="__main__")
+
+
+main()

@@ -1,0 +1,247 @@
+"""Bisection names the layer that is at fault: faults put into every layer, a faulty converter program, a scheme that destroys a layer."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from converter_models import Heads, Residual, settled
+from torch import nn
+
+from edgecompress.bisection import Blame, first_departure
+from edgecompress.cutting import cut, graph_of, layers_of
+from edgecompress.errors import ParityError, ToolchainError
+from edgecompress.graphs import get_constant, set_constant
+from edgecompress.program import example_outputs, to_program
+from edgecompress.proof import Departs, strays
+from edgecompress.records import Artifact, QuantSpec, read
+from edgecompress.simulation import run_at
+from edgecompress.targets import SCHEMES
+from edgecompress.verbs.export import Evidence, export
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
+]
+FAULTY = Path(__file__).parent / "support" / "faulty_converter.py"
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """(model, inputs (64, 1, 28, 28), program)."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 1, 28, 28)
+    model = settled(Residual(), (x,))
+    return model, x, to_program(model, (x[:1],))
+
+
+def weighted(graph):
+    """Name of a layer → its constant weight."""
+    names = {}
+    for layer in layers_of(graph):
+        node = next(n for n in graph.graph.nodes if n.name == layer.node)
+        node = node.args[0] if "+ relu" in layer.op else node
+        if len(node.args) > 1 and getattr(node.args[1], "op", "") == "get_attr":
+            names[layer.name] = node.args[1].target
+    return names
+
+
+class Spoiled:
+    """Cuts of a program computed by PyTorch with one layer's weight spoiled: what a converter with one fault would give."""
+
+    def __init__(self, batch, target, *, refused=()):
+        self.batch, self.target, self.refused, self.cuts = batch, target, set(refused), []
+
+    def __call__(self, program, taken, *, timeout_s):
+        names = program.graph_signature.user_outputs
+        self.cuts.append(len(names))
+        if len(names) > 1 and self.refused:
+            raise ToolchainError("no more than one output")
+        graph = graph_of(program)
+        if self.target in graph.state_dict():
+            set_constant(graph, self.target, -get_constant(graph, self.target))
+        return run_at(graph, tuple(self.batch[i] for i in taken))
+
+
+def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_needs():
+    torch.manual_seed(0)
+    inputs = torch.randn(1, 3, 10, 14), torch.randn(1, 5)
+    program = to_program(Heads().eval(), inputs)
+    graph = graph_of(program)
+    for layer in layers_of(graph):
+        part, taken = cut(program, [layer.node])
+        assert taken == ((0, 1) if layer.node in {"cat", "linear"} else (0,)), layer
+        (found,), (expected,) = run_at(graph_of(part), [inputs[i] for i in taken]), run_at(graph, inputs, [layer.node])
+        assert torch.equal(found, expected), layer
+    two, _ = cut(program, ["conv2d", "sigmoid"])
+    assert [tuple(y.shape) for y in example_outputs(two)] == [(1, 4, 5, 7)] * 2
+
+
+def test_layers_carry_the_names_of_modules_and_end_behind_their_activation(residual):
+    found = [(layer.name, layer.op) for layer in layers_of(graph_of(residual[2]))]
+    assert found[:2] == [("stem.0", "conv2d + relu"), ("blocks.0.main.0", "conv2d + relu")]
+    assert ("blocks.0", "add + relu") in found
+    assert found[-1] == ("fc", "linear")
+    assert len({name for name, _ in found}) == len(found)
+
+
+def test_a_fault_in_any_layer_is_found_with_few_conversions(residual):
+    _, x, program = residual
+    graph, batch = graph_of(program), (x[:4],)
+    layers = [layer.name for layer in layers_of(graph)]
+    for layer, target in weighted(graph).items():
+        attempt = Spoiled(batch, target)
+        departure = first_departure(program, attempt, batch, blame=Blame(0.0), samples=[7, 5, 3, 1])
+        assert departure.layer == layer
+        assert departure.exact
+        assert len(attempt.cuts) <= 4
+        node = next(known.node for known in layers_of(graph) if known.name == layer)
+        (expected,) = run_at(graph, batch, [node])
+        row = [7, 5, 3, 1].index(departure.sample)
+        assert departure.expected == pytest.approx(float(expected[(row, *departure.index)]))
+        assert departure.found != pytest.approx(departure.expected)
+        assert departure.sqnr_db < 20
+    assert len(layers) == 16
+
+
+def test_where_several_outputs_cannot_be_converted_one_at_a_time_finds_it_too(residual):
+    _, x, program = residual
+    batch = (x[:2],)
+    layer, target = next(item for item in weighted(graph_of(program)).items() if item[0] == "blocks.0.side.0")
+    attempt = Spoiled(batch, target, refused=("several",))
+    assert first_departure(program, attempt, batch, blame=Blame(0.0)).layer == layer
+    assert attempt.cuts.count(1) >= 4
+
+
+def test_when_the_time_is_over_the_best_answer_says_that_it_is_not_exact(residual):
+    _, x, program = residual
+    batch = (x[:2],)
+    target = weighted(graph_of(program))["stem.0"]
+    departure = first_departure(program, Spoiled(batch, target), batch, blame=Blame(0.0), timeout_s=0)
+    assert (departure.layer, departure.exact) == ("fc", False)
+
+
+def test_a_program_without_a_fault_has_no_layer_that_departs():
+    heads = to_program(Heads().eval(), (torch.randn(1, 3, 10, 14), torch.randn(1, 5)))
+    batch = torch.randn(2, 3, 10, 14), torch.randn(2, 5)
+    assert first_departure(heads, Spoiled(batch, "none"), batch, blame=Blame(0.0)) is None
+
+
+def test_nan_is_a_departure_without_a_value(residual):
+    _, x, program = residual
+    batch = (x[:2],)
+    target = weighted(graph_of(program))["blocks.1.main.0"]
+
+    class Nan(Spoiled):
+        def __call__(self, program, taken, *, timeout_s):
+            found = super().__call__(program, taken, timeout_s=timeout_s)
+            spoiled = self.target in graph_of(program).state_dict()
+            return tuple(torch.full_like(y, torch.nan) for y in found) if spoiled and len(found) == 1 else found
+
+    departure = first_departure(program, Nan(batch, target), batch, blame=Blame(-200.0))
+    assert departure.layer == "blocks.1.main.0"
+    assert departure.found is None
+    assert departure.max_rel is None
+
+
+@pytest.mark.parametrize(("artifact_db", "simulated_db", "wrong"), [(9.0, 25.0, True), (9.0, 15.0, False), (12.0, 40.0, False)])
+def test_a_file_that_is_mostly_noise_where_its_scheme_is_not_fails_whatever_its_top_1(artifact_db, simulated_db, wrong):
+    assert bool(strays(artifact_db, simulated_db)) == wrong
+
+
+# Real converters
+
+
+def refusal(folder, model, x, form, scheme, *, layer="", route=""):
+    """(the error, the manifest of the rejected file) of an export; with `layer` by a converter that spoils it."""
+    python = sys.executable
+    if layer:
+        script = folder / "python"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAULTY}" "{layer}" "$@"\n')
+        script.chmod(0o755)
+        python = str(script)
+    quantized = scheme != "fp32"
+    with pytest.raises(ParityError) as caught:
+        export(
+            model,
+            (x[:1],),
+            folder=folder,
+            name="net",
+            variant="dense",
+            format=form,
+            quant=QuantSpec(scheme=scheme),
+            limits=msgspec.structs.replace(SCHEMES[scheme], max_rel=SCHEMES[scheme].max_rel or 0.1),
+            evidence=Evidence(inputs=(x,)),
+            calibration=(x[:32],) if quantized else None,
+            route=route,
+            python=python,
+        )
+    left = {path.name for path in folder.iterdir() if path.is_file()} - {"python"}
+    (file,) = (name for name in left if name.endswith(".rejected"))
+    assert left == {file, f"{file}.json"}
+    assert isinstance(caught.value, Departs)
+    manifest = read(folder / f"{file}.json", Artifact)
+    assert manifest.departure == caught.value.departure
+    return str(caught.value), manifest
+
+
+@pytest.mark.parametrize(
+    ("form", "scheme", "layer"),
+    [
+        ("torchscript", "fp32", "blocks.1.main.3"),
+        ("torchscript", "int8-static", "blocks.0.main.4"),
+        pytest.param("tflite", "fp32", "blocks.0.side.0", marks=pytest.mark.slow),
+        pytest.param("tflite", "int8-static", "blocks.1.main.0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_converter_that_spoils_one_layer_is_found_out_with_the_layer(residual, tmp_path, form, scheme, layer):
+    model, x, _ = residual
+    message, manifest = refusal(tmp_path, model, x, form, scheme, layer=layer)
+    departure = manifest.departure
+    assert departure.layer == layer
+    assert f"the first layer that departs is {layer} (conv2d" in message
+    assert "so the converter" in message
+    if scheme == "fp32":
+        assert departure.scheme_alone is None
+        assert manifest.simulated is None
+    else:
+        assert departure.scheme_alone is False
+        assert departure.simulated_db > departure.sqnr_db + 10
+        assert manifest.simulated.sqnr_db < 15
+
+
+@pytest.mark.parametrize("form", ["torchscript", pytest.param("tflite", marks=pytest.mark.slow)])
+def test_a_scheme_that_destroys_a_layer_is_told_from_a_wrong_converter(residual, tmp_path, form):
+    _, x, _ = residual
+    torch.manual_seed(0)
+    model = settled(Residual(), (x,))
+    with torch.no_grad():  # one channel 3000 times as wide as the others: one scale for all leaves nothing of those
+        for values in (model.stem[1].weight, model.stem[1].bias):
+            values[3] *= 3000
+        for reader in (model.blocks[0].main[0], model.blocks[0].side[0]):
+            reader.weight[:, 3] /= 3000
+    message, manifest = refusal(tmp_path, model, x, form, "int8-static")
+    assert manifest.departure.layer in {"stem.0", "blocks.0.main.0", "blocks.0.side.0"}
+    assert manifest.departure.scheme_alone
+    assert "so the scheme hurts" in message
+    assert manifest.simulated.sqnr_db > 3 + manifest.parity.sqnr_db
+
+
+@pytest.mark.slow
+def test_a_fault_of_a_real_converter_is_found(tmp_path):
+    """onnx2tf takes the product of square maps for one of channels-last maps: nothing in its log says so."""
+
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.last(torch.matmul(y, y.transpose(2, 3)))
+
+    torch.manual_seed(0)
+    message, manifest = refusal(tmp_path, Square().eval(), torch.randn(8, 8, 8, 8), "tflite", "fp32", route="onnx2tf")
+    assert manifest.departure.op in {"matmul", "transpose"}
+    assert "the first layer that departs is " in message
+    assert "try another --tflite-route" in message
