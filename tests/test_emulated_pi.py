@@ -84,6 +84,14 @@ def test_a_full_disk_there_is_named_and_two_devices_do_not_share_one(pi, tmp_pat
                 small.push(large, PurePosixPath("/tmp/large"))
 
 
+def test_a_runner_that_the_memory_there_is_too_small_for_is_killed_and_said_to_be(tmp_path, monkeypatch):
+    with emulated_pi(tmp_path / "log", "--memory-mib", "90") as (described, _):
+        with pytest.raises(DeviceError, match=r"killed \(SIGKILL\).*memory ran out.*exit status 137"):
+            bench([FP32], device=trust(described, monkeypatch), repetitions=1, warmup_s=0)
+        with open_device(described["url"]) as device:
+            assert device.run(["sh", "-c", "ls -d /tmp/edgecompress-*"], timeout_s=20).stdout == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_when_it_ends_its_processes_and_mounts_end(tmp_path, monkeypatch, number):
     with emulated_pi(tmp_path / "log") as (described, process):

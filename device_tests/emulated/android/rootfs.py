@@ -30,8 +30,10 @@ PROPERTIES: Final = {
     "ro.soc.model": PHONE.hardware,
     "ro.kernel.qemu": "1",
 }
-PACKAGES: Final = ("mksh", "toybox")
-LIBRARIES: Final = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libcrypt.so.1")
+PACKAGES: Final = ("mksh", "toybox", "coreutils")
+# Here → there; the last ones are in Android's toybox and left out of Debian's.
+PROGRAMS: Final = {"mksh": "sh", "toybox": "toybox", "tr": "tr", "dd": "dd", "expr": "expr"}
+LIBRARIES: Final = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libcrypt.so.1", "libgmp.so.10")
 # What Android has and Debian's toybox has not.
 SCRIPTS: Final = {
     "getprop": """
@@ -82,7 +84,7 @@ def build(root: Path, mirror: str) -> None:
             (root / name).mkdir(parents=True, exist_ok=True)
         for name in LIBRARIES:
             shutil.copy(debian / "usr/lib/aarch64-linux-gnu" / name, root / "system/lib64" / name)
-        for name, source in (("sh", "mksh"), ("toybox", "toybox")):
+        for source, name in PROGRAMS.items():
             program = shutil.copy(debian / "usr/bin" / source, root / "system/bin" / name)
             run(
                 "patchelf", "--set-interpreter", f"/system/lib64/{LIBRARIES[0]}", "--force-rpath", "--set-rpath", "/system/lib64", program
