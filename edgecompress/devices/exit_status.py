@@ -50,7 +50,7 @@ def explain(returncode: int, device: DeviceInfo, *, built_for: str = "") -> str:
         return f"the runner is built for {built_for} and the device is {device.abi}; give one built for it (exit status {returncode})"
     status = 128 - returncode if returncode < 0 else returncode
     reason = REASONS.get(status)
-    if reason is None and status > 128:
+    if reason is None and 128 < status <= 128 + 64:  # there are 64 signals
         reason = f"died by signal {status - 128}"
     text = f"the runner {reason or 'failed'} (exit status {returncode})"
     if status in {126, 127, 128 + signal.SIGILL, 128 + signal.SIGSEGV} and device.abi:
