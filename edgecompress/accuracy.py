@@ -1,6 +1,30 @@
-"""The record of one evaluation: a file of its own beside records.py, which is long enough."""
+"""Accuracy on a device: how it is asked for, and what came of it."""
 
 from edgecompress.records import SCHEMA, DeviceInfo, Parity, Record
+
+
+class Scoring(Record, frozen=True, kw_only=True):
+    """How artifacts are evaluated. What is "" here is taken from the inventory's entry of the device, where there is one.
+
+    Attributes:
+        data: A path to data, or a recipe (its `eval_data()`); None for those of the run that an artifact lies in.
+        samples: At most so many, drawn at random, the same each time.
+        batch: Inputs a transfer; by default what fits 16 MiB, at most 1000.
+        tolerance: Largest difference from this machine over the output range. Default: 1e-5 for fp32, 1e-3 for fp16, and for int8 that
+            no output is more than one quantization step away.
+        timeout_s: For each transfer; after this the run is killed on the device.
+        python: The interpreter there that has the runtime.
+        runner: Path of an executable for the device that obeys the runner's protocol.
+    """
+
+    data: str | None = None
+    samples: int = 1000
+    batch: int | None = None
+    tolerance: float | None = None
+    threads: int = 1
+    timeout_s: float = 600.0
+    python: str = ""
+    runner: str = ""
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

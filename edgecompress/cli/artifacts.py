@@ -70,6 +70,7 @@ def bench(
     compare: p.Compare = False,
     profile: p.Profile = False,
     runner: p.Runner = None,
+    inventory: p.Inventory = None,
     json: p.Json = False,
 ) -> None:
     """Measure artifacts on a device, interleaved.
@@ -102,12 +103,12 @@ def bench(
     if is_pool(device):
         with shown() as watch:
             try:
-                results = bench_pool(files, how, device=device, keep=keep, watch=watch)
+                results = bench_pool(files, how, device=device, inventory=inventory, keep=keep, watch=watch)
             except FarmError as error:
                 failure, results = error, error.results
     else:
         with bars() as track:
-            results = bench_on(files, how, device=device, track=track)
+            results = bench_on(files, how, device=device, inventory=inventory, track=track)
         for result in results:
             keep(result)
     if json:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.table import Table
 
-from edgecompress.accuracy import Evaluation
+from edgecompress.accuracy import Evaluation, Scoring
 from edgecompress.cli import parameters as p
 from edgecompress.cli.artifacts import Paths, files_of
 from edgecompress.cli.numbers import percent
@@ -28,7 +28,7 @@ Python = Annotated[str | None, typer.Option(help="The interpreter there with the
 
 def evaluate(
     paths: Paths,
-    device: p.Device = "local://",
+    device: p.DeviceOrPool = "local://",
     data: Labelled = None,
     samples: Samples = 1000,
     batch: Batch = None,
@@ -36,13 +36,16 @@ def evaluate(
     threads: p.Threads = None,
     python: Python = None,
     runner: p.Runner = None,
+    inventory: p.Inventory = None,
     json: p.Json = False,
 ) -> None:
     """Score artifacts on a device: top-1 there, parity with this machine.
 
     Example: edgecompress evaluate runs/resnet20 --device adb://SERIAL
     """
-    from edgecompress.verbs.evaluate import evaluate as score
+    from edgecompress.cli.farm import shown
+    from edgecompress.farm import evaluate_pool, is_pool
+    from edgecompress.verbs.evaluate import evaluate_on
 
     asked = updated(Options(), {"threads": threads})
     files = files_of(paths)
@@ -54,21 +57,23 @@ def evaluate(
         kept.append(keep_result(home, record))
         made.append(record)
 
+    how = Scoring(
+        data=data,
+        samples=samples,
+        batch=batch,
+        tolerance=tolerance,
+        threads=asked.threads,
+        python=python or "",
+        runner=str(runner or ""),
+    )
     try:
-        with bars() as track, redirect_stdout(sys.stderr):  # what a recipe prints is no data of ours
-            score(
-                files,
-                data=data,
-                device=device,
-                samples=samples,
-                batch=batch,
-                tolerance=tolerance,
-                threads=asked.threads,
-                python=python,
-                runner=runner,
-                on_result=keep,
-                track=track,
-            )
+        with redirect_stdout(sys.stderr):  # what a recipe prints is no data of ours
+            if is_pool(device):
+                with shown() as watch:
+                    evaluate_pool(files, how, device=device, inventory=inventory, keep=keep, watch=watch)
+            else:
+                with bars() as track:
+                    evaluate_on(files, how, device=device, inventory=inventory, on_result=keep, track=track)
     finally:  # what was found before something failed is kept, and shown
         if made:
             show(made, kept[-1].parent, json=json)

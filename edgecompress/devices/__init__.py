@@ -65,13 +65,9 @@ def list_devices(entries: "Sequence[Entry]" = (), *, track: Track = silent) -> t
 
 
 def _from_inventory(name: str) -> Device:
-    from edgecompress.devices.inventory import load, named
+    from edgecompress.devices.inventory import settings
 
-    entries = load()
-    entry = named(entries, name)
-    if entry is None:
-        names = ", ".join(repr(entry.name) for entry in entries if entry.name) or "which is empty"
-        raise ConfigError(f"{clean(name, limit=200)!r}: unknown kind of device; choose from {_kinds()} or a name of the inventory: {names}")
+    entry = settings(name)
     device = open_device(entry.url)
     device.python = entry.python or device.python
     return device

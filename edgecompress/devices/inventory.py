@@ -13,12 +13,13 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from platformdirs import user_config_path
 
+from edgecompress.accuracy import Scoring
 from edgecompress.devices import OPENERS
 from edgecompress.devices.base import clean
 from edgecompress.errors import ConfigError
@@ -96,25 +97,29 @@ def named(entries: Sequence[Entry], name_or_url: str) -> Entry | None:
     return next((entry for entry in entries if entry.name == name_or_url or same_address(entry.url, name_or_url)), None)
 
 
-def settings(device: str) -> Entry:
+def settings(device: str, inventory: Path | None = None) -> Entry:
     """Return what the inventory says of the device with that name; a URL is taken as it is, with no settings of its own.
 
     Raises:
-        ConfigError: The inventory is wrong.
+        ConfigError: The inventory is wrong, or has no such name.
     """
-    entry = None if "://" in device else named(load(), device)
-    return entry or Entry(url=device)  # who opens it says that there is no such name
+    if "://" in device or not device:
+        return Entry(url=device)
+    entries = load(inventory)
+    if (entry := named(entries, device)) is not None:
+        return entry
+    kinds = ", ".join(f"{name}://" for name in OPENERS)
+    names = ", ".join(repr(entry.name) for entry in entries if entry.name) or "which is empty"
+    raise ConfigError(f"{clean(device, limit=200)!r}: unknown kind of device; choose from {kinds} or a name of the inventory: {names}")
 
 
-def filled(how: Measuring, entry: Entry) -> Measuring:
-    """Return `how` with the entry's runner, interpreter, mask and temperature where none is given."""
-    return msgspec.structs.replace(
-        how,
-        runner=how.runner or entry.runner,
-        python=how.python or entry.python,
-        cpu_mask=how.cpu_mask or entry.cpu_mask,
-        cooldown_c=entry.cooldown_c if how.cooldown_c is None else how.cooldown_c,
-    )
+How = TypeVar("How", Measuring, Scoring)
+
+
+def filled(how: How, entry: Entry) -> How:
+    """Return `how` with the entry's settings where none is given."""
+    said = {name: getattr(entry, name) for name in ("runner", "python", "cpu_mask", "cooldown_c") if hasattr(how, name)}
+    return msgspec.structs.replace(how, **{name: value for name, value in said.items() if getattr(how, name) in ("", None)})
 
 
 def same_address(url: str, other: str) -> bool:

@@ -1,15 +1,16 @@
-"""Measure artifacts on a pool: every device of the inventory that carries a label."""
+"""Measure or evaluate artifacts on a pool: every device of the inventory that carries a label."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from edgecompress.accuracy import Evaluation, Scoring
 from edgecompress.devices.base import clean
 from edgecompress.devices.inventory import Entry, load, matching
 from edgecompress.errors import ConfigError
 from edgecompress.farm.run import Keep, Watch, run_farm
 from edgecompress.records import BenchmarkResult, Measuring
-from edgecompress.verbs.bench import check
+from edgecompress.verbs import bench
 
 POOL: Final = "pool:"
 
@@ -38,6 +39,7 @@ def bench_pool(
     how: Measuring = Measuring(),
     *,
     device: str,
+    inventory: Path | None = None,
     keep: Keep = lambda _: None,
     watch: Watch = lambda _: None,
 ) -> tuple[BenchmarkResult, ...]:
@@ -45,6 +47,7 @@ def bench_pool(
 
     Args:
         device: `pool:LABEL`.
+        inventory: The file that has the devices, in place of the usual one.
         keep: Called with each result as soon as it is there.
         watch: Called with the schedule whenever it may have changed.
 
@@ -52,6 +55,32 @@ def bench_pool(
         ConfigError: No such pool, or nothing to measure.
         FarmError: Some jobs have no result; has those of the others.
     """
-    check(artifacts, how)
+    bench.check(artifacts, how)
     jobs = [list(artifacts)] if how.compare else [[path] for path in artifacts]
-    return run_farm(members(device, load()), jobs, how, keep=keep, watch=watch)
+    return run_farm(members(device, load(inventory)), jobs, how, keep=keep, watch=watch)
+
+
+def evaluate_pool(
+    artifacts: Sequence[Path],
+    how: Scoring = Scoring(),
+    *,
+    device: str,
+    inventory: Path | None = None,
+    keep: Keep = lambda _: None,
+    watch: Watch = lambda _: None,
+) -> tuple[Evaluation, ...]:
+    """Return the accuracy of `artifacts`, each on whichever device of the pool was free first; see `bench_pool`.
+
+    Raises:
+        ConfigError: No such pool, nothing to evaluate, or data that do not fit an artifact.
+        FarmError: Some jobs have no result; has those of the others.
+        ParityError: An artifact computes something else there than here; raised when all have been evaluated.
+    """
+    from edgecompress.labelled import prepare
+    from edgecompress.verbs import evaluate
+
+    evaluate.check(artifacts, how)
+    found = members(device, load(inventory))
+    for path in artifacts:  # data that do not fit are found here, before any device is asked
+        prepare(path, how.data, how.samples)
+    return evaluate.agreed(run_farm(found, [[path] for path in artifacts], how, keep=keep, watch=watch))

@@ -9,47 +9,60 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, overload
 
 import msgspec
 
+from edgecompress.accuracy import Evaluation, Scoring
 from edgecompress.devices.base import clean, last_lines
 from edgecompress.devices.inventory import Entry
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.farm.messages import Order, Report
+from edgecompress.farm.messages import Order, Report, Work
 from edgecompress.farm.schedule import Lane, Schedule, Task
 from edgecompress.records import BenchmarkResult, Measuring
 
 END_S = 60.0  # an interrupted device may take this long to end what runs there and to give its lease back
 LOOK_S = 0.2
 
-Keep = Callable[[BenchmarkResult], object]
+Keep = Callable[[Any], object]  # a BenchmarkResult or an Evaluation
 Watch = Callable[[Schedule], object]
 
 
 class FarmError(DeviceError):
     """Some jobs have no result; `results` are those of the others."""
 
-    def __init__(self, message: str, results: tuple[BenchmarkResult, ...]) -> None:
+    def __init__(self, message: str, results: tuple[Any, ...]) -> None:
         super().__init__(message)
         self.results = results
+
+
+@overload
+def run_farm(
+    entries: Sequence[Entry], jobs: Sequence[Sequence[Path]], how: Measuring, *, keep: Keep = ..., watch: Watch = ...
+) -> tuple[BenchmarkResult, ...]: ...
+
+
+@overload
+def run_farm(
+    entries: Sequence[Entry], jobs: Sequence[Sequence[Path]], how: Scoring, *, keep: Keep = ..., watch: Watch = ...
+) -> tuple[Evaluation, ...]: ...
 
 
 def run_farm(
     entries: Sequence[Entry],
     jobs: Sequence[Sequence[Path]],
-    how: Measuring,
+    how: Measuring | Scoring,
     *,
     keep: Keep = lambda _: None,
     watch: Watch = lambda _: None,
-) -> tuple[BenchmarkResult, ...]:
-    """Measure every job on some device of `entries`; return the results in the order of the jobs.
+) -> tuple[Any, ...]:
+    """Measure, or evaluate, every job on some device of `entries`; return the results in the order of the jobs.
 
     A job that a device lost is done by another one. A device that failed three times in a row gets no more. An interrupt ends what runs
     on the devices and gives their leases back.
 
     Args:
-        jobs: Artifacts that one device measures together, for each job.
+        jobs: Artifacts that one device takes together, for each job.
         keep: Called with each result as soon as it is there.
         watch: Called with the schedule whenever it changed.
 
@@ -61,9 +74,9 @@ def run_farm(
         raise ConfigError(f"a farm of {len(entries)} devices for {len(jobs)} jobs; give at least one of each")
     lanes = [Lane(entry.name or entry.url, entry) for entry in entries]
     schedule = Schedule(lanes, [Task(number, tuple(str(path.resolve()) for path in files)) for number, files in enumerate(jobs)])
-    results: dict[int, tuple[BenchmarkResult, ...]] = {}
+    results: dict[int, tuple[Any, ...]] = {}
     with ExitStack() as running:
-        farm = _Farm(schedule, how)
+        farm = _Farm(schedule, Work(measuring=how) if isinstance(how, Measuring) else Work(scoring=how))
         running.callback(farm.close)
         while not schedule.is_over:
             farm.order()
@@ -90,10 +103,11 @@ def _summary(schedule: Schedule, failed: list[Task]) -> str:
 class _Process:
     """The process of one device."""
 
-    def __init__(self, lane: Lane, how: Measuring, reports: "queue.SimpleQueue[tuple[_Process, Report | None]]") -> None:
+    def __init__(self, lane: Lane, work: Work, reports: "queue.SimpleQueue[tuple[_Process, Report[Any] | None]]") -> None:
         self.lane, self.reports = lane, reports
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Report[BenchmarkResult] if work.measuring else Report[Evaluation])
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        argv = [sys.executable, "-m", "edgecompress.farm.worker", *(msgspec.json.encode(part).decode() for part in (lane.entry, how))]
+        argv = [sys.executable, "-m", "edgecompress.farm.worker", *(msgspec.json.encode(part).decode() for part in (lane.entry, work))]
         # Its own session: Ctrl-C reaches the farm alone, which ends its devices by closing their input.
         self.popen = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr, start_new_session=True)
         self.thread = threading.Thread(target=self._listen, daemon=True)
@@ -133,16 +147,16 @@ class _Process:
     def _listen(self) -> None:
         assert self.popen.stdout is not None
         for line in self.popen.stdout:
-            self.reports.put((self, msgspec.json.decode(line, type=Report)))
+            self.reports.put((self, self.decoder.decode(line)))
         self.reports.put((self, None))
 
 
 class _Farm:
     """The processes of a schedule."""
 
-    def __init__(self, schedule: Schedule, how: Measuring) -> None:
-        self.schedule, self.how = schedule, how
-        self.inbox: queue.SimpleQueue[tuple[_Process, Report | None]] = queue.SimpleQueue()
+    def __init__(self, schedule: Schedule, work: Work) -> None:
+        self.schedule, self.work = schedule, work
+        self.inbox: queue.SimpleQueue[tuple[_Process, Report[Any] | None]] = queue.SimpleQueue()
         self.processes: dict[str, _Process] = {}
 
     def order(self) -> None:
@@ -151,11 +165,11 @@ class _Farm:
         for lane in self.schedule.live:
             if lane.state == "idle" and now >= lane.not_before and self.schedule.next_for(lane) is not None:
                 if lane.name not in self.processes:
-                    self.processes[lane.name] = _Process(lane, self.how, self.inbox)
+                    self.processes[lane.name] = _Process(lane, self.work, self.inbox)
                 lane.state = "preparing"
                 self.processes[lane.name].tell(Order(do="prepare"))
 
-    def reports(self) -> list[tuple[Lane, Report]]:
+    def reports(self) -> list[tuple[Lane, Report[Any]]]:
         """Wait a moment for reports; a process that ended is one."""
         try:
             process, report = self.inbox.get(timeout=LOOK_S)
@@ -169,7 +183,7 @@ class _Farm:
             report = Report(event="failed", kind="lost" if (process.popen.returncode or 0) <= 0 else "device", text=why)
         return [(process.lane, report)]
 
-    def take(self, lane: Lane, report: Report) -> Task | None:
+    def take(self, lane: Lane, report: Report[Any]) -> Task | None:
         """Change the schedule by a report; return the job that it finished."""
         if report.event == "state":
             lane.state = report.text

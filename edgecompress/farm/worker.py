@@ -4,13 +4,14 @@ A process each, so that one device's library, crash or hang is not the others', 
 orderly way: the end of input interrupts what is being done as Ctrl-C would, also when the farm itself was killed.
 """
 
+import os
 import queue
 import signal
 import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,17 +21,17 @@ from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.inventory import Entry, filled
 from edgecompress.devices.leases import Busy, LeaseLost, hold, name_of
 from edgecompress.errors import DeviceError, EdgeCompressError
-from edgecompress.farm.messages import Order, Report
-from edgecompress.records import BenchmarkResult, Measuring
-from edgecompress.verbs.bench import on_connected
+from edgecompress.farm.messages import Order, Report, Work
+from edgecompress.verbs import bench
 
 Orders = queue.SimpleQueue[Order]
 ASK_AGAIN_S = 5.0
+OUT: Final = os.fdopen(os.dup(1), "wb")  # what a recipe or a library prints goes to stderr, see main
 
 
-def tell(report: Report) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-    sys.stdout.buffer.flush()
+def tell(report: Report[Any]) -> None:
+    OUT.write(msgspec.json.encode(report) + b"\n")
+    OUT.flush()
 
 
 def interrupt() -> None:
@@ -44,8 +45,9 @@ def listen(orders: Orders) -> None:
     interrupt()
 
 
-def turn(device: Device, how: Measuring, orders: Orders) -> tuple[BenchmarkResult, ...]:
+def turn(device: Device, entry: Entry, work: Work, orders: Orders) -> tuple[Any, ...]:
     """Take the lease, do one job, give it back; () when there was none after all."""
+    measuring = filled(work.measuring, entry) if work.measuring else None
     with ExitStack() as held:
         while True:
             try:
@@ -54,17 +56,25 @@ def turn(device: Device, how: Measuring, orders: Orders) -> tuple[BenchmarkResul
             except Busy as busy:
                 tell(Report(event="state", text=str(busy)))
         note = ""
-        if how.cooldown_c is not None:
-            tell(Report(event="state", text=f"cooling to {how.cooldown_c:g} °C"))
-            note = cool_down(device, how.cooldown_c)
+        if measuring is not None and measuring.cooldown_c is not None:
+            tell(Report(event="state", text=f"cooling to {measuring.cooldown_c:g} °C"))
+            note = cool_down(device, measuring.cooldown_c)
         tell(Report(event="ready"))
         order = orders.get()
         if order.do != "run":
             return ()
-        return on_connected(device, [Path(file) for file in order.files], how, note)
+        files = [Path(file) for file in order.files]
+        if measuring is not None:
+            return bench.on_connected(device, files, measuring, note)
+        from edgecompress.labelled import prepare
+        from edgecompress.verbs import evaluate
+
+        assert work.scoring is not None
+        scoring = filled(work.scoring, entry)
+        return evaluate.on_connected(device, [prepare(file, scoring.data, scoring.samples) for file in files], scoring)
 
 
-def serve(entry: Entry, how: Measuring, orders: Orders) -> None:
+def serve(entry: Entry, work: Work, orders: Orders) -> None:
     with ExitStack() as link:
         device: Device | None = None
         while True:
@@ -73,7 +83,7 @@ def serve(entry: Entry, how: Measuring, orders: Orders) -> None:
                 if device is None:
                     tell(Report(event="state", text="connecting"))
                     device = link.enter_context(open_device(entry.url))
-                results = turn(device, how, orders)
+                results = turn(device, entry, work, orders)
             except EdgeCompressError as error:
                 link.close()
                 device = None
@@ -93,11 +103,12 @@ def blame(error: EdgeCompressError) -> Literal["lost", "late", "device", "job"]:
 
 def main() -> None:
     entry = msgspec.json.decode(sys.argv[1], type=Entry)
-    how = filled(msgspec.json.decode(sys.argv[2], type=Measuring), entry)
+    work = msgspec.json.decode(sys.argv[2], type=Work)
+    os.dup2(2, 1)
     orders: Orders = queue.SimpleQueue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
     try:
-        serve(entry, how, orders)
+        serve(entry, work, orders)
     except KeyboardInterrupt:
         return
 

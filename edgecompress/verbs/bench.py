@@ -61,6 +61,7 @@ def bench(
     cooldown_c: float | None = None,
     profile: bool = False,
     compare: bool = False,
+    inventory: Path | None = None,
     track: Track = silent,
 ) -> tuple[BenchmarkResult, ...]:
     """Return every latency of `artifacts` on `device`, in the order given.
@@ -71,6 +72,7 @@ def bench(
     Args:
         device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, interpreter, mask and
             temperature are then used where none is given here.
+        inventory: The file that has the name in `device`, in place of the usual one.
         track: Shows how far it is. The other arguments are the fields of `Measuring`, which says what they mean.
 
     Raises:
@@ -90,17 +92,20 @@ def bench(
         profile=profile,
         compare=compare,
     )
-    return bench_on(artifacts, how, device=device, track=track)
+    return bench_on(artifacts, how, device=device, inventory=inventory, track=track)
 
 
-def bench_on(artifacts: Sequence[Path], how: Measuring, *, device: str, track: Track = silent) -> tuple[BenchmarkResult, ...]:
+def bench_on(
+    artifacts: Sequence[Path], how: Measuring, *, device: str, inventory: Path | None = None, track: Track = silent
+) -> tuple[BenchmarkResult, ...]:
     """Return what `bench` does, for options that are a record already."""
     check(artifacts, how)
-    how = filled(how, settings(device))
+    entry = settings(device, inventory)
+    how = filled(how, entry)
     formats = dict.fromkeys(path.suffix for path in artifacts)
     groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
     results: dict[int, BenchmarkResult] = {}
-    with open_device(device) as connected:
+    with open_device(entry.url) as connected:
         note = "" if how.cooldown_c is None else cool_down(connected, how.cooldown_c, track=track)
         for group in track(groups, f"measuring on {device}", total=len(groups)):
             results.update(zip(group, on_connected(connected, [artifacts[i] for i in group], how, note), strict=True))

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from edgecompress import batches
 from edgecompress import data as datasets
-from edgecompress.accuracy import Evaluation
+from edgecompress.accuracy import Evaluation, Scoring
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.base import clean
-from edgecompress.devices.inventory import settings
+from edgecompress.devices.inventory import filled, settings
 from edgecompress.devices.protocol import RunnerReply
-from edgecompress.devices.runner import Values, infer
+from edgecompress.devices.runner import Values, check_runner, infer
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.labelled import Data, Job, fetch, prepare
 from edgecompress.progress import Track, silent
@@ -47,14 +47,6 @@ class _Answers:
     digest: Any = field(default_factory=hashlib.sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class _How:
-    threads: int
-    timeout_s: float
-    python: str | None
-    runner: Path | None
-
-
 def evaluate(
     artifacts: Sequence[Path],
     *,
@@ -67,7 +59,8 @@ def evaluate(
     timeout_s: float = 600.0,
     python: str | None = None,
     runner: Path | None = None,
-    on_result: Callable[[Evaluation], None] = lambda _: None,
+    inventory: Path | None = None,
+    on_result: Callable[[Evaluation], object] = lambda _: None,
     track: Track = silent,
 ) -> tuple[Evaluation, ...]:
     """Return top-1 of `artifacts` on `device`, and how far their outputs there are from those of the same files on this machine.
@@ -75,51 +68,96 @@ def evaluate(
     Args:
         data: A Dataset of `(input, label)`, a path to data, or a recipe (its `eval_data()`); None for those of the run that an artifact
             lies in. Data of a path are preprocessed as the manifest says.
-        samples: At most so many, drawn at random, the same each time.
-        batch: Inputs a transfer; by default what fits 16 MiB, at most 1000.
-        tolerance: Largest difference from this machine over the output range. Default: 1e-5 for fp32, 1e-3 for fp16, and for int8 that
-            no output is more than one quantization step away.
-        timeout_s: For each transfer; after this the run is killed on the device.
-        python: The interpreter there that has the runtime.
-        runner: An executable for the device that obeys the runner's protocol.
-        on_result: Told each record as soon as there is one, also one that will be a ParityError.
+        inventory: The file that has the name in `device`, in place of the usual one.
+        on_result: Told each record as soon as there is one, also one that will be a ParityError. The other arguments are the fields of
+            `Scoring`, which says what they mean.
 
     Raises:
         ConfigError: An artifact without a manifest or labels, data without labels, or data that do not fit it.
         DeviceError: The device or the run on it failed.
         ParityError: An artifact computes something else there than here; raised when all have been evaluated.
     """
+    how = Scoring(
+        data=str(data) if isinstance(data, str | Path) else None,
+        samples=samples,
+        batch=batch,
+        tolerance=tolerance,
+        threads=threads,
+        timeout_s=timeout_s,
+        python=python or "",
+        runner=str(runner or ""),
+    )
+    given = data if not isinstance(data, str | Path) else None
+    return evaluate_on(artifacts, how, data=given, device=device, inventory=inventory, on_result=on_result, track=track)
+
+
+def evaluate_on(
+    artifacts: Sequence[Path],
+    how: Scoring,
+    *,
+    device: str,
+    data: Data = None,
+    inventory: Path | None = None,
+    on_result: Callable[[Evaluation], object] = lambda _: None,
+    track: Track = silent,
+) -> tuple[Evaluation, ...]:
+    """Return what `evaluate` does, for options that are a record already; `data` may stand in for the path or recipe in it."""
+    check(artifacts, how)
+    entry = settings(device, inventory)
+    jobs = [prepare(Path(path), how.data if data is None else data, how.samples) for path in artifacts]
+    with open_device(entry.url) as there:
+        return agreed(on_connected(there, jobs, filled(how, entry), on_result=on_result, track=track))
+
+
+def check(artifacts: Sequence[Path], how: Scoring) -> None:
+    """Refuse what cannot be evaluated before any device is asked.
+
+    Raises:
+        ConfigError: No artifacts, an option that is no number to work with, or no such runner.
+    """
     if not artifacts:
         raise ConfigError("evaluate: no artifacts; name files or a run folder with artifacts/")
-    if samples < 1 or threads < 1 or timeout_s <= 0 or (batch is not None and batch < 1) or (tolerance is not None and not tolerance >= 0):
+    if min(how.samples, how.threads, how.timeout_s, 1 if how.batch is None else how.batch) <= 0 or not (how.tolerance or 0) >= 0:
         raise ConfigError("evaluate: samples, batch, threads and timeout must be positive, a tolerance 0 or more; give larger ones")
-    entry = settings(device)
-    runner = runner or (Path(entry.runner) if entry.runner else None)
-    if runner is not None and not runner.is_file():
-        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
-    jobs = [prepare(Path(path), data, samples) for path in artifacts]
-    how = _How(threads, timeout_s, python, runner)
+    check_runner(how.runner)
+
+
+def on_connected(
+    there: Device,
+    jobs: Sequence[Job],
+    how: Scoring,
+    *,
+    on_result: Callable[[Evaluation], object] = lambda _: None,
+    track: Track = silent,
+) -> tuple[Evaluation, ...]:
+    """Evaluate artifacts with their data on a device and on this machine, whether they agree or not."""
     made: list[Evaluation] = []
-    with open_device(device) as there, open_device("local://") as here:
+    with open_device("local://") as here:
         info = there.info()
         for job in jobs:
-            record = _evaluate(job, there, here, info, batch=batch, tolerance=tolerance, how=how, track=track)
-            on_result(record)
-            made.append(record)
-    if failed := [record for record in made if record.problem]:
-        raise ParityError(failed[0].problem)
+            made.append(_evaluate(job, there, here, info, how, track))
+            on_result(made[-1])
     return tuple(made)
+
+
+def agreed(made: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+    """Return what was found when nothing in it departs from this machine.
+
+    Raises:
+        ParityError: Something does.
+    """
+    if problems := [record.problem for record in made if record.problem]:
+        raise ParityError(problems[0])
+    return made
 
 
 # Running
 
 
-def _evaluate(
-    job: Job, there: Device, here: Device, info: DeviceInfo, *, batch: int | None, tolerance: float | None, how: _How, track: Track
-) -> Evaluation:
+def _evaluate(job: Job, there: Device, here: Device, info: DeviceInfo, how: Scoring, track: Track) -> Evaluation:
     """Run everything there and here, then say what came of it."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    size = batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // sum(x.numel() * x.element_size() for x in job.example)))
+    size = how.batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // sum(x.numel() * x.element_size() for x in job.example)))
     starts = range(0, len(job.indices), size)
     answers = _Answers()
     for start in track(starts, f"{job.path.name} on {there.url}", total=len(starts)):
@@ -132,7 +170,7 @@ def _evaluate(
     reply, host_reply = answers.replies[0], answers.host_replies[0]
     backends = clean(reply.results[0].backend, limit=80), host_reply.results[0].backend
     subject = f"{job.path.name} on {there.url}"
-    parity, step, beyond, problem = _judge(outputs, expected, job, tolerance)
+    parity, step, beyond, problem = _judge(outputs, expected, job, how.tolerance)
     if problem:
         problem = f"{subject}: {problem} ({backends[0]} there, {backends[1]} here); {REMEDY}"
     ranks = _ranks(outputs[job.scores], labels)
@@ -165,27 +203,27 @@ def _evaluate(
     )
 
 
-def _chunk(job: Job, indices: Sequence[int], answers: _Answers, there: Device, here: Device, how: _How) -> None:
+def _chunk(job: Job, indices: Sequence[int], answers: _Answers, there: Device, here: Device, how: Scoring) -> None:
     x, y = fetch(job, indices)
     inputs = to_layout(x, job.manifest.inputs)
     columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in (*x, y)]
     for sample in zip(*columns, strict=True):  # whatever the size of a transfer
         answers.digest.update(b"".join(part.tobytes() for part in sample))
     answers.labels.append(y.numpy())
-    host = _How(how.threads, how.timeout_s, None, None)
+    host = Scoring(threads=how.threads, timeout_s=how.timeout_s)
     answers.here.append(_checked(_infer(here, job, inputs, host, answers.host_replies), job, here.url))
     answers.there.append(_checked(_infer(there, job, inputs, how, answers.replies), job, there.url))
 
 
-def _infer(device: Device, job: Job, inputs: Sequence[Values], how: _How, replies: list[RunnerReply]) -> tuple[Array, ...]:
+def _infer(device: Device, job: Job, inputs: Sequence[Values], how: Scoring, replies: list[RunnerReply]) -> tuple[Array, ...]:
     return infer(
         device,
         job.path,
         inputs,
         threads=how.threads,
         timeout_s=how.timeout_s,
-        python=how.python,
-        runner=how.runner,
+        python=how.python or None,
+        runner=Path(how.runner) if how.runner else None,
         on_reply=replies.append,
     )
 
@@ -197,7 +235,7 @@ def _checked(outputs: tuple[Array, ...], job: Job, url: str) -> tuple[Array, ...
     return outputs
 
 
-def _reference(job: Job, there: Device, how: _How) -> Parity | None:
+def _reference(job: Job, there: Device, how: Scoring) -> Parity | None:
     """Compare with the eager model's outputs that are kept beside the artifact; None where there are none, or nothing to compare."""
     if not (job.path.parent / REFERENCE).is_file():
         return None
