@@ -38,7 +38,7 @@ prebuilt: .venv/demo
 	$(BIN)/python examples/prebuilt/build.py
 
 # make native-runner   build the runner for 64-bit ARM devices without Python; docs/devices.md
-native-runner: .venv/demo debian
+native-runner: .venv/python
 	$(BIN)/python device_tests/runners/native/build.py
 
 # make clean   remove what make made

@@ -55,7 +55,7 @@ def test_outputs_are_the_hosts(path, device):
 
 def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
     files = [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
-    how = Measuring(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", runner=str(native_runner()))
+    how = Measuring(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(native_runner()))
     results = measure(device, files, how, loads=3)
     assert [result.artifact_sha256 for result in results] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     for result in results:
@@ -72,6 +72,9 @@ def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
         assert result.governors == ("ondemand", "ondemand")
         assert 5e6 < result.peak_rss_bytes < 60e6
         assert any("no delegates" in note for note in result.notes)
+        assert {"Convolution (NHWC, F32) IGEMM", "Convolution (NHWC, QC8) IGEMM"} & {op.name for op in result.profile}
+        assert [op.ms for op in result.profile] == sorted((op.ms for op in result.profile), reverse=True)
+        assert all(op.calls == int(op.calls) for op in result.profile)  # per inference, not of all of them
 
 
 def test_it_is_known_as_a_program_for_arm():

@@ -24,7 +24,7 @@ LITERT = "2.3.0"  # whose functions litert.h declares; another release may have 
 PYTHON = "3.11"  # of the wheel; any will do, its Python parts are not used
 LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
 PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross libstdc++6-arm64-cross"
-SOURCES = ("runner.c", "model.c", "json.c", "npz.c", "sha256.c", "machine.c")
+SOURCES = ("runner.c", "measure.c", "infer.c", "model.c", "profile.c", "json.c", "npz.c", "sha256.c", "machine.c")
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none")
 TIMEOUT_S = 600
 

@@ -1,6 +1,7 @@
 /* The part of the LiteRT C API that libLiteRt.so of ai-edge-litert 2.3.0 exports and this runner calls; the wheel has no headers.
 
-   Only opaque handles, and the four structs whose layout LiteRT promises to keep. Statuses are 0 when all is well. */
+   Only opaque handles, three structs whose layout LiteRT promises to keep, and one, of the profiler, that is as 2.3.0 has it. Statuses are 0
+   when all is well. */
 #ifndef EDGECOMPRESS_LITERT_H
 #define EDGECOMPRESS_LITERT_H
 
@@ -17,6 +18,7 @@ typedef struct LiteRtOpaqueOptionsT *LiteRtOpaqueOptions;
 typedef struct LiteRtCompiledModelT *LiteRtCompiledModel;
 typedef struct LiteRtTensorBufferT *LiteRtTensorBuffer;
 typedef struct LiteRtTensorBufferRequirementsT *LiteRtTensorBufferRequirements;
+typedef struct LiteRtProfilerT *LiteRtProfiler;
 
 enum { LITERT_CPU = 1 };
 enum { LITERT_READ = 0, LITERT_WRITE = 1 };
@@ -44,6 +46,18 @@ typedef struct {
     int64_t zero_point;
 } LiteRtQuantizationPerTensor;
 
+enum { LITERT_OP = 2, LITERT_DELEGATED_OP = 8 }; /* kinds of event: an op that ran here, or one of XNNPACK's in its place */
+
+typedef struct {
+    const char *name;
+    int kind;
+    uint64_t start_us, elapsed_us;
+    int64_t memory[6]; /* before and after */
+    uint64_t details[2];
+    int source;
+} LiteRtProfilerEvent;
+
+_Static_assert(sizeof(LiteRtProfilerEvent) == 104, "seen in what 2.3.0 writes");
 _Static_assert(sizeof(LiteRtRankedTensorType) == 72, "LiteRT's own header says so");
 
 int LiteRtCreateEnvironment(int count, const void *options, LiteRtEnvironment *environment);
@@ -70,6 +84,7 @@ int LiteRtAddOpaqueOptions(LiteRtOptions options, LiteRtOpaqueOptions opaque); /
 
 int LiteRtCreateCompiledModel(LiteRtEnvironment environment, LiteRtModel model, LiteRtOptions options, LiteRtCompiledModel *compiled);
 void LiteRtDestroyCompiledModel(LiteRtCompiledModel compiled);
+int LiteRtCompiledModelGetProfiler(LiteRtCompiledModel compiled, LiteRtProfiler *profiler); /* NULL unless it was asked for */
 int LiteRtGetCompiledModelInputTensorLayout(LiteRtCompiledModel compiled, size_t signature, size_t index, LiteRtLayout *layout);
 int LiteRtGetCompiledModelOutputTensorLayouts(
     LiteRtCompiledModel compiled, size_t signature, size_t count, LiteRtLayout *layouts, bool update);
@@ -79,6 +94,12 @@ int LiteRtGetCompiledModelOutputBufferRequirements(
     LiteRtCompiledModel compiled, size_t signature, size_t index, LiteRtTensorBufferRequirements *requirements);
 int LiteRtRunCompiledModel(
     LiteRtCompiledModel compiled, size_t signature, size_t inputs, LiteRtTensorBuffer *input, size_t outputs, LiteRtTensorBuffer *output);
+
+int LiteRtResetProfiler(LiteRtProfiler profiler);
+int LiteRtStartProfiler(LiteRtProfiler profiler);
+int LiteRtStopProfiler(LiteRtProfiler profiler);
+int LiteRtGetNumProfilerEvents(LiteRtProfiler profiler, int *count);
+int LiteRtGetProfilerEvents(LiteRtProfiler profiler, int count, LiteRtProfilerEvent *events);
 
 int LiteRtCreateManagedTensorBufferFromRequirements(
     LiteRtEnvironment environment, const LiteRtRankedTensorType *type, LiteRtTensorBufferRequirements requirements,

@@ -12,7 +12,9 @@
 
 #include "common.h"
 
-#define KERNELS "xnnpack" /* the name under which LiteRT's CPU accelerator looks for its options, which are TOML */
+/* The names under which LiteRT's parts look for their options, which are TOML. */
+#define KERNELS "xnnpack"
+#define RUNTIME "runtime_options_string"
 
 static LiteRtEnvironment environment;
 
@@ -23,15 +25,20 @@ static void check(int status, const Model *model, const char *what) {
 
 /* --- opening --- */
 
-static LiteRtOptions cpu_options(const Model *model, int threads) {
-    LiteRtOptions options;
-    LiteRtOpaqueOptions kernels;
+static void add_options(const Model *model, LiteRtOptions options, const char *name, const char *format, int number) {
+    LiteRtOpaqueOptions opaque;
     char *toml = allocate(64, 1);
-    snprintf(toml, 64, "num_threads = %d\n", threads);
+    snprintf(toml, 64, format, number);
+    check(LiteRtCreateOpaqueOptions(name, toml, free, &opaque), model, "setting options");
+    check(LiteRtAddOpaqueOptions(options, opaque), model, "setting options");
+}
+
+static LiteRtOptions cpu_options(const Model *model, int threads, bool profiled) {
+    LiteRtOptions options;
     check(LiteRtCreateOptions(&options), model, "creating options");
     check(LiteRtSetOptionsHardwareAccelerators(options, LITERT_CPU), model, "choosing the CPU");
-    check(LiteRtCreateOpaqueOptions(KERNELS, toml, free, &kernels), model, "setting threads");
-    check(LiteRtAddOpaqueOptions(options, kernels), model, "setting threads");
+    add_options(model, options, KERNELS, "num_threads = %d\n", threads);
+    if (profiled) add_options(model, options, RUNTIME, "enable_profiling = true\n", 0);
     return options;
 }
 
@@ -138,13 +145,13 @@ static void map(Model *model, const char *path) {
     close(file);
 }
 
-Model *model_open(const char *path, const char *name, int threads) {
+Model *model_open(const char *path, const char *name, int threads, bool profiled) {
     Model *model = allocate(1, sizeof *model);
     model->name = name;
     if (!environment && LiteRtCreateEnvironment(0, NULL, &environment)) fail("runtime", "LiteRT %s does not start", LITERT_VERSION);
     map(model, path);
     check(LiteRtCreateModelFromBuffer(environment, model->bytes, model->size, &model->model), model, "reading");
-    LiteRtOptions options = cpu_options(model, threads);
+    LiteRtOptions options = cpu_options(model, threads, profiled);
     check(LiteRtCreateCompiledModel(environment, model->model, options, &model->compiled), model, "compiling");
     LiteRtDestroyOptions(options);
     LiteRtSignature signature;

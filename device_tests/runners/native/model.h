@@ -26,7 +26,14 @@ typedef struct {
     LiteRtTensorBuffer *input_buffers, *output_buffers; /* in the signature's order */
 } Model;
 
-Model *model_open(const char *path, const char *name, int threads);
+/* What the calls of one op took of one inference, on average. */
+typedef struct {
+    char name[128];
+    double calls, ms;
+} Op;
+
+/* A model that can be profiled may be slower. */
+Model *model_open(const char *path, const char *name, int threads, bool profiled);
 void model_close(Model *model);
 void model_invoke(Model *model);
 
@@ -36,6 +43,9 @@ void model_set(const Model *model, const Tensor *input, const float *values, con
 
 /* Get `count` real numbers, dequantized where the tensor is quantized. */
 void model_get(const Model *model, const Tensor *output, float *values);
+
+/* Run a model that was opened for it `runs` times; put at most `most` ops, the slowest first, and return how many. */
+size_t model_profile(Model *model, int runs, Op *ops, size_t most);
 
 /* Tell which real numbers to measure with: what a quantized input can represent, -1 to 1 for floats, and only 0 for wider integers: they are
    indices, of which only that one is known to exist. */
