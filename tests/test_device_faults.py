@@ -91,9 +91,6 @@ def bench(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("fault", "runner", "message"),
     [
-        ("no-space", ANSWER, r"No space left on device.*free some space"),
-        ("read-only", ANSWER, r"Read-only file system.*check the disk"),
-        ("noexec", ANSWER, r"noexec"),
         ("partial-file", ANSWER, r"arrived damaged.*run it again"),
         ("unauthorized", ANSWER, r"accept this computer's key"),
         ("offline", ANSWER, r"is offline; unplug and plug it"),
@@ -112,6 +109,24 @@ def bench(tmp_path, monkeypatch, capsys):
 def test_each_fault_is_a_device_error_that_says_what_to_do(bench, adb_end, impatient, fault, runner, message):
     end = adb_end(fault)
     status, said = bench(end.url, runner)
+    assert status == DeviceError.exit_code
+    assert_matches(message, said)
+    end.switch("none")
+    assert end.left_behind() == []
+    assert end.running() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no-space", r"No space left on device.*free some space"),
+        ("read-only", r"Read-only file system.*check the disk"),
+        ("noexec", r"noexec"),
+    ],
+)
+def test_what_the_kernel_of_the_device_refuses_is_a_device_error_that_says_what_to_do(bench, adb_end, fault, message):
+    end = adb_end(fault, userland="arm64")
+    status, said = bench(end.url)
     assert status == DeviceError.exit_code
     assert_matches(message, said)
     end.switch("none")
@@ -198,7 +213,7 @@ def test_a_finished_run_is_not_lost_with_the_device(adb_end, impatient):
         assert info_if_there(device) == DeviceInfo(url=end.url, serial=end.serial)
 
 
-QUICK, ALL = 25, 200
+QUICK, ALL = 10, 200
 
 
 @pytest.mark.parametrize(
