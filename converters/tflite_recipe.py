@@ -63,6 +63,7 @@ def _ranges(content: bytes, tool: quantizer.Quantizer, samples: list[list[np.nda
     The quantizer's own rule is a moving average of each sample's range, which forgets the widest samples and clips them.
     """
     observer = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-    named = [{f"args_{i}": x for i, x in enumerate(sample)} for sample in samples]
+    # The file takes indices in 32 bits, whatever the model does.
+    named = [{f"args_{i}": x.astype(np.int32) if x.dtype == np.int64 else x for i, x in enumerate(sample)} for sample in samples]
     observer.calibrate({"serving_default": named}, tool._recipe_manager)
     return observer.get_model_qsvs()
