@@ -54,4 +54,4 @@ Warmup = Annotated[float | None, typer.Option(help="Seconds of warm-up, at least
 Cooldown = Annotated[float | None, typer.Option("--cooldown-c", help="First wait until it is at most this warm.", show_default=False)]
 Profile = Annotated[bool, typer.Option("--profile", help="Also times per op, where the runtime tells them.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Ratios against the first, with their interval.")]
-Runner = Annotated[Path | None, typer.Option(help="A runner for a device without Python, e.g. benchmark_model.", show_default=False)]
+Runner = Annotated[Path | None, typer.Option(help="A program for a device without Python.", show_default=False)]
