@@ -195,6 +195,7 @@ def read_records(folder: Path) -> dict[str, Any]:
     found["artifacts"] = exported.artifacts if exported else ()
     found["refused"] = exported.refused if exported else ()
     found["results"] = tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json")))
+    found["evaluations"] = tuple(read(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json")))
     return found
 
 

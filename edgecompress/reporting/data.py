@@ -4,6 +4,7 @@ import math
 import shlex
 from collections import Counter
 
+from edgecompress.accuracy import Evaluation
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -14,6 +15,7 @@ from edgecompress.records import (
     QuantizeResult,
     RefusedArtifact,
 )
+from edgecompress.reporting.accuracies import accuracies
 from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
 from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
@@ -31,6 +33,7 @@ def build(
     artifacts: tuple[Artifact, ...] = (),
     refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
+    evaluations: tuple[Evaluation, ...] = (),
     run: str,
     created_at: str,
     version: str,
@@ -45,16 +48,26 @@ def build(
     """
     groups, unmeasured, left_out = compare(artifacts, results)
     groups, earlier = newest(groups)
+    scored, unknown = accuracies(artifacts, evaluations)
+    left_out += (*unknown, *(evaluation.problem for evaluation in evaluations if evaluation.problem))
     layers = layer_table(stats, plan, decomposed)
     return Report(
         title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
         created_at=created_at,
         version=version,
         verdict=conclude(
-            groups, unmeasured, layers, plan=plan, decomposed=decomposed, finetuned=finetuned, refused=refused, left_out=left_out
+            groups,
+            unmeasured,
+            layers,
+            plan=plan,
+            decomposed=decomposed,
+            finetuned=finetuned,
+            refused=refused,
+            left_out=left_out,
         ),
         groups=groups,
         unmeasured=unmeasured,
+        accuracies=scored,
         layers=layers,
         training=training(finetuned),
         quantization=quantization(quantized),

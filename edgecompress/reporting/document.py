@@ -107,6 +107,34 @@ class Group(Record, frozen=True, kw_only=True):
     told: tuple[tuple[str, str], ...] = ()
 
 
+class Scored(Record, frozen=True, kw_only=True):
+    """One artifact on labelled inputs on a device.
+
+    Attributes:
+        change_points: Against the dense fp32 file on the same device and samples.
+        problem: Why its outputs there are not those here; "" when they are.
+    """
+
+    artifact: str
+    top1: float
+    change_points: float | None
+    top5: float | None
+    host_top1: float
+    agreement: float | None
+    problem: str = ""
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """Accuracies that may be compared: one device, runtime, number of threads and the same samples."""
+
+    device: DeviceInfo
+    backend: str
+    data: str
+    samples: int
+    rows: tuple[Scored, ...]
+    reason: str = ""
+
+
 class Layer(Record, frozen=True, kw_only=True):
     """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer."""
 
@@ -198,6 +226,7 @@ class Report(Record, frozen=True, kw_only=True):
     verdict: Verdict
     groups: tuple[Group, ...]
     unmeasured: tuple[Row, ...]
+    accuracies: tuple[Accuracy, ...]
     layers: Layers | None
     training: Training | None
     quantization: Quantization | None

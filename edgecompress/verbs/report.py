@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from edgecompress.accuracy import Evaluation
 from edgecompress.files import write_atomic
 from edgecompress.records import (
     Artifact,
@@ -32,6 +33,7 @@ def report(
     artifacts: tuple[Artifact, ...] = (),
     refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
+    evaluations: tuple[Evaluation, ...] = (),
 ) -> Report:
     """Write `report.json` and `report.html` into `folder`, and return what they say.
 
@@ -50,6 +52,7 @@ def report(
         artifacts=artifacts,
         refused=refused,
         results=results,
+        evaluations=evaluations,
         # An absolute path would tell strangers the name of the user's home.
         run=folder.name if folder.is_absolute() else str(folder),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
