@@ -2,16 +2,23 @@
 
 import math
 import re
+from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import torch
+from ai_edge_litert.tools import flatbuffer_utils
+from support.require import unavailable
 from torch import nn
 
-from edgecompress.errors import ParityError
-from edgecompress.records import Parity
+from edgecompress.errors import ConfigError, ParityError, ToolchainError
+from edgecompress.files import sha256
+from edgecompress.records import Artifact, Parity, read, to_json
 from edgecompress.targets import SCHEMES, Scheme
-from edgecompress.verification import compare, gate, keep_reference
-from edgecompress.weights import read_state
+from edgecompress.verbs.verify import verify
+from edgecompress.verification import allowing, compare, gate, keep_reference, manifest_path
+from edgecompress.weights import read_state, save_state
 
 REFERENCE = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.0]])
 
@@ -117,3 +124,103 @@ def test_the_reference_of_large_inputs_stays_small(tmp_path):
     assert len(read_state(tmp_path / "reference.safetensors")["input_0"]) == 6
     keep_reference(tmp_path, (torch.zeros(1, 3, 700, 700),), {"dense": nn.Flatten()})
     assert len(read_state(tmp_path / "reference.safetensors")["input_0"]) == 1
+
+
+# Published artifacts, verified again
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "truncated": content[: len(content) // 2],
+        "head": b"\xff" * 64 + content[64:],
+        "tail": content[:-2000] + b"\xff" * 2000,
+    }
+
+
+@pytest.fixture
+def published(tiny, tiny_samples):
+    """The tiny models with their manifests and the reference that `verify` reads."""
+    inputs, outputs = (torch.from_numpy(array) for array in tiny_samples)
+    save_state({"input_0": inputs, "dense_output_0": outputs}, tiny / "reference.safetensors")
+    return tiny
+
+
+def forge(path: Path, content: bytes) -> None:
+    """Damage a file, and make its manifest agree."""
+    path.write_bytes(content)
+    manifest = manifest_path(path)
+    made = msgspec.structs.replace(read(manifest, Artifact), sha256=sha256(path), size_bytes=len(content))
+    manifest.write_bytes(to_json(made))
+
+
+@pytest.mark.parametrize("name", ["tiny.tflite", "tiny-int8.tflite", "tiny.ptl"])
+def test_a_file_that_is_not_its_manifests_fails_by_its_hash_and_its_whole_self_passes(published, name):
+    path = published / name
+    assert verify(path).parity.samples == 16
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ParityError, match=rf"{name}: its SHA-256 is \w+…, the manifest says \w+…; export or copy it again"):
+        verify(path)
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "head", "tail"])
+@pytest.mark.parametrize("name", ["tiny.tflite", "tiny.ptl"])
+def test_a_damaged_file_with_a_manifest_to_match_is_refused_by_its_runtime_and_nothing_is_written(published, name, how):
+    path = published / name
+    forge(path, damaged(path.read_bytes())[how])
+    before = {file.name: file.read_bytes() for file in published.iterdir()}
+    with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: .* refused it: .*; export it again"):
+        verify(path)
+    assert {file.name: file.read_bytes() for file in published.iterdir()} == before
+
+
+def test_other_weights_in_a_whole_file_are_a_departure(published):
+    path = published / "tiny.tflite"
+    content = bytearray(path.read_bytes())
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    largest = max((b for b in model.buffers if b.data is not None), key=lambda b: len(b.data))
+    largest.data = np.frombuffer(largest.data.tobytes(), np.float32)[::-1].copy().view(np.uint8)
+    forge(path, bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+    with pytest.raises(ParityError, match=r"tiny\.tflite: departs from the model: largest difference"):
+        verify(path)
+
+
+def test_a_runtime_that_dies_is_a_toolchains_failure_and_its_signal_is_named(published, tmp_path):
+    runtime = tmp_path / "python"
+    runtime.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    runtime.chmod(0o755)
+    with pytest.raises(ToolchainError, match=r"^tiny\.tflite: the runner crashed \(SIGSEGV\): the file is damaged"):
+        verify(published / "tiny.tflite", also_python=str(runtime))
+
+
+OLD_RUNTIME = Path(__file__).parents[1] / ".venv-tflite-runtime/bin/python"
+PREBUILT = Path(__file__).parents[1] / "examples/prebuilt"
+
+
+def old_runtime() -> str:
+    if not OLD_RUNTIME.exists():
+        unavailable("no .venv-tflite-runtime: make it with `make .venv-tflite-runtime/installed`")
+    return str(OLD_RUNTIME)
+
+
+def test_the_gate_finds_what_tflite_runtime_computes_wrongly():
+    """tflite-runtime 2.14.0 loads today's int8-dynamic files, says nothing, and answers at random."""
+    path = PREBUILT / "resnet20_fashion_mnist-int8-dynamic.tflite"
+    assert verify(path).parity.top1_agreement > 0.95
+    with pytest.raises(ParityError, match=r"int8-dynamic\.tflite in tflite-runtime 2\.14\.0: departs .*; here it agrees, so that runtime"):
+        verify(path, also_python=old_runtime())
+
+
+def test_a_file_that_another_runtime_computes_rightly_says_so():
+    found = verify(PREBUILT / "resnet20_fashion_mnist-fp32.tflite", also_python=old_runtime())
+    assert found.notes[-1] == "also verified in tflite-runtime 2.14.0: top-1 agreement 100.00% on 64 samples"
+
+
+def test_an_interpreter_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"^nowhere/python: no such interpreter"):
+        verify(PREBUILT / "resnet20_fashion_mnist-fp32.tflite", also_python="nowhere/python")
+
+
+def test_few_samples_are_allowed_two_standard_errors():
+    assert allowing(SCHEMES["int8-static"], 64).min_agreement == pytest.approx(0.98 - 2 * math.sqrt(0.98 * 0.02 / 64))
+    assert allowing(SCHEMES["fp32"], 64) == SCHEMES["fp32"]
