@@ -47,6 +47,14 @@ def test_no_serial_takes_the_only_device_and_refuses_to_guess(adb_end):
     assert second.serial in str(caught.value)
 
 
+@pytest.mark.parametrize("serial", ["R5%41", "a b", "50%", "%2541"])
+def test_the_address_of_the_list_opens_the_device_of_the_list(adb_server, monkeypatch, serial):
+    monkeypatch.setattr(adb_module, "_states", lambda adb: {serial: "device", "R5A": "device"})
+    url = next(info.url for info in adb_module.attached() if info.serial == serial)
+    with open_device(url) as device:
+        assert (device.serial, device.url) == (serial, url)
+
+
 def test_an_address_is_connected_to(adb_end):
     end = adb_end(attach=False)
     with open_device(end.url) as device:

@@ -72,7 +72,7 @@ def attached() -> tuple[DeviceInfo, ...]:
     except DeviceError as error:
         return (DeviceInfo(url="adb://", serial="", state="failed", problem=str(error)),)
     return tuple(
-        DeviceInfo(url=f"adb://{serial}", serial=serial, state="ready" if state == "device" else state, problem=_problem(serial, state))
+        DeviceInfo(url=_url(serial), serial=serial, state="ready" if state == "device" else state, problem=_problem(serial, state))
         for serial, state in states.items()
     )
 
@@ -81,7 +81,7 @@ class AdbDevice(Closing):
     """One attached device. Use `open_adb`."""
 
     def __init__(self, serial: str, adb: str) -> None:
-        self.url = f"adb://{serial}"
+        self.url = _url(serial)
         self.serial = serial
         self.python = "python3"
         self.base = PurePosixPath("/data/local/tmp")  # /sdcard is mounted noexec
@@ -192,6 +192,11 @@ def _problem(serial: str, state: str) -> str:
 
 def _transfer_time_s(size_bytes: int) -> float:
     return 60.0 + size_bytes / BYTES_PER_S
+
+
+def _url(serial: str) -> str:
+    """Return the address that `open_adb` reads as this serial; a blank may stand as it is, `%41` would be read as A."""
+    return f"adb://{serial.replace('%', '%25')}"
 
 
 def open_adb(rest: str) -> AdbDevice:
