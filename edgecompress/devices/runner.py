@@ -225,14 +225,7 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
             extra = {"run.sh": here / "run.sh", **extra}
             extra["run.sh"].write_text(foreign.script(stranger, request), encoding="utf-8", newline="\n")
         send(run.device, work, {**kept, "request.json": here / "request.json", **extra}, keep=kept)
-        start = [str(work / "runner")] if run.runner else [run.python, str(work / "runner.py")]
-        if stranger:
-            start = ["sh", str(work / "run.sh")]
-        if run.runner and request.cpu_mask:
-            start = ["taskset", request.cpu_mask, *start]
-        # The shell leaves its process id behind and becomes the runner, so that an interrupted run can be ended.
-        argv = ["sh", "-c", 'echo $$ >"$0/pid"; exec "$@"', str(work), *start, str(work / "request.json")]
-        done = run.device.run(argv, timeout_s=run.timeout_s)
+        done = run.device.run(_command(run, request, work, stranger), timeout_s=run.timeout_s)
         reply_file = here / request.reply
         if done.returncode != 0:
             # A runner that failed in an orderly way says why; one that died left no reply.
@@ -252,6 +245,15 @@ def _attempt(run: _Run, request: RunnerRequest, files: Sequence[Path], extra: di
         if outputs is not None:
             run.device.pull(work / request.outputs, outputs, max_bytes=MAX_OUTPUTS_BYTES)
         return reply
+
+
+def _command(run: _Run, request: RunnerRequest, work: PurePosixPath, stranger: str) -> list[str]:
+    """Return what is run there: our runner in Python, a program that obeys the protocol, or the script for a stranger."""
+    start = ["sh", str(work / "run.sh")] if stranger else [str(work / "runner")] if run.runner else [run.python, str(work / "runner.py")]
+    if run.runner and request.cpu_mask:
+        start = ["taskset", request.cpu_mask, *start]
+    # The shell leaves its process id behind and becomes the runner, so that an interrupted run can be ended.
+    return ["sh", "-c", 'echo $$ >"$0/pid"; exec "$@"', str(work), *start, str(work / "request.json")]
 
 
 @contextmanager
