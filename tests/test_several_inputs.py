@@ -19,7 +19,11 @@ from edgecompress.distillation import agreement, divergence, scores_of
 from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.models import forward
 from edgecompress.program import to_program
+from edgecompress.targets import SCHEMES
+from edgecompress.verbs.export import Evidence
+from edgecompress.verbs.export import export as export_one
 from edgecompress.verbs.finetune import FinetuneOptions
+from edgecompress.verbs.quantize import spec
 from edgecompress.verification import compare, keep_reference, read_reference
 
 NETWORKS = ("two", "tokens", "audio", "unet")
@@ -31,37 +35,48 @@ GIVEN = {
     "calibration_samples": 64,
     "repetitions": 3,
     "macs_ratio": 0.6,
-    "scheme": ("fp32", "int8-static"),
     "min_int8_agreement": 0.9,  # of the smallest networks that learn anything
 }
-QUICK = [("two", "torchscript"), ("tokens", "torchscript")]
-REST = [(name, format_name) for format_name in ("torchscript", "tflite") for name in NETWORKS if (name, format_name) not in QUICK]
+BOTH = ("fp32", "int8-static")
+ALL = [
+    pytest.param(name, form, BOTH, marks=pytest.mark.slow, id=f"{name}-{form}") for form in ("torchscript", "tflite") for name in NETWORKS
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "format_name"), [*QUICK, *(pytest.param(*rest, marks=pytest.mark.slow) for rest in REST)], ids=lambda value: value
-)
-def test_the_whole_job_from_python(name, format_name, tmp_path):
+@pytest.mark.parametrize(("name", "format_name", "schemes"), [pytest.param("two", "torchscript", BOTH[1:], id="quick"), *ALL])
+def test_the_whole_job_from_python(name, format_name, schemes, tmp_path):
     train, held_out = sets(name)
-    made = edgecompress.export(
-        trained(name), example(name), name=name, run=tmp_path, train_data=train, eval_data=held_out, format=(format_name,), **GIVEN
-    )
-    assert sorted((a.model, a.quant.scheme) for a in made.artifacts) == [
-        ("compressed", "fp32"),
-        ("compressed", "int8-static"),
-        ("dense", "fp32"),
-    ]
+    given = GIVEN | {"format": (format_name,), "scheme": schemes}
+    made = edgecompress.export(trained(name), example(name), name=name, run=tmp_path, train_data=train, eval_data=held_out, **given)
+    assert {(a.model, a.quant.scheme) for a in made.artifacts} == {("dense", "fp32"), *(("compressed", scheme) for scheme in schemes)}
     calibration = load_file(tmp_path / "calibration.safetensors")
     assert {key: (len(x), x.dtype) for key, x in calibration.items()} == {f"input_{i}": (64, x.dtype) for i, x in enumerate(example(name))}
     for artifact in made.artifacts:
         assert len(artifact.inputs) == len(example(name))
         assert (artifact.top1 is None) == (name == "unet")
-        assert artifact.parity.samples == 100
-        path = tmp_path / "artifacts" / artifact.path
-        assert edgecompress.verify(path).parity.max_rel <= max(1e-4, 2 * artifact.parity.max_rel)
-        if name != "unet":
-            (record,) = edgecompress.evaluate([path], data=held_out, samples=40)
-            assert (record.samples, record.top1, record.problem) == (40, record.host_top1, "")
+    path = tmp_path / "artifacts" / made.artifacts[-1].path
+    assert edgecompress.verify(path).parity.max_rel <= max(1e-4, 2 * made.artifacts[-1].parity.max_rel)
+    if name != "unet":
+        (record,) = edgecompress.evaluate([path], data=held_out, samples=40)
+        assert (record.samples, record.top1, record.problem) == (40, record.host_top1, "")
+
+
+def test_indices_reach_an_artifact_as_they_are(tmp_path):
+    inputs = tuple(x[SAMPLES : SAMPLES + 30] for x in case("tokens").inputs)
+    made = export_one(
+        trained("tokens"),
+        example("tokens"),
+        folder=tmp_path,
+        name="tokens",
+        variant="dense",
+        format="torchscript",
+        quant=spec("fp32", 0),
+        limits=SCHEMES["fp32"],
+        evidence=Evidence(inputs=inputs),
+    )
+    assert [(x.shape, x.dtype) for x in made.inputs] == [((1, 12), "int64")]
+    (measured,) = edgecompress.bench([tmp_path / made.path], repetitions=2)
+    assert len(measured.latency_ms) == 2
 
 
 @pytest.mark.slow
@@ -290,7 +305,9 @@ def test_images_in_files_are_no_input_of_several(tmp_path):
 def refusal(name, tmp_path, data):
     """Run the whole job on bad data; what is left is options and finished steps, no half of one."""
     with pytest.raises(EdgeCompressError) as caught:
-        edgecompress.export(trained(name), example(name), name=name, run=tmp_path, train_data=data, format=("torchscript",), **GIVEN)
+        edgecompress.export(
+            trained(name), example(name), name=name, run=tmp_path, train_data=data, format=("torchscript",), scheme=BOTH, **GIVEN
+        )
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("*.ptl*"))
     return str(caught.value)
