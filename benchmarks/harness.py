@@ -124,7 +124,7 @@ def on_devices(rows: Rows, folder: Path, *, pushes: int) -> None:
         for name, value in stack.enter_context(running_adb_server(require("adb", "adb"), ssh.home)).items():
             patch.setenv(name, value)
         root = folder / "android"
-        argv = [sys.executable, DEVICE_END, "--root", root]
+        argv = [sys.executable, DEVICE_END, "--root", root, "--userland", "host"]
         end = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
         stack.callback(end.terminate)
         serial = f"127.0.0.1:{end.stdout.readline().strip()}"

@@ -113,7 +113,7 @@ def phones(adb_server, tmp_path):
         def keep_alive(number, port):
             root = tmp_path / f"phone{number}"
             root.mkdir()
-            argv = [sys.executable, DEVICE_END, "--root", root, "--port", str(port)]
+            argv = [sys.executable, DEVICE_END, "--root", root, "--port", str(port), "--userland", "host"]
             while not over.is_set():
                 process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
                 process.stdout.readline()
