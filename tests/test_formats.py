@@ -1,0 +1,44 @@
+"""ONNX and ExecuTorch files from export to accuracy: converted, proved, measured and scored as the targets' own formats are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.networks import Net, digits, trained
+
+from edgecompress.records import QuantSpec
+from edgecompress.targets import FORMATS, SCHEMES
+from edgecompress.verbs.bench import bench
+from edgecompress.verbs.evaluate import evaluate
+from edgecompress.verbs.export import Evidence, export
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("form", ["onnx", "executorch"])
+def test_every_scheme_is_proved_measured_and_scored(form: str, tmp_path: Path) -> None:
+    net, (train, test) = trained(Net()), digits()
+    evidence = Evidence(inputs=(test.inputs,), labels=test.labels, data="digits")
+    manifests = [
+        export(
+            net,
+            (torch.zeros(1, 1, 8, 8),),
+            folder=tmp_path,
+            name="net",
+            variant="compressed",
+            format=form,
+            quant=QuantSpec(scheme=scheme, calibration_samples=100),
+            limits=SCHEMES[scheme],
+            evidence=evidence,
+            calibration=(train.inputs[:100],),
+            labels=tuple("0123456789"),
+        )
+        for scheme in FORMATS[form].schemes
+    ]
+    files = [tmp_path / manifest.path for manifest in manifests]
+    assert [path.name for path in files] == [f"net-{scheme}{FORMATS[form].suffix}" for scheme in FORMATS[form].schemes]
+    assert all(manifest.inputs[0].layout == "NCHW" and manifest.parity is not None for manifest in manifests)
+    measured = bench(files, repetitions=5, warmup_s=0)
+    assert all(len(result.latency_ms) == 5 and result.threads == 1 for result in measured)
+    scored = evaluate(files, data=test, samples=100)
+    assert all(result.top1 >= 0.8 for result in scored)
