@@ -188,7 +188,7 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
 @pytest.mark.parametrize(
     ("form", "scheme", "layer"),
     [
-        ("torchscript", "fp32", "blocks.1.main.3"),
+        pytest.param("torchscript", "fp32", "blocks.1.main.3", marks=pytest.mark.slow),
         ("torchscript", "int8-static", "blocks.0.main.4"),
         pytest.param("tflite", "fp32", "blocks.0.side.0", marks=pytest.mark.slow),
         pytest.param("tflite", "int8-static", "blocks.1.main.0", marks=pytest.mark.slow),
@@ -224,7 +224,7 @@ def test_a_scheme_that_destroys_a_layer_is_told_from_a_wrong_converter(residual,
     assert manifest.departure.layer in {"stem.0", "blocks.0.main.0", "blocks.0.side.0"}
     assert manifest.departure.scheme_alone
     assert "so the scheme hurts" in message
-    assert manifest.simulated.sqnr_db > 3 + manifest.parity.sqnr_db
+    assert manifest.departure.simulated_db < 20
 
 
 @pytest.mark.slow
