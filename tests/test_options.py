@@ -27,7 +27,7 @@ def test_what_is_given_replaces_and_none_keeps():
         ({"macs_ratio": "half"}, r"options: Expected `float`, got `str` - at `\$.macs_ratio`"),
         ({"epochs": 2.5}, "options: Expected `int`"),
         ({"target": "iphone"}, "unknown target 'iphone'; choose from android, raspberry-pi"),
-        ({"format": ("onnx",)}, "unknown format 'onnx'; choose from tflite, torchscript"),
+        ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript, "),
         ({"tflite_route": "magic"}, "unknown TFLite route 'magic'; choose from auto, litert-torch, onnx2tf, fastest"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; choose from sgd, adamw"),
         ({"macs_ratio": 0.0}, "macs_ratio 0.0: must be above 0 and at most 1"),

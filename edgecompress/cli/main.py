@@ -4,11 +4,13 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import typer
 
+from edgecompress.cli import parameters
 from edgecompress.cli.artifacts import COMMANDS as LOOKING
 from edgecompress.cli.evaluate import COMMANDS as SCORING
 from edgecompress.cli.inspect import COMMANDS as INSPECTING
@@ -16,6 +18,8 @@ from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
 
 INTERRUPTED: Final = 130
+SCREEN: Final = 14  # options whose help fits one
+EVERY_OPTION: Final = "--help-all"
 # Typer brings its own click since 0.29, and used the package before; either way this is what it raises for a misspelt command line.
 UsageFault: Final[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -24,6 +28,25 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgecompress {version('edgecompress')}")
         raise typer.Exit
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help fits a screen: where it would not, what is seldom needed is left to --help-all."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        every = self.params
+        seldom = [option for option in every if option.name in parameters.SELDOM]
+        if len(every) <= SCREEN or (ctx.find_root().obj or {}).get(EVERY_OPTION):
+            return super().format_options(ctx, formatter)
+        self.params = [option for option in every if option not in seldom]
+        try:
+            super().format_options(ctx, formatter)
+        finally:
+            self.params = every
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"{EVERY_OPTION} shows {len(seldom)} more.")
+        return None
 
 
 app = typer.Typer(
@@ -36,9 +59,10 @@ app = typer.Typer(
     help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
-for command in (*BUILDING, *LOOKING, *INSPECTING, *SCORING):
+EVERY: Final[tuple[Callable[..., Any], ...]] = (*BUILDING, *LOOKING, *INSPECTING, *SCORING)
+for command in EVERY:
     what, example, line = (inspect.getdoc(command) or "").partition("Example: ")
-    app.command(help=what, epilog=example + line)(command)
+    app.command(help=what, epilog=example + line, cls=Command)(command)
 
 
 @app.callback()
@@ -64,8 +88,10 @@ def main(argv: list[str] | None = None) -> None:
             logging.getLogger(noisy).setLevel(logging.ERROR)
     if not arguments and (debug or verbose):
         arguments = ["--help"]
+    if everything := _take(arguments, EVERY_OPTION):
+        arguments.append("--help")
     try:
-        status = app(args=arguments, prog_name="edgecompress", standalone_mode=False)
+        status = app(args=arguments, prog_name="edgecompress", standalone_mode=False, obj={EVERY_OPTION: everything})
     except (EdgeCompressError, KeyboardInterrupt, typer.Abort, UsageFault, BrokenPipeError) as error:
         if debug:
             raise

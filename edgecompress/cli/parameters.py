@@ -1,7 +1,7 @@
 """Options that several commands share: one name, one help text, one type each. None means: not given, keep what the run has."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -55,3 +55,41 @@ Cooldown = Annotated[float | None, typer.Option("--cooldown-c", help="First wait
 Profile = Annotated[bool, typer.Option("--profile", help="Also times per op, where the runtime tells them.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Ratios against the first, with their interval.")]
 Runner = Annotated[Path | None, typer.Option(help="A program for a device without Python.", show_default=False)]
+
+# What a run takes, by the names in `edgecompress.options.Options`, in the order of the help.
+OF_RUN: Final[dict[str, Any]] = {
+    "target": ExportTarget,
+    "format": Format,
+    "scheme": Scheme,
+    "macs_ratio": MacsRatio,
+    "method": Method,
+    "layer": Layer,
+    "data_aware": DataAware,
+    "min_agreement": MinAgreement,
+    "epochs": Epochs,
+    "epoch_samples": EpochSamples,
+    "batch_size": BatchSize,
+    "optimizer": Optimizer,
+    "learning_rate": LearningRate,
+    "calibration_samples": CalibrationSamples,
+    "tflite_route": Route,
+    "layout": Layout,
+    "io": InputsAs,
+    "bytecode_version": Bytecode,
+    "verify_samples": VerifySamples,
+    "max_rel": MaxRel,
+    "min_int8_agreement": MinInt8,
+    "also_python": AlsoPython,
+    "convert_timeout_s": ConvertTimeout,
+    "convert_memory_gb": ConvertMemory,
+    "weights": Weights,
+    "data": Data,
+    "threads": Threads,
+    "seed": Seed,
+}
+# Named by --help-all alone, in commands of which the help would not fit a screen.
+SELDOM: Final = frozenset({
+    "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
+    "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",
+    "warmup", "cooldown_c", "inventory",
+})  # fmt: skip
