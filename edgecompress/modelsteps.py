@@ -122,6 +122,7 @@ class ModelSteps:
                 self.dense,
                 stats,
                 macs_ratio=o.macs_ratio,
+                allocator=o.allocator,
                 method=form.method,
                 options=form.options,
                 layers=fixed,
@@ -135,7 +136,8 @@ class ModelSteps:
             return msgspec.structs.replace(made, notes=(*left, *made.notes))
 
         guard = o.min_agreement if unrepaired else None
-        asked = (o.macs_ratio, o.method, sorted(fixed.items()), o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
+        budget = (o.macs_ratio, o.allocator, o.method, sorted(fixed.items()))
+        asked = (*budget, o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
         return self._step("plan", key(self.source, asked), CompressionPlan, make)
 
     def decompose(self) -> records.DecomposeResult:

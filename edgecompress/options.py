@@ -10,7 +10,7 @@ import msgspec
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
-from edgecompress.targets import FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
+from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
 
 AUTO: Final = "auto"
 
@@ -33,6 +33,7 @@ class Options(Record, frozen=True, kw_only=True):
         weights: Checkpoint of the dense model; "" for the recipe's own.
         data: A path that replaces the recipe's data functions.
         macs_ratio: MACs after over before.
+        allocator: How the budget is shared out among layers.
         method: Factorization for every layer, `METHOD` or `METHOD:KEY=VALUE,…`, or "auto".
         layer: Fixed choices, `NAME=METHOD:RANK`, `NAME=METHOD:RANK:KEY=VALUE,…` or `NAME=dense`.
         data_aware: Fit to what the layers read from calibration inputs, where a method can.
@@ -60,6 +61,7 @@ class Options(Record, frozen=True, kw_only=True):
     weights: str = ""
     data: str = ""
     macs_ratio: float = 0.35
+    allocator: str = "latency"
     method: str = AUTO
     layer: tuple[str, ...] = ()
     data_aware: bool = False
@@ -107,6 +109,7 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
     choose("type of inputs and outputs", made.io, IO_TYPES)
     for format_name in made.format:
         choose("format", format_name, tuple(FORMATS))
+    choose("allocator", made.allocator, ALLOCATORS)
     choose("optimizer", made.optimizer, OPTIMIZERS)
     if made.epochs < 0 or made.batch_size < 2 or made.epoch_samples < 2:
         raise ConfigError("fine-tuning: epochs must be at least 0, batch size and epoch samples at least 2")

@@ -84,6 +84,7 @@ TFLITE_TOOLCHAINS: Final = ("litert-torch", "onnx2tf")  # in order of preference
 TFLITE_ROUTES: Final = ("auto", *TFLITE_TOOLCHAINS, "fastest")
 LAYOUTS: Final = ("NHWC", "NCHW")
 IO_TYPES: Final = ("float32", "int8")
+ALLOCATORS: Final = ("latency", "minmax", "energy", "vbmf", "uniform")
 OPTIMIZERS: Final = ("sgd", "adamw")
 
 

@@ -10,6 +10,8 @@ from support.networks import Net, digits, trained
 from torch import nn
 from torch.nn import functional as F
 
+from edgecompress import targets
+from edgecompress.allocators import ALLOCATORS
 from edgecompress.counting import params_of
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS
@@ -314,3 +316,19 @@ def test_params_of_the_plan_are_those_of_the_module_with_shared_buffers_ignored(
 def test_a_plan_survives_json(net, stats, inputs):
     made = plan(net, stats, macs_ratio=0.5, inputs=inputs)
     assert msgspec.json.decode(msgspec.json.encode(made), type=type(made)) == made
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_every_allocator_keeps_the_budget(net, stats, inputs, name):
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs, allocator=name)
+    assert made.layers
+    assert made.macs <= 0.5 * made.macs_before
+
+
+def test_allocators_are_those_of_the_command_line():
+    assert tuple(ALLOCATORS) == targets.ALLOCATORS
+
+
+def test_vbmf_refuses_a_method_whose_ranks_it_cannot_estimate(net, stats):
+    with pytest.raises(UnsupportedError, match="cp3"):
+        plan(net, stats, macs_ratio=0.5, method="cp3", allocator="vbmf")

@@ -1,6 +1,5 @@
-"""Laws of what a plan is chosen from: ranks and candidates, their sensitivities between measured points, and the allocation."""
+"""Laws of what a plan is chosen from: ranks and candidates, and their sensitivities between measured points."""
 
-import itertools
 from itertools import pairwise
 
 import pytest
@@ -11,42 +10,12 @@ from support.networks import Net, trained
 from torch import nn
 
 from edgecompress.factorizations import METHODS
-from edgecompress.planning.allocation import allocate
 from edgecompress.planning.candidates import GRID, WORTH, dense, fitted, front, rank_grid, ranks, worthwhile
 from edgecompress.planning.sensitivity import interpolate
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.plan import QUICK
 
 QUICK_FORMS = tuple((method, {}) for method in QUICK)
-rows = st.lists(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1000)), min_size=1, max_size=4), min_size=1, max_size=4)
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(table=rows, budget=st.integers(1, 240))
-def test_allocation_is_optimal_and_within_the_budget(table, budget):
-    costs, losses = ([[pair[i] for pair in row] for row in table] for i in (0, 1))
-    picked = allocate(costs, losses, budget)
-    every = itertools.product(*(range(len(row)) for row in table))
-    fits = [p for p in every if sum(c[i] for c, i in zip(costs, p, strict=True)) <= budget]
-    if picked is None:
-        assert not fits
-    else:
-        loss = lambda p: sum(row[i] for row, i in zip(losses, p, strict=True))  # noqa: E731
-        assert tuple(picked) in fits
-        assert loss(picked) == min(map(loss, fits))
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(table=rows, scale=st.integers(1_000, 10_000_000), share=st.floats(0.05, 1))
-def test_allocation_never_exceeds_a_large_budget(table, scale, share):
-    costs = [[cost * scale + i for i, (cost, _) in enumerate(row)] for row in table]
-    losses = [[float(loss) for _, loss in row] for row in table]
-    budget = int(share * sum(max(row) for row in costs))
-    picked = allocate(costs, losses, budget)
-    if picked is None:
-        assert sum(min(row) for row in costs) > budget
-    else:
-        assert sum(row[i] for row, i in zip(costs, picked, strict=True)) <= budget
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -13,6 +13,7 @@ Data = Annotated[str | None, typer.Option(help="ImageFolder, .npz or idx files i
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
 
 MacsRatio = Annotated[float | None, typer.Option(help="MACs to keep, after over before [0.35].", show_default=False)]
+Allocator = Annotated[str | None, typer.Option(help="latency, minmax, energy, vbmf, uniform [latency].", show_default=False)]
 Method = Annotated[str | None, typer.Option(help="METHOD[:KEY=VALUE,…] for all layers [auto].", show_default=False)]
 Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK[:KEY=VALUE,…], NAME=dense.", show_default=False)]
 DataAware = Annotated[
@@ -62,6 +63,7 @@ OF_RUN: Final[dict[str, Any]] = {
     "format": Format,
     "scheme": Scheme,
     "macs_ratio": MacsRatio,
+    "allocator": Allocator,
     "method": Method,
     "layer": Layer,
     "data_aware": DataAware,
@@ -89,6 +91,7 @@ OF_RUN: Final[dict[str, Any]] = {
 }
 # Named by --help-all alone, in commands of which the help would not fit a screen.
 SELDOM: Final = frozenset({
+    "allocator",
     "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
     "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",
     "warmup", "cooldown_c", "inventory",

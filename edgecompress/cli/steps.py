@@ -36,7 +36,7 @@ STEPS: Final = {
         """Choose a form and rank for each layer, and say why.
 
         Example: edgecompress plan runs/resnet20_fashion_mnist --macs-ratio 0.5""",
-        ("macs_ratio", "method", "layer", "data_aware", "min_agreement", "weights", "data", "seed"),
+        ("macs_ratio", "allocator", "method", "layer", "data_aware", "min_agreement", "weights", "data", "seed"),
         lambda record, _: tables.plan(record),
     ),
     "decompose": Step(

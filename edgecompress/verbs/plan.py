@@ -8,14 +8,15 @@ from typing import Any, Final
 from torch import nn
 
 from edgecompress import batches
+from edgecompress.allocators import allocator_named, vbmf
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import options_of
 from edgecompress.models import tied_layers
 from edgecompress.options import AUTO, Choice
 from edgecompress.planning import guard, sensitivity
-from edgecompress.planning.allocation import allocate
 from edgecompress.planning.candidates import DENSE, Candidate, Form, Range, dense, fitted, front, one, worthwhile
+from edgecompress.planning.offers import offers
 from edgecompress.progress import Track, silent
 from edgecompress.records import CompressionPlan, LayerPlan, LayerStats, ModelStats, SkippedLayer
 
@@ -28,6 +29,7 @@ def plan(
     stats: ModelStats,
     *,
     macs_ratio: float = 0.35,
+    allocator: str = "latency",
     method: str = AUTO,
     options: Mapping[str, Any] | None = None,
     layers: Mapping[str, Choice | tuple[str, tuple[int, ...]]] | None = None,
@@ -42,6 +44,7 @@ def plan(
     Args:
         model: The dense model; left untouched.
         stats: What `analyze` found for it.
+        allocator: One of ALLOCATORS: how the budget is shared out.
         method: One of METHODS for every layer, or "auto" for svd or Tucker-2, whichever suits a layer best.
         options: Of the method, see its `Options`.
         layers: Fixed choices, layer → (method, rank), (method, rank, options) or ("dense", ()); the rest of the budget goes to the others.
@@ -53,12 +56,13 @@ def plan(
             with the dense model, measured on the second half of `inputs` after BatchNorm re-estimation on the first.
 
     Raises:
-        ConfigError: Unknown method, option or layer, or a budget that no choice of ranks reaches.
-        UnsupportedError: A fixed choice cannot take its layer.
+        ConfigError: Unknown allocator, method, option or layer, or a budget that no choice of ranks reaches.
+        UnsupportedError: A fixed choice cannot take its layer, or the allocator has no measure for a method.
         ToolchainError: A process that factorized layers died.
     """
     if not 0 < macs_ratio <= 1:
         raise ConfigError(f"macs ratio {macs_ratio}: must be above 0 and at most 1; 0.35 keeps 35% of the multiply-accumulates")
+    chooser = allocator_named(allocator)
     if method == AUTO and options:
         raise ConfigError(f"method {AUTO}: takes no options; name the method they are for")
     forms = [(name, dict(options or {})) for name in (QUICK if method == AUTO else (method,))]
@@ -73,8 +77,13 @@ def plan(
         losses = sensitivity.measure(model, candidates, few, data_aware=data_aware, track=track)
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
+    offered = offers(model, candidates, losses, weakened=chooser is vbmf)
+
     def at(ratio: float) -> CompressionPlan:
-        return _assemble(stats, candidates, reasons, losses, ratio, macs_ratio, fixed, notes)
+        picked = chooser.allocate(offered, math.floor(ratio * stats.macs + 1e-6))
+        if picked is None:
+            raise ConfigError(_too_little(stats, candidates, reasons, macs_ratio))
+        return _assemble(stats, candidates, reasons, losses, picked, macs_ratio, fixed, notes)
 
     made = at(macs_ratio)
     if min_agreement is None or not made.layers:
@@ -120,27 +129,13 @@ def _assemble(
     candidates: dict[str, list[Candidate]],
     reasons: dict[str, str],
     losses: sensitivity.Losses,
-    ratio: float,
+    picked: Sequence[int],
     asked: float,
     fixed: dict[str, Choice],
     notes: tuple[str, ...],
 ) -> CompressionPlan:
-    """Allocate `ratio` of the MACs and write the choice down."""
+    """Write down which candidate was picked for each layer, and why."""
     by_name = {layer.name: layer for layer in stats.layers}
-    costs = [[c.macs for c in found] for found in candidates.values()]
-    weights = [[losses[name, c.method, c.rank] for c in found] for name, found in candidates.items()]
-    picked = allocate(costs, weights, math.floor(ratio * stats.macs + 1e-6))
-    if picked is None:
-        floor = sum(min(row) for row in costs) / max(1, stats.macs)
-        enough = min(1.0, math.ceil(100 * floor) / 100)
-        if floor > 1:
-            raise ConfigError(f"macs ratio {asked:g}: the fixed layers alone take the network to {floor:.2f}; give them lower ranks")
-        if all(found[0].method == DENSE for found in candidates.values()):
-            name, reason = next(iter(reasons.items()))
-            raise ConfigError(
-                f"macs ratio {asked:g}: no layer can be factorized, {name} because {reason}; take another method or a ratio of 1"
-            )
-        raise ConfigError(f"macs ratio {asked:g}: the lowest this network reaches is {floor:.3f}; ask for at least {enough:.2f}")
     chosen, skipped = [], []
     for (name, found), i in zip(candidates.items(), picked, strict=True):
         layer, candidate = by_name[name], found[i]
@@ -183,3 +178,15 @@ def _why_dense(name: str, found: list[Candidate], losses: sensitivity.Losses) ->
     return (
         f"dense is worth its MACs: {mildest.method} {rank} would save {1 - mildest.macs / found[-1].macs:.0%} and cost {loss:.2g} of loss"
     )
+
+
+def _too_little(stats: ModelStats, candidates: dict[str, list[Candidate]], reasons: dict[str, str], asked: float) -> str:
+    """Say why a budget cannot be reached, and which can."""
+    floor = sum(min(c.macs for c in found) for found in candidates.values()) / max(1, stats.macs)
+    if floor > 1:
+        return f"macs ratio {asked:g}: the fixed layers alone take the network to {floor:.2f}; give them lower ranks"
+    if all(found[0].method == DENSE for found in candidates.values()):
+        name, reason = next(iter(reasons.items()))
+        return f"macs ratio {asked:g}: no layer can be factorized, {name} because {reason}; take another method or a ratio of 1"
+    enough = min(1.0, math.ceil(100 * floor) / 100)
+    return f"macs ratio {asked:g}: the lowest this network reaches is {floor:.3f}; ask for at least {enough:.2f}"

@@ -1,0 +1,44 @@
+"""Candidates as allocators see them: what each costs, and how bad it is by each allocator's measure."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from edgecompress.allocators import Offer
+from edgecompress.factorizations import METHODS, options_of
+from edgecompress.factorizations.ranks import evbmf
+from edgecompress.planning.candidates import DENSE, Candidate
+from edgecompress.planning.sensitivity import Losses
+
+
+def offers(model: nn.Module, candidates: Mapping[str, Sequence[Candidate]], losses: Losses, *, weakened: bool = False) -> list[list[Offer]]:
+    """Return the offers of every layer, in the order of the candidates; a cost is MACs.
+
+    Args:
+        weakened: Whether ranks are to be held against those that EVBMF estimates, which takes time.
+
+    Raises:
+        UnsupportedError: Weakening, and a method whose ranks EVBMF cannot estimate.
+    """
+    return [
+        [
+            Offer(
+                cost=c.macs,
+                loss=losses[name, c.method, c.rank],
+                error=c.relative_error,
+                spectral_error=c.spectral_error,
+                weakening=_weakening(name, model.get_submodule(name), c) if weakened else 0.0,
+            )
+            for c in found
+        ]
+        for name, found in candidates.items()
+    ]
+
+
+def _weakening(name: str, layer: nn.Module, candidate: Candidate) -> float:
+    """Return how far below full rank a candidate is, the full rank being 0 and EVBMF's 1, of the number of its rank that is furthest."""
+    if candidate.method == DENSE:
+        return 0.0
+    limit = METHODS[candidate.method].max_rank(layer, options_of(candidate.method, candidate.options))
+    noiseless = evbmf(layer, candidate.method, name=name, options=candidate.options)
+    return max((m - r) / max(1, m - v) for m, r, v in zip(limit, candidate.rank, noiseless, strict=True))
