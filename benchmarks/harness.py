@@ -2,10 +2,12 @@
 
 Measured on the adb device end and the sshd of the tests, and on this machine. Rows: seconds of a run that are not inference, with all on
 the device already (≤ 2); a 50 MB push beside the same by `adb push` and `scp` (≤ 1.5×), with `confirmed` beside it, which also
-hashes the file here and there; sending the same file again; how many of 20 comparisons of a file with itself hold 1 in their
+hashes the file here and there; sending the same file again; a farm of 8 devices for 40 jobs, of which every sixth kills its device, beside
+the schedule in which only the jobs take time (≤ 1.3×); how many of 20 comparisons of a file with itself hold 1 in their
 interval, on this machine as it is and beside a process that loads it (≥ 19).
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -22,12 +24,15 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
 from rows import Rows, parse  # noqa: E402
 from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
+from support.farm import ideal_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
 from support.require import require  # noqa: E402
-from support.ssh_server import running_sshd  # noqa: E402
+from support.ssh_server import SshServer, running_sshd  # noqa: E402
 
 from edgecompress.devices import open_device  # noqa: E402
 from edgecompress.devices.base import Device  # noqa: E402
+from edgecompress.devices.lease_store import SETTING as LEASES  # noqa: E402
 from edgecompress.devices.store import send  # noqa: E402
+from edgecompress.farm import run_farm  # noqa: E402
 from edgecompress.statistics import ratio  # noqa: E402
 from edgecompress.verbs.bench import bench  # noqa: E402
 
@@ -115,7 +120,21 @@ def repeatability(rows: Rows, name: str, *, runs: int, repetitions: int) -> None
              median_width=width, noisy=noisy)  # fmt: skip
 
 
-def on_devices(rows: Rows, folder: Path, *, pushes: int) -> None:
+def farm(rows: Rows, folder: Path, ssh: SshServer, *, job_s: float) -> None:
+    """Let 5 boards and 3 phones do 40 jobs that sleep, where every sixth run kills its device half way.
+
+    The peer is `ideal_s`: it pays for the half jobs that are lost, and for no start, connection, transfer, or return of a device.
+    """
+    todo, every = write_jobs(folder, 40), 6
+    with running_phones(folder, 3) as phones:
+        entries = name_boards(ssh, 5) + phones
+        spent = seconds(lambda: run_farm(entries, todo, write_sleeper(folder, job_s, every=every)))
+    died = len(list((folder / "runs").iterdir())) - len(todo)
+    peer = ideal_s(len(todo), len(entries), job_s, every)
+    rows.add(f"seconds of a farm, 8 devices, 40 jobs of {job_s:g} s", ours=spent, peer=peer, bound=1.3, died=died)
+
+
+def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float) -> None:
     """Start the adb device end and an sshd with homes of their own, and measure on both."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -123,11 +142,13 @@ def on_devices(rows: Rows, folder: Path, *, pushes: int) -> None:
         ssh.known_hosts.write_text(ssh.known_line())
         for name, value in stack.enter_context(running_adb_server(require("adb", "adb"), ssh.home)).items():
             patch.setenv(name, value)
+        patch.setenv(LEASES, str(folder / "leases.sqlite3"))
+        farm(rows, folder, ssh, job_s=job_s)
         root = folder / "android"
         argv = [sys.executable, DEVICE_END, "--root", root, "--userland", "host"]
         end = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
         stack.callback(end.terminate)
-        serial = f"127.0.0.1:{end.stdout.readline().strip()}"
+        serial = json.loads(end.stdout.readline())["serial"]
         adb("connect", serial)
         overhead(rows, "adb", f"adb://{serial}")
         overhead(rows, "ssh", ssh.url)
@@ -140,7 +161,7 @@ def main() -> None:
     options = parse(__doc__)
     rows = Rows()
     with tempfile.TemporaryDirectory() as name:
-        on_devices(rows, Path(name), pushes=2 if options.quick else 5)
+        on_devices(rows, Path(name), pushes=2 if options.quick else 5, job_s=3.0 if options.quick else 10.0)
     repetitions = 100 if options.quick else 400
     repeatability(rows, "as the machine is", runs=20, repetitions=repetitions)
     with load():

@@ -5,13 +5,13 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support.adb_server import DEVICE_END
+from support.farm import name_boards, running_phones, write_jobs, write_sleeper
 from support.ssh_server import free_port
 from test_leases import overlaps, turns
 
@@ -21,63 +21,17 @@ from edgecompress.errors import ConfigError
 from edgecompress.farm import FarmError, Lane, Schedule, Task, run_farm
 from edgecompress.records import Measuring
 
-# A runner that sleeps for a known time. Every few runs it kills, half way, what connects its device with us.
-RUNNER = """#!{python} -IS
-import hashlib, json, os, signal, sys, time
-SLEEP_S, EVERY, COUNTER = {sleep_s}, {every}, "{counter}"
-number = 0
-while True:
-    try:
-        os.close(os.open(COUNTER + "/" + str(number), os.O_CREAT | os.O_EXCL))
-        break
-    except FileExistsError:
-        number += 1
-folder = os.path.dirname(sys.argv[1])
-request = json.load(open(sys.argv[1]))
-contents = [open(folder + "/" + artifact["path"], "rb").read() for artifact in request["artifacts"]]
-data = contents[0]
-if EVERY and number % EVERY == EVERY - 1:
-    time.sleep(SLEEP_S / 2)
-    pid = os.getppid()
-    while not any(sign in open("/proc/%d/cmdline" % pid).read() for sign in ("emulated/android", "sshd")):
-        pid = int(open("/proc/%d/stat" % pid).read().rpartition(")")[2].split()[1])
-    os.kill(pid, 9)
-    time.sleep(60)
-time.sleep(SLEEP_S)
-{body}
-reply = {{"schema": 1, "nonce": request["nonce"], "runner": "sleeper", "threads": 1, "started_at": "2026-01-01T12:00:00+00:00",
-    "peak_rss_bytes": 1, "results": [{{"sha256": hashlib.sha256(content).hexdigest(), "backend": "sleep", "load_ms": 1.0,
-    "latency_ms": [1.0]}} for content in contents]}}
-open(folder + "/reply.tmp", "w").write(json.dumps(reply))
-os.rename(folder + "/reply.tmp", folder + "/" + request["reply"])
-"""
-
 
 @pytest.fixture
 def sleeper(tmp_path):
     """A function that writes a runner which sleeps."""
-
-    def write(sleep_s, *, every=0, body=""):
-        counter = tmp_path / "runs"
-        counter.mkdir()
-        path = tmp_path / "sleeper"
-        path.write_text(RUNNER.format(python=sys.executable, sleep_s=sleep_s, every=every, counter=counter, body=body))
-        return Measuring(runner=str(path))
-
-    return write
+    return partial(write_sleeper, tmp_path)
 
 
 @pytest.fixture
 def jobs(tmp_path):
     """A function that makes artifacts, a job each."""
-
-    def make(count):
-        files = [tmp_path / f"job{number:02}.tflite" for number in range(count)]
-        for number, path in enumerate(files):
-            path.write_bytes(b"model %d" % number)
-        return [[path] for path in files]
-
-    return make
+    return partial(write_jobs, tmp_path)
 
 
 @pytest.fixture
@@ -89,82 +43,37 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ssh_devices(ssh_server, monkeypatch):
-    """A function that names that many devices in ~/.ssh/config, all of them the one sshd; to each a connection of its own."""
+    """A function that names that many boards."""
 
     def name(count):
-        names = [f"board{number}" for number in range(count)]
         monkeypatch.setenv("HOME", str(ssh_server.home))  # adb's fixtures have another
-        config.write_text("".join(f"Host {name}\n  HostName 127.0.0.1\n  Port {ssh_server.port}\n" for name in names))
-        hosts = ",".join([f"[127.0.0.1]:{ssh_server.port}", *(f"[{name}]:{ssh_server.port}" for name in names)])
-        ssh_server.known_hosts.write_text(f"{hosts} {ssh_server.host_key}\n")
-        return [Entry(url=f"ssh://{name}", name=name) for name in names]
+        return name_boards(ssh_server, count)
 
-    config = ssh_server.home / ".ssh" / "config"
     yield name
-    config.unlink(missing_ok=True)
+    (ssh_server.home / ".ssh" / "config").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def phones(adb_server, tmp_path):
-    """A function that starts that many adb ends, each started again after a moment whenever it dies."""
+    """A function that starts that many phones."""
     with ExitStack() as stack:
-        over = threading.Event()
-
-        def keep_alive(number, port):
-            root = tmp_path / f"phone{number}"
-            root.mkdir()
-            argv = [sys.executable, DEVICE_END, "--root", root, "--port", str(port), "--userland", "host"]
-            while not over.is_set():
-                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-                process.stdout.readline()
-                started.release()
-                while process.poll() is None and not over.wait(0.05):
-                    pass
-                process.terminate()
-                process.communicate()
-                over.wait(0.2)
-
-        started = threading.Semaphore(0)
-
-        def start(count):
-            ports = [free_port() for _ in range(count)]
-            threads = [threading.Thread(target=keep_alive, args=pair) for pair in enumerate(ports)]
-            for thread in threads:
-                stack.callback(thread.join)
-            stack.callback(over.set)
-            for thread in threads:
-                thread.start()
-            for _ in threads:
-                assert started.acquire(timeout=20)
-            return [Entry(url=f"adb://127.0.0.1:{port}", name=f"phone{number}") for number, port in enumerate(ports)]
-
-        yield start
-
-
-def ideal_s(jobs, devices, sleep_s, every):
-    """The length of the schedule in which a free device takes the next job at once and nothing but sleeping takes time."""
-    free, left, number = [0.0] * devices, jobs, 0
-    while left:
-        at = min(range(devices), key=free.__getitem__)
-        dies = number % every == every - 1
-        free[at] += sleep_s / 2 if dies else sleep_s
-        left -= not dies
-        number += 1
-    return max(free)
+        yield lambda count: stack.enter_context(running_phones(tmp_path, count))
 
 
 def test_forty_jobs_on_eight_devices_that_die(ssh_devices, phones, sleeper, jobs, store):
-    sleep_s, every, todo, kept = 4.0, 6, jobs(40), []
-    entries = ssh_devices(5) + phones(3)
-    started = time.monotonic()
-    results = run_farm(entries, todo, sleeper(sleep_s, every=every), keep=kept.append)
-    took = time.monotonic() - started
+    todo, kept = jobs(40), []
+    results = run_farm(ssh_devices(5) + phones(3), todo, sleeper(0.5, every=6), keep=kept.append)
     assert [result.artifact for result in results] == [path.name for (path,) in todo]
     assert sorted(result.artifact for result in kept) == [path.name for (path,) in todo]
     rows = turns(store)
     assert len(rows) >= 40
     assert overlaps(rows) == []
-    assert took <= 3 * ideal_s(40, 8, sleep_s, every)  # one device at a time would take eight times the ideal
+    assert at_once(rows) > 4  # how close to the ideal schedule that comes is told by benchmarks/harness.py
+
+
+def at_once(rows):
+    """Return the most turns that there were at one time."""
+    return max(sum(start <= moment < end for _, _, start, end in rows) for _, _, moment, _ in rows)
 
 
 def test_the_job_of_a_crashed_runner_is_not_tried_again(ssh_devices, sleeper, jobs, store, tmp_path):
