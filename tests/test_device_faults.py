@@ -15,9 +15,9 @@ from support.ssh_server import make_key
 
 from edgecompress.cli import main
 from edgecompress.devices import adb as adb_module
+from edgecompress.devices import attempt as attempt_module
 from edgecompress.devices import open_device
 from edgecompress.devices import probe as probe_module
-from edgecompress.devices import runner as runner_module
 from edgecompress.devices import ssh as ssh_module
 from edgecompress.devices import store as store_module
 from edgecompress.devices.again import info_if_there
@@ -57,7 +57,7 @@ def impatient(monkeypatch):
         monkeypatch.setattr(module, "_transfer_time_s", lambda _: 3.0)
     monkeypatch.setattr(adb_module, "SHORT_S", 3.0)
     monkeypatch.setattr(adb_module, "BACK_S", 3.0)
-    monkeypatch.setattr(runner_module, "SHORT_S", 3.0)
+    monkeypatch.setattr(attempt_module, "SHORT_S", 3.0)
     monkeypatch.setattr(store_module, "SHORT_S", 3.0)
     monkeypatch.setattr(probe_module, "TIMEOUT_S", 3.0)
 
