@@ -1,0 +1,174 @@
+"""The files of one network, ResNet-20 on Fashion-MNIST: bytes and latency of each, and what int8 leaves of CP factors.
+
+In full the network is compressed and fine-tuned as `edgecompress export` does it, and published dense and compressed in every format and
+scheme that its format has; --quick takes the files of examples/prebuilt. Latencies are medians on one thread; files of one format are
+measured interleaved, each format in a process of its own.
+
+The CP rows replace the same layers at the same ranks by tensorly's parafac and by cp_epc, estimate BatchNorm anew and quantize both to int8
+static TFLite, nothing fine-tuned: points of top-1 that int8 takes, and what is left. --quick replaces two layers only.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rows import Rows, parse
+from tensorly.decomposition import parafac
+from torch import nn
+
+from edgecompress import programs
+from edgecompress.batches import Batch, take
+from edgecompress.batchnorm import reestimate
+from edgecompress.calibration import save_calibration
+from edgecompress.conversion import convert
+from edgecompress.data import fetch
+from edgecompress.distillation import top1
+from edgecompress.errors import EdgeCompressError
+from edgecompress.factorizations import Factors, factorize
+from edgecompress.factorizations.blocks import cp_chain
+from edgecompress.factorizations.blocks.layers import fill_bias, kernel
+from edgecompress.factorizations.ranks import parameter_rate
+from edgecompress.models import forward, replace
+from edgecompress.options import Options, updated
+from edgecompress.pipeline import Pipeline, limits_of
+from edgecompress.program import to_program, write_program
+from edgecompress.recipe import Recipe, load
+from edgecompress.records import BenchmarkResult, ConversionRequest
+from edgecompress.runs import open_run, trying
+from edgecompress.statistics import median
+from edgecompress.targets import FORMATS
+from edgecompress.tensors.cp import kernel_of
+from edgecompress.verbs.bench import bench
+from edgecompress.verbs.export import export
+from edgecompress.verbs.quantize import spec
+from edgecompress.verification import run
+
+PREBUILT = programs.REPOSITORY / "examples" / "prebuilt"
+RATE = 2.0  # times fewer parameters in each layer
+SWEEPS = 100
+CALIBRATION = 500
+
+
+def publish(recipe: Recipe, folder: Path) -> list[Path]:
+    """Publish the dense and the compressed network in every format and scheme; what is refused says so and is left out."""
+    with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, trying(opened, updated(Options(), {})):
+        steps = Pipeline(opened, recipe)
+        steps.finetune()
+        models, evidence = {"dense": steps.dense, "compressed": steps.compressed}, steps.evidence
+    calibration, _ = fetch(recipe.train_data(), CALIBRATION, seed=0)
+    made = []
+    for variant, model in models.items():
+        program, reference = to_program(model, recipe.example_inputs), forward(model, evidence.inputs)
+        for format_name, scheme in [(name, scheme) for name, known in FORMATS.items() for scheme in known.schemes]:
+            try:
+                manifest = export(
+                    model,
+                    recipe.example_inputs,
+                    folder=folder / "artifacts",
+                    name=recipe.name,
+                    variant=variant,
+                    format=format_name,
+                    quant=spec(scheme, CALIBRATION),
+                    limits=limits_of(scheme, Options()),
+                    evidence=evidence,
+                    program=program,
+                    reference=reference,
+                    calibration=calibration,
+                    route="litert-torch" if format_name == "tflite" else "",
+                )
+            except EdgeCompressError as error:
+                print(f"# refused: {error}", flush=True)
+            else:
+                made.append(folder / "artifacts" / manifest.path)
+    return made
+
+
+def files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
+    made = [path for known in FORMATS.values() for path in sorted(PREBUILT.glob(f"*{known.suffix}"))] if quick else publish(recipe, folder)
+    results = {result.artifact: result for result in bench(made, threads=1, repetitions=100 if quick else 1000)}
+    for name, result in results.items():
+        dense = results.get(name.replace(recipe.name, f"{recipe.name}-dense"))
+        if dense is not None and dense is not result:
+            rows.add(f"ms, {name} over its dense parent", ours=ms(result), peer=ms(dense), bound=1.0)
+            rows.add(f"bytes, {name} over its dense parent", ours=result.size_bytes, peer=dense.size_bytes, bound=1.0)
+    ours = results[f"{recipe.name}-int8-static.tflite"]
+    others = [result for result in results.values() if result is not ours]
+    fastest, smallest = min(others, key=ms), min(others, key=lambda result: result.size_bytes)
+    rows.add(f"ms, int8 static TFLite over the fastest other, {fastest.artifact}", ours=ms(ours), peer=ms(fastest), bound=1.0)
+    rows.add(
+        f"bytes, int8 static TFLite over the smallest other, {smallest.artifact}",
+        ours=ours.size_bytes,
+        peer=smallest.size_bytes,
+        bound=1.3,  # schemes of weights alone need no scales of activations, and 4 bits are half of 8
+    )
+
+
+def ms(result: BenchmarkResult) -> float:
+    return median(result.latency_ms)
+
+
+def convolutions(model: nn.Module, *, quick: bool) -> Iterator[tuple[str, nn.Conv2d]]:
+    for name, layer in model.named_modules():
+        able = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) and layer.in_channels > 1
+        if able and (not quick or name.startswith("layer1.0")):
+            yield name, layer
+
+
+def by_parafac(layer: nn.Conv2d, rank: int) -> Factors:
+    """The layers of cp_epc with the factors that tensorly finds."""
+    compact = factorize(layer, "cp_epc", (rank,), fit=False)
+    (k,) = kernel(layer)
+    weights, (area, inside, out) = parafac(kernel_of(k).x.numpy(), rank, n_iter_max=SWEEPS, tol=0, init="random", random_state=0)
+    cp_chain.write(compact, [[torch.from_numpy(factor) for factor in (area * weights, inside, out)]])
+    fill_bias(compact[-1], layer)
+    return compact
+
+
+def factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
+    dense = recipe.model().eval()
+    x, labels = fetch(recipe.eval_data(), 500 if quick else None)
+    train, _ = fetch(recipe.train_data(), 1000, seed=0)
+    models = {"cp_epc": copy.deepcopy(dense), "parafac": copy.deepcopy(dense)}
+    for name, layer in convolutions(dense, quick=quick):
+        (rank,) = parameter_rate(layer, "cp_epc", RATE)
+        replace(models["cp_epc"], name, factorize(layer, "cp_epc", (rank,), name=name))
+        replace(models["parafac"], name, by_parafac(layer, rank))
+    scores: dict[str, float] = {}
+    for name, model in models.items():
+        reestimate(model, [take(train, slice(i, i + 100)) for i in range(0, 1000, 100)])
+        scores[name] = 100 * top1(forward(model.eval(), x)[0], labels)
+        scores[f"{name} int8"] = 100 * top1(quantized(model, recipe, train, x, folder / name)[0], labels)
+    beside = {"dense": 100 * top1(forward(dense, x)[0], labels), **{name.replace(" ", "_"): found for name, found in scores.items()}}
+    lost = {name: scores[name] - scores[f"{name} int8"] for name in models}
+    rows.add("top-1 points that int8 static takes from CP factors, no fine-tuning", ours=lost["cp_epc"], peer=None, bound=1.0, **beside)
+    left = {name: beside["dense"] - scores[f"{name} int8"] for name in models}
+    rows.add("top-1 points lost in all, CP at the same MACs in int8 static", ours=left["cp_epc"], peer=left["parafac"], bound=1.0)
+
+
+def quantized(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch, folder: Path) -> Batch:
+    """What the int8 static TFLite file of a model gives for `x`."""
+    folder.mkdir()
+    write_program(to_program(model, recipe.example_inputs), folder / "program.pt2")
+    save_calibration(take(calibration, slice(CALIBRATION)), folder / "calibration.safetensors")
+    request = ConversionRequest(
+        program=str(folder / "program.pt2"),
+        output=str(folder / "model.tflite"),
+        scheme="int8-static",
+        calibration=str(folder / "calibration.safetensors"),
+    )
+    reply = convert("tflite", request)
+    return run(folder / "model.tflite", reply.inputs, reply.outputs, x)[0]
+
+
+def main() -> None:
+    quick, rows, recipe = parse(__doc__).quick, Rows(), load(str(programs.example()))
+    with tempfile.TemporaryDirectory() as folder:
+        files(rows, recipe, Path(folder), quick=quick)
+        factors(rows, recipe, Path(folder), quick=quick)
+    rows.end()
+
+
+if __name__ == "__main__":
+    main()
