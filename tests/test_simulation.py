@@ -6,9 +6,10 @@ from converter_models import Heads, Residual, settled
 from torch import nn
 
 from edgecompress.cutting import graph_of, layers_of
+from edgecompress.grids import RULES, asymmetric, symmetric
 from edgecompress.program import to_program
 from edgecompress.records import QuantSpec
-from edgecompress.simulation import RULES, Simulation, asymmetric, can_simulate, run_at, symmetric
+from edgecompress.simulation import Simulation, can_simulate, run_at
 from edgecompress.targets import SCHEMES
 from edgecompress.verification import sqnr_db
 

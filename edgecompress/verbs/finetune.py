@@ -1,34 +1,30 @@
 """Recover accuracy: re-estimate BatchNorm, then distil from the dense model. Resumable after every epoch, deterministic for a seed."""
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import msgspec
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from edgecompress import batches, checkpoint
 from edgecompress.batches import Batch
 from edgecompress.batchnorm import has_batchnorm, reestimate
 from edgecompress.data import Samples, describe, fetch
-from edgecompress.distillation import divergence, is_scores, scores_of, top1
+from edgecompress.distillation import is_scores, scores_of, top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import in_format, is_decomposed
 from edgecompress.progress import Track, silent
 from edgecompress.records import Epoch, FinetuneResult, Record
 from edgecompress.threads import threads
+from edgecompress.training import STEEPEST, drawn, loss_of, parted, schedule, seed_of
 
 BATCHNORM_SAMPLES: Final = 2048
 EVAL_BATCH: Final = 250
-WARM_UP: Final = 0.15  # of all epochs
-STEEPEST: Final = 1.0  # gradient; the error of an output of small numbers is over a small power, and steep
 NOTHING: Final = Samples(torch.empty(0), None, source="no data")
 
 
@@ -99,17 +95,17 @@ def finetune(
     with torch.random.fork_rng(devices=[]), threads(options.threads):
         if not epochs:
             started = time.perf_counter()
-            torch.manual_seed(_seed(options.seed, 0))
+            torch.manual_seed(seed_of(options.seed, 0))
             if repair:
-                reestimate(model, _inputs(data, example_inputs, options, track))
+                reestimate(model, _inputs(data, example_inputs, track))
             score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
         for number in range(len(epochs), options.epochs + 1):
             started = time.perf_counter()
-            torch.manual_seed(_seed(options.seed, number))
+            torch.manual_seed(seed_of(options.seed, number))
             loss = _epoch(model, teacher, data, example_inputs, optimizer, options, number, track)
             if number == options.epochs and repair:  # running averages follow the last few batches; what ships must not
-                reestimate(model, _inputs(data, example_inputs, options, track))
+                reestimate(model, _inputs(data, example_inputs, track))
             score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             rate = float(optimizer.param_groups[0]["lr"])
             epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
@@ -135,7 +131,7 @@ def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent, *, e
     if classes is None:
         return None
     right = total = 0
-    orders = _parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    orders = parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "evaluating", len(orders)):
         x, labels = fetch(data, indices, example=example_inputs, classes=classes)
         scores = scores_of(batches.run(model, x))
@@ -161,7 +157,7 @@ def _epoch(
     model.train()
     losses = []
     title = f"epoch {number}/{options.epochs}"
-    orders = _orders(data, options)
+    orders = drawn(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
     peak = options.learning_rate or USUAL_RATE[options.optimizer]
     low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
     for step, indices in enumerate(track(orders, title, len(orders))):
@@ -173,10 +169,7 @@ def _epoch(
             with torch.no_grad():
                 wanted = _in_full(batches.run(teacher, x))
             outputs = _in_full(batches.run(model, x))
-        loss = divergence(outputs, wanted, temperature=options.temperature)
-        scores = scores_of(outputs)
-        if labels is not None and scores is not None:
-            loss = options.distill * loss + (1 - options.distill) * F.cross_entropy(scores, labels)
+        loss = loss_of(outputs, wanted, labels, temperature=options.temperature, distill=options.distill)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
@@ -199,27 +192,10 @@ def _classes(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> i
     return None if scores is None else scores.shape[1]
 
 
-def _orders(data: "Dataset[Any]", options: FinetuneOptions) -> list[list[int]]:
-    """This epoch's samples in this epoch's order, both drawn from torch's seeded generator; a last batch of one would break BatchNorm."""
-    orders = _parted(torch.randperm(len(data))[: options.samples].tolist(), options.batch_size)  # type: ignore[arg-type]
-    return orders[:-1] if len(orders) > 1 and len(orders[-1]) == 1 else orders
-
-
-def _parted(indices: Sequence[int], size: int) -> list[list[int]]:
-    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-
-
-def _inputs(data: "Dataset[Any]", example: Batch | None, options: FinetuneOptions, track: Track) -> Iterator[Batch]:
-    orders = _orders(data, msgspec.structs.replace(options, samples=BATCHNORM_SAMPLES, batch_size=EVAL_BATCH))
+def _inputs(data: "Dataset[Any]", example: Batch | None, track: Track) -> Iterator[Batch]:
+    orders = drawn(len(data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "re-estimating BatchNorm", len(orders)):
         yield fetch(data, indices, example=example, labelled=False)[0]
-
-
-def schedule(done: float) -> float:
-    """Share of the peak learning rate when the fraction `done` of the training is over: linear warm-up, then half a cosine to zero."""
-    if done < WARM_UP:
-        return done / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
 def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
@@ -240,8 +216,3 @@ def _check(options: FinetuneOptions) -> None:
         raise ConfigError("fine-tuning: epochs must be ≥ 0, samples ≥ 2, batch size ≥ 2, learning rate ≥ 0")
     if options.optimizer not in USUAL_RATE:
         raise ConfigError(f"unknown optimizer {options.optimizer!r}; choose from {', '.join(USUAL_RATE)}")
-
-
-def _seed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch, so that a resumed run draws what the uninterrupted one would have."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
