@@ -29,6 +29,7 @@ GAP_DB: Final = 10.0
 FAULTLESS_DB: Final = 50.0
 # What float32 leaves of the worst healthy layer is 100 dB; a largest difference of 1e-4 of the range is some 76 dB.
 FLOAT_DB: Final = 85.0
+HEALTHY_DB: Final = 100.0
 HARMLESS_DB: Final = 20.0  # quantization noise that networks bear at every layer
 LOSS_DB: Final = 3.0  # a layer with at most half of the final noise is not where that comes from
 
@@ -52,6 +53,11 @@ class Blame(NamedTuple):
     def scheme_alone(self) -> bool | None:
         """Whether the scheme does as much harm without the converter."""
         return None if self.simulated_db is None else self.simulated_db < self.artifact_db + GAP_DB
+
+    @property
+    def rounding_alone(self) -> bool:
+        """Whether what is lost is the rounding of float32, which no layer is at fault for."""
+        return self.simulated_db is None and self.artifact_db >= HEALTHY_DB
 
 
 def worst(outputs: Sequence[Tensor], reference: Sequence[Tensor], graph_values: int) -> list[int]:
@@ -80,7 +86,7 @@ def first_departure(
     blame: Blame,
     simulation: Simulation | None = None,
     samples: Sequence[int] = (),
-    timeout_s: float = 240.0,
+    timeout_s: float = 120.0,
     track: Track = silent,
 ) -> Departure | None:
     """Return the first layer whose output departs from the model's; None when each by itself agrees, or none could be converted.
@@ -92,6 +98,8 @@ def first_departure(
         samples: What number each of them has among all.
         timeout_s: No conversion is started after this; the best answer until then is given, `exact` false.
     """
+    if blame.rounding_alone:
+        return None
     search = _Search(program, attempt, batch, blame, simulation, time.monotonic() + timeout_s)
     if blame.scheme_alone:
         search.simulate()

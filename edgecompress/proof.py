@@ -169,6 +169,8 @@ def described(departure: Departure) -> str:
 
 def _verdict(blame: Blame, scheme: str, format_name: str, samples: int) -> str:
     other = "another --tflite-route" if format_name == "tflite" else "another format"
+    if blame.rounding_alone:
+        return "that is the rounding of float32 and no layer is at fault: allow more with --max-rel"
     if blame.simulated_db is None:
         return f"nothing is quantized, so the converter or its runtime is wrong: try {other}"
     told = f"of {scheme} simulated in PyTorch leave {blame.simulated_db:.1f} dB where the artifact leaves {blame.artifact_db:.1f} dB"
