@@ -7,6 +7,7 @@ from statistics import median
 from typing import Literal
 
 import msgspec
+from torch.export import ExportedProgram
 
 from edgecompress import batches
 from edgecompress import data as datasets
@@ -18,6 +19,7 @@ from edgecompress.files import write_atomic
 from edgecompress.models import forward
 from edgecompress.modelsteps import ModelSteps, OnStep, ignore
 from edgecompress.options import Options, outputs
+from edgecompress.program import to_program
 from edgecompress.progress import Track, silent
 from edgecompress.proof import Departs
 from edgecompress.recipe import Recipe
@@ -102,6 +104,14 @@ class Pipeline(ModelSteps):
         return scores_of(forward(self.dense, self.recipe.example_inputs)) is not None
 
     @cached_property
+    def dense_program(self) -> ExportedProgram:
+        return to_program(self.dense, self.recipe.example_inputs, name=self.recipe.name)
+
+    @cached_property
+    def compressed_program(self) -> ExportedProgram:
+        return to_program(self.compressed, self.recipe.example_inputs, name=self.recipe.name)
+
+    @cached_property
     def dense_outputs(self) -> Batch:
         return forward(self.dense, self.evidence.inputs)
 
@@ -163,6 +173,7 @@ class Pipeline(ModelSteps):
                 quant=spec(scheme, 0 if calibration is None else batches.size(calibration)),
                 limits=limits,
                 evidence=self.evidence,
+                program=self.dense_program if variant == "dense" else self.compressed_program,
                 reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
                 calibration=calibration,
                 layout=layout,

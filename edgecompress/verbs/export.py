@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgecompress import batches
 from edgecompress.batches import Batch
@@ -44,6 +45,7 @@ def export(
     quant: QuantSpec,
     limits: Scheme,
     evidence: Evidence,
+    program: ExportedProgram | None = None,
     reference: Batch | None = None,
     calibration: Batch | None = None,
     route: str = "",
@@ -65,6 +67,7 @@ def export(
     Args:
         variant: "dense" or "compressed": which of the run's models this is.
         limits: The gate. A file that fails it is kept aside as `….rejected`, and nothing is published.
+        program: What `to_program` makes of `model`, where that is known already.
         reference: What `model` gives for the evidence, where that is known already.
         calibration: Each `(samples, …)` in the model's layout.
         also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
@@ -80,7 +83,8 @@ def export(
     rejected = path.with_name(f"{path.name}.rejected")
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as work_dir, replacing(path) as made:
         work = Path(work_dir)
-        program = to_program(model, example_inputs, name=name)
+        if program is None:
+            program = to_program(model, example_inputs, name=name)
         write_program(program, work / "program.pt2")
         if calibration is not None:
             save_calibration(calibration, work / "calibration.safetensors")
