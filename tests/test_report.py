@@ -71,6 +71,16 @@ def test_the_verdict_says_plainly_what_fell_short(changes: dict[str, Any], said:
     assert "faster" in found.verdict.sentence
 
 
+def test_a_report_says_which_file_outdoes_int8_static_and_why() -> None:
+    dense, _, other, int8, *_ = run.artifacts()
+    other = replace(other, quant=replace(other.quant, scheme="int8-dynamic"), size_bytes=int8.size_bytes - 1000)
+    found = made(artifacts=(dense, other, int8), results=(run.result(dense, 4.0), run.result(other, 1.0), run.result(int8, 2.0)))
+    said = " ".join(found.verdict.shortfalls)
+    assert f"{other.path} is faster than {int8.path}, 1.0" in said
+    assert f"{other.path} is smaller than {int8.path}" in said
+    assert "it needs no scales of activations" in said
+
+
 def test_a_slower_file_is_called_slower() -> None:
     dense, _, _, int8, *_ = run.artifacts()
     found = made(artifacts=(dense, int8), results=(run.result(dense, 1.0), run.result(int8, 2.0)))

@@ -5,6 +5,7 @@ import math
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
 from edgecompress.reporting import numbers
 from edgecompress.reporting.document import Figure, Group, Layers, Row, Verdict
+from edgecompress.reporting.outdone import outdone
 
 NOTICEABLE_POINTS = 1.0  # a loss of top-1 that a reader should not find only in the table
 STEADY_SPREAD = 1.5  # p90 / p10 above this: something else ran, or the clock changed
@@ -43,6 +44,7 @@ def conclude(
         *plan_shortfalls(plan, decomposed),
         *accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
         *row_shortfalls(groups, unmeasured),
+        *outdone(groups),
         *group_shortfalls(groups),
         *left_out,
     )
