@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 def pytest_addoption(parser):
     group = parser.getgroup("edgecompress")
     group.addoption("--device", default="local://", help="local://, ssh://user@host:port or adb://SERIAL")
-    group.addoption("--artifact", action="append", type=Path, default=[], help="a .tflite or .ptl file; may be repeated")
+    group.addoption("--artifact", action="append", type=Path, default=[], help="a .tflite, .ptl, .onnx or .pte file; may be repeated")
     group.addoption("--python", default=None, help="the interpreter there that has the runtime")
     group.addoption("--runner", type=Path, default=None, help="an executable for the device that obeys runners/README.md")
     group.addoption("--threads", type=int, default=1)

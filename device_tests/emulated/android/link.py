@@ -70,6 +70,8 @@ class Link:
                     await self.writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
+        except asyncio.CancelledError:  # the device ends; Python 3.11 would print every link of it as a crash
+            return
         finally:
             self.drop()
 
