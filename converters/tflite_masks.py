@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from edgecompress.graphs import get_constant
+from edgecompress.grids import BARRED, SOFTMAX
 
 aten = torch.ops.aten
 
-SOFTMAX: Final = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 ATTENTION: Final = aten.scaled_dot_product_attention.default
-BARRED: Final = -1e4  # scores at or below it, −∞ among them, are meant as "never"
 FLOAT_BAR: Final = 3e4  # fits a float16, and e^−30000 is 0 for any scores a network has
 INTEGER_MARGIN: Final = 12.0  # e^−12 is less than half a step of an int16 softmax, 2^−16
 INTEGER_SCHEMES: Final = ("int8-static", "int16x8")

@@ -39,7 +39,14 @@ FORWARD: Final = {
     aten.conv3d.padding,
 }  # fmt: skip
 TRANSPOSED: Final = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+SOFTMAX: Final = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+BARRED: Final = -1e4  # scores at or below it, −∞ among them, are meant as "never"
 GROUPS: Final = 6  # place of `groups` among the arguments of a transposed convolution
+
+
+def barred(node: fx.Node, value: Tensor) -> Tensor | None:
+    """Return where a mask keeps scores from the softmax that reads them; None where no softmax does. They stay off the grid."""
+    return value <= BARRED if any(user.target in SOFTMAX for user in node.users) else None
 
 
 def symmetric(x: Tensor, peak: Tensor, bits: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.finite import spoilt
 from edgecompress.folding import fold_batch_norm
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
         name: How messages call the model.
 
     Raises:
-        ConfigError: A parameter holds NaN or inf or is not float32, the batch is not 1, or the model fails on the example inputs.
+        ConfigError: A weight is not finite or not float32, the batch is not 1, or the model fails on the example inputs.
         UnsupportedError: torch.export cannot take the model, its shapes depend on data, or it changes its own buffers.
     """
     _check_weights(model, name)
@@ -109,12 +110,10 @@ def first_line(error: BaseException) -> str:
 
 def _check_weights(model: nn.Module, name: str) -> None:
     for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if not tensor.is_floating_point():
-            continue
-        if tensor.dtype is not torch.float32:
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             raise ConfigError(f"{name}: {key} is {str(tensor.dtype).removeprefix('torch.')}; give the model in float32, model.float()")
-        if not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(f"{name}: {key} holds NaN or inf; load other weights or train again with a lower learning rate")
+    for key in spoilt(model):
+        raise ConfigError(f"{name}: {key} holds NaN or inf; load other weights or train again with a lower learning rate")
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], name: str) -> None:

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from edgecompress.cutting import graph_of, is_fused, is_values, scopes
 from edgecompress.graphs import get_constant, set_constant
-from edgecompress.grids import FORWARD, RULES, TRANSPOSED, Rule, asymmetric, channel_peak, symmetric, weight_of
+from edgecompress.grids import FORWARD, RULES, TRANSPOSED, Rule, asymmetric, barred, channel_peak, symmetric, weight_of
 from edgecompress.records import QuantSpec
 from edgecompress.rounding import INT4, INT8, round_weights
 
@@ -211,7 +211,9 @@ class Quantizing(Keeping):
         if n.name not in self.ranges:
             return value
         bits = max(self.rules[m].activation_bits for m in (n, *n.users) if _is_static(m, self.rules))
-        return asymmetric(value, *self.ranges[n.name], bits)
+        on_grid = asymmetric(value, *self.ranges[n.name], bits)
+        never = barred(n, value)
+        return on_grid if never is None else torch.where(never, value, on_grid)
 
 
 class Extremes(Keeping):
@@ -227,7 +229,9 @@ class Extremes(Keeping):
         if n.op == "get_attr":
             value = self.constants.get(str(n.target), value)
         if n.name in self.observed:
-            self.extremes[n.name] = (value.amin(), value.amax())
+            never = barred(n, value)
+            seen = value if never is None else value.masked_fill(never, 0.0)  # which every range holds
+            self.extremes[n.name] = (seen.amin(), seen.amax())
         return value
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import Factors
 from edgecompress.files import replacing
+from edgecompress.finite import spoilt
 
 State = dict[str, Tensor]
 
@@ -97,9 +98,8 @@ def check_dense(model: nn.Module, *, subject: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Factors):
             raise ConfigError(f"{subject}: {name} is already decomposed; give the dense model")
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ConfigError(f"{subject}: weight {name} holds NaN or infinity; retrain or repair the checkpoint")
+    for name in spoilt(model):
+        raise ConfigError(f"{subject}: weight {name} holds NaN or infinity; retrain or repair the checkpoint")
 
 
 def _layer_of_factor(key: str) -> str:

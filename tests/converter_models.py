@@ -116,7 +116,7 @@ class Patches(nn.Module):
 class Attention(nn.Module):
     """Attention under a causal mask, written in one of the ways people write it. `(1, 12, 8)` → `(1, 12, 6)`.
 
-    The mask is no buffer but a plain attribute, which reaches a converter as a constant of −∞.
+    The mask of "buffer" is a registered one, the others are plain attributes; each reaches a converter as a constant of −∞.
     """
 
     def __init__(self, kind: str) -> None:
@@ -126,7 +126,12 @@ class Attention(nn.Module):
         nn.init.normal_(self.qkv.weight, std=0.7)  # scores that matter
         barred = torch.ones(12, 12, dtype=torch.bool).triu(1)
         lowest = torch.finfo(torch.float32).min if kind == "lowest" else -torch.inf
-        self.barred, self.added = barred, torch.zeros(12, 12).masked_fill(barred, lowest)
+        added = torch.zeros(12, 12).masked_fill(barred, lowest)
+        if kind == "buffer":
+            self.register_buffer("added", added)
+        else:
+            self.added = added
+        self.barred = barred
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).reshape(-1, 12, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, tokens, 8) each

@@ -127,6 +127,15 @@ def test_a_program_without_a_fault_has_no_layer_that_departs():
     assert first_departure(heads, Spoiled(batch, "none"), batch, blame=Blame(0.0)) is None
 
 
+def test_the_rounding_of_float32_is_no_layers_fault_and_nothing_is_converted_to_learn_that(residual):
+    _, x, program = residual
+    batch = (x[:2],)
+    attempt = Spoiled(batch, weighted(graph_of(program))["stem.0"])
+    assert first_departure(program, attempt, batch, blame=Blame(100.0)) is None
+    assert attempt.cuts == []
+    assert first_departure(program, attempt, batch, blame=Blame(99.0)) is not None
+
+
 def test_nan_is_a_departure_without_a_value(residual):
     _, x, program = residual
     batch = (x[:2],)

@@ -181,9 +181,20 @@ def with_value(value: float) -> nn.Module:
     return model
 
 
+def with_mask(value: float) -> nn.Module:
+    model = nn.Conv2d(3, 4, 3)
+    model.register_buffer("mask", torch.full((2,), value))
+    return model
+
+
+def test_infinities_are_for_masks_which_are_buffers() -> None:
+    to_program(with_mask(-torch.inf), (torch.zeros(1, 3, 8, 8),))
+
+
 BAD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], type[EdgeCompressError], str]] = {
     "nan": (lambda: with_value(torch.nan), IMAGE, ConfigError, "net: 1.running_var holds NaN or inf; "),
     "inf": (lambda: with_value(torch.inf), IMAGE, ConfigError, "net: 1.running_var holds NaN or inf; "),
+    "nan-mask": (lambda: with_mask(torch.nan), IMAGE, ConfigError, "net: mask holds NaN or inf; "),
     "half": (lambda: nn.Conv2d(3, 4, 3).half(), IMAGE, ConfigError, r"net: weight is float16; .*model\.float\(\)"),
     "batch": (lambda: nn.Conv2d(3, 4, 3), (2, 3, 8, 8), ConfigError, r"input 0 has shape \(2, 3, 8, 8\), .*batch 1; give x\[:1\]"),
     "wrong-shape": (lambda: nn.Conv2d(3, 4, 3), (1, 4, 8, 8), ConfigError, "net: fails on its example inputs: .*channels"),

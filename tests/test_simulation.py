@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from converter_models import Heads, Residual, settled
+from converter_models import Attention, Heads, Residual, settled
 from torch import nn
 
 from edgecompress.cutting import graph_of, layers_of
@@ -145,3 +145,11 @@ def test_an_op_that_cannot_be_batched_is_run_one_by_one():
     (found,) = run_at(graph_of(to_program(model, (x[:1],))), (x,))
     with torch.no_grad():
         assert torch.allclose(found, model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["added", "buffer", "filled", "lowest"])
+def test_a_mask_bars_scores_and_takes_nothing_from_the_grid_of_the_others(kind):
+    program, data = program_of(Attention(kind), (12, 8))
+    (reference,) = run_at(graph_of(program), data)
+    (found,) = Simulation(program, QuantSpec(scheme="int8-static"), data, format="tflite").run(data)
+    assert sqnr_db(found, reference) > 22

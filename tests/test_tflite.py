@@ -36,7 +36,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "meaned": (Meaned, ((3, 12, 16),)),
     "flattened": (Flattened, ((3, 12, 16),)),
     "patches": (Patches, ((3, 12, 16),)),
-    **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "filled", "causal", "boolean", "lowest")},
+    **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
 }
 MIXED = {"stem": "fp32", "blocks.0": "int8-dynamic"}
 MASKS = tuple(name for name in NETS if name.startswith("mask-"))
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "flattened": ("flattened", "fp32", {}),
     "patches": ("patches", "fp32", {}),
     **{name: (name, "int8-static", {}) for name in MASKS},
-    "mask-fp32": ("mask-added", "fp32", {}),
+    "mask-fp32": ("mask-buffer", "fp32", {}),
 }
 
 

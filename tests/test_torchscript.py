@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from converter_models import Residual, settled
+from converter_models import Attention, Residual, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version, _load_for_lite_interpreter
@@ -181,6 +181,14 @@ def test_every_bytecode_version_computes_the_same(convert: Convert, version: int
     assert any("not the same bytes each time" in note for note in reply.notes) == (reply.bytecode_version != 8)
     x = held_out("mobile")[:8]
     assert run(content, x).equal(run(newest, x))
+
+
+def test_a_mask_of_infinities_in_a_buffer_is_kept(folder: Path, convert: Convert) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 12, 8)
+    write_program(to_program(Attention("buffer").eval(), (x[:1],)), folder / "masked.pt2")
+    content, _ = convert("masked", "fp32")
+    assert sqnr_db(reference(folder, "masked", x), run(content, x)) > 100
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int8-static"])
