@@ -28,12 +28,49 @@ class LayerQuantization(Record, frozen=True, kw_only=True):
     per_tensor_sqnr_db: float
 
 
+class LayerPrecision(Record, frozen=True, kw_only=True):
+    """The scheme chosen for a layer, and the SQNR of the network's output when this layer alone is quantized."""
+
+    layer: str
+    scheme: str
+    alone_sqnr_db: float
+    why: str = ""
+
+
+class PrecisionPlan(Record, frozen=True, kw_only=True):
+    """Mixed precision of one format's file, by simulation.
+
+    Attributes:
+        scheme: Of all layers that are not kept; `by_hand` are schemes that were given.
+        before, reached: The network with every layer in `scheme`, and with the chosen ones kept, against the float network.
+        wanted_agreement: The gate's, with a margin; None where agreement does not decide.
+        note: What could not be reached.
+    """
+
+    scheme: str
+    format: str
+    layers: tuple[LayerPrecision, ...]
+    by_hand: dict[str, str]
+    before: Parity
+    reached: Parity
+    wanted_agreement: float | None
+    note: str = ""
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The schemes of layers that differ from `scheme`."""
+        return {**self.by_hand, **{each.layer: each.scheme for each in self.layers if each.scheme != self.scheme}}
+
+
 class QuantizeResult(Record, frozen=True, kw_only=True):
+    """What calibration found; `precision` are the plans of mixed precision, where they were asked for."""
+
     schema: int = SCHEMA
     specs: tuple[QuantSpec, ...]
     calibration_data: str
     input_range: tuple[float, float]
     layers: tuple[LayerQuantization, ...]
+    precision: tuple[PrecisionPlan, ...] = ()
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):
@@ -64,6 +101,7 @@ class Parity(Record, frozen=True, kw_only=True):
         max_rel: `max_abs` over the range (max − min) of the eager outputs.
         sqnr_db: 10·log10(Σ reference² / Σ difference²); capped at 200.
         top1_agreement: Fraction of samples with the same arg-max; None when no output is a vector of scores.
+        values_sqnr_db: `sqnr_db` of the outputs that are no vectors of scores; None when all are.
     """
 
     max_abs: float
@@ -71,6 +109,7 @@ class Parity(Record, frozen=True, kw_only=True):
     sqnr_db: float
     top1_agreement: float | None
     samples: int
+    values_sqnr_db: float | None = None
 
 
 class Departure(Record, frozen=True, kw_only=True):

@@ -133,3 +133,28 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
     data: str
     seed: int
     note: str = ""
+
+
+class QatResult(Record, frozen=True, kw_only=True):
+    """Simulated int8 before quantization-aware training, as rounding alone leaves it, and after.
+
+    Attributes:
+        before_top1, top1: Accuracies; None without labels or scores.
+        before_agreement, agreement: Top-1 agreement with the float network; None without scores.
+        eval_samples: Of evaluation data, or of calibration data where there is none.
+    """
+
+    schema: int = SCHEMA
+    scheme: str
+    before_top1: float | None
+    top1: float | None
+    before_agreement: float | None
+    agreement: float | None
+    before_sqnr_db: float
+    sqnr_db: float
+    epochs: tuple[Epoch, ...]
+    train_samples: int
+    eval_samples: int
+    data: str
+    seed: int
+    note: str = ""

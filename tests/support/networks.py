@@ -53,3 +53,33 @@ def trained(model, epochs=4, seed=0):
             optimizer.step()
     optimizer.zero_grad()
     return model.eval()
+
+
+class Uneven(nn.Module):
+    """A bottleneck as of MobileNetV2, ReLU6 and depthwise around it, whose channels differ in size by 2^`octaves`.
+
+    What comes after undoes the factors, so that the float network computes as if there were none; one scale for all channels loses the
+    small ones.
+    """
+
+    def __init__(self, width=16, octaves=9):
+        super().__init__()
+        self.octaves = octaves
+        self.stem, self.dw1 = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.project, self.expand = nn.Conv2d(width, width, 1), nn.Conv2d(width, 2 * width, 1)
+        self.dw2, self.head = nn.Conv2d(2 * width, 2 * width, 3, stride=2, groups=2 * width), nn.Linear(2 * width * 9, 10)
+        self.relu6 = nn.ReLU6()
+
+    def forward(self, x):
+        x = self.relu6(self.dw1(self.relu6(self.stem(x))))
+        x = self.relu6(self.dw2(self.relu6(self.expand(self.project(x)))))
+        return self.head(x.flatten(1))
+
+    @torch.no_grad()
+    def spread(self):
+        """Set the channels apart, in place; outputs stay."""
+        factors = 2.0 ** torch.linspace(0, self.octaves, len(self.project.weight))
+        self.project.weight *= factors[:, None, None, None]
+        self.project.bias *= factors
+        self.expand.weight /= factors[None, :, None, None]
+        return self

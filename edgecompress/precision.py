@@ -1,0 +1,149 @@
+"""Mixed precision: which few layers to keep in float so that the rest can be integers, from simulations of the scheme.
+
+A layer's sensitivity is what is left of the network's output (SQNR) when this layer alone is quantized: noise of single layers adds up
+nearly, so the layers that make most of it are what to keep. How many of them is found by simulating the whole network, never assumed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from edgecompress import batches
+from edgecompress.batches import Batch
+from edgecompress.cutting import graph_of, is_values, scopes
+from edgecompress.errors import ConfigError
+from edgecompress.graphs import get_constant
+from edgecompress.grids import FORWARD, RULES, TRANSPOSED, weight_of
+from edgecompress.progress import Track, silent
+from edgecompress.records import LayerPrecision, Parity, PrecisionPlan, QuantSpec
+from edgecompress.simulation import DYNAMIC, RANGE_SAMPLES, ROUNDED, Quantizing, observed, on_grids, ranges_of, rounded, rules_of, run_at
+from edgecompress.targets import Scheme
+from edgecompress.verification import compare, shortfalls, sqnr_db
+
+SENSITIVITY_SAMPLES: Final = 32
+MEASURED_SAMPLES: Final = 256
+KEPT: Final = "fp32"
+
+
+class Trial:
+    """A program whose layers can be quantized and not, one way after another, with ranges and rounding found once.
+
+    Args:
+        calibration: Each `(n, …)`.
+        format: What artifacts do differently, as for a simulation.
+    """
+
+    def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch, *, format: str) -> None:  # noqa: A002
+        self.scheme = scheme
+        self.dynamic = DYNAMIC.get(format, FORWARD | TRANSPOSED)
+        spec = QuantSpec(scheme=scheme)
+        careful = format in ROUNDED and RULES[scheme].weight_bits == 8
+        self.graph = graph_of(rounded(program, spec, calibration) if careful else program)
+        nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_values(n)}
+        before = graph_of(program)
+        known = {str(n.target) for n in before.graph.nodes if n.op == "get_attr"}
+        names = {str(n.target) for n in self.graph.graph.nodes if n.op == "get_attr"}
+        with torch.no_grad():
+            # Rounding gives a bias to a layer that has none.
+            self.exact = {name: get_constant(before, name) if name in known else 0 * get_constant(self.graph, name) for name in names}
+            rules = rules_of(self.graph, spec, self.dynamic)
+            self.on_grid = {name: get_constant(self.graph, name) for name in names} | on_grids(self.graph, rules)
+            few = [x[:RANGE_SAMPLES] for x in calibration]
+            self.ranges = ranges_of(self.graph, nodes, few) if RULES[scheme].activations == "static" else {}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The modules that the weights belong to, in the order of computation."""
+        return tuple(dict.fromkeys(scopes(n)[-1] for n in self.graph.graph.nodes if weight_of(n) and scopes(n) and scopes(n)[-1]))
+
+    def run(self, batch: Batch, quant: QuantSpec) -> tuple[Tensor, ...]:
+        """Return what the program gives under `quant`, whose schemes are the trial's and fp32."""
+        rules = rules_of(self.graph, quant, self.dynamic)
+        constants = dict(self.exact)
+        for node, rule in rules.items():
+            if rule != RULES[KEPT] and (name := weight_of(node)):
+                own = [str(m.target) for m in node.all_input_nodes if m.op == "get_attr"]
+                constants |= {each: self.on_grid[each] for each in (name, *own)}
+        ranges = {name: self.ranges[name] for name in observed(self.graph, rules) if name in self.ranges}
+        return run_at(self.graph, batch, (), lambda: Quantizing(self.graph, rules, ranges, constants))
+
+
+def plan_precision(
+    program: ExportedProgram,
+    calibration: Batch,
+    *,
+    scheme: str,
+    format: str,  # noqa: A002 - the field's word
+    limits: Scheme,
+    fixed: Mapping[str, str] | None = None,
+    track: Track = silent,
+) -> PrecisionPlan:
+    """Return the schemes of layers with which a simulation of the whole passes the gate: as few as possible stay in float.
+
+    Ranges come from one half of the calibration inputs, and what is left is measured on the other, with one standard error to spare.
+
+    Args:
+        fixed: Schemes of layers given by hand; they stay as they are.
+
+    Raises:
+        ConfigError: Fewer than four calibration inputs.
+    """
+    n = batches.size(calibration)
+    if n < 4:
+        raise ConfigError(f"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --samples")
+    trial = Trial(program, scheme, batches.take(calibration, slice(n // 2)), format=format)
+    measured = batches.take(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
+    few = batches.take(measured, slice(SENSITIVITY_SAMPLES))
+    exact = run_at(graph_of(program), measured)
+    by_hand = dict(fixed or {})
+    wanted = with_margin(limits, batches.size(measured))
+    names = [name for name in trial.layers if name not in by_hand]
+
+    def under(kept: list[str]) -> Parity:
+        return compare(trial.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, KEPT))), exact)
+
+    alone_db: dict[str, float] = {}
+    for name in track(names, "measuring sensitivity to int8", len(names)):
+        outputs = trial.run(few, QuantSpec(scheme=KEPT, layers={name: scheme}))
+        alone_db[name] = min(sqnr_db(y, reference[: len(y)]) for y, reference in zip(outputs, exact, strict=True))
+    order = sorted(names, key=lambda name: alone_db[name])
+    before = under([])
+    kept, reached = 0, before
+    if shortfalls(before, wanted):
+        low, high, reached = 1, len(order), under(order)
+        while low < high and not shortfalls(reached, wanted):  # the least number that passes; more never hurts but by chance
+            middle = (low + high) // 2
+            found = under(order[:middle])
+            low, high, reached = (middle + 1, high, reached) if shortfalls(found, wanted) else (low, middle, found)
+        kept = high
+    return PrecisionPlan(
+        scheme=scheme,
+        format=format,
+        layers=tuple(
+            _choice(name, i, kept, order, alone_db, scheme) for name in trial.layers if name in alone_db for i in [order.index(name)]
+        ),
+        by_hand=by_hand,
+        before=before,
+        reached=reached,
+        wanted_agreement=wanted.min_agreement,
+        note=f"float layers alone do not mend it: {shortfalls(reached, wanted)}" if shortfalls(reached, wanted) else "",
+    )
+
+
+def with_margin(limits: Scheme, samples: int) -> Scheme:
+    """Return `limits` one standard error of so few samples higher, so that other samples pass them as well."""
+    share = limits.min_agreement
+    if share is None:
+        return limits
+    return msgspec.structs.replace(limits, min_agreement=min(1.0, share + math.sqrt(share * (1 - share) / samples)))
+
+
+def _choice(name: str, place: int, kept: int, order: list[str], alone_db: dict[str, float], scheme: str) -> LayerPrecision:
+    why = f"sensitivity {place + 1} of {len(order)}"
+    why += f", one of the {kept} kept" if place < kept else "" if not kept else ", not needed"
+    return LayerPrecision(layer=name, scheme=KEPT if place < kept else scheme, alone_sqnr_db=alone_db[name], why=why)
