@@ -20,6 +20,7 @@ MAP_AXES: Final = 4
 LARGEST_FOLDED: Final = 1 << 22  # elements; beyond it a computed constant stays computed, the file would grow
 RESHAPES: Final = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 ELEMENTWISE: Final = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default}
+TRANSPOSED: Final = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
 SPATIAL: Final = ((2, 3), (-2, -1), (3, 2), (-1, -2))
 
 
@@ -35,7 +36,7 @@ def prepare(program: torch.export.ExportedProgram, scheme: str, samples: Sequenc
     make_masks_finite(graph, scheme, samples)
     for name in list(graph.state_dict()):  # program.module() shares its tensors with the program
         set_constant(graph, name, get_constant(graph, name).detach().clone())
-    for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last):
+    for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last, _plain_transposed):
         rewrite(graph)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
@@ -63,11 +64,16 @@ def fold_constants(graph: fx.GraphModule) -> None:
 
 def constant(graph: fx.GraphModule, node: fx.Node, name: str, value: Tensor) -> fx.Node:
     """Put `value`, kept as the buffer `name`, in the place of `node`; return its node."""
-    graph.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
     with graph.graph.inserting_before(node):
-        made = graph.graph.get_attr(name)
-    made.meta["val"] = value
+        made = _buffer(graph, name, value)
     node.replace_all_uses_with(made)
+    return made
+
+
+def _buffer(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    graph.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    made = graph.graph.get_attr(name)
+    made.meta["val"] = value
     return made
 
 
@@ -122,6 +128,31 @@ def _tokens_channels_last(graph: fx.GraphModule) -> None:
         with graph.graph.inserting_before(node):
             last = graph.graph.call_function(aten.permute.default, (x, [0, 2, 3, 1]))
             made = graph.graph.call_function(aten.reshape.default, (last, [b, h * w, c]))
+        _replace(node, made)
+
+
+def _plain_transposed(graph: fx.GraphModule) -> None:
+    """A transposed convolution in groups, which TFLite has not, as one for each; one with padding, which litert-torch lacks, as a crop."""
+    for node in [n for n in graph.graph.nodes if n.target in TRANSPOSED]:
+        unsaid = (node.kwargs.get(known.name, known.default_value) for known in node.target._schema.arguments[len(node.args) :])
+        x, weight, bias, stride, padding, output_padding, groups, dilation = (*node.args, *unsaid)
+        constants = [weight] if bias is None else [weight, bias]
+        crops = any(padding) and all(more <= less for more, less in zip(output_padding, padding, strict=True))
+        if (groups == 1 and not crops) or any(read.op != "get_attr" for read in constants):
+            continue
+        whole = ([0] * len(padding), [0] * len(padding)) if crops else (padding, output_padding)
+        values = [get_constant(graph, str(read.target)).chunk(groups) for read in constants]
+        share, parts = _shape(x)[1] // groups, []
+        with graph.graph.inserting_before(node):
+            for g in range(groups):
+                own = [_buffer(graph, f"{node.name}_{g}_{k}", value[g]) for k, value in enumerate(values)]
+                taken = x if groups == 1 else graph.graph.call_function(aten.slice.Tensor, (x, 1, g * share, (g + 1) * share))
+                given = (taken, own[0], None if bias is None else own[1], stride, *whole, 1, dilation)
+                parts.append(graph.graph.call_function(node.target, given))
+                parts[-1].meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})  # the layer's name, and with it its scheme
+            made = parts[0] if groups == 1 else graph.graph.call_function(aten.cat.default, (parts, 1))
+            for axis, start in enumerate(padding if crops else (), 2):
+                made = graph.graph.call_function(aten.slice.Tensor, (made, axis, start, start + _shape(node)[axis]))
         _replace(node, made)
 
 

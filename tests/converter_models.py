@@ -146,6 +146,18 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(-1, 12, 16))
 
 
+class Upsampled(nn.Module):
+    """Transposed convolutions in groups, one of them depthwise, as bilinear upsampling is written. `(1, 6, 5, 7)` → `(1, 9, 20, 28)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(6, 9, 3, stride=2, padding=1, output_padding=1, groups=3)
+        self.last = nn.ConvTranspose2d(9, 9, 2, stride=2, groups=9, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.up(x)))
+
+
 class Median(nn.Module):
     """An op that neither TFLite route has."""
 
@@ -153,13 +165,15 @@ class Median(nn.Module):
         return x.median(-1).values
 
 
-def settled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Give BatchNorm the statistics of `inputs`."""
+def settled(model: nn.Module, inputs: tuple[Tensor, ...], *, anew: bool = True) -> nn.Module:
+    """Give BatchNorm the statistics of `inputs`, and unless it has been trained (`anew` False) scales and shifts."""
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             norm.momentum = None
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.3)
+            norm.reset_running_stats()
+            if anew:
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.3)
     with torch.no_grad():
         model.train()(*inputs)
     return model.eval()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Attention, Flattened, Heads, Meaned, Patches, Residual, settled
+from converter_models import Attention, Flattened, Heads, Meaned, Patches, Residual, Upsampled, settled
 from safetensors.torch import save_file
 from support.require import unavailable
 from test_converters import DRIVER, sqnr_db
@@ -36,6 +36,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "meaned": (Meaned, ((3, 12, 16),)),
     "flattened": (Flattened, ((3, 12, 16),)),
     "patches": (Patches, ((3, 12, 16),)),
+    "upsampled": (Upsampled, ((6, 5, 7),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
 }
 MIXED = {"stem": "fp32", "blocks.0": "int8-dynamic"}
@@ -51,6 +52,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "meaned": ("meaned", "fp32", {"name": "birds", "labels": LABELS, "preprocessing": PREPROCESSING}),
     "flattened": ("flattened", "fp32", {}),
     "patches": ("patches", "fp32", {}),
+    "upsampled": ("upsampled", "fp32", {}),
+    "upsampled-int8": ("upsampled", "int8-static", {}),
+    "upsampled-mixed": ("upsampled", "int8-static", {"layers": {"up": "fp32"}}),
     **{name: (name, "int8-static", {}) for name in MASKS},
     "mask-fp32": ("mask-buffer", "fp32", {}),
 }
