@@ -165,15 +165,13 @@ class Median(nn.Module):
         return x.median(-1).values
 
 
-def settled(model: nn.Module, inputs: tuple[Tensor, ...], *, anew: bool = True) -> nn.Module:
-    """Give BatchNorm the statistics of `inputs`, and unless it has been trained (`anew` False) scales and shifts."""
+def settled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Give BatchNorm the statistics of `inputs`."""
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None
-            norm.reset_running_stats()
-            if anew:
-                nn.init.uniform_(norm.weight, 0.5, 1.5)
-                nn.init.normal_(norm.bias, std=0.3)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
     with torch.no_grad():
         model.train()(*inputs)
     return model.eval()

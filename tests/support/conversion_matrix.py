@@ -1,0 +1,245 @@
+"""The conversion matrix: network × factorization × (format, toolchain, scheme), each cell converted, run in its runtime and judged by the gate.
+
+Limits are those of `targets.SCHEMES`, and a quantized file that misses one is held against the simulation of its scheme, as an export does.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.export import ExportedProgram
+
+from edgecompress import batches
+from edgecompress.batches import Batch
+from edgecompress.bisection import Blame
+from edgecompress.errors import ParityError
+from edgecompress.factorizations import METHODS
+from edgecompress.models import forward
+from edgecompress.program import to_program, write_program
+from edgecompress.proof import strays
+from edgecompress.records import ConversionReply, ConversionRequest, Parity, QuantSpec, Record, from_json, to_json
+from edgecompress.simulation import Simulation, can_simulate
+from edgecompress.targets import FORMATS, SCHEMES, TFLITE_TOOLCHAINS
+from edgecompress.verification import compare, from_layout, shortfalls, sqnr_db
+from support.matrix_networks import DENSE, NETWORKS, made, takers
+
+BATCH: Final = 11  # cells a process
+TIMEOUT_S: Final = 120  # of a cell, on a busy machine
+CALIBRATION: Final = 32  # samples
+WORKER: Final = Path(__file__).with_name("matrix_worker.py")
+VARIANTS: Final = (DENSE, *METHODS)
+
+
+class Output(NamedTuple):
+    format: str
+    route: str
+    scheme: str
+
+
+class Cell(NamedTuple):
+    network: str
+    method: str
+    output: Output
+
+
+OUTPUTS: Final = tuple(
+    Output(name, route, scheme)
+    for name, form in FORMATS.items()
+    for route in (TFLITE_TOOLCHAINS if name == "tflite" else ("",))
+    for scheme in reversed(form.schemes)
+)
+
+
+class Result(Record, frozen=True, kw_only=True):
+    """What became of a cell.
+
+    Attributes:
+        outcome: "passed" the gate; "unsupported" by the toolchain, or the method takes no layer of the network; "scheme": the gate refused it
+            and so it would the scheme simulated in PyTorch; "wrong": the gate refused it and the converter is at fault; "broken": the
+            toolchain failed or died. The last two are faults of ours until explained.
+        layers: How many are factorized.
+    """
+
+    network: str
+    method: str
+    format: str
+    route: str
+    scheme: str
+    outcome: Literal["passed", "unsupported", "scheme", "wrong", "broken"]
+    reason: str = ""
+    layers: int = 0
+    seconds: float = 0.0
+    size_bytes: int = 0
+    parity: Parity | None = None
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.network, self.method, Output(self.format, self.route, self.scheme))
+
+
+class _Model(NamedTuple):
+    """A network under a factorization, as the converters are given it."""
+
+    program: ExportedProgram
+    calibration: Batch
+    reference: Batch
+    layers: int
+
+
+class Matrix:
+    """Cells of the matrix; what they share is made once, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.models: dict[tuple[str, str], _Model | None] = {}
+
+    def run(self, cells: Sequence[Cell], done: Callable[[Result], None] = lambda _: None) -> list[Result]:
+        """Convert and judge cells, those of one toolchain in the same processes; tell each result as it is there."""
+        found = []
+        for result in self._results(cells):
+            done(result)
+            found.append(result)
+        return found
+
+    def _results(self, cells: Sequence[Cell]) -> Iterator[Result]:
+        toolchains = dict.fromkeys((cell.output.format, cell.output.route) for cell in cells)
+        for toolchain in toolchains:
+            mine = [cell for cell in cells if (cell.output.format, cell.output.route) == toolchain]
+            for cell in mine:
+                if self._model(cell) is None:
+                    yield _result(cell, "unsupported", f"{cell.method} takes no layer of {cell.network}")
+            todo = [cell for cell in mine if self._model(cell) is not None]
+            while todo:
+                some, log = todo[:BATCH], self._start(todo[:BATCH])
+                finished = [cell for cell in some if self._path(cell, "reply").exists() or self._path(cell, "refused").exists()]
+                for cell in finished:
+                    yield self._judge(cell)
+                if len(finished) < len(some):
+                    victim = some[len(finished)]
+                    yield _result(victim, "broken", f"{log}", layers=self._layers(victim))
+                    finished.append(victim)
+                todo = todo[len(finished) :]
+
+    def _model(self, cell: Cell) -> _Model | None:
+        """Return the model of a cell; its program, data and calibration lie in the folder."""
+        key = cell.network, cell.method
+        if key not in self.models:
+            torch.manual_seed(0)
+            given = made(*key)
+            self.models[key] = None
+            if given is not None:
+                program = to_program(given.model, batches.take(given.inputs, slice(1)), name=cell.network)
+                calibration = batches.take(given.calibration, slice(CALIBRATION))
+                write_program(program, self._shared(cell, "pt2"))
+                for suffix, batch in (("calibration", calibration), ("data", given.inputs)):
+                    save_file({f"input_{i}": x.contiguous() for i, x in enumerate(batch)}, self._shared(cell, suffix))
+                self.models[key] = _Model(program, calibration, forward(given.model, given.inputs), given.layers)
+        return self.models[key]
+
+    def _layers(self, cell: Cell) -> int:
+        model = self._model(cell)
+        return model.layers if model else 0
+
+    def _start(self, cells: Sequence[Cell]) -> str:
+        """Let one process convert and run cells; return how it ended where it did not end well."""
+        form = cells[0].output.format
+        for cell in cells:
+            self._path(cell, "json").write_bytes(to_json(self._request(cell)))
+            data = self._path(cell, "data")
+            data.unlink(missing_ok=True)
+            data.symlink_to(self._shared(cell, "data"))
+        work = self.folder / "work"
+        work.mkdir(exist_ok=True)
+        argv = [sys.executable, str(WORKER), form, *(str(self._path(cell, "json")) for cell in cells)]
+        with (self.folder / f"{form}.log").open("ab") as log:
+            try:
+                code = subprocess.run(argv, cwd=work, stdout=log, stderr=log, check=False, timeout=TIMEOUT_S * len(cells)).returncode
+            except subprocess.TimeoutExpired:
+                return f"took more than {TIMEOUT_S} s a cell"
+        return f"died by signal {-code}" if code < 0 else f"exit status {code}"
+
+    def _request(self, cell: Cell) -> ConversionRequest:
+        return ConversionRequest(
+            program=str(self._shared(cell, "pt2")),
+            output=str(self._path(cell, "file").with_suffix(FORMATS[cell.output.format].suffix)),
+            scheme=cell.output.scheme,
+            route=cell.output.route,
+            calibration=str(self._shared(cell, "calibration")) if SCHEMES[cell.output.scheme].calibrated else "",
+        )
+
+    def _judge(self, cell: Cell) -> Result:
+        """Return what became of a cell that was converted and run, or refused."""
+        refused = self._path(cell, "refused")
+        if refused.exists():
+            kind, _, reason = refused.read_text().partition(": ")
+            return _result(cell, "unsupported" if kind == "UnsupportedError" else "broken", reason, layers=self._layers(cell))
+        reply = from_json(self._path(cell, "reply").read_bytes(), ConversionReply, source=str(cell))
+        output = Path(self._request(cell).output)
+        with np.load(self._path(cell, "npz")) as arrays:
+            seconds = float(arrays["seconds"])
+            outputs = from_layout([arrays[name] for name in arrays.files if name != "seconds"], reply.outputs)
+        model = self.models[cell.network, cell.method]
+        assert model is not None
+        told = {"layers": model.layers, "seconds": seconds, "size_bytes": output.stat().st_size}
+        output.unlink()
+        try:
+            parity = compare(outputs, model.reference)
+        except ParityError as error:
+            return _result(cell, "wrong", str(error), **told)
+        failed, blame = _gate(cell.output, model, outputs, parity, self._data(cell))
+        if not failed:
+            return _result(cell, "passed", parity=parity, **told)
+        if blame.simulated_db is not None:
+            failed += f"; simulated in PyTorch the scheme leaves {blame.simulated_db:.1f} dB"
+        return _result(cell, "scheme" if blame.scheme_alone else "wrong", failed, parity=parity, **told)
+
+    def _data(self, cell: Cell) -> Batch:
+        given = made(cell.network, DENSE)
+        assert given is not None
+        return given.inputs
+
+    def _path(self, cell: Cell, suffix: str) -> Path:
+        return self.folder / f"{'-'.join((cell.network, cell.method, *filter(None, cell.output)))}.{suffix}"
+
+    def _shared(self, cell: Cell, suffix: str) -> Path:
+        return self.folder / f"{cell.network}-{cell.method}.{suffix}"
+
+
+def every() -> list[Cell]:
+    return [Cell(network, method, output) for output in OUTPUTS for network in NETWORKS for method in VARIANTS]
+
+
+def quick() -> list[Cell]:
+    """Return one cell for each output, among which each network and each factorization occurs."""
+    used: Counter[str] = Counter()
+    cells = []
+    for output in OUTPUTS:
+        fitting = [(n, m) for n in NETWORKS for m in VARIANTS if m == DENSE or takers(n, m)]
+        network, method = min(fitting, key=lambda pair: (used[pair[0]] + used[pair[1]], used[pair[1]]))
+        used.update((network, method))
+        cells.append(Cell(network, method, output))
+    return cells
+
+
+def _gate(output: Output, model: _Model, outputs: Batch, parity: Parity, inputs: Batch) -> tuple[str, Blame]:
+    """Return what is beyond its limit, "" when nothing is, and how far the artifact and its scheme alone depart."""
+    failed = shortfalls(parity, SCHEMES[output.scheme])
+    quant = QuantSpec(scheme=output.scheme)
+    blame = Blame(parity.sqnr_db)
+    if can_simulate(quant) and (failed or strays(parity.sqnr_db, np.inf)):
+        simulation = Simulation(model.program, quant, model.calibration, format=output.format)
+        given = simulation.run(inputs)
+        left_db = min(sqnr_db(y, wanted) for y, wanted in zip(given, model.reference, strict=True))
+        blame = Blame(parity.sqnr_db, left_db)
+        failed = failed or strays(parity.sqnr_db, left_db)
+    return failed, blame
+
+
+def _result(cell: Cell, outcome: str, reason: str = "", **told: object) -> Result:
+    return Result(network=cell.network, method=cell.method, **cell.output._asdict(), outcome=outcome, reason=reason, **told)
