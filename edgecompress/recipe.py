@@ -11,7 +11,9 @@
 Items of a dataset are `(input, label)`, or just `input`; with several inputs `((input_0, input_1), label)`, or `((input_0, input_1),)`
 without a label. A tuple of two tensors is an input and its label, never two inputs. Inputs have no batch axis, and the shape and kind of
 the example inputs: float32 numbers, or int64 indices. A label is a class index where just one output is a vector of scores; the labels of
-other networks are left alone. Outputs are tensors, or tuples, lists or dicts of them; axis 0 of each is the batch.
+other networks are left alone. Outputs are tensors, or tuples, lists or dicts of them; axis 0 of each is the batch. An output of float
+numbers `(n, k)` with k > 1 is taken for class scores, and a quantized file judged by its arg-max; give k numbers that are no scores as
+`(n, k, 1)` or one by one as `(n, 1)`, and it is judged by their values.
 
 It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside it are imported relatively:
 `from .network import Net`.

@@ -16,7 +16,7 @@ from edgecompress.batches import Batch
 from edgecompress.devices import open_device
 from edgecompress.devices.protocol import RunnerReply
 from edgecompress.devices.runner import infer
-from edgecompress.distillation import agreement
+from edgecompress.distillation import agreement, is_scores
 from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
 from edgecompress.models import forward
 from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
@@ -96,11 +96,12 @@ def compare(outputs: Batch, reference: Batch) -> Parity:
         raise ParityError("the model's own outputs hold NaN or infinity on these inputs; nothing can be proved, mend the model or the data")
     if not batches.is_finite(outputs):
         raise ParityError("outputs hold NaN or infinity where the model's are finite; try another scheme or route")
-    max_abs, max_rel, sqnr_db = zip(*(_differences(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
+    max_abs, max_rel, left_db = zip(*(_differences(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
     return Parity(
         max_abs=max(max_abs),
         max_rel=max(max_rel),
-        sqnr_db=min(sqnr_db),
+        sqnr_db=min(left_db),
+        values_sqnr_db=min((db for db, wanted in zip(left_db, reference, strict=True) if not is_scores(wanted)), default=None),
         top1_agreement=agreement(outputs, reference),
         samples=batches.size(outputs),
     )
@@ -133,8 +134,9 @@ def shortfalls(parity: Parity, limits: Scheme) -> str:
     if limits.min_agreement is not None:
         if parity.top1_agreement is not None and parity.top1_agreement < limits.min_agreement:
             failed.append(f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, {limits.min_agreement:.0%} required")
-        if parity.top1_agreement is None and parity.sqnr_db < limits.min_sqnr_db:
-            failed.append(f"SQNR {parity.sqnr_db:.1f} dB, {limits.min_sqnr_db:g} dB required")
+        if parity.values_sqnr_db is not None and parity.values_sqnr_db < limits.min_sqnr_db:
+            other = " of the outputs that are no scores" if parity.top1_agreement is not None else ""
+            failed.append(f"SQNR {parity.values_sqnr_db:.1f} dB{other}, {limits.min_sqnr_db:g} dB required")
     return f"{'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB)" if failed else ""
 
 

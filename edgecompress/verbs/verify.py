@@ -53,5 +53,5 @@ def _usual(manifest: Artifact, samples: int) -> Scheme:
     if published is not None:
         max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)
         share = min(share, published.top1_agreement) if share is not None and published.top1_agreement is not None else share
-        sqnr_db = min(sqnr_db, published.sqnr_db - 3)
+        sqnr_db = min(sqnr_db, (published.sqnr_db if published.values_sqnr_db is None else published.values_sqnr_db) - 3)
     return allowing(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)
