@@ -167,6 +167,7 @@ def quiet_export() -> Iterator[None]:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.13 warns about itself
+            warnings.filterwarnings("ignore", r"The tensor attributes? [\w.]+\._flat_weights", UserWarning)  # and its own LSTM
             yield
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
