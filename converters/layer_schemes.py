@@ -3,14 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from edgecompress.cutting import scopes
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionRequest
-
-
-def scopes(node: Any) -> tuple[str, ...]:
-    """Return the qualified names of the modules that an aten node stands in, the outermost first; () where none is known."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return tuple(name.partition("@")[0] for name, _ in stack.values())  # a module's second call is name@1
 
 
 def layer_of(node: Any) -> str:

@@ -1,4 +1,4 @@
-"""An exported program as an ONNX model whose nodes are named after the layers they come from."""
+"""An exported program as an ONNX model, and the names of its layers in it."""
 
 import ast
 import re
@@ -17,10 +17,14 @@ LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes a node's modules, as the text of a Python list that ends in the node
 
 
-def export(program: Any, *, subject: str) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
-    """Return the model, with inputs `input_0`, … and outputs `output_0`, …, and the modules each node stands in, by its name.
+def export(program: Any, *, subject: str, instead: str) -> onnx.ModelProto:
+    """Return the model, with inputs `input_0`, … and outputs `output_0`, ….
+
+    Args:
+        instead: The remedy that errors end with.
 
     Raises:
+        ToolchainError: The exporter failed.
         UnsupportedError: ONNX lacks an op; names it and its layer.
     """
     inputs = [f"input_{i}" for i in range(len(example_inputs(program)))]
@@ -30,13 +34,11 @@ def export(program: Any, *, subject: str) -> tuple[onnx.ModelProto, dict[str, tu
     except Exception as error:  # OnnxExporterError and what its passes let through
         causes = list(_causes(error))
         if found := next(filter(None, (LACKING.search(str(cause)) for cause in causes)), None):
-            raise UnsupportedError(
-                f"{subject}: {layer_schemes.place(program.graph.nodes, found[1])}ONNX has no {found[1]}; replace that op"
-            ) from error
-        raise ToolchainError(f"{subject}: torch.onnx failed: {first_line(causes[-1])}") from error
+            layer = layer_schemes.place(program.graph.nodes, found[1])
+            raise UnsupportedError(f"{subject}: {layer}ONNX has no {found[1]}; replace that op or {instead}") from error
+        raise ToolchainError(f"{subject}: torch.onnx failed: {first_line(causes[-1])}; {instead}") from error
     assert made is not None
-    model = made.model_proto
-    return model, _name_nodes(model)
+    return made.model_proto
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -45,8 +47,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _name_nodes(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """Name each node `layer/op`, and drop the exporter's notes, which hold lines and paths of the user's source."""
+def name_nodes(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Name each node `layer/op`, and drop the exporter's notes, which hold lines and paths of the user's source.
+
+    Returns:
+        Name of a node → the modules it stands in, the outermost first.
+    """
     used: Counter[str] = Counter()
     inside = {}
     for node in model.graph.node:

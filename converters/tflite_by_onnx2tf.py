@@ -4,28 +4,26 @@ import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported: onnx2tf builds models of tf-keras
 
-import re
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx2tf
+import onnx_export
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
-import torch
 from tflite_file import IMAGE_AXES
 
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.program import example_inputs, example_outputs, first_line
+from edgecompress.program import example_inputs, first_line
 from edgecompress.records import ConversionRequest
 
 INTEGER_OPS = {
     "int8-static": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
     "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
 }
-LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 # onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
 SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -54,28 +52,13 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
 
 
 def _onnx(program: Any) -> Path:
-    inputs = [f"input_{i}" for i in range(len(example_inputs(program)))]
-    outputs = [f"output_{i}" for i in range(len(example_outputs(program)))]
-    path = Path("model.onnx")
-    try:
-        model = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
-        assert model is not None
-        model.save(path)
-    except Exception as error:  # OnnxExporterError and what its passes let through
-        causes = list(_causes(error))
-        if found := next(filter(None, (LACKING.search(str(cause)) for cause in causes)), None):
-            raise UnsupportedError(f"tflite: ONNX has no {found[1]}; replace that op or take route litert-torch") from error
-        raise ToolchainError(f"tflite: torch.onnx failed: {first_line(causes[-1])}; take route litert-torch") from error
-    lacking = {node.op_type for node in model.model_proto.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None}
+    model = onnx_export.export(program, subject="tflite", instead="take route litert-torch")
+    lacking = {node.op_type for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None}
     if lacking:
         raise UnsupportedError(f"tflite: onnx2tf has no {', '.join(sorted(lacking))}; replace that op or take route litert-torch")
+    path = Path("model.onnx")
+    onnx.save(model, path)
     return path
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _keras_model(path: Path, program: Any) -> Any:

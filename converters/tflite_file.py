@@ -10,8 +10,9 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
-from layer_schemes import layer_of, scheme_of, scopes
+from layer_schemes import layer_of, scheme_of
 
+from edgecompress.cutting import scopes
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.folding import FORWARD, TRANSPOSED
 from edgecompress.graphs import get_constant

@@ -28,6 +28,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import layer_schemes
 
     from edgecompress.calibration import read_calibration
+    from edgecompress.cutting import scopes
     from edgecompress.program import example_inputs, read_program
     from edgecompress.rounding import INT8, round_weights
 
@@ -38,7 +39,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         seen = read_calibration(request.calibration, program) if scheme == "int8-static" or request.calibration else []
 
         def wanted(node: Any) -> bool:
-            return layer_schemes.scheme_of(layer_schemes.scopes(node), request) == scheme
+            return layer_schemes.scheme_of(scopes(node), request) == scheme
 
         if seen:
             lowered = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: INT8 if wanted(node) else None)

@@ -33,6 +33,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import onnx_quantization
 
     from edgecompress.calibration import read_calibration
+    from edgecompress.cutting import scopes
     from edgecompress.program import example_inputs, read_program
     from edgecompress.rounding import INT8, round_weights
 
@@ -45,8 +46,9 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
 
     if seen and scheme.startswith("int8"):
         rounded = seen[:ROUNDING_SAMPLES]
-        program = round_weights(program, rounded, levels=lambda node: INT8 if wanted(layer_schemes.scopes(node)) else None)
-    model, inside = onnx_export.export(program, subject="onnx")
+        program = round_weights(program, rounded, levels=lambda node: INT8 if wanted(scopes(node)) else None)
+    model = onnx_export.export(program, subject="onnx", instead="choose another format")
+    inside = onnx_export.name_nodes(model)
     feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in seen or [example_inputs(program)]]
     model, notes = onnx_quantization.simplified(model, feeds[:4])
     kept = [node.name for node in model.graph.node if not wanted(inside.get(node.name, ()))]

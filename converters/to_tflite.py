@@ -76,8 +76,9 @@ def _check(request: ConversionRequest, route: str) -> None:
 
 def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
-    from layer_schemes import scheme_of, scopes
+    from layer_schemes import scheme_of
 
+    from edgecompress.cutting import scopes
     from edgecompress.rounding import INT4, INT8, round_weights
 
     largest = {"int8-dynamic": INT8, "int8-static": INT8, "int16x8": INT8, "int4-weights": INT4}

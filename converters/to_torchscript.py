@@ -34,6 +34,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import torch_quantization
 
     from edgecompress.calibration import read_calibration
+    from edgecompress.cutting import scopes
     from edgecompress.program import example_inputs, first_line, read_program
     from edgecompress.rounding import INT8, round_weights
 
@@ -43,7 +44,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     toolchain, notes = {"torch": str(torch.__version__)}, []
 
     def kept(node: Any) -> bool:
-        return layer_schemes.scheme_of(layer_schemes.scopes(node), request) != scheme
+        return layer_schemes.scheme_of(scopes(node), request) != scheme
 
     if seen and scheme != "fp32":
         program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: None if kept(node) else INT8)

@@ -3,21 +3,26 @@
 from pathlib import Path
 
 import pytest
-from support.conversions import NETS, Case, Conversions
+from support.conversions import NETS, Case, Conversions, Converted
 
 from edgecompress.conversion import convert
 from edgecompress.errors import ToolchainError
 from edgecompress.records import Preprocessing, Undelegated
 
 LABELS = ("a", "b")
-CASES = {
-    **{f"residual-{scheme}": Case("residual", scheme) for scheme in ("fp32", "int8-static")},
-    **{f"heads-{scheme}": Case("heads", scheme) for scheme in ("fp32", "int8-dynamic", "int8-static")},
+QUICK = {
+    "heads-int8-static": Case("heads", "int8-static"),
     "sound-int8-static": Case("sound", "int8-static"),
-    "clamped-int8-static": Case("clamped", "int8-static"),
     "mixed": Case("heads", "int8-static", {"layers": {"conv": "fp32"}}),
     "told": Case("sound", "fp32", {"name": "sound", "labels": LABELS, "preprocessing": Preprocessing(mean=(0.5,), std=(0.2,))}),
 }
+LARGE = {
+    **{f"residual-{scheme}": Case("residual", scheme) for scheme in ("fp32", "int8-static")},
+    **{f"heads-{scheme}": Case("heads", scheme) for scheme in ("fp32", "int8-dynamic")},
+    "clamped-int8-static": Case("clamped", "int8-static"),
+}
+CASES = QUICK | LARGE
+KEYS = [*QUICK, *(pytest.param(key, marks=pytest.mark.slow) for key in LARGE)]
 REFUSED = {
     "op": (Case("placed", "fp32"), "UnsupportedError: executorch: middle: there is no aten.median.dim; replace that op"),
     "scheme": (Case("sound", "int3"), "ConfigError: executorch: unknown scheme 'int3'; choose from fp32, int8-dynamic, int8-static"),
@@ -35,39 +40,52 @@ WEIGHTS = "quantized_decomposed.dequantize_per_channel.default"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("executorch"), "executorch", CASES | {key: case for key, (case, _) in REFUSED.items()})
+    return Conversions(tmp_path_factory.mktemp("executorch"), "executorch", QUICK | {key: case for key, (case, _) in REFUSED.items()})
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_the_file_agrees_with_the_model(made: Conversions, key: str) -> None:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
+    return Conversions(tmp_path_factory.mktemp("large"), "executorch", LARGE)
+
+
+@pytest.fixture
+def converted(request: pytest.FixtureRequest, key: str) -> Converted:
+    return request.getfixturevalue("made" if key in QUICK else "large")[key]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_file_agrees_with_the_model(converted: Converted, key: str) -> None:
     if CASES[key].scheme == "fp32":
-        assert made[key].max_rel() <= 1e-4
+        assert converted.max_rel() <= 1e-4
     else:
-        assert made[key].sqnr_db() >= FLOOR_DB[CASES[key].scheme]
+        assert converted.sqnr_db() >= FLOOR_DB[CASES[key].scheme]
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_the_reply_tells_what_the_file_takes(made: Conversions, key: str) -> None:
-    reply = made[key].reply
+@pytest.mark.parametrize("key", KEYS)
+def test_the_reply_tells_what_the_file_takes(converted: Converted, key: str) -> None:
+    reply = converted.reply
     assert [spec.shape for spec in reply.inputs] == [(1, *shape) for shape in NETS[CASES[key].net][1]]
-    assert [spec.shape for spec in reply.outputs] == [(1, *y.shape[1:]) for y in made[key].outputs]
+    assert [spec.shape for spec in reply.outputs] == [(1, *y.shape[1:]) for y in converted.outputs]
     assert all(spec.layout == ("NCHW" if len(spec.shape) == 4 else "") for spec in (*reply.inputs, *reply.outputs))
     assert {spec.dtype for spec in (*reply.inputs, *reply.outputs)} == {"float32"}
 
 
-def test_int8_is_in_the_file_and_shrinks_it(made: Conversions) -> None:
+@pytest.mark.slow
+def test_int8_is_in_the_file_and_shrinks_it(large: Conversions) -> None:
     """Lowering has kept float weights beside the quantized ones, and has dropped the quantization, both without a word."""
-    assert made["residual-int8-static"].reply.ops[WEIGHTS] == made["residual-int8-static"].reply.ops["aten.convolution.default"] + 1
-    sizes = {scheme: made[f"residual-{scheme}"].path.stat().st_size for scheme in ("fp32", "int8-static")}
+    assert large["residual-int8-static"].reply.ops[WEIGHTS] == large["residual-int8-static"].reply.ops["aten.convolution.default"] + 1
+    sizes = {scheme: large[f"residual-{scheme}"].path.stat().st_size for scheme in ("fp32", "int8-static")}
     assert sizes["int8-static"] < 0.7 * sizes["fp32"]
 
 
-def test_xnnpack_takes_the_whole_network(made: Conversions) -> None:
-    assert made["residual-fp32"].reply.undelegated == made["residual-int8-static"].reply.undelegated == ()
+@pytest.mark.slow
+def test_xnnpack_takes_the_whole_network(large: Conversions) -> None:
+    assert large["residual-fp32"].reply.undelegated == large["residual-int8-static"].reply.undelegated == ()
 
 
-def test_what_xnnpack_does_not_take_comes_with_the_partitioners_reason(made: Conversions) -> None:
-    assert made["clamped-int8-static"].reply.undelegated == (
+@pytest.mark.slow
+def test_what_xnnpack_does_not_take_comes_with_the_partitioners_reason(large: Conversions) -> None:
+    assert large["clamped-int8-static"].reply.undelegated == (
         Undelegated(op="aten.mean.dim", count=1, reason="mean.dim only supports keepdim=True"),
     )
 
@@ -96,6 +114,7 @@ def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
     assert made.further_threads() == 2
 
 
+@pytest.mark.slow
 def test_the_same_request_in_another_process_gives_the_same_bytes(made: Conversions) -> None:
     again = made.request(CASES["sound-int8-static"], "again.pte")
     assert convert("executorch", again) == made["sound-int8-static"].reply
