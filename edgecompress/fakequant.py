@@ -19,6 +19,7 @@ from edgecompress.graphs import get_constant, set_constant
 from edgecompress.grids import FORWARD, TRANSPOSED, channel_peak, weight_of
 from edgecompress.program import example_inputs, quiet_export
 from edgecompress.records import QuantSpec
+from edgecompress.rounding import bias_name, bias_of
 from edgecompress.simulation import RANGE_SAMPLES, Quantizing, Ranges, for_each, observed, on_grids, ranges_of, rules_of
 
 BIAS_UNIT: Final = 0.1  # of the output range; a bias moves all outputs of its channel at once
@@ -62,12 +63,14 @@ class FakeQuantized(nn.Module):
         self.ranges = ranges_of(self._graph[0], self.observed, self.calibration, self.constants())
 
     def constants(self) -> dict[str, Tensor]:
-        """Return the trained constants by their names in the program, those of integer layers on their grids."""
-        values = {
+        """Return all constants by their names in the program, those of integer layers on their grids."""
+        graph = self._graph[0]
+        values = {str(node.target): get_constant(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"}
+        values |= {
             name: self.get_buffer(f"start_{i}") + self.get_buffer(f"unit_{i}") * change
             for i, (name, change) in enumerate(zip(self.targets, self.changes, strict=True))
         }
-        return values | on_grids(self._graph[0], self.rules, values)
+        return values | on_grids(graph, self.rules, values)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         graph, constants = self._graph[0], self.constants()
@@ -81,12 +84,14 @@ class FakeQuantized(nn.Module):
 
 
 def with_constants(program: ExportedProgram, values: Mapping[str, Tensor]) -> ExportedProgram:
-    """Return the program with these constants in place of its own; it stays as it is."""
+    """Return the program with these constants in place of its own, biases that rounding made among them; it stays as it is."""
     graph = graph_of(program)
+    for node in list(graph.graph.nodes):
+        if (weight := weight_of(node)) and bias_name(weight) in values:
+            bias_of(graph, node)
     for name in graph.state_dict():  # shared with the program
-        set_constant(graph, name, get_constant(graph, name).detach().clone())
-    for name, value in values.items():
-        set_constant(graph, name, value.detach().clone())
+        set_constant(graph, name, values.get(name, get_constant(graph, name)).detach().clone())
+    graph.recompile()
     with torch.no_grad(), quiet_export():
         return torch.export.export(graph, example_inputs(program), strict=False)
 

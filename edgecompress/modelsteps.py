@@ -1,4 +1,4 @@
-"""The steps of a run that make the model: from the dense network to the compressed, fine-tuned one with its calibration inputs."""
+"""The steps of a run that make the model: from the dense network to the compressed, fine-tuned one."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -13,10 +13,9 @@ from edgecompress import data as datasets
 from edgecompress import records
 from edgecompress.attention import closed, opened
 from edgecompress.batches import Batch
-from edgecompress.calibration import save_calibration
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp, write_atomic
-from edgecompress.options import Options, fixed_layers, method_of, outputs
+from edgecompress.options import Options, fixed_layers, method_of
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Data, Recipe, call
 from edgecompress.records import CompressionPlan, Record, read, to_json
@@ -26,7 +25,6 @@ from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.finetune import FinetuneOptions, finetune
 from edgecompress.verbs.plan import plan
-from edgecompress.verbs.quantize import quantize
 from edgecompress.weights import check_dense, fingerprint, load_into, read_state, save_state
 
 R = TypeVar("R", bound=Record)
@@ -40,7 +38,7 @@ def ignore(*_: object) -> None:
 
 
 class ModelSteps:
-    """One run folder, its recipe, and the steps up to calibration inputs. Results are read from disk when their inputs are unchanged.
+    """One run folder, its recipe, and the steps up to the fine-tuned network. Results are read from disk when their inputs are unchanged.
 
     Args:
         on_step: Called after each step with its name, record, seconds, and whether it was reused.
@@ -187,29 +185,6 @@ class ModelSteps:
         asked = (o.epochs, o.epoch_samples, o.batch_size, o.optimizer, o.learning_rate, o.seed)
         made_from = key(self.source, self.run.digest("decompose"), asked)
         return self._step("finetune", made_from, records.FinetuneResult, make, files=("weights.safetensors",))
-
-    def quantize(self) -> records.QuantizeResult:
-        self.finetune()
-        o = self.options
-        schemes = tuple(dict.fromkeys(scheme for _, scheme in outputs(o)))
-
-        def make() -> records.QuantizeResult:
-            data = self.data("calibration")
-            if data is None:
-                raise ConfigError(f"{self.recipe.source}: no data to calibrate and verify on; add calibration_data() or give --data")
-            inputs, result = quantize(
-                self.compressed,
-                data,
-                schemes=schemes,
-                example_inputs=self.recipe.example_inputs,
-                samples=o.calibration_samples,
-                seed=o.seed,
-            )
-            save_calibration(inputs, self.run.path("calibration.safetensors"))
-            return result
-
-        made_from = key(self.run.digest("finetune"), self.source, schemes, o.calibration_samples, o.seed)
-        return self._step("quantize", made_from, records.QuantizeResult, make, files=("calibration.safetensors",))
 
     # Helpers
 

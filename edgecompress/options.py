@@ -10,7 +10,7 @@ import msgspec
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
 from edgecompress.records import Record
-from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, choose
+from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme, choose
 
 AUTO: Final = "auto"
 
@@ -41,6 +41,9 @@ class Options(Record, frozen=True, kw_only=True):
         sensitivity_samples: Inputs the planner measures on.
         epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
         calibration_samples: Inputs that int8 ranges come from.
+        mixed_precision: Keep in float what a simulation says int8-static files need in float to reach `min_int8_agreement`.
+        layer_scheme: Schemes of layers in integer files, `NAME=SCHEME`, e.g. `stem=fp32`.
+        qat_epochs: Of training the weights of int8-static files under their rounding; 0 rounds them alone.
         tflite_route: litert-torch, onnx2tf, auto (the first whose file passes) or fastest (both, and the faster file of those that pass).
         layout: NHWC or NCHW: of the images that TFLite files take and give.
         io: float32, or int8 for int8-static TFLite files that take and give integers.
@@ -73,6 +76,9 @@ class Options(Record, frozen=True, kw_only=True):
     optimizer: str = "sgd"
     learning_rate: float = 0.0
     calibration_samples: int = 500
+    mixed_precision: bool = False
+    layer_scheme: tuple[str, ...] = ()
+    qat_epochs: int = 0
     tflite_route: str = AUTO
     layout: str = "NHWC"
     io: str = "float32"
@@ -111,8 +117,9 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
         choose("format", format_name, tuple(FORMATS))
     choose("allocator", made.allocator, ALLOCATORS)
     choose("optimizer", made.optimizer, OPTIMIZERS)
-    if made.epochs < 0 or made.batch_size < 2 or made.epoch_samples < 2:
-        raise ConfigError("fine-tuning: epochs must be at least 0, batch size and epoch samples at least 2")
+    if min(made.epochs, made.qat_epochs) < 0 or made.batch_size < 2 or made.epoch_samples < 2:
+        raise ConfigError("fine-tuning: epochs and qat-epochs must be at least 0, batch size and epoch samples at least 2")
+    layer_schemes(made)
     if not 0 <= made.learning_rate < math.inf:
         raise ConfigError(f"learning_rate {made.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
     for name in ("max_rel", "convert_timeout_s", "convert_memory_gb"):
@@ -183,6 +190,29 @@ def fixed_layers(options: Options) -> dict[str, Choice]:
             raise ConfigError(f"--layer {text}: write NAME=METHOD:RANK, e.g. layer1.0.conv1=tucker2:8x8, or NAME=dense")
         choices[name] = Choice(method, ranks, settings)
     return choices
+
+
+def layer_schemes(options: Options) -> dict[str, str]:
+    """Parse `NAME=SCHEME`.
+
+    Raises:
+        ConfigError: Not of that form, or no such scheme.
+    """
+    chosen = {}
+    for text in options.layer_scheme:
+        name, _, scheme = text.rpartition("=")
+        if not name:
+            raise ConfigError(f"--layer-scheme {text}: write NAME=SCHEME, e.g. stem=fp32")
+        chosen[name] = choose("scheme", scheme, tuple(SCHEMES))
+    return chosen
+
+
+def limits_of(scheme: str, options: Options) -> Scheme:
+    """Return the gate of a scheme with the run's own thresholds."""
+    limits = SCHEMES[scheme]
+    if scheme == "fp32":
+        return msgspec.structs.replace(limits, max_rel=options.max_rel)
+    return msgspec.structs.replace(limits, min_agreement=options.min_int8_agreement) if scheme.startswith("int8") else limits
 
 
 def _settings(text: str) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import msgspec
 from torch.export import ExportedProgram
 
 from edgecompress import batches
@@ -17,19 +16,21 @@ from edgecompress.distillation import scores_of
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomic
 from edgecompress.models import forward
-from edgecompress.modelsteps import ModelSteps, OnStep, ignore
-from edgecompress.options import Options, outputs
+from edgecompress.modelsteps import OnStep, ignore
+from edgecompress.options import limits_of, outputs
 from edgecompress.program import to_program
 from edgecompress.progress import Track, silent
 from edgecompress.proof import Departs
+from edgecompress.quantization import QuantizationSteps
 from edgecompress.recipe import Recipe
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read, to_json
 from edgecompress.reporting.document import Report
 from edgecompress.routes import by_route
 from edgecompress.runs import FILES, Run, keep_result, key, read_records, stopwatch
-from edgecompress.targets import SCHEMES, Scheme
+from edgecompress.targets import SCHEMES
 from edgecompress.verbs.bench import bench
 from edgecompress.verbs.export import Evidence, artifact_name, export
+from edgecompress.verbs.qat import TRAINED
 from edgecompress.verbs.quantize import spec
 from edgecompress.verbs.report import report
 from edgecompress.verification import keep_reference, manifest_path
@@ -38,7 +39,7 @@ from edgecompress.weights import fingerprint
 LOCAL = "local://"
 
 
-class Pipeline(ModelSteps):
+class Pipeline(QuantizationSteps):
     """All steps of a run: those that make the model, and those that publish, measure and report its artifacts."""
 
     def __init__(self, run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore) -> None:
@@ -52,6 +53,8 @@ class Pipeline(ModelSteps):
         An artifact that is refused does not keep the others back: its error is in `failures` and in the result.
         """
         self.quantize()
+        if self.trained:
+            self.qat()
         jobs = [("compressed", f, s) for f, s in outputs(self.options)]
         jobs = [("dense", f, "fp32") for f in dict.fromkeys(f for _, f, _ in jobs)] + jobs
         made: list[Artifact] = []
@@ -108,10 +111,6 @@ class Pipeline(ModelSteps):
         return to_program(self.dense, self.recipe.example_inputs, name=self.recipe.name)
 
     @cached_property
-    def compressed_program(self) -> ExportedProgram:
-        return to_program(self.compressed, self.recipe.example_inputs, name=self.recipe.name)
-
-    @cached_property
     def dense_outputs(self) -> Batch:
         return forward(self.dense, self.evidence.inputs)
 
@@ -156,13 +155,17 @@ class Pipeline(ModelSteps):
         weights = self.run.digest("finetune") if variant == "compressed" else ""
         bytecode = o.bytecode_version if format_name == "torchscript" else 0
         also_python = o.also_python if format_name == "tflite" else ""
-        asked = (variant, format_name, scheme, route, limits, o.verify_samples, described, bytecode, also_python, layout, io)
+        trained = self.trained and variant == "compressed" and scheme == TRAINED
+        weights = self.run.digest("qat") if trained else weights
+        layers = self.layers_of(format_name, scheme) if variant == "compressed" else {}
+        asked = (variant, format_name, scheme, route, layers, limits, o.verify_samples, described, bytecode, also_python, layout, io)
         made_from = key(self.source, weights, self.run.digest("quantize") if SCHEMES[scheme].calibrated else "", asked)
         step = f"artifacts/{path.name}"
         if self.run.is_done(step, made_from):
             return read(manifest_path(path), Artifact)
         with stopwatch() as spent:
             calibration = load_calibration(self.run.path("calibration.safetensors")) if SCHEMES[scheme].calibrated else None
+            program = self.dense_program if variant == "dense" else self.trained_program if trained else self.compressed_program
             make = partial(
                 export,
                 self.dense if variant == "dense" else self.compressed,
@@ -170,10 +173,10 @@ class Pipeline(ModelSteps):
                 name=self.recipe.name,
                 variant=variant,
                 format=format_name,
-                quant=spec(scheme, 0 if calibration is None else batches.size(calibration)),
+                quant=spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
                 limits=limits,
                 evidence=self.evidence,
-                program=self.dense_program if variant == "dense" else self.compressed_program,
+                program=program,
                 reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
                 calibration=calibration,
                 layout=layout,
@@ -181,7 +184,7 @@ class Pipeline(ModelSteps):
                 preprocessing=self.recipe.preprocessing,
                 labels=self.recipe.labels,
                 plan_sha256=self.run.digest("plan") if variant == "compressed" else "",
-                weights_sha256=fingerprint(self.dense if variant == "dense" else self.compressed),
+                weights_sha256=weights if trained else fingerprint(self.dense if variant == "dense" else self.compressed),
                 bytecode_version=bytecode,
                 also_python=also_python,
                 convert_timeout_s=o.convert_timeout_s,
@@ -197,11 +200,3 @@ def _refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:
     kind = ParityError if isinstance(error, Departs) else type(error)
     departure = error.departure if isinstance(error, Departs) else None
     return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure)
-
-
-def limits_of(scheme: str, options: Options) -> Scheme:
-    """Return the gate of a scheme with the run's own thresholds."""
-    limits = SCHEMES[scheme]
-    if scheme == "fp32":
-        return msgspec.structs.replace(limits, max_rel=options.max_rel)
-    return msgspec.structs.replace(limits, min_agreement=options.min_int8_agreement) if scheme.startswith("int8") else limits

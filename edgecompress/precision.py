@@ -113,13 +113,15 @@ def plan_precision(
         alone_db[name] = min(sqnr_db(y, reference[: len(y)]) for y, reference in zip(outputs, exact, strict=True))
     order = sorted(names, key=lambda name: alone_db[name])
     before = under([])
-    kept, reached = 0, before
+    kept, reached, sought = 0, before, wanted
     if shortfalls(before, wanted):
         low, high, reached = 1, len(order), under(order)
-        while low < high and not shortfalls(reached, wanted):  # the least number that passes; more never hurts but by chance
+        if shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
+            sought = msgspec.structs.replace(wanted, min_agreement=nearest)  # as near as float layers bring it
+        while low < high and not shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
             middle = (low + high) // 2
             found = under(order[:middle])
-            low, high, reached = (middle + 1, high, reached) if shortfalls(found, wanted) else (low, middle, found)
+            low, high, reached = (middle + 1, high, reached) if shortfalls(found, sought) else (low, middle, found)
         kept = high
     return PrecisionPlan(
         scheme=scheme,

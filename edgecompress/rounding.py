@@ -102,7 +102,7 @@ def _round_layer(graph: fx.GraphModule, node: fx.Node, seen: _Inputs, largest: i
     weight = get_constant(graph, str(target))
     groups = len(seen.total)
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)  # (groups, out, in)
-    bias = _bias(graph, node, weight)
+    bias = bias_of(graph, node)
     rows = _raise_dead(rows, bias.reshape(groups, -1))
     mean = seen.total / seen.count  # (groups, in)
     covariance = None if seen.second is None else seen.second / seen.count - mean[:, :, None] * mean[:, None, :]
@@ -120,16 +120,22 @@ def _raise_dead(rows: Tensor, bias: Tensor) -> Tensor:
     return torch.where((peak > 0) & (rows.abs() < least), least, rows)
 
 
-def _bias(graph: fx.GraphModule, node: fx.Node, weight: Tensor) -> Tensor:
-    """Return the layer's bias, made for it where it has none."""
+def bias_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Return the bias of a layer with a constant weight, made for it where it has none."""
     if len(node.args) > 2 and isinstance(node.args[2], fx.Node):
         return get_constant(graph, str(node.args[2].target))
-    name = f"{str(cast('fx.Node', node.args[1]).target).replace('.', '_')}_bias"
-    graph.register_buffer(name, weight.new_zeros(len(weight)))
+    target = str(cast("fx.Node", node.args[1]).target)
+    name = bias_name(target)
+    graph.register_buffer(name, (weight := get_constant(graph, target)).new_zeros(len(weight)))
     for user in list(cast("fx.Node", node.args[1]).users):  # each call of a layer that is called twice
         with graph.graph.inserting_before(user):
             user.args = (*user.args[:2], graph.graph.get_attr(name), *user.args[3:])
     return get_constant(graph, name)
+
+
+def bias_name(weight: str) -> str:
+    """Return what a bias is called that is made for the layer of a weight."""
+    return f"{weight.replace('.', '_')}_bias"
 
 
 class _Observer(fx.Interpreter):

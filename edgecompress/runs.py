@@ -43,6 +43,7 @@ FILES: Final = {
     "decompose": "decompose.json",
     "finetune": "finetune.json",
     "quantize": "quantize.json",
+    "qat": "qat.json",
     "export": "export.json",
 }
 

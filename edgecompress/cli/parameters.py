@@ -31,6 +31,12 @@ ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: andr
 Scheme = Annotated[list[str] | None, typer.Option(help="This scheme, of each format; repeatable.", show_default=False)]
 Format = Annotated[list[str] | None, typer.Option(help="This format, in the target or not; repeatable.", show_default=False)]
 CalibrationSamples = Annotated[int | None, typer.Option("--samples", help="Calibration inputs [500].", show_default=False)]
+Mixed = Annotated[
+    bool | None,
+    typer.Option("--mixed-precision/--no-mixed-precision", help="Keep in fp32 what int8 needs [no].", show_default=False),
+]
+LayerScheme = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME in integer files, e.g. stem=fp32.", show_default=False)]
+QatEpochs = Annotated[int | None, typer.Option(help="Epochs of training under int8 rounding [0].", show_default=False)]
 Route = Annotated[str | None, typer.Option("--tflite-route", help="litert-torch, onnx2tf, auto or fastest [auto].", show_default=False)]
 Layout = Annotated[str | None, typer.Option(help="Of images in TFLite files: NHWC or NCHW [NHWC].", show_default=False)]
 InputsAs = Annotated[str | None, typer.Option("--io", help="Of int8-static TFLite files: float32 or int8 [float32].", show_default=False)]
@@ -74,6 +80,9 @@ OF_RUN: Final[dict[str, Any]] = {
     "optimizer": Optimizer,
     "learning_rate": LearningRate,
     "calibration_samples": CalibrationSamples,
+    "mixed_precision": Mixed,
+    "layer_scheme": LayerScheme,
+    "qat_epochs": QatEpochs,
     "tflite_route": Route,
     "layout": Layout,
     "io": InputsAs,
@@ -91,7 +100,7 @@ OF_RUN: Final[dict[str, Any]] = {
 }
 # Named by --help-all alone, in commands of which the help would not fit a screen.
 SELDOM: Final = frozenset({
-    "allocator",
+    "allocator", "mixed_precision", "layer_scheme", "qat_epochs",
     "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
     "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",
     "warmup", "cooldown_c", "inventory",

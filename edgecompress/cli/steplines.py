@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from edgecompress.cli.numbers import count, percent
-from edgecompress.records import CompressionPlan, DecomposeResult, ExportResult, FinetuneResult, ModelStats, QuantizeResult
+from edgecompress.records import CompressionPlan, DecomposeResult, ExportResult, FinetuneResult, ModelStats, QatResult, QuantizeResult
 
 
 def _analyze(stats: ModelStats) -> str:
@@ -30,7 +30,15 @@ def _finetune(result: FinetuneResult) -> str:
 
 def _quantize(result: QuantizeResult) -> str:
     samples = max((spec.calibration_samples for spec in result.specs), default=0)
-    return f"{', '.join(spec.scheme for spec in result.specs)}; {samples} calibration inputs"
+    kept = (f"; {plan.format} keeps {len(plan.schemes)} layers in other schemes" for plan in result.precision)
+    return f"{', '.join(spec.scheme for spec in result.specs)}; {samples} calibration inputs{''.join(kept)}"
+
+
+def _qat(result: QatResult) -> str:
+    top1 = f"top-1 {percent(result.before_top1)} → {percent(result.top1)}, " if result.top1 is not None else ""
+    agrees = f"agrees {percent(result.before_agreement)} → {percent(result.agreement)}, " if result.agreement is not None else ""
+    note = f"; {result.note}" if result.note else ""
+    return f"simulated {result.scheme}: {top1}{agrees}{result.before_sqnr_db:.1f} → {result.sqnr_db:.1f} dB{note}"
 
 
 def _export(result: ExportResult) -> str:
@@ -44,5 +52,6 @@ STEP_LINES: Final[dict[str, Callable[[Any], str]]] = {
     "decompose": _decompose,
     "finetune": _finetune,
     "quantize": _quantize,
+    "qat": _qat,
     "export": _export,
 }

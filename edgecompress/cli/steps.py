@@ -54,11 +54,18 @@ STEPS: Final = {
         lambda record, _: tables.finetuned(record),
     ),
     "quantize": Step(
-        """Choose calibration inputs and show how well each weight fits int8.
+        """Choose calibration inputs and what stays in float; show how well each layer fits int8.
 
         Example: edgecompress quantize runs/resnet20_fashion_mnist --samples 200""",
-        ("scheme", "calibration_samples", "data"),
+        ("format", "scheme", "calibration_samples", "mixed_precision", "layer_scheme", "min_int8_agreement", "data"),
         lambda record, _: tables.quantized(record),
+    ),
+    "qat": Step(
+        """Train the weights of int8-static files under their rounding, to answer as in float.
+
+        Example: edgecompress qat runs/resnet20_fashion_mnist --qat-epochs 2""",
+        ("qat_epochs", "epoch_samples", "batch_size", "data", "seed"),
+        lambda record, _: tables.trained(record),
     ),
     "export": Step(
         """Run every missing step and publish verified artifacts, measured here.

@@ -17,6 +17,7 @@ from edgecompress.records import (
     DeviceInfo,
     FinetuneResult,
     ModelStats,
+    QatResult,
     QuantizeResult,
 )
 from edgecompress.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
@@ -93,8 +94,27 @@ def finetuned(record: FinetuneResult) -> Table:
 
 
 def quantized(record: QuantizeResult) -> Table:
-    rows = [(layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}") for layer in record.layers]
-    return table(("layer", "int8 per channel, dB", "per tensor, dB"), rows)
+    """Each layer's weight on int8 grids; with mixed precision, for each format the output's SQNR with it alone in int8, and the choice."""
+    choices = [{choice.layer: choice for choice in plan.layers} for plan in record.precision]
+    rows = []
+    for layer in record.layers:
+        row = [layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}"]
+        for plan, chosen in zip(record.precision, choices, strict=True):
+            one = chosen.get(layer.layer)
+            given = plan.schemes.get(layer.layer, plan.scheme)
+            row += [f"{one.alone_sqnr_db:.1f}", one.scheme, one.why] if one else ["–", given, "as asked" if given != plan.scheme else ""]
+        rows.append(row)
+    planned = (heading for plan in record.precision for heading in (f"alone in {plan.format}, dB", "scheme", "why"))
+    return table(("layer", "int8 per channel, dB", "per tensor, dB", *planned), rows)
+
+
+def trained(record: QatResult) -> Table:
+    rows = [
+        ("rounded", "–", percent(record.before_top1), percent(record.before_agreement), f"{record.before_sqnr_db:.1f}"),
+        *((f"epoch {e.epoch}", f"{e.loss:.4f}", "", "", "") for e in record.epochs),
+        ("trained", "–", percent(record.top1), percent(record.agreement), f"{record.sqnr_db:.1f}"),
+    ]
+    return table(("simulated int8", "loss", "top-1", "agrees", "SQNR, dB"), rows)
 
 
 def artifacts(made: Sequence[Artifact], results: Sequence[BenchmarkResult] = ()) -> Table:

@@ -58,10 +58,11 @@ def quantize(
     )
 
 
-def spec(scheme: str, samples: int) -> QuantSpec:
-    """Return how an artifact of `scheme` is quantized."""
+def spec(scheme: str, samples: int, layers: dict[str, str] | None = None) -> QuantSpec:
+    """Return how an artifact of `scheme` is quantized; `layers` are the schemes of those that differ."""
     known = SCHEMES[scheme]
-    return QuantSpec(scheme=scheme, per_channel=known.per_channel, calibration_samples=samples if known.calibrated else 0)
+    seen = samples if known.calibrated else 0
+    return QuantSpec(scheme=scheme, per_channel=known.per_channel, calibration_samples=seen, layers=layers or {})
 
 
 def sqnr_db(w: Tensor, per_channel: bool) -> float:
