@@ -1,14 +1,13 @@
-"""The conversion matrix: network × factorization × (format, toolchain, scheme), each cell converted, run in its runtime and judged by the gate.
+"""The conversion matrix: network × factorization × (format, toolchain, scheme); each cell is converted, run in its runtime and judged.
 
 Limits are those of `targets.SCHEMES`, and a quantized file that misses one is held against the simulation of its scheme, as an export does.
 """
 
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from edgecompress.records import ConversionReply, ConversionRequest, Parity, Qua
 from edgecompress.simulation import Simulation, can_simulate
 from edgecompress.targets import FORMATS, SCHEMES, TFLITE_TOOLCHAINS
 from edgecompress.verification import compare, from_layout, shortfalls, sqnr_db
-from support.matrix_networks import DENSE, NETWORKS, made, takers
+from support.matrix_networks import DENSE, NETWORKS, made
 
 BATCH: Final = 11  # cells a process
 TIMEOUT_S: Final = 120  # of a cell, on a busy machine
@@ -54,15 +53,28 @@ OUTPUTS: Final = tuple(
     for route in (TFLITE_TOOLCHAINS if name == "tflite" else ("",))
     for scheme in reversed(form.schemes)
 )
+# (network, factorization) for each output.
+COVERING: Final = (
+    # tflite by litert-torch
+    ("resnet20", DENSE), ("mobilenet_v2", "svd"), ("densenet", "spatial_svd"), ("detector", "cp_epc"), ("vit", "svd"), ("unet", "tucker2"),
+    # tflite by onnx2tf
+    ("audio", "channel_svd"), ("vgg", "grouped_svd"), ("audio", "cp3"), ("audio", "tucker2_cp_epc"), ("audio", DENSE), ("detector", DENSE),
+    # torchscript
+    ("resnet18", "channel_svd"), ("vit", "tensor_train"), ("efficientnet_lite0", DENSE),
+    # onnx
+    ("unet", "cp4"), ("vgg", "cp_quantized"), ("densenet", DENSE), ("se_hardswish", "grouped_svd"),
+    # executorch
+    ("detector", "tucker2_cp_epc"), ("audio", "cp_epc"), ("mobilenet_v2", DENSE),
+)  # fmt: skip
 
 
 class Result(Record, frozen=True, kw_only=True):
     """What became of a cell.
 
     Attributes:
-        outcome: "passed" the gate; "unsupported" by the toolchain, or the method takes no layer of the network; "scheme": the gate refused it
-            and so it would the scheme simulated in PyTorch; "wrong": the gate refused it and the converter is at fault; "broken": the
-            toolchain failed or died. The last two are faults of ours until explained.
+        outcome: "passed" the gate; "unsupported" by the toolchain, or the method takes no layer of the network; "scheme": the gate refused
+            it, and so would the scheme simulated in PyTorch be; "wrong": the gate refused it and the converter is at fault; "broken": the
+            toolchain failed or died. The last two are faults until explained.
         layers: How many are factorized.
     """
 
@@ -83,11 +95,12 @@ class Result(Record, frozen=True, kw_only=True):
         return Cell(self.network, self.method, Output(self.format, self.route, self.scheme))
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """A network under a factorization, as the converters are given it."""
 
     program: ExportedProgram
     calibration: Batch
+    inputs: Batch
     reference: Batch
     layers: int
 
@@ -97,7 +110,7 @@ class Matrix:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.models: dict[tuple[str, str], _Model | None] = {}
+        self.models: dict[tuple[str, str], Model | None] = {}
 
     def run(self, cells: Sequence[Cell], done: Callable[[Result], None] = lambda _: None) -> list[Result]:
         """Convert and judge cells, those of one toolchain in the same processes; tell each result as it is there."""
@@ -112,9 +125,9 @@ class Matrix:
         for toolchain in toolchains:
             mine = [cell for cell in cells if (cell.output.format, cell.output.route) == toolchain]
             for cell in mine:
-                if self._model(cell) is None:
+                if self.model(cell) is None:
                     yield _result(cell, "unsupported", f"{cell.method} takes no layer of {cell.network}")
-            todo = [cell for cell in mine if self._model(cell) is not None]
+            todo = [cell for cell in mine if self.model(cell) is not None]
             while todo:
                 some, log = todo[:BATCH], self._start(todo[:BATCH])
                 finished = [cell for cell in some if self._path(cell, "reply").exists() or self._path(cell, "refused").exists()]
@@ -122,11 +135,11 @@ class Matrix:
                     yield self._judge(cell)
                 if len(finished) < len(some):
                     victim = some[len(finished)]
-                    yield _result(victim, "broken", f"{log}", layers=self._layers(victim))
+                    yield _result(victim, "broken", log, layers=self._layers(victim))
                     finished.append(victim)
                 todo = todo[len(finished) :]
 
-    def _model(self, cell: Cell) -> _Model | None:
+    def model(self, cell: Cell) -> Model | None:
         """Return the model of a cell; its program, data and calibration lie in the folder."""
         key = cell.network, cell.method
         if key not in self.models:
@@ -139,11 +152,11 @@ class Matrix:
                 write_program(program, self._shared(cell, "pt2"))
                 for suffix, batch in (("calibration", calibration), ("data", given.inputs)):
                     save_file({f"input_{i}": x.contiguous() for i, x in enumerate(batch)}, self._shared(cell, suffix))
-                self.models[key] = _Model(program, calibration, forward(given.model, given.inputs), given.layers)
+                self.models[key] = Model(program, calibration, given.inputs, forward(given.model, given.inputs), given.layers)
         return self.models[key]
 
     def _layers(self, cell: Cell) -> int:
-        model = self._model(cell)
+        model = self.model(cell)
         return model.layers if model else 0
 
     def _start(self, cells: Sequence[Cell]) -> str:
@@ -186,23 +199,18 @@ class Matrix:
             outputs = from_layout([arrays[name] for name in arrays.files if name != "seconds"], reply.outputs)
         model = self.models[cell.network, cell.method]
         assert model is not None
-        told = {"layers": model.layers, "seconds": seconds, "size_bytes": output.stat().st_size}
+        told: dict[str, Any] = {"layers": model.layers, "seconds": seconds, "size_bytes": output.stat().st_size}
         output.unlink()
         try:
             parity = compare(outputs, model.reference)
         except ParityError as error:
             return _result(cell, "wrong", str(error), **told)
-        failed, blame = _gate(cell.output, model, outputs, parity, self._data(cell))
+        failed, blame = gate(cell.output, model, outputs, parity)
         if not failed:
             return _result(cell, "passed", parity=parity, **told)
         if blame.simulated_db is not None:
             failed += f"; simulated in PyTorch the scheme leaves {blame.simulated_db:.1f} dB"
         return _result(cell, "scheme" if blame.scheme_alone else "wrong", failed, parity=parity, **told)
-
-    def _data(self, cell: Cell) -> Batch:
-        given = made(cell.network, DENSE)
-        assert given is not None
-        return given.inputs
 
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self.folder / f"{'-'.join((cell.network, cell.method, *filter(None, cell.output)))}.{suffix}"
@@ -216,30 +224,23 @@ def every() -> list[Cell]:
 
 
 def quick() -> list[Cell]:
-    """Return one cell for each output, among which each network and each factorization occurs."""
-    used: Counter[str] = Counter()
-    cells = []
-    for output in OUTPUTS:
-        fitting = [(n, m) for n in NETWORKS for m in VARIANTS if m == DENSE or takers(n, m)]
-        network, method = min(fitting, key=lambda pair: (used[pair[0]] + used[pair[1]], used[pair[1]]))
-        used.update((network, method))
-        cells.append(Cell(network, method, output))
-    return cells
+    """Return one cell for each output, among which each network and each factorization occurs; the slow toolchains get small networks."""
+    return [Cell(*pair, output) for pair, output in zip(COVERING, OUTPUTS, strict=True)]
 
 
-def _gate(output: Output, model: _Model, outputs: Batch, parity: Parity, inputs: Batch) -> tuple[str, Blame]:
+def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[str, Blame]:
     """Return what is beyond its limit, "" when nothing is, and how far the artifact and its scheme alone depart."""
     failed = shortfalls(parity, SCHEMES[output.scheme])
     quant = QuantSpec(scheme=output.scheme)
     blame = Blame(parity.sqnr_db)
     if can_simulate(quant) and (failed or strays(parity.sqnr_db, np.inf)):
         simulation = Simulation(model.program, quant, model.calibration, format=output.format)
-        given = simulation.run(inputs)
+        given = simulation.run(model.inputs)
         left_db = min(sqnr_db(y, wanted) for y, wanted in zip(given, model.reference, strict=True))
         blame = Blame(parity.sqnr_db, left_db)
         failed = failed or strays(parity.sqnr_db, left_db)
     return failed, blame
 
 
-def _result(cell: Cell, outcome: str, reason: str = "", **told: object) -> Result:
+def _result(cell: Cell, outcome: str, reason: str = "", **told: Any) -> Result:
     return Result(network=cell.network, method=cell.method, **cell.output._asdict(), outcome=outcome, reason=reason, **told)

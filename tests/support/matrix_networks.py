@@ -4,6 +4,7 @@ ResNet-20 is the trained example on its images. The others have weights drawn fr
 ones have, and answer decidedly: their last layer is fitted to tell ten kinds of made-up images apart. So top-1 agreement means something.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import Final, NamedTuple
@@ -113,7 +114,7 @@ class VGG(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 16, 16, 32, 32, 48)
-        convolutions = [nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, widths[1:], strict=False)]
+        convolutions = [nn.Conv2d(i, o, 3, padding=1) for i, o in itertools.pairwise(widths)]
         pooled = {1, 3, 4}
         self.features = nn.Sequential(
             *(part for k, conv in enumerate(convolutions) for part in (conv, nn.ReLU(), *([nn.MaxPool2d(2)] if k in pooled else [])))

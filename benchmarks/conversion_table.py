@@ -1,0 +1,90 @@
+"""The table of the conversion matrix, from its results, as Markdown."""
+
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from support.conversion_matrix import OUTPUTS, VARIANTS, Output, Result
+from support.matrix_networks import NETWORKS
+
+BEGIN, END = "<!-- conversion matrix: written by benchmarks/conversion_matrix.py -->", "<!-- end of the conversion matrix -->"
+PACKAGES = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert", "onnx2tf", "tensorflow", "onnxruntime", "executorch")
+WHOSE = {
+    "unsupported": "refused",
+    "scheme": "the scheme hurts",
+    "wrong": "**the converter is wrong**",
+    "broken": "**the toolchain failed**",
+}
+
+
+def write_table(path: Path, results: Sequence[Result], day: date) -> None:
+    """Write the table between its marks in a page, which stays as it is otherwise."""
+    page = path.read_text()
+    before, _, rest = page.partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{table(results, day)}\n{END}{rest.partition(END)[2]}")
+
+
+def table(results: Sequence[Result], day: date) -> str:
+    """Return what was run, the rows, and why what did not pass did not."""
+    rows, notes = rows_of(results)
+    return "\n".join([told(results, day), "", *rows, "", *notes]).rstrip()
+
+
+def rows_of(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+    """Return one row an output, with one column a network: how many variants passed of those run; and the notes to them."""
+    counted = [result for result in results if not takes_none(result)]
+    notes: dict[tuple[str, str], int] = {}
+    texts: dict[int, list[Result]] = {}
+    rows = [f"| format | scheme | {' | '.join(NETWORKS)} |", f"|---|---|{'---|' * len(NETWORKS)}"]
+    for output in OUTPUTS:
+        cells = []
+        for network in NETWORKS:
+            here = [result for result in counted if result.network == network and result.cell.output == output]
+            marks = set()
+            for result in (result for result in here if result.outcome != "passed"):
+                number = notes.setdefault((result.outcome, re.sub(r"\d[\d.]*", "0", result.reason)), len(notes) + 1)
+                texts.setdefault(number, []).append(result)
+                marks.add(number)
+            passed = sum(result.outcome == "passed" for result in here)
+            cells.append(f"{passed}/{len(here)}{''.join(f' [{mark}]' for mark in sorted(marks))}" if here else "")
+        rows.append(f"| {named(output)} | {output.scheme} | {' | '.join(cells)} |")
+    return rows, [f"{number}. {note(texts[number])}" for number in sorted(texts)]
+
+
+def takes_none(result: Result) -> bool:
+    return result.outcome == "unsupported" and not result.layers and result.method != VARIANTS[0]
+
+
+def named(output: Output) -> str:
+    return f"{output.format} by {output.route}" if output.route else output.format
+
+
+def note(results: Sequence[Result]) -> str:
+    """Return whose fault it is, the reason with the figures of the first of these cells, and which they are."""
+    where = ", ".join(dict.fromkeys(f"{r.network} {r.method}" for r in results)) if results[0].outcome != "unsupported" else ""
+    return f"{WHOSE[results[0].outcome]}: {results[0].reason}{f' ({where})' if where else ''}"
+
+
+def told(results: Sequence[Result], day: date) -> str:
+    """Return when, where and with what the results were obtained, and which part of the matrix they are."""
+    whole = len(OUTPUTS) * len(NETWORKS)
+    run = Counter(result.method for result in results)
+    none = sorted({(result.method, result.network) for result in results if takes_none(result)})
+    part = listed(f"{method} {run[method]} of {whole} cells" for method in VARIANTS if run[method])
+    versions = listed(f"{package} {version(package)}" for package in PACKAGES)
+    lines = [
+        f"Run on {day} on {os.cpu_count()} cores of {platform.machine()}, with {versions}. "
+        f"Of {whole * len(VARIANTS)} cells these were run: {part}. An entry counts the variants (dense, and each factorization) that "
+        f"passed the gate, of those that were run; an empty one was not run.",
+        *([f"Not counted, because the factorization takes no layer there: {listed(f'{m} on {n}' for m, n in none)}."] if none else []),
+    ]
+    return "\n".join(lines)
+
+
+def listed(items: Iterable[str]) -> str:
+    return ", ".join(items)
