@@ -25,6 +25,7 @@ from edgecompress.programs import converter
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
 
 pytestmark = [
+    pytest.mark.timeout(900),  # the first test of a batch converts for all, on however busy a machine
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel and other:UserWarning"),
 ]
@@ -127,7 +128,7 @@ class Bench:
         work.mkdir()
         program = converter(form)
         argv = [sys.executable, "-c", DRIVER, str(program.parent), program.stem, *map(str, paths)]
-        done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=280)
+        done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=800)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         self.converted.add(batch)
 

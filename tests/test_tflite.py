@@ -113,7 +113,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
         path.write_bytes(to_json(request(folder, case)))
     program = converter("tflite")
     argv = [sys.executable, "-c", DRIVER, str(program.parent), program.stem, *map(str, paths.values())]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, check=False, timeout=280)
+    done = subprocess.run(argv, cwd=folder, capture_output=True, check=False, timeout=800)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     replies = {case: from_json(Path(f"{path}.reply").read_bytes(), ConversionReply, source=case) for case, path in paths.items()}
     return {case: Converted(folder / f"{case}.tflite", replies[case], *evidence[net]) for case, (net, _, _) in CASES.items()}

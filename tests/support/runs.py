@@ -96,7 +96,7 @@ def start(*arguments, cwd, **settings):
 
 def command(*arguments, cwd):
     with start(*arguments, cwd=cwd) as process:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
     return Answer(process.returncode, out, err)
 
 
