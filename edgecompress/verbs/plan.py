@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from edgecompress import batches
-from edgecompress.allocators import allocator_named, vbmf
+from edgecompress.allocators import ALLOCATORS, allocator_named, latency, vbmf
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import options_of
@@ -83,7 +83,7 @@ def plan(
         picked = chooser.allocate(offered, math.floor(ratio * stats.macs + 1e-6))
         if picked is None:
             raise ConfigError(_too_little(stats, candidates, reasons, macs_ratio))
-        return _assemble(stats, candidates, reasons, losses, picked, macs_ratio, fixed, notes)
+        return _assemble(stats, candidates, reasons, losses, picked, macs_ratio, fixed, allocator, notes)
 
     made = at(macs_ratio)
     if min_agreement is None or not made.layers:
@@ -132,17 +132,20 @@ def _assemble(
     picked: Sequence[int],
     asked: float,
     fixed: dict[str, Choice],
+    allocator: str,
     notes: tuple[str, ...],
 ) -> CompressionPlan:
     """Write down which candidate was picked for each layer, and why."""
     by_name = {layer.name: layer for layer in stats.layers}
+    by_loss = ALLOCATORS[allocator] is latency
     chosen, skipped = [], []
     for (name, found), i in zip(candidates.items(), picked, strict=True):
         layer, candidate = by_name[name], found[i]
         if candidate.method == DENSE:
-            why = reasons[name] or _why_dense(name, found, losses)
+            why = reasons[name] or (_why_dense(name, found, losses) if by_loss else f"{allocator} leaves it dense within the budget")
             skipped.append(SkippedLayer(layer=name, macs=layer.macs, reason=why))
             continue
+        best = f"best of {len(found)} within the budget" if by_loss else f"by {allocator}, of {len(found)}"
         chosen.append(
             LayerPlan(
                 layer=name,
@@ -154,7 +157,7 @@ def _assemble(
                 params=candidate.params,
                 relative_error=candidate.relative_error,
                 loss_increase=losses[name, candidate.method, candidate.rank],
-                why="; ".join(filter(None, ("as asked" if name in fixed else f"best of {len(found)} within the budget", candidate.note))),
+                why="; ".join(filter(None, ("as asked" if name in fixed else best, candidate.note))),
                 options=dict(candidate.options),
             )
         )
