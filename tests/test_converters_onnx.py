@@ -7,21 +7,27 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support.conversions import NETS, Case, Conversions
+from support.conversions import NETS, Case, Conversions, Converted
 
 from edgecompress.conversion import convert
 from edgecompress.errors import ToolchainError
 from edgecompress.records import Preprocessing
 
 LABELS = ("a", "b")
-CASES = {
-    **{f"residual-{scheme}": Case("residual", scheme) for scheme in ("fp32", "fp16", "int8-dynamic", "int8-static")},
-    **{f"{net}-{scheme}": Case(net, scheme) for net in ("heads", "sound") for scheme in ("fp32", "int8-static")},
-    "clamped-int8-static": Case("clamped", "int8-static"),
+QUICK = {
+    "residual-int8-static": Case("residual", "int8-static"),
+    "heads-fp32": Case("heads", "fp32"),
     "mixed": Case("residual", "int8-static", {"layers": {"blocks.0": "fp32"}}),
-    "mixed-fp16": Case("residual", "fp16", {"layers": {"fc": "fp32"}}),
     "told": Case("sound", "fp32", {"name": "sound", "labels": LABELS, "preprocessing": Preprocessing(mean=(0.5,), std=(0.2,))}),
 }
+LARGE = {
+    **{f"residual-{scheme}": Case("residual", scheme) for scheme in ("fp32", "fp16", "int8-dynamic")},
+    **{f"{net}-int8-static": Case(net, "int8-static") for net in ("heads", "sound", "clamped")},
+    "sound-fp32": Case("sound", "fp32"),
+    "mixed-fp16": Case("residual", "fp16", {"layers": {"fc": "fp32"}}),
+}
+CASES = QUICK | LARGE
+KEYS = [*QUICK, *(pytest.param(key, marks=pytest.mark.slow) for key in LARGE)]
 REFUSED = {
     "op": (Case("placed", "fp32"), "UnsupportedError: onnx: middle: ONNX has no aten.median; replace that op"),
     "scheme": (Case("sound", "int3"), "ConfigError: onnx: unknown scheme 'int3'; choose from fp32, fp16, int8-dynamic, int8-static"),
@@ -40,7 +46,17 @@ FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 25.0}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("onnx"), "onnx", CASES | {key: case for key, (case, _) in REFUSED.items()})
+    return Conversions(tmp_path_factory.mktemp("onnx"), "onnx", QUICK | {key: case for key, (case, _) in REFUSED.items()})
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
+    return Conversions(tmp_path_factory.mktemp("large"), "onnx", LARGE)
+
+
+@pytest.fixture
+def converted(request: pytest.FixtureRequest, key: str) -> Converted:
+    return request.getfixturevalue("made" if key in QUICK else "large")[key]
 
 
 def weights(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray, tuple[int, ...]]]:
@@ -54,17 +70,17 @@ def weights(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray, tuple[int
             yield node.name, constants[names[0]], constants[names[1]].shape if len(names) > 1 else ()
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_the_file_agrees_with_the_model(made: Conversions, key: str) -> None:
+@pytest.mark.parametrize("key", KEYS)
+def test_the_file_agrees_with_the_model(converted: Converted, key: str) -> None:
     if CASES[key].scheme == "fp32":
-        assert made[key].max_rel() <= 1e-4
+        assert converted.max_rel() <= 1e-4
     else:
-        assert made[key].sqnr_db() >= FLOOR_DB[CASES[key].scheme]
+        assert converted.sqnr_db() >= FLOOR_DB[CASES[key].scheme]
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_the_reply_tells_what_the_file_takes_and_holds(made: Conversions, key: str) -> None:
-    file, reply = onnx.load(made[key].path), made[key].reply
+@pytest.mark.parametrize("key", KEYS)
+def test_the_reply_tells_what_the_file_takes_and_holds(converted: Converted, key: str) -> None:
+    file, reply = onnx.load(converted.path), converted.reply
     onnx.checker.check_model(file, full_check=True)
     assert [spec.shape for spec in reply.inputs] == [(1, *shape) for shape in NETS[CASES[key].net][1]]
     assert [spec.name for spec in (*reply.inputs, *reply.outputs)] == [value.name for value in (*file.graph.input, *file.graph.output)]
@@ -73,9 +89,10 @@ def test_the_reply_tells_what_the_file_takes_and_holds(made: Conversions, key: s
     assert sum(reply.ops.values()) == len(file.graph.node)
 
 
-def test_smaller_types_make_smaller_files(made: Conversions) -> None:
-    sizes = {scheme: made[f"residual-{scheme}"].path.stat().st_size for scheme in ("fp32", "fp16", "int8-dynamic", "int8-static")}
-    assert max(sizes["fp16"], sizes["int8-dynamic"], sizes["int8-static"]) < 0.75 * sizes["fp32"]
+@pytest.mark.slow
+def test_smaller_types_make_smaller_files(made: Conversions, large: Conversions) -> None:
+    sizes = [file.path.stat().st_size for file in (made["residual-int8-static"], large["residual-int8-dynamic"], large["residual-fp16"])]
+    assert max(sizes) < 0.75 * large["residual-fp32"].path.stat().st_size
 
 
 def test_int8_weights_have_a_scale_for_each_output_channel(made: Conversions) -> None:
@@ -87,14 +104,16 @@ def test_int8_weights_have_a_scale_for_each_output_channel(made: Conversions) ->
     assert not made["residual-int8-static"].reply.notes
 
 
-@pytest.mark.parametrize(("key", "left", "small"), [("mixed", "blocks.0.", np.int8), ("mixed-fp16", "fc/", np.float16)])
-def test_layers_that_are_to_stay_float_do_and_no_others(made: Conversions, key: str, left: str, small: type) -> None:
-    found = list(weights(onnx.load(made[key].path)))
+@pytest.mark.parametrize(
+    ("key", "left", "small"), [("mixed", "blocks.0.", np.int8), pytest.param("mixed-fp16", "fc/", np.float16, marks=pytest.mark.slow)]
+)
+def test_layers_that_are_to_stay_float_do_and_no_others(converted: Converted, made: Conversions, key: str, left: str, small: type) -> None:
+    found = list(weights(onnx.load(converted.path)))
     assert any(name.startswith(left) for name, _, _ in found)
     assert all(weight.dtype == (np.float32 if name.startswith(left) else small) for name, weight, _ in found)
     if key == "mixed":
-        assert made[key].reply.notes == ("5 of 12 convolution and linear layers stayed float32",)
-        assert made[key].sqnr_db() > made["residual-int8-static"].sqnr_db()
+        assert converted.reply.notes == ("5 of 12 convolution and linear layers stayed float32",)
+        assert converted.sqnr_db() > made["residual-int8-static"].sqnr_db()
 
 
 def test_labels_and_preprocessing_stand_in_the_file_and_the_users_source_does_not(made: Conversions) -> None:
@@ -118,6 +137,7 @@ def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
     assert made.further_threads() == 2
 
 
+@pytest.mark.slow
 def test_the_same_request_in_another_process_gives_the_same_bytes(made: Conversions) -> None:
     again = made.request(CASES["residual-int8-static"], "again.onnx")
     assert convert("onnx", again) == made["residual-int8-static"].reply
