@@ -116,14 +116,11 @@ def test_each_fault_is_a_device_error_that_says_what_to_do(bench, adb_end, impat
     assert end.running() == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("no-space", r"No space left on device.*free some space"),
-        ("read-only", r"Read-only file system.*check the disk"),
-        ("noexec", r"noexec"),
-    ],
-)
+FULL, LOCKED = ("no-space", r"No space left on device.*free some space"), ("read-only", r"Read-only file system.*check the disk")
+REFUSED = [*((server, *row) for server in SERVERS for row in (FULL, LOCKED)), (SERVERS[0], "noexec", "noexec")]  # a command's own status
+
+
+@pytest.mark.parametrize(("adb_server", "fault", "message"), REFUSED, indirect=["adb_server"])
 def test_what_the_kernel_of_the_device_refuses_is_a_device_error_that_says_what_to_do(bench, adb_end, fault, message):
     end = adb_end(fault, userland="arm64")
     status, said = bench(end.url)

@@ -94,13 +94,9 @@ def test_a_device_is_as_often_right_as_this_machine(url):
     assert "5000 images" in int8.data
 
 
-@pytest.mark.parametrize("scheme", ["int8-static", "fp32"])
-def test_arm_code_computes_what_this_machine_does(scheme, pi, tmp_path):
+def test_arm_code_computes_what_this_machine_does(pi, copied):
     """Without the reference beside it, for emulated inference is slow."""
-    artifact = PREBUILT / f"resnet20_fashion_mnist-{scheme}.tflite"
-    for path in (artifact, manifest_path(artifact)):
-        shutil.copy(path, tmp_path)
-    (result,) = evaluate([tmp_path / artifact.name], data=IMAGES, device=pi, samples=8)
+    (result,) = evaluate([copied], data=IMAGES, device=pi, samples=8)
     assert result.device.abi == "aarch64"
     assert result.device.emulated
     assert result.host.max_rel <= 1e-5  # also of int8: not one step apart
