@@ -123,21 +123,20 @@ class Matrix:
     def _results(self, cells: Sequence[Cell]) -> Iterator[Result]:
         toolchains = dict.fromkeys((cell.output.format, cell.output.route) for cell in cells)
         for toolchain in toolchains:
-            mine = [cell for cell in cells if (cell.output.format, cell.output.route) == toolchain]
-            for cell in mine:
-                if self.model(cell) is None:
-                    yield _result(cell, "unsupported", f"{cell.method} takes no layer of {cell.network}")
-            todo = [cell for cell in mine if self.model(cell) is not None]
+            todo = [cell for cell in cells if (cell.output.format, cell.output.route) == toolchain]
             while todo:
-                some, log = todo[:BATCH], self._start(todo[:BATCH])
+                some, todo = todo[:BATCH], todo[BATCH:]
+                for cell in (cell for cell in some if self.model(cell) is None):
+                    yield _result(cell, "unsupported", f"{cell.method} takes no layer of {cell.network}")
+                some = [cell for cell in some if self.model(cell) is not None]
+                ended = self._start(some) if some else ""
                 finished = [cell for cell in some if self._path(cell, "reply").exists() or self._path(cell, "refused").exists()]
                 for cell in finished:
                     yield self._judge(cell)
                 if len(finished) < len(some):
-                    victim = some[len(finished)]
-                    yield _result(victim, "broken", log, layers=self._layers(victim))
-                    finished.append(victim)
-                todo = todo[len(finished) :]
+                    victim, *rest = some[len(finished) :]
+                    yield _result(victim, "broken", ended, layers=self._layers(victim))
+                    todo = rest + todo
 
     def model(self, cell: Cell) -> Model | None:
         """Return the model of a cell; its program, data and calibration lie in the folder."""
