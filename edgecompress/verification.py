@@ -183,10 +183,13 @@ def check_runtime(
     Raises:
         ConfigError: No such interpreter.
         ParityError: That runtime computes it wrongly.
-        ToolchainError: It has no runtime for the file, or died of it.
+        ToolchainError: It has no runtime for the file, refused it, or died of it.
     """
     check_interpreter(python)
-    outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+    try:
+        outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+    except ConfigError as error:  # here it runs: nothing that was given is wrong
+        raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
     named = f"{subject} in {runtime}"
     try:
         parity = compare(outputs, reference)
