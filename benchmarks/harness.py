@@ -3,8 +3,9 @@
 Measured on the adb device end and the sshd of the tests, and on this machine. Rows: seconds of a run that are not inference, with all on
 the device already (≤ 2); a 50 MB push beside the same by `adb push` and `scp` (≤ 1.5×), with `confirmed` beside it, which also
 hashes the file here and there; sending the same file again; a farm of 8 devices for 40 jobs, of which every sixth kills its device, beside
-the schedule in which only the jobs take time (≤ 1.3×); how many of 20 comparisons of a file with itself hold 1 in their
-interval, on this machine as it is and beside a process that loads it (≥ 19).
+the schedule in which only the jobs take time (≤ 1.3×); seconds from a recipe to measured and scored files on an emulated phone and Pi,
+with their start (≤ 180; their root file systems and the phone's runner are built before; not in the quick form); how many of 20
+comparisons of a file with itself hold 1 in their interval, on this machine as it is and beside a process that loads it (≥ 19).
 """
 
 import json
@@ -24,8 +25,11 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
 from rows import Rows, parse  # noqa: E402
 from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
+from support.emulated_pi import emulated_pi, trust  # noqa: E402
 from support.farm import ideal_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
+from support.native_runner import native_runner  # noqa: E402
 from support.require import require  # noqa: E402
+from support.runs import OPTIONS, QUICK, command, write_recipe  # noqa: E402
 from support.ssh_server import SshServer, running_sshd  # noqa: E402
 
 from edgecompress.devices import open_device  # noqa: E402
@@ -134,8 +138,51 @@ def farm(rows: Rows, folder: Path, ssh: SshServer, *, job_s: float) -> None:
     rows.add(f"seconds of a farm, 8 devices, 40 jobs of {job_s:g} s", ours=spent, peer=peer, bound=1.3, died=died)
 
 
-def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float) -> None:
-    """Start the adb device end and an sshd with homes of their own, and measure on both."""
+@contextmanager
+def attached_phone(root: Path, userland: str) -> Iterator[str]:
+    """Start the adb device end; yield its serial."""
+    argv = [sys.executable, DEVICE_END, "--root", root, "--userland", userland]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as end:
+        try:
+            serial = json.loads(end.stdout.readline())["serial"]
+            adb("connect", serial)
+            yield serial
+        finally:
+            end.terminate()
+
+
+@contextmanager
+def emulated(target: str, folder: Path) -> Iterator[tuple[str, tuple[str | Path, ...]]]:
+    """Start a device for `target` whose programs are ARM code; yield its URL and the options that it needs."""
+    if target == "android":
+        with attached_phone(folder / "phone", "arm64") as serial:
+            yield f"adb://{serial}", ("--runner", native_runner())
+    else:
+        with emulated_pi(folder / "log") as (described, _), pytest.MonkeyPatch.context() as patch:
+            yield trust(described, patch), ()
+
+
+def whole_path(rows: Rows, target: str, folder: Path) -> None:
+    """Export a small network for `target`, then measure and score both files on an emulated device."""
+    folder.mkdir()
+    recipe, run = write_recipe(folder / "digits"), folder / "runs" / "digits"
+    files = [run / "artifacts" / f"digits-{scheme}.tflite" for scheme in ("fp32", "int8-static")]
+
+    def work() -> None:
+        with emulated(target, folder) as (url, options):
+            for line in (
+                ("export", recipe, "--target", target, "--run", run, *OPTIONS, *QUICK),
+                ("bench", *files, "--device", url, *options, "--repetitions", 3),
+                ("evaluate", *files, "--device", url, *options, "--samples", 20),
+            ):
+                answer = command(*line, cwd=folder)
+                assert answer.code == 0, answer.err
+
+    rows.add(f"seconds of the whole path, {target}", ours=seconds(work), peer=None, bound=180)
+
+
+def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float, paths: bool) -> None:
+    """Start an adb device end and an sshd with homes of their own, and measure on both."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         ssh = stack.enter_context(running_sshd(folder))
@@ -144,12 +191,11 @@ def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float) -> None:
             patch.setenv(name, value)
         patch.setenv(LEASES, str(folder / "leases.sqlite3"))
         farm(rows, folder, ssh, job_s=job_s)
-        root = folder / "android"
-        argv = [sys.executable, DEVICE_END, "--root", root, "--userland", "host"]
-        end = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
-        stack.callback(end.terminate)
-        serial = json.loads(end.stdout.readline())["serial"]
-        adb("connect", serial)
+        if paths:
+            native_runner()  # built where it is not yet
+            for target in ("android", "raspberry-pi"):
+                whole_path(rows, target, folder / target)
+        serial = stack.enter_context(attached_phone(folder / "phone", "host"))
         overhead(rows, "adb", f"adb://{serial}")
         overhead(rows, "ssh", ssh.url)
         push(rows, "adb", f"adb://{serial}", lambda path, to: [os.environ["ADB"], "-s", serial, "push", path, to], folder, times=pushes)
@@ -161,7 +207,10 @@ def main() -> None:
     options = parse(__doc__)
     rows = Rows()
     with tempfile.TemporaryDirectory() as name:
-        on_devices(rows, Path(name), pushes=2 if options.quick else 5, job_s=3.0 if options.quick else 10.0)
+        if options.quick:
+            on_devices(rows, Path(name), pushes=2, job_s=3.0, paths=False)
+        else:
+            on_devices(rows, Path(name), pushes=5, job_s=10.0, paths=True)
     repetitions = 100 if options.quick else 400
     repeatability(rows, "as the machine is", runs=20, repetitions=repetitions)
     with load():

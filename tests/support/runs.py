@@ -70,7 +70,10 @@ class Answer:
 @pytest.fixture(scope="session")
 def digits_recipe(tmp_path_factory):
     """A recipe's folder with weights trained for a second."""
-    folder = tmp_path_factory.mktemp("recipes") / "digits"
+    return write_recipe(tmp_path_factory.mktemp("recipes") / "digits")
+
+
+def write_recipe(folder):
     folder.mkdir()
     (folder / "recipe.py").write_text(RECIPE)
     text = NETWORK.read_text()
