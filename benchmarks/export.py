@@ -1,8 +1,8 @@
 """What an export takes beside the bare converter.
 
-The peer is litert-torch called by hand on the same network, ResNet-20 to fp32 TFLite: importing it, converting, saving. Ours is a step of
-a run: the program is written and converted in a process of its own that imports the same; in the second row the file is also proved on 500
-images and published. Fresh processes, interleaved, the fastest of each.
+The peer is litert-torch called by hand on the same network, ResNet-20 to fp32 TFLite: imported, the weights loaded, converted, saved.
+Ours loads the recipe, writes the program and converts it in a process of its own (≤ 1.3×); in the second row the images are read too, the
+file is proved on 500 of them and published (≤ 2×). All start cold, each in a fresh process, interleaved; the fastest of each counts.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ def main() -> None:
             found.append(seconds(job))
     bare, convert, export = (min(found) for found in times.values())
     rows.add("seconds to convert ResNet-20 to TFLite", ours=convert, peer=bare, bound=1.3)
-    rows.add("seconds to convert, prove and publish it", ours=export, peer=bare, bound=1.3)
+    rows.add("seconds to convert, prove and publish it", ours=export, peer=bare, bound=2)
     rows.end()
 
 
