@@ -2,14 +2,17 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from support.require import unavailable
+from support.runs import QUICK
 from torch import nn
 
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
@@ -41,6 +44,17 @@ def test_numbers_by_hand():
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 2, 2)])
 def test_outputs_that_are_no_scores_have_no_agreement(shape):
     assert compare((torch.ones(shape),), (torch.ones(shape),)).top1_agreement is None
+
+
+def test_each_of_several_outputs_is_judged_by_its_kind():
+    boxes = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    parity = compare((REFERENCE + 0.01, boxes * 1.5), (REFERENCE, boxes))
+    assert parity.top1_agreement == 1
+    assert parity.values_sqnr_db == parity.sqnr_db == pytest.approx(-20 * math.log10(0.5))
+    message = "SQNR 6.0 dB of the outputs that are no scores, 20 dB required"
+    with pytest.raises(ParityError, match=re.escape(message)):
+        gate(parity, SCHEMES["int8-static"], subject="net.tflite")
+    gate(compare((REFERENCE * 1.5, boxes * 1.05), (REFERENCE, boxes)), SCHEMES["int8-static"], subject="scores may be far in value")
 
 
 def test_noise_without_signal_is_no_perfect_ratio():
@@ -82,7 +96,7 @@ def parity(**numbers):
         ("fp32", {"max_rel": 1e-4, "top1_agreement": 0.5}),
         ("fp16", {"max_rel": 1e-2, "top1_agreement": 0.99}),
         ("int8-static", {"max_rel": 0.5, "top1_agreement": 0.98}),
-        ("int8-dynamic", {"top1_agreement": None, "sqnr_db": 20.0}),
+        ("int8-dynamic", {"top1_agreement": None, "values_sqnr_db": 20.0}),
     ],
 )
 def test_the_limit_itself_passes(scheme, numbers):
@@ -95,7 +109,7 @@ def test_the_limit_itself_passes(scheme, numbers):
         ("fp32", {"max_rel": 1.1e-4}, "largest difference 0.00011 of the output range, 0.0001 allowed"),
         ("fp16", {"max_rel": 0.02, "top1_agreement": 0.9}, "0.02 of the output range, 0.01 allowed; top-1 agreement 90.00%"),
         ("int8-static", {"top1_agreement": 0.9799}, "top-1 agreement 97.99% on 100 samples, 98% required"),
-        ("int8-dynamic", {"top1_agreement": None, "sqnr_db": 19.9}, "SQNR 19.9 dB, 20 dB required"),
+        ("int8-dynamic", {"top1_agreement": None, "values_sqnr_db": 19.9}, "SQNR 19.9 dB, 20 dB required"),
     ],
 )
 def test_beyond_the_limit_is_refused_with_both_numbers(scheme, numbers, message):
@@ -216,6 +230,19 @@ def test_a_file_that_another_runtime_computes_rightly_says_so():
     assert found.notes[-1] == "also verified in tflite-runtime 2.14.0: top-1 agreement 100.00% on 64 samples"
 
 
+def test_a_file_that_another_runtime_is_too_old_for_is_not_bad_input(tmp_path):
+    for name in ("reference.safetensors", "resnet20_fashion_mnist-fp32.tflite", "resnet20_fashion_mnist-fp32.tflite.json"):
+        shutil.copy(PREBUILT / name, tmp_path)
+    path = tmp_path / "resnet20_fashion_mnist-fp32.tflite"
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(path.read_bytes()))
+    (code,) = (code for code in model.operatorCodes if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED)
+    code.version = 13  # tflite-runtime 2.14 knows 10
+    forge(path, bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+    assert verify(path).parity.top1_agreement == 1
+    with pytest.raises(ToolchainError, match=r"(?s)fp32\.tflite in \S+/python: .*tflite-runtime 2\.14\.0 refused it: .*another scheme"):
+        verify(path, also_python=old_runtime())
+
+
 def test_an_interpreter_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match=r"^nowhere/python: no such interpreter"):
         verify(PREBUILT / "resnet20_fashion_mnist-fp32.tflite", also_python="nowhere/python")
@@ -224,3 +251,17 @@ def test_an_interpreter_that_is_not_there_is_refused():
 def test_few_samples_are_allowed_two_standard_errors():
     assert allowing(SCHEMES["int8-static"], 64).min_agreement == pytest.approx(0.98 - 2 * math.sqrt(0.98 * 0.02 / 64))
     assert allowing(SCHEMES["fp32"], 64) == SCHEMES["fp32"]
+
+
+@pytest.mark.slow
+def test_export_proves_tflite_files_in_the_other_runtime_too_and_publishes_those_alone_that_it_computes_rightly(
+    edgecompress, recipe, tmp_path
+):
+    asked = ("--format", "tflite", "--tflite-route", "litert-torch", "--scheme", "fp32", "--scheme", "int8-dynamic", "--run", "r")
+    said = edgecompress("export", recipe, *asked, "--also-python", old_runtime(), *QUICK)
+    made = {path.name: read(path, Artifact) for path in (tmp_path / "r" / "artifacts").glob("*.tflite.json")}
+    assert said.code == 5, said.err
+    assert set(made) == {"digits-dense-fp32.tflite.json", "digits-fp32.tflite.json"}
+    assert all(any(note.startswith("also verified in tflite-runtime 2.14.0: top-1") for note in each.notes) for each in made.values())
+    assert "digits-int8-dynamic.tflite in tflite-runtime 2.14.0: departs from the model: top-1 agreement" in said.err
+    assert (tmp_path / "r" / "artifacts" / "digits-int8-dynamic.tflite.rejected").is_file()
