@@ -1,6 +1,6 @@
 """From a recipe to outputs that another processor computed: export, bench and evaluate, on a phone and a Pi of this machine's own.
 
-`pytest --durations=0` tells how long it takes (setup exports and starts the device); nothing here judges that, since other work counts too.
+How long that takes from nothing is a row of benchmarks/harness.py.
 """
 
 import os
@@ -22,22 +22,21 @@ SCHEMES = ("fp32", "int8-static")
 
 @pytest.fixture(params=["android", "raspberry-pi"])
 def target(request, tmp_path, monkeypatch):
-    """(what the command exported for a target, URL of a device of that kind, options for what it cannot do by itself)."""
+    """(name of the target, URL of a device of that kind, options for what it cannot do by itself)."""
     if request.param == "android":
-        run, _ = request.getfixturevalue("exported")
         end = request.getfixturevalue("adb_end")(userland="arm64")
-        yield run, end.url, ("--runner", native_runner())
+        yield request.param, end.url, ("--runner", native_runner())
     else:
-        edgecompress, recipe = (request.getfixturevalue(name) for name in ("edgecompress", "digits_recipe"))
-        answer = edgecompress("export", recipe, "--target", "raspberry-pi", "--run", "digits", *OPTIONS, *QUICK)
-        assert answer.code == 0, answer.err
         with emulated_pi(tmp_path / "log") as (described, _):
-            yield tmp_path / "digits", trust(described, monkeypatch), ()
+            yield request.param, trust(described, monkeypatch), ()
 
 
-@pytest.mark.timeout(900)  # it takes one minute where nothing else runs
-def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(target, edgecompress, tmp_path):
-    run, url, options = target
+@pytest.mark.timeout(900)  # it takes half a minute where nothing else runs
+def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(target, run, edgecompress, digits_recipe, tmp_path):
+    """The run goes on from one that other tests look at, where all was done once for the first target."""
+    name, url, options = target
+    answer = edgecompress("export", digits_recipe, "--target", name, "--run", run, *OPTIONS, *QUICK)
+    assert answer.code == 0, answer.err
     artifacts = [run / f"artifacts/digits-{scheme}.tflite" for scheme in SCHEMES]
 
     answer = edgecompress("bench", *artifacts, "--device", url, *options, "--repetitions", "3")
