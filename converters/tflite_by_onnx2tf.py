@@ -35,7 +35,10 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
     keras = _keras_model(_onnx(program), program)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([_function(keras, request.layout)], keras)
+    function = _function(keras, request.layout)
+    owner = tf.Module()  # the model does not own the weights of convolutions in groups, and without an owner the file has no signature
+    owner.model, owner.weights = keras, list(function.variables)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], owner)
     if request.scheme != "fp32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if request.scheme == "fp16":
