@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgecompress.verbs.finetune import finetune
     from edgecompress.verbs.inspect import inspect
     from edgecompress.verbs.plan import plan
+    from edgecompress.verbs.qat import qat
     from edgecompress.verbs.quantize import quantize
     from edgecompress.verbs.report import report
     from edgecompress.verbs.verify import verify
@@ -39,13 +40,14 @@ __all__ = [
     "list_devices",
     "open_device",
     "plan",
+    "qat",
     "quantize",
     "report",
     "verify",
 ]
 __version__ = "0.1.0"
 
-_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "quantize", "report", "verify"}
+_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "qat", "quantize", "report", "verify"}
 _HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices"}
 
 
