@@ -135,7 +135,7 @@ def bias_of(graph: fx.GraphModule, node: fx.Node) -> Tensor:
 
 def bias_name(weight: str) -> str:
     """Return what a bias is called that is made for the layer of a weight."""
-    return f"{weight.replace('.', '_')}_bias"
+    return f"{weight.replace('.', '_')}_rounding_bias"  # other tools make biases of their own, and call them _bias
 
 
 class _Observer(fx.Interpreter):

@@ -106,9 +106,7 @@ def qat(
         eval_samples=before[3],
         data=describe(train_data),
         seed=options.seed,
-        note=""
-        if better
-        else "training brought int8 no closer to the float network on calibration inputs; the rounded weights stay",
+        note="" if better else "training brought int8 no closer to the float network on calibration inputs; the rounded weights stay",
     )
 
 
