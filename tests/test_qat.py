@@ -83,10 +83,10 @@ def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off
     model.mix.bias = None
     kept = QuantSpec(scheme="int8-static", layers={"stem": "fp32"})
     constants, _ = qat(model, digits()[0], example_inputs=IMAGE, calibration=calibration, quant=kept, options=QUICK)
-    assert "mix_weight_bias" in constants
+    assert "mix_weight_rounding_bias" in constants
     program = with_constants(to_program(model, IMAGE), constants)
     graph = graph_of(program)
-    assert torch.equal(get_constant(graph, "mix_weight_bias"), constants["mix_weight_bias"])
+    assert torch.equal(get_constant(graph, "mix_weight_rounding_bias"), constants["mix_weight_rounding_bias"])
     (name,) = (name for name in constants if name.startswith("stem") and name.endswith("weight"))
     steps = 127 * constants[name].flatten(1) / constants[name].abs().amax((1, 2, 3))[:, None]
     assert float((steps - steps.round()).abs().max()) > 0.1
