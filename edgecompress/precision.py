@@ -117,7 +117,8 @@ def plan_precision(
     if shortfalls(before, wanted):
         low, high, reached = 1, len(order), under(order)
         if shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
-            sought = msgspec.structs.replace(wanted, min_agreement=nearest)  # as near as float layers bring it
+            # About as near as float layers bring it.
+            sought = msgspec.structs.replace(wanted, min_agreement=nearest - _deviation(nearest, batches.size(measured)))
         while low < high and not shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
             middle = (low + high) // 2
             found = under(order[:middle])
@@ -142,7 +143,12 @@ def with_margin(limits: Scheme, samples: int) -> Scheme:
     share = limits.min_agreement
     if share is None:
         return limits
-    return msgspec.structs.replace(limits, min_agreement=min(1.0, share + math.sqrt(share * (1 - share) / samples)))
+    return msgspec.structs.replace(limits, min_agreement=min(1.0, share + _deviation(share, samples)))
+
+
+def _deviation(share: float, samples: int) -> float:
+    """Return the standard error of a share that was measured on so many samples."""
+    return math.sqrt(share * (1 - share) / samples)
 
 
 def _choice(name: str, place: int, kept: int, order: list[str], alone_db: dict[str, float], scheme: str) -> LayerPrecision:

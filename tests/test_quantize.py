@@ -39,6 +39,8 @@ def test_only_calibrated_schemes_count_samples():
         "fp16": (False, 0),
         "int8-dynamic": (True, 20),
         "int8-static": (True, 20),
+        "int16x8": (True, 20),
+        "int4-weights": (True, 20),
     }
 
 

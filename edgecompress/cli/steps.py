@@ -64,7 +64,7 @@ STEPS: Final = {
         """Train the weights of int8-static files under their rounding, to answer as in float.
 
         Example: edgecompress qat runs/resnet20_fashion_mnist --qat-epochs 2""",
-        ("qat_epochs", "epoch_samples", "batch_size", "data", "seed"),
+        ("qat_epochs",),  # the others are shared with fine-tuning, which would be done again
         lambda record, _: tables.trained(record),
     ),
     "export": Step(

@@ -77,7 +77,7 @@ def load(folder: Path, key: str) -> Fit | None:
             fit = Fit(float(kept["relative_error"]), float(kept["spectral_error"]), kept["note"])
             if kept["seal"] != _seal(key, fit, kept["factors"]):
                 return None
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):  # RuntimeError: trimmed while it was opened
         return None
     with suppress(OSError):
         os.utime(path)  # what is used is not the oldest
@@ -90,7 +90,7 @@ def fill(folder: Path, key: str, compact: Factors) -> bool:
         with safe_open(_path(folder, key), framework="pt") as file:
             inside = (file.metadata() or {}).get("factors")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError):
+    except (OSError, RuntimeError, SafetensorError):
         return False
     own = compact.state_dict()
     alike = own.keys() == state.keys() and all(own[k].shape == v.shape and own[k].dtype == v.dtype for k, v in state.items())

@@ -11,10 +11,12 @@ import pytest
 from safetensors.torch import save_file
 
 from edgecompress.cli import main
+from edgecompress.runs import FILES
 from support.networks import Net, trained
 
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
+STEPS = tuple(step for step in FILES if step not in ("qat", "export"))  # those of every run before its artifacts
 QUICK = ("--epochs", "2", "--epoch-samples", "400", "--samples", "64", "--verify-samples", "200")
 RECIPE = '''
 """A small network on scikit-learn's digits."""
