@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from torch import nn
 
 from edgecompress import batches
@@ -14,7 +15,7 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import options_of
 from edgecompress.models import tied_layers
 from edgecompress.options import AUTO, Choice
-from edgecompress.planning import guard, sensitivity
+from edgecompress.planning import guard, sensitivity, stages
 from edgecompress.planning.candidates import DENSE, Candidate, Form, Range, dense, fitted, front, one, worthwhile
 from edgecompress.planning.offers import offers
 from edgecompress.progress import Track, silent
@@ -37,6 +38,7 @@ def plan(
     data_aware: bool = False,
     rank_multiple: int = 8,
     min_agreement: float | None = None,
+    stage: stages.Stage = stages.ONLY,
     track: Track = silent,
 ) -> CompressionPlan:
     """Return a plan that keeps total MACs within `macs_ratio` of the dense network at the least predicted loss.
@@ -54,6 +56,8 @@ def plan(
         rank_multiple: Ranks are multiples of it where a layer is wide enough.
         min_agreement: When nothing will repair the network afterwards: spend no more of the budget than leaves this top-1 agreement
             with the dense model, measured on the second half of `inputs` after BatchNorm re-estimation on the first.
+        stage: Of several, how far this one is to go and what it starts from; `model` is then the network fine-tuned in the stage before,
+            with dense layers, and errors and losses are against it.
 
     Raises:
         ConfigError: Unknown allocator, method, option or layer, or a budget that no choice of ranks reaches.
@@ -69,7 +73,7 @@ def plan(
     for form in forms:
         options_of(*form)
     fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}
-    candidates, reasons = _candidates(model, stats, forms, fixed, rank_multiple, track)
+    candidates, reasons = _candidates(model, stats, forms, fixed, rank_multiple, stage.present, track)
     if inputs is None:
         losses = sensitivity.without_data(candidates)
     else:
@@ -77,7 +81,7 @@ def plan(
         losses = sensitivity.measure(model, candidates, few, data_aware=data_aware, track=track)
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
-    offered = offers(model, candidates, losses, weakened=chooser is vbmf)
+    offered = offers(model, candidates, losses, weakened=chooser is vbmf, present=stage.present)
 
     def at(ratio: float) -> CompressionPlan:
         picked = chooser.allocate(offered, math.floor(ratio * stats.macs + 1e-6))
@@ -85,27 +89,41 @@ def plan(
             raise ConfigError(_too_little(stats, candidates, reasons, macs_ratio))
         return _assemble(stats, candidates, reasons, losses, picked, macs_ratio, fixed, allocator, notes)
 
-    made = at(macs_ratio)
+    made = at(macs_ratio)  # within reach, or no stage begins
+    if stage.left:
+        weakened = stages.relaxed(macs_ratio, 1.0, stage.left)
+        made = msgspec.structs.replace(at(weakened), macs_ratio=weakened)
     if min_agreement is None or not made.layers:
         return made
     return guard.guarded(model, made, at, inputs=inputs or (), min_agreement=min_agreement, data_aware=data_aware, track=track)
 
 
 def _candidates(
-    model: nn.Module, stats: ModelStats, forms: Sequence[Form], fixed: dict[str, Choice], multiple: int, track: Track
+    model: nn.Module,
+    stats: ModelStats,
+    forms: Sequence[Form],
+    fixed: dict[str, Choice],
+    multiple: int,
+    present: Mapping[str, Candidate],
+    track: Track,
 ) -> tuple[dict[str, list[Candidate]], dict[str, str]]:
-    """Candidates of each layer, and the reasons of those that have none but dense."""
+    """Candidates of each layer, and the reasons of those that have none but what they are now, dense or already factorized."""
     known = [layer.name for layer in stats.layers]
     for name in fixed:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"{name}: no such layer; {'did you mean ' + ', '.join(near) if near else 'see `edgecompress analyze`'}?")
     tied = tied_layers(model)
-    ranges = [_range(layer, model.get_submodule(layer.name), forms, fixed.get(layer.name), tied, multiple) for layer in stats.layers]
+    ranges = [
+        _further(layer, model.get_submodule(layer.name), present[layer.name], multiple, fixed=layer.name in fixed)
+        if layer.name in present
+        else _range(layer, model.get_submodule(layer.name), forms, fixed.get(layer.name), tied, multiple)
+        for layer in stats.layers
+    ]
     candidates = {}
     for made, found in zip(ranges, fitted(ranges, track=track), strict=True):
         chosen = found and made.layer.name in fixed
-        candidates[made.layer.name] = found if chosen else [*front(found), dense(made.layer)]
+        candidates[made.layer.name] = found if chosen else [*front(found), present.get(made.layer.name) or dense(made.layer)]
     return candidates, {made.layer.name: made.reason for made in ranges}
 
 
@@ -122,6 +140,14 @@ def _range(
     if reason:
         raise UnsupportedError(f"{layer.name or 'layer'}: {reason}; leave it dense")
     return one(layer, module, choice.method, choice.rank, choice.options)
+
+
+def _further(layer: LayerStats, module: nn.Module, now: Candidate, multiple: int, *, fixed: bool) -> Range:
+    """Return what a factorized layer may become: its form at lower ranks."""
+    if fixed:
+        return Range(layer, module, [], "as asked")
+    made = worthwhile(layer, module, [(now.method, now.options)], multiple=multiple)
+    return made._replace(found=stages.below(made.found, now))
 
 
 def _assemble(
