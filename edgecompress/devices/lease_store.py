@@ -51,7 +51,7 @@ class Store:
             raise ConfigError(f"{SETTING}: leases cannot lie at {clean(scheme)}://; give postgresql://… or the path of a file")
         self.place = place
         self.is_postgres = bool(separator)
-        self.name = _without_password(place) if separator else place
+        self.name = without_password(place) if separator else place
         with self.transaction() as execute:
             for statement in SCHEMA:
                 execute(statement)
@@ -114,7 +114,8 @@ class Store:
             raise ConfigError(f"{self.name}: the leases cannot be kept there: {said}; check the server and {SETTING}") from error
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """Return host, port and database of a URL, for messages."""
     try:
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
