@@ -1,103 +1,45 @@
-"""The steps of a run that make the model: from the dense network to the compressed, fine-tuned one."""
+"""The steps of a run that make the model: from the dense network to the compressed, fine-tuned one.
 
-from collections.abc import Callable
+Planning, decomposing and fine-tuning may be done in several stages, each of which starts from the network of the one before
+(planning/stages.py). The last one's records and weights are the run's own; those before keep theirs under `stages/NUMBER/`.
+"""
+
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from edgecompress import data as datasets
 from edgecompress import records
-from edgecompress.attention import closed, opened
+from edgecompress.attention import closed
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
-from edgecompress.files import stamp, write_atomic
-from edgecompress.options import Options, fixed_layers, method_of
-from edgecompress.progress import Track, silent
-from edgecompress.recipe import Data, Recipe, call
-from edgecompress.records import CompressionPlan, Record, read, to_json
-from edgecompress.runs import FILES, Run, key, stopwatch
+from edgecompress.options import fixed_layers, method_of
+from edgecompress.planning import stages
+from edgecompress.records import CompressionPlan, read
+from edgecompress.runs import file_of, key
+from edgecompress.runsteps import RunSteps
 from edgecompress.targets import TARGETS
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.finetune import FinetuneOptions, finetune
 from edgecompress.verbs.plan import plan
-from edgecompress.weights import check_dense, fingerprint, load_into, read_state, save_state
+from edgecompress.weights import load_into, save_state
 
-R = TypeVar("R", bound=Record)
-OnStep = Callable[[str, Record, float, bool], None]
+DECOMPOSED, WEIGHTS = "decomposed.safetensors", "weights.safetensors"
 CHECKPOINT = "finetune.checkpoint.safetensors"
 SMALL_NETWORK = 100_000_000  # MACs; below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
-def ignore(*_: object) -> None:
-    """Nobody wants to know."""
-
-
-class ModelSteps:
-    """One run folder, its recipe, and the steps up to the fine-tuned network. Results are read from disk when their inputs are unchanged.
-
-    Args:
-        on_step: Called after each step with its name, record, seconds, and whether it was reused.
-    """
-
-    def __init__(self, run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore) -> None:
-        self.run = run
-        self.recipe = recipe
-        self.track = track
-        self.on_step = on_step
-
-    @property
-    def options(self) -> Options:
-        return self.run.record.options
-
-    # What the steps work on
-
-    @cached_property
-    def dense(self) -> nn.Module:
-        """The trained model, checked, its attention in ordinary Linears, in eval mode; checkpoints are of the user's own."""
-        model = call(self.recipe.model, f"{self.recipe.source}: model()")
-        check_dense(model, subject=self.recipe.source)
-        if self.options.weights:
-            path = Path(self.options.weights)
-            load_into(model, read_state(path), source=str(path))
-            check_dense(model, subject=str(path))
-        return opened(model).eval()
+class ModelSteps(RunSteps):
+    """The steps up to the fine-tuned network. Results are read from disk when their inputs are unchanged."""
 
     @cached_property
     def compressed(self) -> nn.Module:
         """The decomposed model with its fine-tuned weights."""
-        made = self.plan()
         self.finetune()
-        model, _ = decompose(self.dense, made, fit=False)
-        load_into(model, load_file(self.run.path("weights.safetensors")), source="weights.safetensors")
-        return model.eval()
-
-    def data(self, split: str) -> Any:
-        """The recipe's dataset for "train", "eval" or "calibration", or what `--data` gives; None when there is none."""
-        if self.options.data:
-            kind: datasets.Split = "eval" if split == "eval" else "train"
-            return datasets.load(Path(self.options.data), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
-        functions: dict[str, Data | None] = {
-            "train": self.recipe.train_data,
-            "eval": self.recipe.eval_data,
-            "calibration": self.recipe.calibration_data or self.recipe.train_data or self.recipe.eval_data,
-        }
-        function = functions[split]
-        return None if function is None else call(function, f"{self.recipe.source}: {split}_data()")
-
-    @cached_property
-    def source(self) -> str:
-        """Hash of the dense model and the data options; every step depends on it."""
-        shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
-        data = Path(self.options.data) if self.options.data else None
-        if data is not None and not data.exists():
-            raise ConfigError(f"{data}: no such file or folder; give --data an ImageFolder, an .npz or idx files")
-        files = [] if data is None else stamp(data)
-        return key(self.recipe.sources_sha256, fingerprint(self.dense), shapes, self.options.data, files)
+        return self._network(self.options.stages)
 
     # The steps
 
@@ -110,14 +52,40 @@ class ModelSteps:
         )
 
     def plan(self) -> CompressionPlan:
+        """Plan the last stage; those before it are planned, decomposed and fine-tuned first.
+
+        Raises:
+            ConfigError: Several stages, and nothing to fine-tune on between them.
+        """
+        if self.options.stages > 1 and self._unrepaired:
+            raise ConfigError(f"{self.recipe.source}: no training data for --stages; add train_data(), give --data, or ask for one stage")
+        for number in range(1, self.options.stages):
+            self._planned(number)
+            self._decomposed(number)
+            self._finetuned(number)
+        return self._planned(self.options.stages)
+
+    def decompose(self) -> records.DecomposeResult:
+        self.plan()
+        return self._decomposed(self.options.stages)
+
+    def finetune(self) -> records.FinetuneResult:
+        self.decompose()
+        return self._finetuned(self.options.stages)
+
+    # One stage, those before it being done
+
+    def _planned(self, number: int) -> CompressionPlan:
         stats, o = self.analyze(), self.options
-        unrepaired = (self.recipe.train_data is None and not o.data) or o.epochs == 0
+        left = stages.left(number, o.stages, o.weakening)
+        guard = o.min_agreement if self._unrepaired else None
         multiple = TARGETS[o.target].rank_multiple
         fixed, form = fixed_layers(o), method_of(o)
 
         def make() -> CompressionPlan:
+            before = self._before(number)
             made = plan(
-                self.dense,
+                stages.opened(self._network(number - 1), self.dense, before),
                 stats,
                 macs_ratio=o.macs_ratio,
                 allocator=o.allocator,
@@ -127,36 +95,44 @@ class ModelSteps:
                 inputs=self._planning_inputs(),
                 data_aware=o.data_aware,
                 rank_multiple=multiple,
-                min_agreement=o.min_agreement if unrepaired else None,
+                min_agreement=guard,
+                stage=stages.Stage(left, stages.present(before)),
                 track=self.track,
             )
-            left = tuple(f"{name}: {reason}; its projections stay as they are" for name, reason in closed(self.dense).items())
-            return msgspec.structs.replace(made, notes=(*left, *made.notes))
+            notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in closed(self.dense).items()]
+            if number > 1:
+                notes.append(f"stage {number}: errors and losses are against the network fine-tuned in stage {number - 1}")
+            return msgspec.structs.replace(made, notes=(*notes, *made.notes))
 
-        guard = o.min_agreement if unrepaired else None
         budget = (o.macs_ratio, o.allocator, o.method, sorted(fixed.items()))
         asked = (*budget, o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
-        return self._step("plan", key(self.source, asked), CompressionPlan, make)
+        follows = () if o.stages == 1 else (left, self._digest(number - 1, "finetune") if number > 1 else "")
+        return self._step(self._of(number, "plan"), key(self.source, asked, *follows), CompressionPlan, make)
 
-    def decompose(self) -> records.DecomposeResult:
-        made, o = self.plan(), self.options
+    def _decomposed(self, number: int) -> records.DecomposeResult:
+        made, o = self._planned(number), self.options
+        factors = self._of(number, DECOMPOSED)
 
         def make() -> records.DecomposeResult:
             inputs = self._planning_inputs() if o.data_aware else None
-            model, result = decompose(self.dense, made, inputs=inputs, track=self.track)
-            save_state(model.state_dict(), self.run.path("decomposed.safetensors"))
-            return result
+            before = self._before(number)
+            changed = stages.changed(made, before)
+            network = stages.opened(self._network(number - 1), self.dense, stages.among(before, changed))
+            model, result = decompose(network, changed, inputs=inputs, track=self.track)
+            save_state(model.state_dict(), self.run.path(factors))
+            return stages.with_kept(result, made)
 
-        made_from = key(self.source, self.run.digest("plan"), *self._fitted_to)
-        return self._step("decompose", made_from, records.DecomposeResult, make, files=("decomposed.safetensors",))
+        made_from = key(self.source, self._digest(number, "plan"), *self._fitted_to)
+        return self._step(self._of(number, "decompose"), made_from, records.DecomposeResult, make, files=(factors,))
 
-    def finetune(self) -> records.FinetuneResult:
-        self.decompose()
-        made, o = self.plan(), self.options
+    def _finetuned(self, number: int) -> records.FinetuneResult:
+        made, o = self._planned(number), self.options
+        factors, weights = self._of(number, DECOMPOSED), self._of(number, WEIGHTS)
+        seed = o.seed + number - 1  # a seed draws the same samples in every call
 
         def make() -> records.FinetuneResult:
             model, _ = decompose(self.dense, made, fit=False)
-            load_into(model, load_file(self.run.path("decomposed.safetensors")), source="decomposed.safetensors")
+            load_into(model, load_file(self.run.path(factors)), source=factors)
             train = self.data("train")
             asked = FinetuneOptions(
                 epochs=o.epochs if made.layers and train is not None else 0,
@@ -165,9 +141,9 @@ class ModelSteps:
                 optimizer=o.optimizer,
                 learning_rate=o.learning_rate,
                 threads=1 if made.macs_before < SMALL_NETWORK else 0,
-                seed=o.seed,
+                seed=seed,
             )
-            checkpoint = self.run.path(CHECKPOINT)
+            checkpoint = self.run.path(self._of(number, CHECKPOINT))
             model, result = finetune(
                 model,
                 train if train is not None else self.data("calibration"),
@@ -178,15 +154,43 @@ class ModelSteps:
                 checkpoint_path=checkpoint,
                 track=self.track,
             )
-            save_state(model.state_dict(), self.run.path("weights.safetensors"))
+            save_state(model.state_dict(), self.run.path(weights))
             checkpoint.unlink(missing_ok=True)
             return result
 
-        asked = (o.epochs, o.epoch_samples, o.batch_size, o.optimizer, o.learning_rate, o.seed)
-        made_from = key(self.source, self.run.digest("decompose"), asked)
-        return self._step("finetune", made_from, records.FinetuneResult, make, files=("weights.safetensors",))
+        asked = (o.epochs, o.epoch_samples, o.batch_size, o.optimizer, o.learning_rate, seed)
+        made_from = key(self.source, self._digest(number, "decompose"), asked)
+        return self._step(self._of(number, "finetune"), made_from, records.FinetuneResult, make, files=(weights,))
 
     # Helpers
+
+    def _of(self, number: int, name: str) -> str:
+        """Return the name of a stage's step or file."""
+        return name if number == self.options.stages else f"stages/{number}/{name}"
+
+    def _digest(self, number: int, step: str) -> str:
+        return self.run.digest(self._of(number, step))
+
+    def _before(self, number: int) -> tuple[records.LayerPlan, ...]:
+        """Return the layers that are factorized already when a stage begins, as they are."""
+        if number == 1:
+            return ()
+        return read(self.run.path(file_of(self._of(number - 1, "plan"))), CompressionPlan).layers
+
+    def _network(self, number: int) -> nn.Module:
+        """Return the network fine-tuned in a stage; of stage 0, which there is none of, the dense one."""
+        if number == 0:
+            return self.dense
+        made = read(self.run.path(file_of(self._of(number, "plan"))), CompressionPlan)
+        weights = self._of(number, WEIGHTS)
+        model, _ = decompose(self.dense, made, fit=False)
+        load_into(model, load_file(self.run.path(weights)), source=weights)
+        return model.eval()
+
+    @property
+    def _unrepaired(self) -> bool:
+        """Whether nothing is trained after a decomposition."""
+        return (self.recipe.train_data is None and not self.options.data) or self.options.epochs == 0
 
     @property
     def _fitted_to(self) -> tuple[Any, ...]:
@@ -204,27 +208,3 @@ class ModelSteps:
         if data is None and self.options.data_aware:
             raise ConfigError(f"{self.recipe.source}: no data for --data-aware; add calibration_data(), give --data, or leave it out")
         return None if data is None else self._fetch(data, self.options.sensitivity_samples, labelled=False)[0]
-
-    def _fetch(self, data: Any, n: int, *, drawn: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
-        seed = self.options.seed if drawn else None
-        return datasets.fetch(data, n, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
-
-    def _step(self, name: str, made_from: str, kind: type[R], make: Callable[[], R], *, files: tuple[str, ...] = ()) -> R:
-        path = self.run.path(FILES[name])
-        if self.run.is_done(name, made_from):
-            record = read(path, kind)
-            self._told(name, record, self.run.record.steps[name].seconds, True)
-            return record
-        with stopwatch() as spent:
-            record = make()
-        write_atomic(path, to_json(record))
-        self.run.finish(name, made_from, (path.name, *files), spent[0])
-        self._told(name, record, spent[0], False)
-        return record
-
-    def _told(self, name: str, record: Record, seconds: float, reused: bool) -> None:
-        """Tell of each step once, however often later steps ask for it."""
-        told: set[str] = self.__dict__.setdefault("told", set())
-        if name not in told:
-            told.add(name)
-            self.on_step(name, record, seconds, reused)

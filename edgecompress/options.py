@@ -39,6 +39,8 @@ class Options(Record, frozen=True, kw_only=True):
         data_aware: Fit to what the layers read from calibration inputs, where a method can.
         min_agreement: Without training data: top-1 agreement with the dense model that a decomposition must leave.
         sensitivity_samples: Inputs the planner measures on.
+        stages: Rounds of planning, decomposing and fine-tuning, each nearer to the budget; each has `epochs`.
+        weakening: Share of the way left to the budget that a stage before the last goes.
         epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
         calibration_samples: Inputs that int8 ranges come from.
         mixed_precision: Keep in float what a simulation says int8-static files need in float to reach `min_int8_agreement`.
@@ -70,6 +72,8 @@ class Options(Record, frozen=True, kw_only=True):
     data_aware: bool = False
     min_agreement: float = 0.95
     sensitivity_samples: int = 256
+    stages: int = 1
+    weakening: float = 0.8
     epochs: int = 8
     epoch_samples: int = 10_000
     batch_size: int = 64
@@ -117,21 +121,27 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
         choose("format", format_name, tuple(FORMATS))
     choose("allocator", made.allocator, ALLOCATORS)
     choose("optimizer", made.optimizer, OPTIMIZERS)
-    if min(made.epochs, made.qat_epochs) < 0 or made.batch_size < 2 or made.epoch_samples < 2:
-        raise ConfigError("fine-tuning: epochs and qat-epochs must be at least 0, batch size and epoch samples at least 2")
+    _check_training(made)
     layer_schemes(made)
-    if not 0 <= made.learning_rate < math.inf:
-        raise ConfigError(f"learning_rate {made.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
     for name in ("max_rel", "convert_timeout_s", "convert_memory_gb"):
         if not 0 < getattr(made, name) < math.inf:
             raise ConfigError(f"{name} {getattr(made, name)}: must be above 0, e.g. {getattr(Options(), name):g}")
-    for name in ("sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
+    for name in ("stages", "sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
         if getattr(made, name) < 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
-    for name in ("macs_ratio", "min_agreement", "min_int8_agreement"):
+    for name in ("macs_ratio", "weakening", "min_agreement", "min_int8_agreement"):
         if not 0 < getattr(made, name) <= 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")
     return made
+
+
+def _check_training(options: Options) -> None:
+    if min(options.epochs, options.qat_epochs) < 0 or options.batch_size < 2 or options.epoch_samples < 2:
+        raise ConfigError("fine-tuning: epochs and qat-epochs must be at least 0, batch size and epoch samples at least 2")
+    if options.stages > 1 and options.epochs == 0:
+        raise ConfigError(f"stages {options.stages}: nothing is trained between them with 0 epochs; give --epochs, or ask for one stage")
+    if not 0 <= options.learning_rate < math.inf:
+        raise ConfigError(f"learning_rate {options.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
 
 
 def outputs(options: Options) -> tuple[tuple[str, str], ...]:

@@ -16,7 +16,6 @@ from edgecompress.distillation import scores_of
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomic
 from edgecompress.models import forward
-from edgecompress.modelsteps import OnStep, ignore
 from edgecompress.options import limits_of, outputs
 from edgecompress.program import to_program
 from edgecompress.progress import Track, silent
@@ -27,6 +26,7 @@ from edgecompress.records import Artifact, BenchmarkResult, ExportResult, Refuse
 from edgecompress.reporting.document import Report
 from edgecompress.routes import by_route
 from edgecompress.runs import FILES, Run, keep_result, key, read_records, stopwatch
+from edgecompress.runsteps import OnStep, ignore
 from edgecompress.targets import SCHEMES
 from edgecompress.verbs.bench import bench
 from edgecompress.verbs.export import Evidence, artifact_name, export

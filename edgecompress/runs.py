@@ -112,6 +112,12 @@ def trying(run: Run, options: Options) -> Iterator[None]:
         raise
 
 
+def file_of(step: str) -> str:
+    """Return the file of a step's record; of `stages/2/plan`, the plan of a stage before the last, `stages/2/plan.json`."""
+    place, slash, name = step.rpartition("/")
+    return f"{place}{slash}{FILES[name]}"
+
+
 def key(*parts: Any) -> str:
     """Return a SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()

@@ -20,8 +20,10 @@ DataAware = Annotated[
     bool | None, typer.Option("--data-aware/--no-data-aware", help="Fit SVDs to calibration inputs [no].", show_default=False)
 ]
 MinAgreement = Annotated[float | None, typer.Option(help="Without training data: agreement kept [0.95].", show_default=False)]
+Stages = Annotated[int | None, typer.Option(help="Rounds of planning, decomposing, fine-tuning [1].", show_default=False)]
+Weakening = Annotated[float | None, typer.Option(help="Share of the way left that a stage goes [0.8].", show_default=False)]
 
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning [8].", show_default=False)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning, of each stage [8].", show_default=False)]
 EpochSamples = Annotated[int | None, typer.Option(help="Training samples an epoch [10000].", show_default=False)]
 Optimizer = Annotated[str | None, typer.Option(help="sgd or adamw [sgd].", show_default=False)]
 LearningRate = Annotated[float | None, typer.Option(help="Peak rate [0.01 sgd, 0.001 adamw].", show_default=False)]
@@ -74,6 +76,8 @@ OF_RUN: Final[dict[str, Any]] = {
     "layer": Layer,
     "data_aware": DataAware,
     "min_agreement": MinAgreement,
+    "stages": Stages,
+    "weakening": Weakening,
     "epochs": Epochs,
     "epoch_samples": EpochSamples,
     "batch_size": BatchSize,
@@ -100,7 +104,7 @@ OF_RUN: Final[dict[str, Any]] = {
 }
 # Named by --help-all alone, in commands of which the help would not fit a screen.
 SELDOM: Final = frozenset({
-    "allocator", "mixed_precision", "layer_scheme", "qat_epochs",
+    "allocator", "stages", "weakening", "mixed_precision", "layer_scheme", "qat_epochs",
     "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
     "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",
     "warmup", "cooldown_c", "inventory",

@@ -89,7 +89,9 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
 
         def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             spent = "reused" if reused else f"{seconds:.1f} s"
-            notes.print(f"  {name:<11} {STEP_LINES[name](record):<86} {spent:>8}")
+            stage, _, verb = name.rpartition("/")
+            label = " ".join((verb, stage.removeprefix("stages/")))
+            notes.print(f"  {label:<11} {STEP_LINES[verb](record):<86} {spent:>8}")
             for note in record.notes if isinstance(record, DecomposeResult) else ():
                 notes.print(f"    {note}")
 

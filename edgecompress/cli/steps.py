@@ -36,7 +36,7 @@ STEPS: Final = {
         """Choose a form and rank for each layer, and say why.
 
         Example: edgecompress plan runs/resnet20_fashion_mnist --macs-ratio 0.5""",
-        ("macs_ratio", "allocator", "method", "layer", "data_aware", "min_agreement", "weights", "data", "seed"),
+        ("macs_ratio", "allocator", "method", "layer", "data_aware", "min_agreement", "stages", "weakening", "weights", "data", "seed"),
         lambda record, _: tables.plan(record),
     ),
     "decompose": Step(
@@ -50,7 +50,7 @@ STEPS: Final = {
         """Recover accuracy: BatchNorm re-estimation, then distillation from the dense model.
 
         Example: edgecompress finetune runs/resnet20_fashion_mnist --epochs 10""",
-        ("epochs", "epoch_samples", "batch_size", "optimizer", "learning_rate", "data", "seed"),
+        ("stages", "weakening", "epochs", "epoch_samples", "batch_size", "optimizer", "learning_rate", "data", "seed"),
         lambda record, _: tables.finetuned(record),
     ),
     "quantize": Step(

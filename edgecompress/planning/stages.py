@@ -10,11 +10,18 @@ References:
     equation 7 and algorithm 1.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgecompress.factorizations import METHODS, Factors
+from edgecompress.models import replace
 from edgecompress.planning.candidates import Candidate
-from edgecompress.records import CompressionPlan
+from edgecompress.records import CompressionPlan, DecomposeResult, LayerPlan
 
 
 class Stage(NamedTuple):
@@ -42,11 +49,11 @@ def relaxed(final: float, dense: float, share: float) -> float:
     return final + share * (dense - final)
 
 
-def present(plan: CompressionPlan) -> dict[str, Candidate]:
+def present(steps: Sequence[LayerPlan]) -> dict[str, Candidate]:
     """Return the forms that layers have after a plan; keeping them costs nothing."""
     return {
         step.layer: Candidate(step.method, step.rank, step.params, step.macs, 0.0, 0.0, options=step.options, note="as it is")
-        for step in plan.layers
+        for step in steps
     }
 
 
@@ -61,3 +68,41 @@ def below(found: Sequence[Candidate], now: Candidate) -> list[Candidate]:
         and c.macs <= now.macs
         and c.params <= now.params
     ]
+
+
+def changed(plan: CompressionPlan, before: Sequence[LayerPlan]) -> CompressionPlan:
+    """Return the part of a plan that is to be done; the other layers have their form, and keep their fine-tuned factors."""
+    forms = {step.layer: (step.method, step.rank) for step in before}
+    return msgspec.structs.replace(plan, layers=tuple(s for s in plan.layers if forms.get(s.layer) != (s.method, s.rank)))
+
+
+def among(before: Sequence[LayerPlan], plan: CompressionPlan) -> list[LayerPlan]:
+    """Return those that the plan is about."""
+    named = {step.layer for step in plan.layers}
+    return [step for step in before if step.layer in named]
+
+
+@torch.no_grad()
+def opened(network: nn.Module, dense: nn.Module, steps: Sequence[LayerPlan]) -> nn.Module:
+    """Return a copy of `network` with the dense layers that these factorized ones equal.
+
+    Args:
+        dense: The network before any stage, of whose layers they have the geometry.
+        steps: The layers, in the form that they have in `network`.
+    """
+    made = copy.deepcopy(network)
+    for step in steps:
+        compact = cast(Factors, network.get_submodule(step.layer))
+        layer = copy.deepcopy(dense.get_submodule(step.layer))
+        cast(Tensor, layer.weight).copy_(METHODS[step.method].reconstruct(compact))
+        if layer.bias is not None:
+            cast(Tensor, layer.bias).copy_(next(p for name, p in compact.named_parameters() if name.rpartition(".")[2] == "bias"))
+        replace(made, step.layer, layer.train(compact.training))
+    return made
+
+
+def with_kept(result: DecomposeResult, plan: CompressionPlan) -> DecomposeResult:
+    """Return the result of a whole plan, of which only the changed layers were decomposed: those that were kept have no error."""
+    errors = {step.layer: result.relative_errors.get(step.layer, 0.0) for step in plan.layers}
+    mean = sum(errors.values()) / len(errors) if errors else 0.0
+    return msgspec.structs.replace(result, relative_errors=errors, mean_relative_error=mean)
