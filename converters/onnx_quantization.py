@@ -110,6 +110,7 @@ def _stayed_float(model: onnx.ModelProto) -> tuple[str, ...]:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in integers:
             integers.add(node.output[0])
-    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    weights = integers | {tensor.name for tensor in model.graph.initializer}  # a product of two activations has none
+    layers = [node for node in model.graph.node if node.op_type in LAYERS and node.input[1] in weights]
     left = sum(node.input[1] not in integers for node in layers)
     return (f"{left} of {len(layers)} convolution and linear layers stayed float32",) if left else ()

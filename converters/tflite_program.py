@@ -5,10 +5,11 @@ Every rewrite leaves the outputs what they are. TFLite computes on channels-last
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
-from tflite_masks import make_masks_finite
+from attention_masks import make_masks_finite
+from constant_folding import add_constant, fold_constants
 from torch import Tensor, fx
 
 from edgecompress.graphs import get_constant, set_constant
@@ -17,23 +18,22 @@ from edgecompress.program import example_inputs
 aten = torch.ops.aten
 
 MAP_AXES: Final = 4
-LARGEST_FOLDED: Final = 1 << 22  # elements; beyond it a computed constant stays computed, the file would grow
 RESHAPES: Final = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 ELEMENTWISE: Final = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardswish.default, aten.silu.default}
 TRANSPOSED: Final = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
 SPATIAL: Final = ((2, 3), (-2, -1), (3, 2), (-1, -2))
 
 
-def prepare(program: torch.export.ExportedProgram, scheme: str, samples: Sequence[tuple[Tensor, ...]]) -> torch.export.ExportedProgram:
+def prepare(program: torch.export.ExportedProgram, samples: Sequence[tuple[Tensor, ...]]) -> torch.export.ExportedProgram:
     """Return `program` as TFLite takes it best: constants computed, masks finite, channels looked at last.
 
     Args:
-        samples: Calibration inputs: for schemes that store activations as integers.
+        samples: Calibration inputs where activations are stored as integers; () where they are not.
     """
     graph = program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     fold_constants(graph)
-    make_masks_finite(graph, scheme, samples)
+    make_masks_finite(graph, samples)
     for name in list(graph.state_dict()):  # program.module() shares its tensors with the program
         set_constant(graph, name, get_constant(graph, name).detach().clone())
     for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last, _plain_transposed):
@@ -43,43 +43,6 @@ def prepare(program: torch.export.ExportedProgram, scheme: str, samples: Sequenc
     graph.recompile()
     with torch.no_grad():
         return torch.export.export(graph, example_inputs(program), strict=False)
-
-
-def fold_constants(graph: fx.GraphModule) -> None:
-    """Compute now what does not depend on the inputs, e.g. a mask: TFLite's converter leaves it to each inference."""
-    values: dict[fx.Node, Any] = {}
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr":
-            values[node] = get_constant(graph, str(node.target))
-        elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _is_pure(node):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-            made = node.target(*args, **kwargs)
-            if isinstance(made, Tensor) and made.numel() <= LARGEST_FOLDED:
-                values[node] = made
-    for number, node in enumerate([n for n in values if n.op != "get_attr"]):
-        if any(user not in values for user in node.users):
-            constant(graph, node, f"constant_{number}", values[node])
-    graph.graph.eliminate_dead_code()
-
-
-def constant(graph: fx.GraphModule, node: fx.Node, name: str, value: Tensor) -> fx.Node:
-    """Put `value`, kept as the buffer `name`, in the place of `node`; return its node."""
-    with graph.graph.inserting_before(node):
-        made = _buffer(graph, name, value)
-    node.replace_all_uses_with(made)
-    return made
-
-
-def _buffer(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    graph.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
-    made = graph.graph.get_attr(name)
-    made.meta["val"] = value
-    return made
-
-
-def _is_pure(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 def _pool_means(graph: fx.GraphModule) -> None:
@@ -145,7 +108,7 @@ def _plain_transposed(graph: fx.GraphModule) -> None:
         share, parts = _shape(x)[1] // groups, []
         with graph.graph.inserting_before(node):
             for g in range(groups):
-                own = [_buffer(graph, f"{node.name}_{g}_{k}", value[g]) for k, value in enumerate(values)]
+                own = [add_constant(graph, f"{node.name}_{g}_{k}", value[g]) for k, value in enumerate(values)]
                 taken = x if groups == 1 else graph.graph.call_function(aten.slice.Tensor, (x, 1, g * share, (g + 1) * share))
                 given = (taken, own[0], None if bias is None else own[1], stride, *whole, 1, dilation)
                 parts.append(graph.graph.call_function(node.target, given))

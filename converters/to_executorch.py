@@ -23,6 +23,7 @@ ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on Efficien
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the `.pte` file and what it takes and gives."""
     _check(request)
+    import attention_masks
     import executorch_lowering
     import executorch_quantization
     import layer_schemes
@@ -41,8 +42,10 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         def wanted(node: Any) -> bool:
             return layer_schemes.scheme_of(scopes(node), request) == scheme
 
+        if scheme == "int8-static":
+            lowered = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
         if seen:
-            lowered = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: INT8 if wanted(node) else None)
+            lowered = round_weights(lowered, seen[:ROUNDING_SAMPLES], levels=lambda node: INT8 if wanted(node) else None)
         # For int8-dynamic one sample of anything: the weights' ranges are taken when the graph runs.
         lowered, notes = executorch_quantization.quantize(lowered, scheme, seen if scheme == "int8-static" else [inputs], inputs, wanted)
     content, ops, undelegated, planned = executorch_lowering.lower(lowered, _metadata(request))

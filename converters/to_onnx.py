@@ -27,6 +27,7 @@ PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the ONNX file and what it takes and gives."""
     _check(request)
+    import attention_masks
     import layer_schemes
     import onnx
     import onnx_export
@@ -44,6 +45,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     def wanted(inside: Sequence[str]) -> bool:
         return layer_schemes.scheme_of(inside, request) == scheme
 
+    if scheme == "int8-static":
+        program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme.startswith("int8"):
         rounded = seen[:ROUNDING_SAMPLES]
         program = round_weights(program, rounded, levels=lambda node: INT8 if wanted(scopes(node)) else None)

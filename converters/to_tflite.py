@@ -43,7 +43,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     check_layers(request, program, subject="tflite")
     needed = {request.scheme, *request.layers.values()} & set(INTEGER_ACTIVATIONS)
     seen = read_calibration(request.calibration, program) if needed or request.calibration else []
-    program = _rounded(prepare(program, request.scheme, seen[:ROUNDING_SAMPLES]), request, seen)
+    program = _rounded(prepare(program, seen[:ROUNDING_SAMPLES] if needed else ()), request, seen)
     samples = [[to_layout(x.numpy(), request.layout) for x in sample] for sample in seen]
     content = name_tensors(import_module(ROUTES[route][0]).convert(program, request, samples))
     inputs, outputs = describe(content, program, request.layout)

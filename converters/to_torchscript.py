@@ -29,6 +29,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the `.ptl` file and what it takes and gives."""
     _check(request)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|torch_quantization|to_torchscript|__main__")
+    import attention_masks
     import layer_schemes
     import torch
     import torch_quantization
@@ -46,6 +47,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     def kept(node: Any) -> bool:
         return layer_schemes.scheme_of(scopes(node), request) != scheme
 
+    if scheme == "int8-static":
+        program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme != "fp32":
         program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: None if kept(node) else INT8)
     module: Any = torch_quantization.functional_module(program, kept)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from edgecompress.attention import opened
+
 
 class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -144,6 +146,27 @@ class Attention(nn.Module):
             scores = scores.masked_fill(self.barred, -torch.inf) if self.kind == "filled" else scores + self.added
             y = scores.softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(-1, 12, 16))
+
+
+class CausalBlock(nn.Module):
+    """A pre-norm block of a causal transformer that makes its mask of −∞ as it goes, as most do. `(1, 12, 16)` → the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        nn.init.normal_(self.attention.in_proj_weight, std=0.7)  # scores that matter
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, attn_mask=nn.Transformer.generate_square_subsequent_mask(12))[0]
+        return x + self.mlp(self.norm2(x))
+
+
+def causal() -> nn.Module:
+    """Return two such blocks: the attention of one as PyTorch computes it, that of the other as it is written to be factorized."""
+    return nn.Sequential(CausalBlock(), opened(CausalBlock()))
 
 
 class Upsampled(nn.Module):

@@ -17,6 +17,7 @@ LABELS = ("a", "b")
 QUICK = {
     "residual-int8-static": Case("residual", "int8-static"),
     "heads-fp32": Case("heads", "fp32"),
+    "causal": Case("causal", "int8-static"),
     "mixed": Case("residual", "int8-static", {"layers": {"blocks.0": "fp32"}}),
     "told": Case("sound", "fp32", {"name": "sound", "labels": LABELS, "preprocessing": Preprocessing(mean=(0.5,), std=(0.2,))}),
 }
@@ -42,6 +43,7 @@ REFUSED = {
 }
 # Signal to noise that a scheme leaves at least: 11 bits of fp16, 8 bits through a dozen layers. In decibels.
 FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 25.0}
+MASKED_DB = 20.0  # scores and GELUs in 8 bits, through two blocks; under a mask of −∞ it was 0
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_the_file_agrees_with_the_model(converted: Converted, key: str) -> None:
     if CASES[key].scheme == "fp32":
         assert converted.max_rel() <= 1e-4
     else:
-        assert converted.sqnr_db() >= FLOOR_DB[CASES[key].scheme]
+        assert converted.sqnr_db() >= (MASKED_DB if key == "causal" else FLOOR_DB[CASES[key].scheme])
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from converter_models import Attention, Residual, settled
+from converter_models import Attention, Residual, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version, _load_for_lite_interpreter
@@ -73,7 +73,7 @@ def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Convert]:
 
     yield lambda model, scheme, **more: to_torchscript.convert(request(folder, model, scheme, **more))
     torch.backends.quantized.engine = engine
-    for name in ("to_torchscript", "torchscript_file", "torch_quantization", "layer_schemes"):
+    for name in ("to_torchscript", "torchscript_file", "torch_quantization", "layer_schemes", "attention_masks", "constant_folding"):
         sys.modules.pop(name, None)
 
 
@@ -189,6 +189,15 @@ def test_a_mask_of_infinities_in_a_buffer_is_kept(folder: Path, convert: Convert
     write_program(to_program(Attention("buffer").eval(), (x[:1],)), folder / "masked.pt2")
     content, _ = convert("masked", "fp32")
     assert sqnr_db(reference(folder, "masked", x), run(content, x)) > 100
+
+
+def test_static_int8_bears_a_mask_of_infinities(folder: Path, convert: Convert) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(SAMPLES, 12, 16)
+    write_program(to_program(causal().eval(), (x[:1],)), folder / "causal.pt2")
+    save_file({"input_0": x}, folder / "causal.safetensors")
+    content, _ = convert("causal", "int8-static")
+    assert sqnr_db(reference(folder, "causal", x), run(content, x)) > 20  # scores in 8 bits; it was 1.5
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int8-static"])

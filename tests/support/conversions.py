@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from converter_models import Clamped, Heads, Median, Residual, Sound, settled
+from converter_models import Clamped, Heads, Median, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -74,6 +74,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "sound": (Sound, ((3, 40),)),
     "clamped": (Clamped, ((3, 12, 12),)),
     "placed": (Placed, ((3, 8, 8),)),
+    "causal": (causal, ((12, 16),)),
 }
 
 

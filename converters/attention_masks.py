@@ -1,7 +1,7 @@
 """Attention masks of −∞ as masks of a finite number that softmax cannot tell from it.
 
-TFLite's quantizer takes a tensor's scale from its least and greatest value. An infinite one makes a scale of infinity, and the runtime
-dies by a signal when it loads the file; one of −3·10³⁸ leaves nothing of the scores it is added to. How far below the others a barred
+Quantizers take a tensor's scale from its least and greatest value. An infinite one makes a scale of infinity: the file computes noise, or
+its runtime dies by a signal when it loads it; one of −3·10³⁸ leaves nothing of the scores it is added to. How far below the others a barred
 score must lie is known: in float32 e^−104 is 0, and an integer softmax rounds to 0 what is below half its step.
 """
 
@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
+from constant_folding import add_constant, fold_constants
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
+from edgecompress.cutting import graph_of
 from edgecompress.graphs import get_constant
 from edgecompress.grids import BARRED, SOFTMAX
+from edgecompress.program import example_inputs
 
 aten = torch.ops.aten
 
 ATTENTION: Final = aten.scaled_dot_product_attention.default
+PRODUCT: Final = aten.baddbmm.default  # mask + queries · keys, as nn.MultiheadAttention computes scores
 FLOAT_BAR: Final = 3e4  # fits a float16, and e^−30000 is 0 for any scores a network has
 INTEGER_MARGIN: Final = 12.0  # e^−12 is less than half a step of an int16 softmax, 2^−16
-INTEGER_SCHEMES: Final = ("int8-static", "int16x8")
 
 
 class _Mask(NamedTuple):
@@ -31,18 +35,28 @@ class _Mask(NamedTuple):
     added: Tensor
 
 
-def make_masks_finite(graph: fx.GraphModule, scheme: str, samples: Sequence[tuple[Tensor, ...]]) -> None:
-    """Make constant masks that end in a softmax finite, in place; the outputs stay what they are.
+def with_finite_masks(program: ExportedProgram, samples: Sequence[tuple[Tensor, ...]]) -> ExportedProgram:
+    """Return the program with its constant masks finite, itself where it has none; see `make_masks_finite`."""
+    graph = graph_of(program)
+    fold_constants(graph)
+    if not make_masks_finite(graph, samples):
+        return program
+    with torch.no_grad():
+        return torch.export.export(graph, example_inputs(program), strict=False)
+
+
+def make_masks_finite(graph: fx.GraphModule, samples: Sequence[tuple[Tensor, ...]]) -> int:
+    """Make constant masks that end in a softmax finite, in place, and return how many; the outputs stay what they are.
 
     Args:
-        scheme: Where it stores scores as integers, the bar is as low as the scores on `samples` need and no lower, so that the step of
-            the integers stays small.
+        samples: Calibration inputs where scores are stored as integers: the bar is as low as the scores on them need and no lower, so that
+            the step of the integers stays small. () where they are floats.
     """
     masks = [mask for node in graph.graph.nodes if (mask := _mask(graph, node)) is not None and not bool(mask.barred.all(-1).any())]
     if not masks:
-        return
+        return 0
     bars = {mask.node: FLOAT_BAR for mask in masks}
-    if scheme in INTEGER_SCHEMES:
+    if samples:
         observer = _Scores(graph, masks)
         with torch.no_grad():
             for sample in samples:
@@ -52,6 +66,7 @@ def make_masks_finite(graph: fx.GraphModule, scheme: str, samples: Sequence[tupl
         _apply(graph, mask, torch.where(mask.barred, -bars[mask.node], mask.added), f"mask_{number}")
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    return len(masks)
 
 
 def _mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
@@ -64,8 +79,9 @@ def _mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
     last = node.meta["val"].ndim - 1
     if reader.args[1] % (last + 1) != last:
         return None
-    if node.target is aten.add.Tensor:
-        return _added(node, next((v for v in (_value(graph, a) for a in node.args) if v is not None), None))
+    if node.target in (aten.add.Tensor, PRODUCT):
+        terms = node.args[:1] if node.target is PRODUCT else node.args
+        return _added(node, next((v for v in (_value(graph, a) for a in terms) if v is not None), None))
     if node.target is aten.masked_fill.Scalar and node.args[2] <= BARRED:
         return _barred(node, _value(graph, node.args[1]))
     return None
@@ -101,14 +117,15 @@ def _added(node: fx.Node, added: Tensor | None) -> _Mask | None:
 
 
 def _apply(graph: fx.GraphModule, mask: _Mask, value: Tensor, name: str) -> None:
-    graph.register_buffer(name, value.contiguous())
     node = mask.node
     with graph.graph.inserting_before(node):
-        constant = graph.graph.get_attr(name)
-        constant.meta["val"] = value
+        constant = add_constant(graph, name, value)
     if node.target is ATTENTION:
         node.args = (*node.args[:3], constant)
         node.kwargs = {key: v for key, v in node.kwargs.items() if key in ("scale", "enable_gqa")}
+        return
+    if node.target is PRODUCT:
+        node.args = (constant, *node.args[1:])
         return
     scores = next(a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr")
     node.target, node.args = aten.add.Tensor, (scores, constant)
@@ -136,5 +153,8 @@ class _Scores(fx.Interpreter):
         if node.target is ATTENTION:
             queries, keys = args[:2]
             scores: Tensor = queries @ keys.transpose(-2, -1) * (kwargs.get("scale") or queries.shape[-1] ** -0.5)
-            return scores
-        return next(value for a, value in zip(node.args, args, strict=True) if isinstance(a, fx.Node) and a.op != "get_attr")
+        elif node.target is PRODUCT:
+            scores = args[1] @ args[2]
+        else:
+            scores = next(value for a, value in zip(node.args, args, strict=True) if isinstance(a, fx.Node) and a.op != "get_attr")
+        return scores
