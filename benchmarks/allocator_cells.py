@@ -1,0 +1,183 @@
+"""One cell of the comparison of allocators: a network compressed by one of them to one MACs ratio, fine-tuned as all others are."""
+
+import copy
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Final, NamedTuple
+
+import torch
+from allocator_tasks import Task
+from torch import nn
+from torch.nn import functional as F
+
+from edgecompress import batches
+from edgecompress.allocators import ALLOCATORS, vbmf
+from edgecompress.batches import Batch
+from edgecompress.data import fetch
+from edgecompress.distillation import divergence, top1
+from edgecompress.factorizations.parallel import Job
+from edgecompress.models import forward, replace
+from edgecompress.planning import sensitivity
+from edgecompress.planning.candidates import DENSE, Candidate, dense, fitted, front, worthwhile
+from edgecompress.planning.factors import factors_of
+from edgecompress.planning.offers import offers
+from edgecompress.records import Record
+from edgecompress.verbs.analyze import analyze
+from edgecompress.verbs.finetune import FinetuneOptions, finetune
+from edgecompress.verbs.plan import QUICK
+
+AUTO: Final = "auto"
+MEASURED, ERRORS = "measured", "squared errors"  # what the losses of layers are
+PLANNING_SAMPLES: Final = 256  # as `edgecompress plan` takes by default
+RANK_MULTIPLE: Final = 8
+
+
+class Cell(Record, frozen=True, kw_only=True):
+    """What a result is kept under.
+
+    Attributes:
+        allocator: One of ALLOCATORS, or "dense": the network as it is, trained on like all others.
+        ratio: MACs after over before; 1 for the dense network.
+        method: One of METHODS for every layer, or "auto" as in `plan`.
+        losses: What the allocator that goes by losses is given: measured ones, or squared relative errors.
+        samples: Of training, an epoch.
+    """
+
+    task: str
+    allocator: str
+    ratio: float
+    epochs: int
+    samples: int
+    method: str = AUTO
+    losses: str = MEASURED
+    data_aware: bool = False
+    seed: int = 0
+
+
+class Score(Record, frozen=True, kw_only=True):
+    """On all test images: accuracy as a fraction, cross-entropy with the labels, divergence from the dense network's outputs, in nats."""
+
+    top1: float
+    cross_entropy: float
+    divergence: float
+
+
+class Result(Record, frozen=True, kw_only=True):
+    """What became of a cell.
+
+    Attributes:
+        predicted: Sum of the losses of the layers, in nats where they are measured.
+        before: After BatchNorm re-estimation alone.
+        layers: Method and rank of every layer that is not dense.
+    """
+
+    cell: Cell
+    macs: int
+    macs_before: int
+    params: int
+    params_before: int
+    predicted: float
+    before: Score
+    after: Score
+    layers: dict[str, str]
+    tests: int
+    seconds: float
+    machine: str
+    date: str
+
+
+class Planned(NamedTuple):
+    """What the allocators choose from."""
+
+    candidates: Mapping[str, list[Candidate]]
+    losses: Mapping[str, sensitivity.Losses]
+
+
+class Runner:
+    """The cells of one task; what they have in common is computed once.
+
+    Args:
+        inputs: How many the losses of layers are measured on.
+    """
+
+    def __init__(self, task: Task, *, inputs: int = PLANNING_SAMPLES) -> None:
+        self.task = task
+        self.stats = analyze(task.model, task.example, name=task.name, measure=False)
+        self.reference = forward(task.model, task.test[0])
+        self.inputs = cache(lambda seed: fetch(task.calibration, inputs, seed=seed, labelled=False)[0])
+        self.planned = cache(self._planned)
+
+    def run(self, cell: Cell) -> Result:
+        """Plan, decompose, fine-tune and score."""
+        started = time.perf_counter()
+        chosen, predicted = self.choose(cell)
+        model = self.decomposed(chosen, inputs=self.inputs(cell.seed) if cell.data_aware else None)
+        made = analyze(model, self.task.example, name=cell.task, measure=False)
+        return Result(
+            cell=cell,
+            macs=made.macs,
+            macs_before=self.stats.macs,
+            params=made.params,
+            params_before=self.stats.params,
+            predicted=predicted,
+            before=self.score(self.finetuned(model, cell, epochs=0)),
+            after=self.score(self.finetuned(model, cell, epochs=cell.epochs)),
+            layers={name: f"{c.method} {'×'.join(map(str, c.rank))}" for name, c in chosen.items()},
+            tests=len(self.task.test[1]),
+            seconds=round(time.perf_counter() - started, 1),
+            machine=f"{platform.machine()}, {torch.cpu.get_capabilities().get('cpu_name', '')}, threads: {torch.get_num_threads()}",
+            date=str(datetime.now(UTC).date()),
+        )
+
+    def choose(self, cell: Cell) -> tuple[dict[str, Candidate], float]:
+        """Return what each layer becomes that does not stay dense, and the loss that predicts."""
+        if cell.allocator == DENSE:
+            return {}, 0.0
+        planned = self.planned(cell.method, cell.data_aware, cell.seed)
+        losses = planned.losses[cell.losses]
+        allocator = ALLOCATORS[cell.allocator]
+        offered = offers(self.task.model, planned.candidates, losses, weakened=allocator is vbmf)
+        picked = allocator.allocate(offered, cell.ratio * self.stats.macs)
+        if picked is None:
+            raise ValueError(f"{cell}: out of reach")
+        every = {name: found[i] for (name, found), i in zip(planned.candidates.items(), picked, strict=True)}
+        chosen = {name: c for name, c in every.items() if c.method != DENSE}
+        return chosen, sum(losses[name, c.method, c.rank] for name, c in chosen.items())
+
+    def decomposed(self, chosen: Mapping[str, Candidate], *, inputs: Batch | None) -> nn.Module:
+        model = copy.deepcopy(self.task.model)
+        jobs = [Job(name, model.get_submodule(name), c.method, c.rank, dict(c.options)) for name, c in chosen.items()]
+        for job, made in zip(jobs, factors_of(self.task.model, jobs, inputs=inputs), strict=True):
+            replace(model, job.name, made.compact)
+        return model
+
+    def _planned(self, method: str, data_aware: bool, seed: int) -> Planned:
+        """Fit the candidates and measure what they cost, once for all allocators and ratios."""
+        model, forms = self.task.model, [(name, {}) for name in (QUICK if method == AUTO else (method,))]
+        ranges = [worthwhile(s, model.get_submodule(s.name), forms, multiple=RANK_MULTIPLE) for s in self.stats.layers]
+        candidates = {r.layer.name: [*front(found), dense(r.layer)] for r, found in zip(ranges, fitted(ranges), strict=True)}
+        few = batches.take(self.inputs(seed), slice(sensitivity.affordable(candidates, self.stats.macs)))
+        measured = sensitivity.measure(model, candidates, few, data_aware=data_aware)
+        return Planned(candidates, {MEASURED: measured, ERRORS: sensitivity.without_data(candidates)})
+
+    def finetuned(self, model: nn.Module, cell: Cell, *, epochs: int) -> nn.Module:
+        options = FinetuneOptions(epochs=epochs, samples=cell.samples, seed=cell.seed, threads=torch.get_num_threads())
+        return finetune(model, self.task.train, teacher=self.task.model, example_inputs=self.task.example, options=options)[0]
+
+    def score(self, model: nn.Module) -> Score:
+        inputs, labels = self.task.test
+        outputs = forward(model, inputs)
+        return Score(
+            top1=top1(outputs[0], labels),
+            cross_entropy=float(F.cross_entropy(outputs[0], labels)),
+            divergence=float(divergence(outputs, self.reference)),
+        )
+
+
+def mean(results: Sequence[Result], *, before: bool = False) -> Score:
+    """Return the mean score over seeds."""
+    scores = [result.before if before else result.after for result in results]
+    return Score(**{name: sum(getattr(score, name) for score in scores) / len(scores) for name in Score.__struct_fields__})
