@@ -13,7 +13,7 @@ from edgecompress import data as datasets
 from edgecompress.batches import Batch
 from edgecompress.devices.runner import manifest_of
 from edgecompress.errors import ConfigError
-from edgecompress.recipe import call, load
+from edgecompress.recipe import at_resolution, call, load
 from edgecompress.records import Artifact, TensorSpec
 from edgecompress.runs import is_run, read_run
 from edgecompress.targets import SUFFIXES
@@ -103,11 +103,11 @@ def _of_run(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
         return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
     if run.recipe == "python":
         raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
-    return _of_recipe(run.recipe)
+    return _of_recipe(run.recipe, run.options.resolution)
 
 
-def _of_recipe(source: str) -> "Dataset[Any]":
-    recipe = load(source)
+def _of_recipe(source: str, resolution: int = 0) -> "Dataset[Any]":
+    recipe = at_resolution(load(source), resolution)
     if recipe.eval_data is None:
         raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
     found: Dataset[Any] = call(recipe.eval_data, f"{source}: eval_data()")

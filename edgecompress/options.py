@@ -32,6 +32,7 @@ class Options(Record, frozen=True, kw_only=True):
         scheme: These schemes of each format; () for the target's.
         weights: Checkpoint of the dense model; "" for the recipe's own.
         data: A path that replaces the recipe's data functions.
+        resolution: Side of the images in pixels, where the recipe takes one; 0 for its own.
         macs_ratio: MACs after over before.
         allocator: How the budget is shared out among layers.
         method: Factorization for every layer, `METHOD` or `METHOD:KEY=VALUE,…`, or "auto".
@@ -65,6 +66,7 @@ class Options(Record, frozen=True, kw_only=True):
     scheme: tuple[str, ...] = ()
     weights: str = ""
     data: str = ""
+    resolution: int = 0
     macs_ratio: float = 0.35
     allocator: str = "latency"
     method: str = AUTO
@@ -129,6 +131,8 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
     for name in ("stages", "sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
         if getattr(made, name) < 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
+    if made.resolution < 0:
+        raise ConfigError(f"resolution {made.resolution}: must be at least 1, or 0 for the recipe's own")
     for name in ("macs_ratio", "weakening", "min_agreement", "min_int8_agreement"):
         if not 0 < getattr(made, name) <= 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")

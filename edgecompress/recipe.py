@@ -15,6 +15,9 @@ other networks are left alone. Outputs are tensors, or tuples, lists or dicts of
 numbers `(n, k)` with k > 1 is taken for class scores, and a quantized file judged by its arg-max; give k numbers that are no scores as
 `(n, k, 1)` or one by one as `(n, 1)`, and it is judged by their values.
 
+Functions may take `resolution`, the side of an image in pixels, with the usual one as default: `example_inputs(resolution=224)`, and the
+data functions and `preprocessing` where they depend on it. `--resolution` is then what they are called with.
+
 It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside it are imported relatively:
 `from .network import Net`.
 """
@@ -23,10 +26,12 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,7 +47,12 @@ Data = Callable[[], "Dataset[Any]"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A loaded recipe; `sources_sha256` changes when the recipe, a Python file beside it or one of its package that it imports does."""
+    """A loaded recipe.
+
+    Attributes:
+        sources_sha256: Changes when the recipe, a Python file beside it or one of its package that it imports does.
+        resized: Returns the recipe at another resolution; None where it takes none.
+    """
 
     name: str
     source: str
@@ -54,6 +64,7 @@ class Recipe:
     calibration_data: Data | None = None
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
+    resized: "Callable[[int], Recipe] | None" = None
 
 
 def load(target: str) -> Recipe:
@@ -79,18 +90,49 @@ def load(target: str) -> Recipe:
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
     file = Path(module.__file__ or target)
+    return _assembled(module, target, source=str(file) if is_file else target, sources_sha256=_hash_sources(module, file))
+
+
+def at_resolution(recipe: Recipe, resolution: int) -> Recipe:
+    """Return the recipe at a resolution, 0 for its own.
+
+    Raises:
+        ConfigError: It takes none, or fails at this one.
+    """
+    if not resolution:
+        return recipe
+    if recipe.resized is None:
+        remedy = "let it take one, example_inputs(resolution=224), and the data functions too; or leave out --resolution"
+        raise ConfigError(f"{recipe.source}: example_inputs() takes no resolution; {remedy}")
+    return recipe.resized(resolution)
+
+
+def _assembled(module: ModuleType, target: str, *, source: str, sources_sha256: str, resolution: int = 0) -> Recipe:
+    """Collect the functions of a recipe; those that take a resolution get it, unless it is 0."""
+
+    def of(name: str, default: Any = None) -> Any:
+        function = getattr(module, name, default)
+        return partial(function, resolution=resolution) if resolution and _takes_resolution(function) else function
+
+    file = Path(module.__file__ or target)
+    again = partial(_assembled, module, target, source=source, sources_sha256=sources_sha256)
     return Recipe(
         name=file.parent.name if file.name == "recipe.py" else file.stem,
-        source=str(file) if is_file else target,
-        sources_sha256=_hash_sources(module, file),
-        model=module.model,
-        example_inputs=check_example(call(module.example_inputs, f"{target}: example_inputs()"), target),
-        train_data=getattr(module, "train_data", None),
-        eval_data=getattr(module, "eval_data", None),
-        calibration_data=getattr(module, "calibration_data", None),
-        preprocessing=_check_preprocessing(call(getattr(module, "preprocessing", lambda: None), f"{target}: preprocessing()"), target),
-        labels=_check_labels(call(getattr(module, "labels", tuple), f"{target}: labels()"), target),
+        source=source,
+        sources_sha256=sources_sha256,
+        model=of("model"),
+        example_inputs=check_example(call(of("example_inputs"), f"{target}: example_inputs()"), target),
+        train_data=of("train_data"),
+        eval_data=of("eval_data"),
+        calibration_data=of("calibration_data"),
+        preprocessing=_check_preprocessing(call(of("preprocessing", lambda: None), f"{target}: preprocessing()"), target),
+        labels=_check_labels(call(of("labels", tuple), f"{target}: labels()"), target),
+        resized=(lambda side: again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
     )
+
+
+def _takes_resolution(function: object) -> bool:
+    return inspect.isfunction(function) and "resolution" in inspect.signature(function).parameters
 
 
 def check_example(value: object, subject: str) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.options import Options
 from edgecompress.progress import Track, silent
-from edgecompress.recipe import Data, Recipe, call
+from edgecompress.recipe import Data, Recipe, at_resolution, call
 from edgecompress.records import Record, read, to_json
 from edgecompress.runs import Run, file_of, key, stopwatch
 from edgecompress.weights import check_dense, fingerprint, load_into, read_state
@@ -36,13 +36,18 @@ class RunSteps:
 
     def __init__(self, run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore) -> None:
         self.run = run
-        self.recipe = recipe
+        self._recipe = recipe
         self.track = track
         self.on_step = on_step
 
     @property
     def options(self) -> Options:
         return self.run.record.options
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe at the resolution of the run."""
+        return at_resolution(self._recipe, self.options.resolution)
 
     @cached_property
     def dense(self) -> nn.Module:

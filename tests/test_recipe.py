@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.recipe import check_example, load, of_model
+from edgecompress.recipe import at_resolution, check_example, load, of_model
 from edgecompress.records import Preprocessing
 
 GOOD = """
@@ -181,3 +181,38 @@ def test_data_in_memory_is_given_as_it_is():
     recipe = of_model(nn.Linear(3, 2), (torch.zeros(1, 3),), train_data=data)
     assert recipe.train_data() is data
     assert recipe.eval_data is None
+
+
+SIZED = """
+import torch
+from torch import nn
+
+def model():
+    return nn.AdaptiveAvgPool2d(1)
+
+def example_inputs(resolution=32):
+    return (torch.zeros(1, 3, resolution, resolution),)
+
+def eval_data(resolution=32):
+    return [torch.ones(3, resolution, resolution)]
+"""
+
+
+def test_functions_that_take_a_resolution_are_called_with_it(write):
+    recipe = load(str(write(SIZED)))
+    smaller = at_resolution(recipe, 24)
+    assert [tuple(r.example_inputs[0].shape) for r in (recipe, smaller, at_resolution(smaller, 40))] == [
+        (1, 3, 32, 32),
+        (1, 3, 24, 24),
+        (1, 3, 40, 40),
+    ]
+    assert smaller.eval_data()[0].shape == (3, 24, 24)
+    assert (smaller.name, smaller.source, smaller.sources_sha256) == (recipe.name, recipe.source, recipe.sources_sha256)
+    assert at_resolution(recipe, 0) is recipe
+
+
+@pytest.mark.parametrize("kind", ["recipe", "memory"])
+def test_a_resolution_that_a_recipe_does_not_take_is_refused(write, kind):
+    recipe = load(str(write(GOOD))) if kind == "recipe" else of_model(nn.Linear(4, 2), (torch.zeros(1, 4),))
+    with pytest.raises(ConfigError, match=r"takes no resolution; let it take one"):
+        at_resolution(recipe, 24)

@@ -10,6 +10,7 @@ RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; defau
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 Weights = Annotated[str | None, typer.Option(help="Checkpoint of the dense model (.safetensors, or a state dict .pt).", show_default=False)]
 Data = Annotated[str | None, typer.Option(help="ImageFolder, .npz or idx files in place of the recipe's data.", show_default=False)]
+Resolution = Annotated[int | None, typer.Option(help="Side of the images, where the recipe takes one.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
 
 MacsRatio = Annotated[float | None, typer.Option(help="MACs to keep, after over before [0.35].", show_default=False)]
@@ -99,6 +100,7 @@ OF_RUN: Final[dict[str, Any]] = {
     "convert_memory_gb": ConvertMemory,
     "weights": Weights,
     "data": Data,
+    "resolution": Resolution,
     "threads": Threads,
     "seed": Seed,
 }
@@ -107,5 +109,5 @@ SELDOM: Final = frozenset({
     "allocator", "stages", "weakening", "mixed_precision", "layer_scheme", "qat_epochs",
     "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
     "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",
-    "warmup", "cooldown_c", "inventory",
+    "warmup", "cooldown_c", "inventory", "resolution",
 })  # fmt: skip

@@ -29,7 +29,7 @@ STEPS: Final = {
         """Count and time every layer.
 
         Example: edgecompress analyze examples/resnet20_fashion_mnist""",
-        ("weights", "data"),
+        ("weights", "data", "resolution"),
         lambda record, _: tables.stats(record),
     ),
     "plan": Step(
