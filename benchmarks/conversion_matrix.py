@@ -1,8 +1,8 @@
 """The conversion matrix: what each network, under each factorization, becomes in each format and scheme; and its table in docs/formats.md.
 
 Every cell is converted, run in its own runtime and judged by the gate. A line of JSON a cell is added to the results (RESULTS beside this
-program unless told otherwise), and cells that stand there are not run again. Exit status 1 says that a cell is neither passed nor refused
-with a reason.
+program unless told otherwise), and cells that stand there are not run again. The most telling are run first, so it may be ended at any
+time. Exit status 1 says that a cell is neither passed nor refused with a reason.
 
     conversion_matrix.py                                   all of it: hours
     conversion_matrix.py --method dense --format onnx      a part
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
 from conversion_table import write_table  # noqa: E402
-from support.conversion_matrix import OUTPUTS, VARIANTS, Cell, Matrix, Result, every, quick  # noqa: E402
+from support.conversion_matrix import OUTPUTS, VARIANTS, Cell, Matrix, Result, every, parts, quick  # noqa: E402
 from support.matrix_networks import NETWORKS  # noqa: E402
 
 from edgecompress.records import from_json  # noqa: E402
@@ -47,7 +47,9 @@ def main() -> None:
                 lines.flush()
                 print(told(result), flush=True)
 
-            Matrix(Path(folder)).run(cells, done)
+            matrix = Matrix(Path(folder))
+            for part in parts(cells):
+                matrix.run(part, done)
     if options.table:
         write_table(DOCS, list(known.values()), datetime.now(UTC).date())
     sys.exit(any(result.outcome in ("wrong", "broken") for result in known.values()))

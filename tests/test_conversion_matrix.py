@@ -1,12 +1,13 @@
 """The conversion matrix: every cell passes the gate or is refused with a reason; and what judges and tells it."""
 
+import itertools
 from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
 from support import conversion_matrix
-from support.conversion_matrix import OUTPUTS, VARIANTS, Cell, Matrix, Output, Result, every, gate, quick
+from support.conversion_matrix import OUTPUTS, VARIANTS, Cell, Matrix, Output, Result, every, gate, parts, quick
 from support.matrix_networks import NETWORKS
 
 from edgecompress.verification import compare
@@ -53,6 +54,14 @@ def test_the_quick_part_has_every_network_every_factorization_and_every_output()
     assert {cell.network for cell in cells} == set(NETWORKS)
     assert {cell.method for cell in cells} == set(VARIANTS)
     assert [cell.output for cell in cells] == list(OUTPUTS)
+
+
+def test_every_cell_is_in_one_part_and_dense_networks_come_first():
+    first, *others = parts(every())
+    assert {cell.method for cell in first} == {"dense"}
+    assert {cell.output for cell in first} == set(OUTPUTS)
+    assert sorted(itertools.chain(first, *others)) == sorted(every())
+    assert first[-1].output.route == "onnx2tf"
 
 
 @pytest.mark.slow

@@ -53,6 +53,11 @@ OUTPUTS: Final = tuple(
     for route in (TFLITE_TOOLCHAINS if name == "tflite" else ("",))
     for scheme in reversed(form.schemes)
 )
+# What a factorization is tried in before anything else: the float file, and int8-static of every runtime that phones have.
+TELLING: Final = {
+    Output("tflite", "litert-torch", "fp32"), Output("tflite", "litert-torch", "int8-static"), Output("torchscript", "", "int8-static"),
+    Output("onnx", "", "int8-static"),
+}  # fmt: skip
 # (network, factorization) for each output: what converts slowly where converting is fast.
 COVERING: Final = (
     # tflite by litert-torch
@@ -220,6 +225,19 @@ class Matrix:
 
 def every() -> list[Cell]:
     return [Cell(network, method, output) for output in OUTPUTS for network in NETWORKS for method in VARIANTS]
+
+
+def parts(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return cells in parts, the most telling first: dense networks, each factorization in what is used most, the rest.
+
+    Whatever goes by onnx2tf, which takes longest, comes last in its part.
+    """
+
+    def part(cell: Cell) -> int:
+        return 0 if cell.method == DENSE else 1 if cell.output in TELLING else 2
+
+    quickest_first = sorted(cells, key=lambda cell: cell.output.route == "onnx2tf")
+    return [[cell for cell in quickest_first if part(cell) == number] for number in range(3)]
 
 
 def quick() -> list[Cell]:
