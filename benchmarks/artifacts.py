@@ -41,7 +41,7 @@ from edgecompress.statistics import median
 from edgecompress.targets import FORMATS
 from edgecompress.tensors.cp import kernel_of
 from edgecompress.verbs.bench import bench
-from edgecompress.verbs.export import export
+from edgecompress.verbs.export import Converting, Description, export
 from edgecompress.verbs.quantize import spec
 from edgecompress.verification import run
 
@@ -67,8 +67,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     model,
                     recipe.example_inputs,
                     folder=folder / "artifacts",
-                    name=recipe.name,
-                    variant=variant,
+                    about=Description(name=recipe.name, variant=variant),
                     format=format_name,
                     quant=spec(scheme, CALIBRATION),
                     limits=limits_of(scheme, Options()),
@@ -76,7 +75,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     program=program,
                     reference=reference,
                     calibration=calibration,
-                    route="litert-torch" if format_name == "tflite" else "",
+                    how=Converting(route="litert-torch" if format_name == "tflite" else ""),
                 )
             except EdgeCompressError as error:
                 print(f"# refused: {error}", flush=True)

@@ -43,7 +43,7 @@ def export(folder: Path) -> None:
     from edgecompress.data import fetch
     from edgecompress.records import QuantSpec
     from edgecompress.targets import SCHEMES
-    from edgecompress.verbs.export import Evidence, export
+    from edgecompress.verbs.export import Description, Evidence, export
 
     recipe = loaded()
     inputs, labels = fetch(recipe.eval_data(), SAMPLES)
@@ -51,8 +51,7 @@ def export(folder: Path) -> None:
         recipe.model().eval(),
         recipe.example_inputs,
         folder=folder,
-        name="export",
-        variant="dense",
+        about=Description(name="export", variant="dense"),
         format="tflite",
         quant=QuantSpec(scheme="fp32"),
         limits=SCHEMES["fp32"],

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
+import msgspec
 from torch.export import ExportedProgram
 
 from edgecompress import batches
@@ -20,7 +20,7 @@ from edgecompress.options import limits_of, outputs
 from edgecompress.program import to_program
 from edgecompress.progress import Track, silent
 from edgecompress.proof import Departs
-from edgecompress.quantization import QuantizationSteps
+from edgecompress.quantization import CALIBRATION, QuantizationSteps
 from edgecompress.recipe import Recipe
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read, to_json
 from edgecompress.reporting.document import Report
@@ -29,7 +29,7 @@ from edgecompress.runs import FILES, Run, keep_result, key, read_records, stopwa
 from edgecompress.runsteps import OnStep, ignore
 from edgecompress.targets import SCHEMES
 from edgecompress.verbs.bench import bench
-from edgecompress.verbs.export import Evidence, artifact_name, export
+from edgecompress.verbs.export import Converting, Description, Evidence, artifact_name, export
 from edgecompress.verbs.qat import TRAINED
 from edgecompress.verbs.quantize import spec
 from edgecompress.verbs.report import report
@@ -144,56 +144,66 @@ class Pipeline(QuantizationSteps):
         return [median(result.latency_ms) for result in results]
 
     def _artifact(self, variant: str, format_name: str, scheme: str) -> Artifact:
-        o = self.options
-        limits = limits_of(scheme, o)
-        tflite = format_name == "tflite"
-        route = o.tflite_route if tflite else ""
-        layout: Literal["NHWC", "NCHW"] = "NCHW" if tflite and o.layout == "NCHW" else "NHWC"
-        io: Literal["float32", "int8"] = "int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32"
+        dense = variant == "dense"
+        trained = not dense and self.trained and scheme == TRAINED
+        layers = {} if dense else self.layers_of(format_name, scheme)
+        limits, how = limits_of(scheme, self.options), self._how(format_name, scheme)
+        weights = "" if dense else self.run.digest("qat" if trained else "finetune")
+        calibrated = SCHEMES[scheme].calibrated
+        # By whom and within which limits it is converted changes no file.
+        lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
+        told = (self.recipe.preprocessing, self.recipe.labels)
+        asked = (variant, format_name, scheme, layers, limits, self.options.verify_samples, told, lasting)
+        made_from = key(self.source, weights, self.run.digest("quantize") if calibrated else "", asked)
         path = self._artifacts / artifact_name(self.recipe.name, variant, format_name, scheme)
-        described = (self.recipe.preprocessing, self.recipe.labels)
-        weights = self.run.digest("finetune") if variant == "compressed" else ""
-        bytecode = o.bytecode_version if format_name == "torchscript" else 0
-        also_python = o.also_python if format_name == "tflite" else ""
-        trained = self.trained and variant == "compressed" and scheme == TRAINED
-        weights = self.run.digest("qat") if trained else weights
-        layers = self.layers_of(format_name, scheme) if variant == "compressed" else {}
-        asked = (variant, format_name, scheme, route, layers, limits, o.verify_samples, described, bytecode, also_python, layout, io)
-        made_from = key(self.source, weights, self.run.digest("quantize") if SCHEMES[scheme].calibrated else "", asked)
         step = f"artifacts/{path.name}"
         if self.run.is_done(step, made_from):
             return read(manifest_path(path), Artifact)
         with stopwatch() as spent:
-            calibration = load_calibration(self.run.path("calibration.safetensors")) if SCHEMES[scheme].calibrated else None
-            program = self.dense_program if variant == "dense" else self.trained_program if trained else self.compressed_program
+            model = self.dense if dense else self.compressed
+            calibration = load_calibration(self.run.path(CALIBRATION)) if calibrated else None
             make = partial(
                 export,
-                self.dense if variant == "dense" else self.compressed,
+                model,
                 self.recipe.example_inputs,
-                name=self.recipe.name,
-                variant=variant,
+                about=Description(
+                    name=self.recipe.name,
+                    variant=variant,
+                    preprocessing=self.recipe.preprocessing,
+                    labels=self.recipe.labels,
+                    plan_sha256="" if dense else self.run.digest("plan"),
+                    weights_sha256=weights if trained else fingerprint(model),
+                ),
                 format=format_name,
                 quant=spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
                 limits=limits,
                 evidence=self.evidence,
-                program=program,
-                reference=self.dense_outputs if variant == "dense" else self.compressed_outputs,
+                program=self.dense_program if dense else self.trained_program if trained else self.compressed_program,
+                reference=self.dense_outputs if dense else self.compressed_outputs,
                 calibration=calibration,
-                layout=layout,
-                io=io,
-                preprocessing=self.recipe.preprocessing,
-                labels=self.recipe.labels,
-                plan_sha256=self.run.digest("plan") if variant == "compressed" else "",
-                weights_sha256=weights if trained else fingerprint(self.dense if variant == "dense" else self.compressed),
-                bytecode_version=bytecode,
-                also_python=also_python,
-                convert_timeout_s=o.convert_timeout_s,
-                convert_memory_gb=o.convert_memory_gb,
                 track=self.track,
             )
-            made = by_route(route, lambda chosen, folder: make(route=chosen, folder=folder), folder=self._artifacts, medians=self._medians)
+            made = by_route(
+                how.route,
+                lambda route, folder: make(how=msgspec.structs.replace(how, route=route), folder=folder),
+                folder=self._artifacts,
+                medians=self._medians,
+            )
         self.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
         return made
+
+    def _how(self, format_name: str, scheme: str) -> Converting:
+        """Return how a file is converted: of the run's options those that its format and scheme know."""
+        o, tflite = self.options, format_name == "tflite"
+        return Converting(
+            route=o.tflite_route if tflite else "",
+            layout="NCHW" if tflite and o.layout == "NCHW" else "NHWC",
+            io="int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32",
+            bytecode_version=(o.bytecode_version or None) if format_name == "torchscript" else None,
+            timeout_s=o.convert_timeout_s,
+            memory_gb=o.convert_memory_gb,
+            also_python=o.also_python if tflite else "",
+        )
 
 
 def _refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:

@@ -19,7 +19,7 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.models import forward
 from edgecompress.runs import read_run
 from edgecompress.targets import SCHEMES
-from edgecompress.verbs.export import Evidence
+from edgecompress.verbs.export import Description, Evidence
 from edgecompress.verbs.export import export as export_one
 from edgecompress.verbs.quantize import spec
 
@@ -141,8 +141,7 @@ def test_the_verbs_one_by_one(net, tmp_path):
         tuned,
         X,
         folder=tmp_path,
-        name="net",
-        variant="compressed",
+        about=Description(name="net", variant="compressed"),
         format="torchscript",
         quant=spec("fp32", 0),
         limits=SCHEMES["fp32"],

@@ -19,7 +19,7 @@ from edgecompress.proof import Departs, strays
 from edgecompress.records import Artifact, QuantSpec, read
 from edgecompress.simulation import run_at
 from edgecompress.targets import SCHEMES
-from edgecompress.verbs.export import Evidence, export
+from edgecompress.verbs.export import Converting, Description, Evidence, export
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
@@ -190,15 +190,13 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
             model,
             (x[:1],),
             folder=folder,
-            name="net",
-            variant="dense",
+            about=Description(name="net", variant="dense"),
             format=form,
             quant=QuantSpec(scheme=scheme),
             limits=msgspec.structs.replace(SCHEMES[scheme], max_rel=SCHEMES[scheme].max_rel or 0.1),
             evidence=Evidence(inputs=(x,)),
             calibration=(x[:32],) if quantized else None,
-            route=route,
-            python=python,
+            how=Converting(route=route, python=python),
         )
     left = {path.name for path in folder.iterdir() if path.is_file()} - {"python"}
     (file,) = (name for name in left if name.endswith(".rejected"))

@@ -10,7 +10,7 @@ from edgecompress.records import QuantSpec
 from edgecompress.targets import FORMATS, SCHEMES
 from edgecompress.verbs.bench import bench
 from edgecompress.verbs.evaluate import evaluate
-from edgecompress.verbs.export import Evidence, export
+from edgecompress.verbs.export import Description, Evidence, export
 
 
 @pytest.mark.slow
@@ -24,14 +24,12 @@ def test_every_scheme_is_proved_measured_and_scored(form: str, tmp_path: Path) -
             net,
             (torch.zeros(1, 1, 8, 8),),
             folder=tmp_path,
-            name="net",
-            variant="compressed",
+            about=Description(name="net", variant="compressed", labels=tuple("0123456789")),
             format=form,
             quant=QuantSpec(scheme=scheme, calibration_samples=100),
             limits=SCHEMES[scheme],
             evidence=evidence,
             calibration=(train.inputs[:100],),
-            labels=tuple("0123456789"),
         )
         for scheme in FORMATS[form].schemes
     ]

@@ -13,7 +13,7 @@ from edgecompress.program import to_program
 from edgecompress.records import ExportResult, QatResult, QuantizeResult, QuantSpec, read
 from edgecompress.simulation import Simulation, run_at
 from edgecompress.targets import SCHEMES
-from edgecompress.verbs.export import Evidence, export
+from edgecompress.verbs.export import Description, Evidence, export
 from edgecompress.verification import shortfalls
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -87,8 +87,7 @@ def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven
             uneven,
             IMAGE,
             folder=tmp_path,
-            name="net",
-            variant="compressed",
+            about=Description(name="net", variant="compressed"),
             format="tflite",
             quant=QuantSpec(scheme="int8-static", layers=layers),
             limits=msgspec.structs.replace(LIMITS, min_agreement=0.0),

@@ -15,7 +15,7 @@ from edgecompress.program import to_program
 from edgecompress.records import QuantSpec
 from edgecompress.simulation import Simulation, rounded
 from edgecompress.targets import SCHEMES
-from edgecompress.verbs.export import Evidence, export
+from edgecompress.verbs.export import Description, Evidence, export
 from edgecompress.verbs.qat import QatOptions, qat
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -102,8 +102,7 @@ def test_the_file_agrees_better_than_one_that_was_only_rounded(uneven, calibrati
             uneven,
             IMAGE,
             folder=tmp_path / name,
-            name="net",
-            variant="compressed",
+            about=Description(name="net", variant="compressed"),
             format="tflite",
             quant=INT8,
             limits=LOOSE,

@@ -15,7 +15,7 @@ from edgecompress.records import Artifact, Departure, QuantSpec, read, to_json
 from edgecompress.routes import FIRST, MISSING, SECOND, by_route
 from edgecompress.targets import SCHEMES
 from edgecompress.verbs.bench import bench
-from edgecompress.verbs.export import Evidence, export
+from edgecompress.verbs.export import Converting, Description, Evidence, export
 from edgecompress.verification import manifest_path
 
 NAME = "net-fp32.tflite"
@@ -133,8 +133,7 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
         export,
         Meaned().eval(),
         (x[:1],),
-        name="net",
-        variant="compressed",
+        about=Description(name="net", variant="compressed"),
         format="tflite",
         quant=QuantSpec(scheme="fp32"),
         limits=SCHEMES["fp32"],
@@ -144,7 +143,7 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
     def medians(paths: Sequence[Path]) -> list[float]:
         return [float(torch.tensor(result.latency_ms).median()) for result in bench(paths, repetitions=20)]
 
-    made = by_route("fastest", lambda route, folder: make(route=route, folder=folder), folder=tmp_path, medians=medians)
+    made = by_route("fastest", lambda route, folder: make(how=Converting(route=route), folder=folder), folder=tmp_path, medians=medians)
     assert made.parity is not None
     assert made.parity.max_rel < 1e-4
     assert sha256(tmp_path / NAME) == made.sha256

@@ -21,7 +21,7 @@ from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.models import forward
 from edgecompress.program import to_program
 from edgecompress.targets import SCHEMES
-from edgecompress.verbs.export import Evidence
+from edgecompress.verbs.export import Description, Evidence
 from edgecompress.verbs.export import export as export_one
 from edgecompress.verbs.finetune import FinetuneOptions
 from edgecompress.verbs.quantize import spec
@@ -70,8 +70,7 @@ def test_indices_reach_an_artifact_as_they_are(tmp_path):
         trained("tokens"),
         example("tokens"),
         folder=tmp_path,
-        name="tokens",
-        variant="dense",
+        about=Description(name="tokens", variant="dense"),
         format="torchscript",
         quant=spec("fp32", 0),
         limits=SCHEMES["fp32"],
