@@ -30,6 +30,7 @@ from edgecompress.records import (
     ExportResult,
     FinetuneResult,
     ModelStats,
+    QatResult,
     QuantizeResult,
     Record,
     read,
@@ -195,9 +196,12 @@ def read_records(folder: Path) -> dict[str, Any]:
             ("decomposed", FILES["decompose"], DecomposeResult),
             ("finetuned", FILES["finetune"], FinetuneResult),
             ("quantized", FILES["quantize"], QuantizeResult),
+            ("qat", FILES["qat"], QatResult),
             ("exported", FILES["export"], ExportResult),
         )
     }
+    if is_run(folder) and not read_run(folder).options.qat_epochs:
+        found["qat"] = None  # of an earlier export
     exported = found.pop("exported")
     found["artifacts"] = exported.artifacts if exported else ()
     found["refused"] = exported.refused if exported else ()

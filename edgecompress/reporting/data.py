@@ -12,6 +12,7 @@ from edgecompress.records import (
     DecomposeResult,
     FinetuneResult,
     ModelStats,
+    QatResult,
     QuantizeResult,
     RefusedArtifact,
 )
@@ -30,6 +31,7 @@ def build(
     decomposed: DecomposeResult | None = None,
     finetuned: FinetuneResult | None = None,
     quantized: QuantizeResult | None = None,
+    qat: QatResult | None = None,
     artifacts: tuple[Artifact, ...] = (),
     refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
@@ -71,6 +73,7 @@ def build(
         layers=layers,
         training=training(finetuned),
         quantization=quantization(quantized),
+        qat=qat,
         notes=(*notes(plan, decomposed, finetuned, artifacts, results), *earlier),
         conditions=conditions(
             stats=stats,
@@ -179,6 +182,7 @@ def quantization(quantized: QuantizeResult | None) -> Quantization | None:
         calibration_data=quantized.calibration_data,
         input_range=quantized.input_range,
         layers=quantized.layers,
+        precision=quantized.precision,
     )
 
 

@@ -5,7 +5,7 @@ Numbers stay numbers (the template formats them). Where a number is None, a reas
 
 from typing import Literal
 
-from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, Record, RefusedArtifact
+from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, PrecisionPlan, QatResult, Record, RefusedArtifact
 
 FigureKind = Literal["size", "speed", "top1", "macs"]
 
@@ -197,6 +197,7 @@ class Quantization(Record, frozen=True, kw_only=True):
     calibration_data: str
     input_range: tuple[float, float]
     layers: tuple[LayerQuantization, ...]
+    precision: tuple[PrecisionPlan, ...] = ()
 
 
 class Note(Record, frozen=True, kw_only=True):
@@ -234,3 +235,4 @@ class Report(Record, frozen=True, kw_only=True):
     conditions: tuple[Conditions, ...]
     missing: tuple[Missing, ...]
     refused: tuple[RefusedArtifact, ...] = ()
+    qat: QatResult | None = None
