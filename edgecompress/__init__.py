@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgecompress.api import export
     from edgecompress.devices import list_devices, open_device
     from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
+    from edgecompress.searching.study import search
     from edgecompress.verbs.analyze import analyze
     from edgecompress.verbs.bench import bench
     from edgecompress.verbs.decompose import decompose
@@ -43,12 +44,13 @@ __all__ = [
     "qat",
     "quantize",
     "report",
+    "search",
     "verify",
 ]
 __version__ = "0.1.0"
 
 _VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "qat", "quantize", "report", "verify"}
-_HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices"}
+_HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices", "search": "searching.study"}
 
 
 def __getattr__(name: str) -> Any:

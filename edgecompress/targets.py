@@ -86,6 +86,7 @@ LAYOUTS: Final = ("NHWC", "NCHW")
 IO_TYPES: Final = ("float32", "int8")
 ALLOCATORS: Final = ("latency", "minmax", "energy", "vbmf", "uniform")
 OPTIMIZERS: Final = ("sgd", "adamw")
+SAMPLERS: Final = ("tpe", "nsga2")
 
 
 def choose(kind: str, name: str, known: Iterable[str]) -> str:

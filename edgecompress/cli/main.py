@@ -14,6 +14,7 @@ from edgecompress.cli import parameters
 from edgecompress.cli.artifacts import COMMANDS as LOOKING
 from edgecompress.cli.evaluate import COMMANDS as SCORING
 from edgecompress.cli.inspect import COMMANDS as INSPECTING
+from edgecompress.cli.search import COMMANDS as SEARCHING
 from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
 
@@ -35,7 +36,8 @@ class Command(typer.core.TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         every = self.params
-        seldom = [option for option in every if option.name in parameters.SELDOM]
+        rare = parameters.SELDOM | getattr(self.callback, "seldom", frozenset())
+        seldom = [option for option in every if option.name in rare]
         if len(every) <= SCREEN or (ctx.find_root().obj or {}).get(EVERY_OPTION):
             return super().format_options(ctx, formatter)
         self.params = [option for option in every if option not in seldom]
@@ -59,7 +61,7 @@ app = typer.Typer(
     help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
-EVERY: Final[tuple[Callable[..., Any], ...]] = (*BUILDING, *LOOKING, *INSPECTING, *SCORING)
+EVERY: Final[tuple[Callable[..., Any], ...]] = (*BUILDING, *SEARCHING, *LOOKING, *INSPECTING, *SCORING)
 for command in EVERY:
     what, example, line = (inspect.getdoc(command) or "").partition("Example: ")
     app.command(help=what, epilog=example + line, cls=Command)(command)

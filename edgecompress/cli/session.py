@@ -60,11 +60,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
     Raises:
         ConfigError: No such recipe or run, an option out of range, or another process at work there.
     """
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    for name in {"weights", "data"} & given.keys():  # a run may be gone on with from elsewhere
-        given[name] = given[name] and str(Path(given[name]).expanduser().resolve())
-    if given.get("also_python"):  # not resolved: the link that an environment's Python is says which environment
-        given["also_python"] = str(Path(given["also_python"]).expanduser().absolute())
+    given = absolute(given)
     notes = console(stderr=True)
     if target is not None and is_run(Path(target)):
         if run is not None and run.resolve() != Path(target).resolve():
@@ -96,6 +92,16 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
                 notes.print(f"    {note}")
 
         yield Pipeline(opened, recipe, track=track, on_step=on_step)
+
+
+def absolute(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with whole paths, since a run may be gone on with from elsewhere, and tuples."""
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    for name in {"weights", "data"} & given.keys():
+        given[name] = given[name] and str(Path(given[name]).expanduser().resolve())
+    if given.get("also_python"):  # not resolved: the link that an environment's Python is says which environment
+        given["also_python"] = str(Path(given["also_python"]).expanduser().absolute())
+    return given
 
 
 def updated_early(given: dict[str, Any]) -> None:

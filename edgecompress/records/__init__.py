@@ -52,10 +52,19 @@ from edgecompress.records.model import (
     QatResult,
     SkippedLayer,
 )
+from edgecompress.records.search import (
+    Axis,
+    FailedTrial,
+    Score,
+    SearchPoint,
+    SearchResult,
+    SearchSpec,
+)
 
 __all__ = [
     "SCHEMA",
     "Artifact",
+    "Axis",
     "BenchmarkResult",
     "CompressionPlan",
     "Constant",
@@ -67,6 +76,7 @@ __all__ = [
     "DeviceInfo",
     "Epoch",
     "ExportResult",
+    "FailedTrial",
     "FinetuneResult",
     "Inspection",
     "InspectionRequest",
@@ -86,6 +96,10 @@ __all__ = [
     "Quantized",
     "Record",
     "RefusedArtifact",
+    "Score",
+    "SearchPoint",
+    "SearchResult",
+    "SearchSpec",
     "SkippedLayer",
     "TensorSpec",
     "Undelegated",

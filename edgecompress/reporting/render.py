@@ -22,10 +22,15 @@ FILTERS = ("size", "count", "ms", "times", "ratio", "percent", "points", "decibe
 
 def render(report: Report) -> str:
     """Return the page. Equal reports give equal pages."""
-    page = environment()
-    style = page.get_template("report.css").render()
+    return page("report.html", report=report, plots=plots)
+
+
+def page(template: str, **names: Any) -> str:
+    """Fill a template with `names`, and with the style and its hash, which the page's policy needs."""
+    templates = environment()
+    style = templates.get_template("report.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return page.get_template("report.html").render(report=report, style=Markup(style), style_hash=digest, plots=plots)  # noqa: S704 (our own file)
+    return templates.get_template(template).render(style=Markup(style), style_hash=digest, **names)  # noqa: S704 (our own file)
 
 
 def environment() -> Environment:

@@ -1,0 +1,256 @@
+"""Trials begun, taken up again and ended. A trial is whoever's holds the lock in its folder; the database knows the rest.
+
+A trial whose process died is taken up again by the next one on its host, where it stopped; one of another host is given up when its
+heartbeats have long ceased. One that its process died of twice is not tried a third time.
+"""
+
+import logging
+import platform
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from edgecompress.errors import ConfigError, EdgeCompressError
+from edgecompress.files import explain, write_atomic
+from edgecompress.progress import Track, silent
+from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
+from edgecompress.records.search import Value
+from edgecompress.searching.samplers import distributions
+from edgecompress.searching.storage import HEARTBEAT_S, storing
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 2
+IN_A_ROW: Final = 3
+POINT, REASON, OWNER, STARTS = "point", "reason", "owner", "starts"  # attributes of a trial
+ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL)
+
+Make = Callable[[int, Path, dict[str, Value]], SearchPoint]
+OnTrial = Callable[[int, SearchPoint | FailedTrial], object]
+
+
+class Refused(EdgeCompressError):
+    """The choice led to a file that is not published: nothing is wrong with the search."""
+
+
+class Study(NamedTuple):
+    """A study where it lies, and the folder of our trials."""
+
+    optuna: optuna.Study
+    storage: RDBStorage
+    place: str
+    folder: Path
+
+    def trials(self) -> list[FrozenTrial]:
+        with storing(self.place):
+            return self.optuna.get_trials(deepcopy=False)
+
+    def run_of(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04}"
+
+    def id_of(self, number: int) -> int:
+        study_id = self.storage.get_study_id_from_name(self.optuna.study_name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
+def explore(
+    study: Study, space: Mapping[str, Axis], make: Make, *, trials: int, on_trial: OnTrial = lambda *_: None, track: Track = silent
+) -> None:
+    """Run trials until the study has as many as asked for, those of others counted.
+
+    Args:
+        make: Runs the trial of that number in that folder with that choice. What it raises fails the trial, not the search.
+        on_trial: Called with the number of each trial that was run here and what became of it: an earlier point where the choice is
+            an earlier one.
+
+    Raises:
+        ConfigError: The storage was lost. What a trial has done is in its folder; the same call goes on there.
+        EdgeCompressError: Several trials in a row failed, other than by `Refused`: the fault is not theirs.
+    """
+    failures = 0
+    for number in track(_turns(study, space, trials), "trials", trials):
+        if number is None:
+            continue
+        with _claimed(study, number) as ours:
+            ended = _run(study, number, make) if ours else None
+        if ended is None:
+            continue
+        outcome, error = ended
+        on_trial(number, outcome)
+        failures = failures + 1 if error and not isinstance(error, Refused) else 0
+        if error and failures == IN_A_ROW:
+            raise EdgeCompressError(f"search: {IN_A_ROW} trials in a row failed, the last with: {error}") from error
+
+
+def outcome_of(trial: FrozenTrial) -> SearchPoint | FailedTrial | None:
+    """Return what became of a trial; None while it runs, and for one that is a copy of another."""
+    if trial.state == TrialState.FAIL:
+        reason = trial.user_attrs.get(REASON, "its host or its process died")
+        return FailedTrial(trial=trial.number, choice=dict(trial.params), reason=reason)
+    if trial.state != TrialState.COMPLETE:
+        return None
+    point = from_json(trial.user_attrs.get(POINT, "").encode(), SearchPoint, source=f"trial {trial.number}")
+    return point if point.trial == trial.number else None
+
+
+def _turns(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int | None]:
+    """Yield the trials to run: None for each that has ended before, so that a bar begins where the study is."""
+    yield from (None for trial in study.trials() if trial.state in ENDED)
+    tried: set[int] = set()
+    while True:
+        with storing(study.place), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study.optuna)
+        known = study.trials()
+        left = next((trial.number for trial in known if trial.number not in tried and _is_abandoned(study, trial)), None)
+        if left is None and len(known) >= trials:
+            return
+        number = _ask(study, space) if left is None else left
+        tried.add(number)
+        yield number
+
+
+def _ask(study: Study, space: Mapping[str, Axis]) -> int:
+    """Begin a new trial."""
+    with storing(study.place), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # heartbeats are for Study.optimize, Optuna says; we send them ourselves
+        return study.optuna.ask(distributions(space)).number
+
+
+def _is_abandoned(study: Study, trial: FrozenTrial) -> bool:
+    """Whether a trial of this host and folder runs, but nobody runs it."""
+    if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != _owner(study, trial.number):
+        return False
+    lock = _lock(study, trial.number)
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    lock.release()
+    return True
+
+
+def _owner(study: Study, number: int) -> list[str]:
+    return [platform.node(), str(study.run_of(number).resolve())]
+
+
+def _lock(study: Study, number: int) -> FileLock:
+    return FileLock(study.run_of(number) / ".lock.trial", timeout=0)
+
+
+@contextmanager
+def _claimed(study: Study, number: int) -> Iterator[bool]:
+    """Hold a trial and tell the database that it lives; yield whether it is ours to run."""
+    folder = study.run_of(number)
+    lock = _lock(study, number)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise explain(error, folder) from error
+    try:
+        state = next(trial.state for trial in study.trials() if trial.number == number)
+        if state != TrialState.RUNNING or not _noted(study, number, **{OWNER: _owner(study, number)}):
+            yield False  # somebody was faster
+            return
+        with _beating(study, number):
+            yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _beating(study: Study, number: int) -> Iterator[None]:
+    """Send heartbeats meanwhile."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                with storing(study.place):
+                    study.storage.record_heartbeat(study.id_of(number))
+            except ConfigError as error:
+                log.warning("trial %d: no heartbeat: %s", number, error)
+            if over.wait(HEARTBEAT_S):
+                break
+        study.storage.remove_session()  # this thread's
+
+    heart = threading.Thread(target=beat, name=f"heartbeat of trial {number}", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
+
+
+def _run(study: Study, number: int, make: Make) -> tuple[SearchPoint | FailedTrial, Exception | None] | None:
+    """Run a trial that is ours and write down what became of it, with the error that it failed with; None when others gave it up."""
+    known = study.trials()
+    trial = next(trial for trial in known if trial.number == number)
+    choice, starts = dict(trial.params), trial.user_attrs.get(STARTS, 0)
+    if starts >= ATTEMPTS:
+        return _failed(study, number, choice, EdgeCompressError(f"the process that ran it died {starts} times; its run folder is kept"))
+    if not _noted(study, number, **{STARTS: starts + 1}):
+        return None
+    try:
+        point = _as_before(known, choice) or make(number, study.run_of(number), choice)
+    except KeyboardInterrupt:  # not its fault, so it does not count
+        _noted(study, number, **{STARTS: starts})
+        raise
+    except Exception as error:
+        return _failed(study, number, choice, error)
+    score = point.score
+    ours = _noted(study, number, **{POINT: to_json(point).decode()})
+    return (point, None) if ours and _told(study, number, values=[score.accuracy, score.latency_ms, score.size_bytes]) else None
+
+
+def _failed(study: Study, number: int, choice: dict[str, Value], error: Exception) -> tuple[FailedTrial, Exception] | None:
+    """Write down why a trial failed, and the traceback where the reason is no error of ours."""
+    reason = str(error)
+    if not isinstance(error, EdgeCompressError):
+        reason = f"{type(error).__name__}: {error}"
+        write_atomic(study.run_of(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
+    ours = _noted(study, number, **{REASON: reason}) and _told(study, number, state=TrialState.FAIL)
+    return (FailedTrial(trial=number, choice=choice, reason=reason), error) if ours else None
+
+
+def _noted(study: Study, number: int, **attributes: Any) -> bool:
+    """Set attributes of a trial that runs; whether it still does."""
+    try:
+        with storing(study.place):
+            for name, value in attributes.items():
+                study.storage.set_trial_user_attr(study.id_of(number), name, value)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
+        return False
+    return True
+
+
+def _told(study: Study, number: int, **ending: Any) -> bool:
+    """End a trial; whether it was still ours to end."""
+    try:
+        with storing(study.place):
+            study.optuna.tell(number, **ending)
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
+        return False
+    return True
+
+
+def _as_before(known: list[FrozenTrial], choice: dict[str, Value]) -> SearchPoint | None:
+    """Return the point of an earlier trial with the same choice: to measure it again would tell nothing new."""
+    earlier = (outcome_of(trial) for trial in known if trial.state == TrialState.COMPLETE and trial.params == choice)
+    return next((point for point in earlier if isinstance(point, SearchPoint)), None)

@@ -1,0 +1,53 @@
+"""Who proposes the next trial. Trial N is drawn from the seed, N and the results so far, whichever process draws it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from edgecompress.records import Axis
+
+STARTUP: Final = 10  # random trials before TPE has seen enough
+POPULATION: Final = 12  # of NSGA-II: trials cost minutes, so generations are small
+
+SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
+}
+
+
+def distributions(space: Mapping[str, Axis]) -> dict[str, BaseDistribution]:
+    """Return the space in the sampler's words."""
+    return {
+        name: CategoricalDistribution(axis.values) if axis.values else FloatDistribution(axis.low, axis.high)
+        for name, axis in space.items()
+    }
+
+
+class PerTrial(BaseSampler):
+    """A sampler made anew for each trial, from its number: one that lives on would repeat itself after every restart."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self._make, self._seed = SAMPLERS[name], seed
+        self._inner = self._make(seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        drawn = np.random.SeedSequence((self._seed, trial.number)).generate_state(1)
+        self._inner = self._make(int(drawn[0]))
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._inner.after_trial(study, trial, state, values)

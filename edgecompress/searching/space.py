@@ -1,0 +1,106 @@
+"""What a search may vary: one row an option of `edgecompress.options.Options`, and the files a target exports."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from edgecompress.errors import ConfigError
+from edgecompress.options import Options, outputs, updated
+from edgecompress.records import Axis
+from edgecompress.records.search import Value
+
+OUTPUT: Final = "output"  # "FORMAT SCHEME": a format has schemes of its own, so they are one choice
+
+
+class Option(NamedTuple):
+    """How an option is varied.
+
+    Attributes:
+        kind: Of its values; a float may be given a range.
+        usual: What it may be when nothing is said of it; None keeps it as it is.
+        is_budget: Where one of these is asked for, the usual one is not.
+    """
+
+    kind: type[int] | type[float] | type[str]
+    usual: Axis | None = None
+    is_budget: bool = False
+
+
+VARIED: Final = {
+    "macs_ratio": Option(float, Axis(low=0.2, high=1.0), is_budget=True),
+    "method": Option(str, Axis(values=("auto", "spatial_svd", "channel_svd"))),
+    "allocator": Option(str, Axis(values=("latency", "minmax", "energy"))),
+    "resolution": Option(int),
+}
+
+
+def space_of(options: Options, given: Collection[str], vary: Sequence[str]) -> dict[str, Axis]:
+    """Return the axes of a search, in the order of `VARIED`.
+
+    Args:
+        options: Of every trial.
+        given: Names of those that were asked for, which are therefore not varied.
+        vary: `NAME=LOW:HIGH` or `NAME=VALUE,VALUE`; one name may stand more than once.
+
+    Raises:
+        ConfigError: An option that cannot be varied, is fixed already, or may not have such a value.
+    """
+    asked = _parsed(vary)
+    for name in asked:
+        if name in given:
+            raise ConfigError(f"--vary {name}: it is given as --{name.replace('_', '-')} too; leave out one of them")
+    budgets = [name for name, option in VARIED.items() if option.is_budget and (name in asked or name in given)]
+    axes = dict(asked)
+    for name, option in VARIED.items():
+        if option.usual and name not in {*asked, *given} and not (budgets and option.is_budget):
+            axes[name] = option.usual
+    axes = {name: axes[name] for name in VARIED if name in axes}
+    axes[OUTPUT] = Axis(values=tuple(" ".join(pair) for pair in outputs(options)))
+    for name, axis in axes.items():
+        for value in axis.values or (axis.low, axis.high):
+            applied(options, {name: value})
+    return axes
+
+
+def applied(options: Options, choice: Mapping[str, Value]) -> Options:
+    """Return the options of the run that a choice stands for.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+    changes: dict[str, Any] = dict(choice)
+    if OUTPUT in changes:
+        format_name, _, scheme = str(changes.pop(OUTPUT)).partition(" ")
+        changes |= {"format": (format_name,), "scheme": (scheme,)}
+    return updated(options, changes)
+
+
+def _parsed(vary: Sequence[str]) -> dict[str, Axis]:
+    axes: dict[str, Axis] = {}
+    for text in vary:
+        name, equals, told = text.partition("=")
+        name = name.replace("-", "_")
+        if name not in VARIED:
+            raise ConfigError(f"--vary {text}: {name or 'nothing'} cannot be varied; choose from {', '.join(VARIED)}")
+        if not (equals and told):
+            raise ConfigError(f"--vary {text}: write NAME=LOW:HIGH or NAME=VALUE,VALUE, e.g. macs_ratio=0.3:0.9")
+        axis, before = _axis(text, VARIED[name].kind, told), axes.get(name)
+        if before and not (before.values and axis.values):
+            raise ConfigError(f"--vary {text}: {name} has a range already; give one range, or values")
+        axes[name] = axis if before is None else Axis(values=tuple(dict.fromkeys((*before.values, *axis.values))))
+    return axes
+
+
+def _axis(text: str, kind: type[int] | type[float] | type[str], told: str) -> Axis:
+    """Read a range or a list; a method with options of its own (`cp3:seed=1,starts=5`) is one value, commas and all."""
+    whole = kind is str and ":" in told
+    try:
+        if kind is float and ":" in told:
+            low, high = map(float, told.split(":"))
+            if not -math.inf < low < high < math.inf:
+                raise ValueError
+            return Axis(low=low, high=high)
+        return Axis(values=tuple(dict.fromkeys(kind(value) for value in ([told] if whole else told.split(",")))))
+    except ValueError as error:
+        what = "numbers, LOW:HIGH with LOW below HIGH" if kind is float else "whole numbers"
+        raise ConfigError(f"--vary {text}: give {what}") from error

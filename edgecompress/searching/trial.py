@@ -1,0 +1,110 @@
+"""One trial: an ordinary run folder, exported and measured, that later commands can go on with."""
+
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from edgecompress.errors import ConfigError
+from edgecompress.files import replacing
+from edgecompress.options import Options
+from edgecompress.pipeline import LOCAL, Pipeline
+from edgecompress.progress import Track, silent
+from edgecompress.recipe import Recipe
+from edgecompress.records import Artifact, BenchmarkResult, Score, SearchPoint
+from edgecompress.records.search import Value
+from edgecompress.runs import Run, is_run, open_run, read_run
+from edgecompress.searching.loop import Refused
+from edgecompress.statistics import median
+from edgecompress.verbs.export import artifact_name
+from edgecompress.verification import compare, run
+
+TOP1: Final = "top-1"
+AGREEMENT: Final = "agreement with the dense network"
+
+
+def try_out(
+    number: int, folder: Path, choice: dict[str, Value], *, recipe: Recipe, options: Options, device: str, track: Track = silent
+) -> SearchPoint:
+    """Export and measure what `options` ask for, one file; steps that the folder holds already are reused.
+
+    Args:
+        options: Those of the trial; `choice` only goes into the record.
+
+    Raises:
+        Refused: The file was not published.
+        EdgeCompressError: Whatever a run may end with.
+    """
+    started = time.perf_counter()
+    with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
+        opened.set_options(options)
+        inherit(opened)
+        steps = Pipeline(opened, recipe, track=track)
+        artifacts = steps.export().artifacts
+        made = next((a for a in artifacts if a.model == "compressed"), None)
+        if made is None:
+            raise Refused(str(steps.failures[-1]))
+        dense = next((a for a in artifacts if a.model == "dense" and a.format == made.format), None)
+        both = tuple(a for a in (dense, made) if a is not None)
+        measured = steps.measured
+        if device != LOCAL:
+            measured = steps.bench(device=device, artifacts=tuple(opened.path("artifacts") / a.path for a in both))
+            steps.report()
+        plan, times = steps.plan(), {result.artifact: result for result in measured}
+        return SearchPoint(
+            trial=number,
+            run=f"trials/{folder.name}",
+            host=platform.node(),
+            choice=choice,
+            artifact=made.path,
+            score=_score(steps, made, times),
+            accuracy_of=AGREEMENT if made.top1 is None else TOP1,
+            macs_ratio=plan.macs / max(1, plan.macs_before),
+            dense=_score(steps, dense, times) if dense is not None else None,
+            backend=times[made.path].backend,
+            seconds=round(time.perf_counter() - started, 3),
+            noisy=times[made.path].noisy,
+        )
+
+
+def inherit(ours: Run) -> None:
+    """Take over from other trials what does not depend on the choice: the analysis, and the dense files.
+
+    Whether they were made from just the same, the steps themselves check.
+    """
+    o = ours.record.options
+    names = ("analyze", *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, 'fp32')}" for name in o.format))
+    others = [folder for folder in sorted(ours.folder.parent.iterdir()) if folder != ours.folder and is_run(folder)]
+    for folder in others:
+        other = read_run(folder)
+        for name in names:
+            if name in other.steps and name not in ours.record.steps and other.options.resolution == o.resolution:
+                step = other.steps[name]
+                if not all((folder / file).is_file() for file in step.files):
+                    continue
+                for file in step.files:
+                    with replacing(ours.path(file)) as temporary:
+                        shutil.copyfile(folder / file, temporary)
+                ours.finish(name, step.made_from, tuple(step.files), step.seconds)
+
+
+def _score(steps: Pipeline, artifact: Artifact, times: dict[str, BenchmarkResult]) -> Score:
+    accuracy = artifact.top1
+    if accuracy is None:
+        accuracy = _agreement(steps, artifact)
+    return Score(accuracy=accuracy, latency_ms=median(times[artifact.path].latency_ms), size_bytes=artifact.size_bytes)
+
+
+def _agreement(steps: Pipeline, artifact: Artifact) -> float:
+    """Return how often the file answers as the dense network does, where nobody knows what is right.
+
+    Raises:
+        ConfigError: There are no class scores to go by.
+    """
+    inputs = steps.evidence.inputs
+    found, _ = run(steps.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
+    agreed = compare(found, steps.dense_outputs).top1_agreement
+    if agreed is None:
+        raise ConfigError(f"{steps.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
+    return agreed
