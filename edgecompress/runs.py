@@ -36,6 +36,7 @@ from edgecompress.records import (
     read,
     to_json,
 )
+from edgecompress.records.stages import StageResult
 
 RUN_FILE: Final = "run.json"
 FILES: Final = {
@@ -205,9 +206,22 @@ def read_records(folder: Path) -> dict[str, Any]:
     exported = found.pop("exported")
     found["artifacts"] = exported.artifacts if exported else ()
     found["refused"] = exported.refused if exported else ()
+    found["stages"] = tuple(_stages(folder))
     found["results"] = tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json")))
     found["evaluations"] = tuple(read(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json")))
     return found
+
+
+def _stages(folder: Path) -> Iterator[StageResult]:
+    """Read the stages before the last, of as many as the run was asked for last."""
+    for number in range(1, read_run(folder).options.stages if is_run(folder) else 1):
+        paths = [folder / file_of(f"stages/{number}/{step}") for step in ("plan", "decompose", "finetune")]
+        if not all(path.exists() for path in paths):
+            return
+        plan, decomposed, finetuned = paths
+        yield StageResult(
+            plan=read(plan, CompressionPlan), decomposed=read(decomposed, DecomposeResult), finetuned=read(finetuned, FinetuneResult)
+        )
 
 
 def keep_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:

@@ -16,10 +16,12 @@ from edgecompress.records import (
     QuantizeResult,
     RefusedArtifact,
 )
+from edgecompress.records.stages import StageResult
 from edgecompress.reporting.accuracies import accuracies
 from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
 from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
+from edgecompress.reporting.stages import stage_rows
 from edgecompress.reporting.verdict import conclude
 from edgecompress.statistics import repeats
 
@@ -36,6 +38,7 @@ def build(
     refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
     evaluations: tuple[Evaluation, ...] = (),
+    stages: tuple[StageResult, ...] = (),
     run: str,
     created_at: str,
     version: str,
@@ -44,6 +47,7 @@ def build(
 
     Args:
         refused: Files that were asked for and not published; each is a shortfall.
+        stages: Of several, those before the last, of which the other records are.
         run: The run folder as a person would type it; it stands in the commands that fill what is missing.
         created_at: Date and time, ISO 8601.
         version: Of edgecompress.
@@ -71,6 +75,7 @@ def build(
         unmeasured=unmeasured,
         accuracies=scored,
         layers=layers,
+        stages=stage_rows(stages, plan, decomposed, finetuned),
         training=training(finetuned),
         quantization=quantization(quantized),
         qat=qat,

@@ -192,6 +192,25 @@ class Training(Record, frozen=True, kw_only=True):
     seed: int
 
 
+class StageRow(Record, frozen=True, kw_only=True):
+    """One of several stages of planning, decomposing and fine-tuning.
+
+    Attributes:
+        layers, changed: How many are factorized, and how many of them were not so, or at a higher rank, in the stage before.
+        before_top1: After BatchNorm re-estimation, before training.
+    """
+
+    number: int
+    macs: int
+    params: int
+    layers: int
+    changed: int
+    before_top1: float | None
+    top1: float | None
+    epochs: int
+    seconds: float
+
+
 class Quantization(Record, frozen=True, kw_only=True):
     schemes: tuple[str, ...]
     calibration_data: str
@@ -236,3 +255,4 @@ class Report(Record, frozen=True, kw_only=True):
     missing: tuple[Missing, ...]
     refused: tuple[RefusedArtifact, ...] = ()
     qat: QatResult | None = None
+    stages: tuple[StageRow, ...] = ()

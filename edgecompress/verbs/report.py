@@ -18,6 +18,7 @@ from edgecompress.records import (
     RefusedArtifact,
     to_json,
 )
+from edgecompress.records.stages import StageResult
 from edgecompress.reporting.data import build
 from edgecompress.reporting.document import Report
 from edgecompress.reporting.render import render
@@ -36,10 +37,14 @@ def report(
     refused: tuple[RefusedArtifact, ...] = (),
     results: tuple[BenchmarkResult, ...] = (),
     evaluations: tuple[Evaluation, ...] = (),
+    stages: tuple[StageResult, ...] = (),
 ) -> Report:
     """Write `report.json` and `report.html` into `folder`, and return what they say.
 
     Whatever is missing is named in the report, with the command that fills it.
+
+    Args:
+        stages: Of several, those before the last, of which the other records are.
 
     Raises:
         EdgeCompressError: The disk is full.
@@ -56,6 +61,7 @@ def report(
         refused=refused,
         results=results,
         evaluations=evaluations,
+        stages=stages,
         # An absolute path would tell strangers the name of the user's home.
         run=folder.name if folder.is_absolute() else str(folder),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
