@@ -1,7 +1,8 @@
 """Mixed precision: which few layers to keep in float so that the rest can be integers, from simulations of the scheme.
 
-A layer's sensitivity is what is left of the network's output (SQNR) when this layer alone is quantized: noise of single layers adds up
-nearly, so the layers that make most of it are what to keep. How many of them is found by simulating the whole network, never assumed.
+A layer's sensitivity is what is left of the network's output (SQNR), and how often it still answers as in float, when this layer alone is
+quantized. Noise of single layers adds up nearly, so the layers that make most of it are what to keep; agreement, which has few steps on few
+inputs, decides how many: that is found by simulating the whole network, never assumed.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.cutting import graph_of, is_values, scopes
+from edgecompress.distillation import agreement
 from edgecompress.errors import ConfigError
 from edgecompress.graphs import get_constant
 from edgecompress.grids import FORWARD, RULES, TRANSPOSED, weight_of
@@ -88,7 +90,7 @@ def plan_precision(
     Ranges come from one half of the calibration inputs, and what is left is measured on the other, with one standard error to spare.
 
     Args:
-        fixed: Schemes of layers given by hand; they stay as they are.
+        fixed: Schemes of layers, or of blocks of them, given by hand; they stay as they are.
 
     Raises:
         ConfigError: Fewer than four calibration inputs.
@@ -102,16 +104,18 @@ def plan_precision(
     exact = run_at(graph_of(program), measured)
     by_hand = dict(fixed or {})
     wanted = with_margin(limits, batches.size(measured))
-    names = [name for name in trial.layers if name not in by_hand]
+    names = [name for name in trial.layers if not any(f"{name}.".startswith(f"{given}.") for given in by_hand)]
 
     def under(kept: list[str]) -> Parity:
         return compare(trial.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, KEPT))), exact)
 
-    alone_db: dict[str, float] = {}
+    alone: dict[str, tuple[float, float | None]] = {}
+    wanted_of_few = batches.take(exact, slice(SENSITIVITY_SAMPLES))
     for name in track(names, "measuring sensitivity to int8", len(names)):
         outputs = trial.run(few, QuantSpec(scheme=KEPT, layers={name: scheme}))
-        alone_db[name] = min(sqnr_db(y, reference[: len(y)]) for y, reference in zip(outputs, exact, strict=True))
-    order = sorted(names, key=lambda name: alone_db[name])
+        left_db = min(sqnr_db(y, reference) for y, reference in zip(outputs, wanted_of_few, strict=True))
+        alone[name] = left_db, agreement(outputs, wanted_of_few)
+    order = sorted(names, key=lambda name: alone[name][0])
     before = under([])
     kept, reached, sought = 0, before, wanted
     if shortfalls(before, wanted):
@@ -127,9 +131,7 @@ def plan_precision(
     return PrecisionPlan(
         scheme=scheme,
         format=format,
-        layers=tuple(
-            _choice(name, i, kept, order, alone_db, scheme) for name in trial.layers if name in alone_db for i in [order.index(name)]
-        ),
+        layers=tuple(_choice(name, order.index(name), kept, alone, scheme) for name in trial.layers if name in alone),
         by_hand=by_hand,
         before=before,
         reached=reached,
@@ -151,7 +153,8 @@ def _deviation(share: float, samples: int) -> float:
     return math.sqrt(share * (1 - share) / samples)
 
 
-def _choice(name: str, place: int, kept: int, order: list[str], alone_db: dict[str, float], scheme: str) -> LayerPrecision:
-    why = f"sensitivity {place + 1} of {len(order)}"
+def _choice(name: str, place: int, kept: int, alone: Mapping[str, tuple[float, float | None]], scheme: str) -> LayerPrecision:
+    why = f"sensitivity {place + 1} of {len(alone)}"
     why += f", one of the {kept} kept" if place < kept else "" if not kept else ", not needed"
-    return LayerPrecision(layer=name, scheme=KEPT if place < kept else scheme, alone_sqnr_db=alone_db[name], why=why)
+    left_db, agrees = alone[name]
+    return LayerPrecision(layer=name, scheme=KEPT if place < kept else scheme, alone_sqnr_db=left_db, alone_agreement=agrees, why=why)

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import torch
+from converter_models import Residual, settled
 from support.networks import Net, Uneven, digits, trained
 
 from edgecompress.cutting import graph_of
@@ -56,6 +57,7 @@ def test_the_fewest_of_the_most_sensitive_layers_that_clear_the_gate_stay_in_flo
     kept = [layer for layer in made.layers if layer.scheme == "fp32"]
     assert 0 < len(kept) < len(made.layers)
     assert max(k.alone_sqnr_db for k in kept) < min(layer.alone_sqnr_db for layer in made.layers if layer not in kept)
+    assert all(1 >= layer.alone_agreement > made.before.top1_agreement for layer in made.layers)
     assert made.before.top1_agreement < 0.98 < made.wanted_agreement <= made.reached.top1_agreement
     assert made.note == ""
     assert made.schemes == {layer.layer: "fp32" for layer in kept}
@@ -96,6 +98,15 @@ def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven
         )
         assert bool(shortfalls(artifact.parity, LIMITS)) == (not layers)
         assert artifact.parity.top1_agreement == pytest.approx(artifact.simulated.top1_agreement, abs=0.1)
+
+
+def test_layers_of_a_block_given_by_hand_are_not_chosen_anew():
+    x = torch.randn(16, 1, 28, 28)
+    program = to_program(settled(Residual(), (x,)), (x[:1],))
+    found = plan_precision(program, (x,), scheme="int8-static", format="onnx", limits=LIMITS, fixed={"blocks.0": "fp32"})
+    assert found.schemes["blocks.0"] == "fp32"
+    assert {layer.layer.rpartition(".")[0] for layer in found.layers} >= {"stem", "blocks.1.main"}
+    assert not [layer for layer in found.layers if layer.layer.startswith("blocks.0")]
 
 
 @pytest.mark.parametrize("n", [1, 3])

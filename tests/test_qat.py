@@ -6,6 +6,7 @@ import torch
 from support.networks import Net, Uneven, digits, trained
 from torch import nn
 
+import edgecompress
 from edgecompress.cutting import graph_of
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -172,6 +173,13 @@ def test_the_callers_model_is_left_alone(uneven, calibration):
 def test_too_little_data_and_options_out_of_range_are_refused(uneven, calibration, data, change, message):
     with pytest.raises(ConfigError, match=message):
         qat(uneven, data, example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, **change))
+
+
+def test_a_run_without_training_data_says_what_is_missing(tmp_path):
+    few = {"format": ("torchscript",), "scheme": ("int8-static",), "calibration_samples": 16, "verify_samples": 16}
+    data = {"calibration_data": digits()[0], "eval_data": digits()[1]}
+    with pytest.raises(ConfigError, match=r"no training data for --qat-epochs; add train_data\(\) or give --data"):
+        edgecompress.export(trained(Net()), IMAGE, run=tmp_path / "r", qat_epochs=1, **data, **few)
 
 
 def test_a_network_without_integer_layers_is_refused(calibration):

@@ -16,7 +16,9 @@ PLAN = PrecisionPlan(
     scheme="int8-static",
     format="tflite",
     layers=(
-        LayerPrecision(layer="conv1<i>", scheme="fp32", alone_sqnr_db=12.3, why="sensitivity 1 of 2, one of the 1 kept"),
+        LayerPrecision(
+            layer="conv1<i>", scheme="fp32", alone_sqnr_db=12.3, alone_agreement=0.875, why="sensitivity 1 of 2, one of the 1 kept"
+        ),
         LayerPrecision(layer="layer1.0.conv1", scheme="int8-static", alone_sqnr_db=45.6, why="sensitivity 2 of 2, not needed"),
     ),
     by_hand={"fc": "fp32"},
@@ -54,7 +56,19 @@ def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() ->
     assert found.quantization.precision == (PLAN,)
     text = section(render(found))
     assert "2 of 3 layers are in another scheme than int8-static, 1 of them by hand" in text
-    for said in ("12.3 dB", "45.6 dB", "one of the 1 kept", "as asked", "10.1 dB", "30.2 dB", "90.00%", "99.50%", "99.00%", PLAN.note):
+    for said in (
+        "12.3 dB",
+        "87.50%",
+        "45.6 dB",
+        "one of the 1 kept",
+        "as asked",
+        "10.1 dB",
+        "30.2 dB",
+        "90.00%",
+        "99.50%",
+        "99.00%",
+        PLAN.note,
+    ):
         assert said in text, said
     assert "conv1&lt;i&gt;" in text
     assert "<i>" not in text

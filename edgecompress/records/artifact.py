@@ -29,11 +29,16 @@ class LayerQuantization(Record, frozen=True, kw_only=True):
 
 
 class LayerPrecision(Record, frozen=True, kw_only=True):
-    """The scheme chosen for a layer, and the SQNR of the network's output when this layer alone is quantized."""
+    """The scheme chosen for a layer, and its sensitivity: of the network with this layer alone quantized, against the float network.
+
+    Attributes:
+        alone_agreement: How often it answers alike; None without scores.
+    """
 
     layer: str
     scheme: str
     alone_sqnr_db: float
+    alone_agreement: float | None = None
     why: str = ""
 
 
