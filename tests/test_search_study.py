@@ -15,7 +15,7 @@ from support.searches import SPACE, point, score, study
 
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError, ParityError
 from edgecompress.records import FailedTrial, SearchPoint
-from edgecompress.searching import loop
+from edgecompress.searching import claims
 from edgecompress.searching.loop import Refused, explore, outcome_of
 from edgecompress.searching.samplers import POPULATION, SAMPLERS, STARTUP
 from edgecompress.searching.storage import open_storage, open_study
@@ -168,7 +168,7 @@ def test_a_trial_that_its_process_died_of_twice_is_given_up(tmp_path):
 
 def test_a_trial_of_another_host_is_given_up_when_its_heartbeats_cease(place, tmp_path, monkeypatch):
     kill_in_trial(child(tmp_path, place, 3, 60), 0)
-    monkeypatch.setattr(loop.platform, "node", lambda: "another-host")
+    monkeypatch.setattr(claims.platform, "node", lambda: "another-host")
     assert len(choices(tmp_path / "elsewhere", 2, place=place)) == 2
     with study(tmp_path / "elsewhere", place=place) as ours:
         assert [trial.state for trial in ours.trials()] == [TrialState.RUNNING, TrialState.COMPLETE]  # it may only be slow

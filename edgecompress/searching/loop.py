@@ -1,37 +1,33 @@
-"""Trials begun, taken up again and ended. A trial is whoever's holds the lock in its folder; the database knows the rest.
+"""Trials begun, taken up again and ended.
 
 A trial whose process died is taken up again by the next one on its host, where it stopped; one of another host is given up when its
 heartbeats have long ceased. One that its process died of twice is not tried a third time.
 """
 
 import logging
-import platform
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from edgecompress.errors import ConfigError, EdgeCompressError
-from edgecompress.files import explain, write_atomic
+from edgecompress.errors import EdgeCompressError
+from edgecompress.files import write_atomic
 from edgecompress.progress import Track, silent
 from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
 from edgecompress.records.search import Value
+from edgecompress.searching.claims import claimed, is_abandoned
 from edgecompress.searching.samplers import distributions
-from edgecompress.searching.storage import HEARTBEAT_S, storing
+from edgecompress.searching.storage import Study, noted, storing
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 2
 IN_A_ROW: Final = 3
-POINT, REASON, OWNER, STARTS = "point", "reason", "owner", "starts"  # attributes of a trial
+POINT, REASON, STARTS = "point", "reason", "starts"  # attributes of a trial
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL)
 
 Make = Callable[[int, Path, dict[str, Value]], SearchPoint]
@@ -40,26 +36,6 @@ OnTrial = Callable[[int, SearchPoint | FailedTrial], object]
 
 class Refused(EdgeCompressError):
     """The choice led to a file that is not published: nothing is wrong with the search."""
-
-
-class Study(NamedTuple):
-    """A study where it lies, and the folder of our trials."""
-
-    optuna: optuna.Study
-    storage: RDBStorage
-    place: str
-    folder: Path
-
-    def trials(self) -> list[FrozenTrial]:
-        with storing(self.place):
-            return self.optuna.get_trials(deepcopy=False)
-
-    def run_of(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04}"
-
-    def id_of(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.optuna.study_name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
 def explore(
@@ -80,7 +56,7 @@ def explore(
     for number in track(_turns(study, space, trials), "trials", trials):
         if number is None:
             continue
-        with _claimed(study, number) as ours:
+        with claimed(study, number) as ours:
             ended = _run(study, number, make) if ours else None
         if ended is None:
             continue
@@ -111,7 +87,7 @@ def _turns(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study.optuna)
         known = study.trials()
-        left = next((trial.number for trial in known if trial.number not in tried and _is_abandoned(study, trial)), None)
+        left = next((trial.number for trial in known if trial.number not in tried and is_abandoned(study, trial)), None)
         if left is None and len(known) >= trials:
             return
         number = _ask(study, space) if left is None else left
@@ -126,76 +102,6 @@ def _ask(study: Study, space: Mapping[str, Axis]) -> int:
         return study.optuna.ask(distributions(space)).number
 
 
-def _is_abandoned(study: Study, trial: FrozenTrial) -> bool:
-    """Whether a trial of this host and folder runs, but nobody runs it."""
-    if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != _owner(study, trial.number):
-        return False
-    lock = _lock(study, trial.number)
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    lock.release()
-    return True
-
-
-def _owner(study: Study, number: int) -> list[str]:
-    return [platform.node(), str(study.run_of(number).resolve())]
-
-
-def _lock(study: Study, number: int) -> FileLock:
-    return FileLock(study.run_of(number) / ".lock.trial", timeout=0)
-
-
-@contextmanager
-def _claimed(study: Study, number: int) -> Iterator[bool]:
-    """Hold a trial and tell the database that it lives; yield whether it is ours to run."""
-    folder = study.run_of(number)
-    lock = _lock(study, number)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise explain(error, folder) from error
-    try:
-        state = next(trial.state for trial in study.trials() if trial.number == number)
-        if state != TrialState.RUNNING or not _noted(study, number, **{OWNER: _owner(study, number)}):
-            yield False  # somebody was faster
-            return
-        with _beating(study, number):
-            yield True
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _beating(study: Study, number: int) -> Iterator[None]:
-    """Send heartbeats meanwhile."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while True:
-            try:
-                with storing(study.place):
-                    study.storage.record_heartbeat(study.id_of(number))
-            except ConfigError as error:
-                log.warning("trial %d: no heartbeat: %s", number, error)
-            if over.wait(HEARTBEAT_S):
-                break
-        study.storage.remove_session()  # this thread's
-
-    heart = threading.Thread(target=beat, name=f"heartbeat of trial {number}", daemon=True)
-    heart.start()
-    try:
-        yield
-    finally:
-        over.set()
-        heart.join()
-
-
 def _run(study: Study, number: int, make: Make) -> tuple[SearchPoint | FailedTrial, Exception | None] | None:
     """Run a trial that is ours and write down what became of it, with the error that it failed with; None when others gave it up."""
     known = study.trials()
@@ -203,17 +109,17 @@ def _run(study: Study, number: int, make: Make) -> tuple[SearchPoint | FailedTri
     choice, starts = dict(trial.params), trial.user_attrs.get(STARTS, 0)
     if starts >= ATTEMPTS:
         return _failed(study, number, choice, EdgeCompressError(f"the process that ran it died {starts} times; its run folder is kept"))
-    if not _noted(study, number, **{STARTS: starts + 1}):
+    if not noted(study, number, **{STARTS: starts + 1}):
         return None
     try:
         point = _as_before(known, choice) or make(number, study.run_of(number), choice)
     except KeyboardInterrupt:  # not its fault, so it does not count
-        _noted(study, number, **{STARTS: starts})
+        noted(study, number, **{STARTS: starts})
         raise
     except Exception as error:
         return _failed(study, number, choice, error)
     score = point.score
-    ours = _noted(study, number, **{POINT: to_json(point).decode()})
+    ours = noted(study, number, **{POINT: to_json(point).decode()})
     return (point, None) if ours and _told(study, number, values=[score.accuracy, score.latency_ms, score.size_bytes]) else None
 
 
@@ -223,20 +129,8 @@ def _failed(study: Study, number: int, choice: dict[str, Value], error: Exceptio
     if not isinstance(error, EdgeCompressError):
         reason = f"{type(error).__name__}: {error}"
         write_atomic(study.run_of(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
-    ours = _noted(study, number, **{REASON: reason}) and _told(study, number, state=TrialState.FAIL)
+    ours = noted(study, number, **{REASON: reason}) and _told(study, number, state=TrialState.FAIL)
     return (FailedTrial(trial=number, choice=choice, reason=reason), error) if ours else None
-
-
-def _noted(study: Study, number: int, **attributes: Any) -> bool:
-    """Set attributes of a trial that runs; whether it still does."""
-    try:
-        with storing(study.place):
-            for name, value in attributes.items():
-                study.storage.set_trial_user_attr(study.id_of(number), name, value)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
-        return False
-    return True
 
 
 def _told(study: Study, number: int, **ending: Any) -> bool:

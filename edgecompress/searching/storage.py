@@ -1,15 +1,17 @@
 """The database of studies: an SQLite file, or PostgreSQL for hosts that share a search. Whatever it refuses is a named error."""
 
+import logging
 import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import optuna
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
@@ -18,6 +20,8 @@ from edgecompress.devices.lease_store import POSTGRES, without_password
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain
 from edgecompress.records import SearchSpec, from_json, to_json
+
+log = logging.getLogger(__name__)
 
 BUSY_S: Final = 30
 TRIES: Final = 5
@@ -92,17 +96,50 @@ def open_study(storage: RDBStorage, name: str, *, place: str) -> tuple[optuna.St
     where = f"{name_of(place)}: study {name!r}"
     with storing(name_of(place)):
         study = optuna.create_study(study_name=name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
-        attributes, directions = study.user_attrs, tuple(direction.name.lower() for direction in study.directions)
-        if SPEC not in attributes and (len(study.get_trials(deepcopy=False)) or directions != DIRECTIONS):
+        directions, begun = tuple(direction.name.lower() for direction in study.directions), bool(study.get_trials(deepcopy=False))
+        attributes = study.user_attrs  # after the trials: who begins one has written it down
+        if SPEC not in attributes and (begun or directions != DIRECTIONS):
             raise ConfigError(f"{where} was not made by `edgecompress search`; give another --study")
     if SPEC not in attributes:
         return study, None
     return study, from_json(attributes[SPEC].encode(), SearchSpec, source=where)
 
 
+class Study(NamedTuple):
+    """A study where it lies, and the folder of our trials."""
+
+    optuna: optuna.Study
+    storage: RDBStorage
+    place: str
+    folder: Path
+
+    def trials(self) -> list[FrozenTrial]:
+        with storing(self.place):
+            return self.optuna.get_trials(deepcopy=False)
+
+    def run_of(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04}"
+
+    def id_of(self, number: int) -> int:
+        study_id = self.storage.get_study_id_from_name(self.optuna.study_name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
 def keep_spec(study: optuna.Study, spec: SearchSpec) -> None:
     """Write down what a new study searches."""
     study.set_user_attr(SPEC, to_json(spec).decode())
+
+
+def noted(study: Study, number: int, **attributes: Any) -> bool:
+    """Set attributes of a trial that runs; whether it still does."""
+    try:
+        with storing(study.place):
+            for name, value in attributes.items():
+                study.storage.set_trial_user_attr(study.id_of(number), name, value)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
+        return False
+    return True
 
 
 def _connected(url: str, engine: dict[str, Any]) -> RDBStorage:

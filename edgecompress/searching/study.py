@@ -29,7 +29,7 @@ from edgecompress.weights import fingerprint
 try:
     from edgecompress.searching import loop
     from edgecompress.searching.samplers import PerTrial
-    from edgecompress.searching.storage import keep_spec, name_of, open_storage, open_study, storing
+    from edgecompress.searching.storage import Study, keep_spec, name_of, open_storage, open_study, storing
     from edgecompress.searching.trial import try_out
 except ModuleNotFoundError as error:
     raise ToolchainError(f"search: {error.name} is not installed; pip install 'edgecompress[search]'") from error
@@ -90,7 +90,7 @@ def search(
             _check_same(before, spec, f"{name_of(place)}: study {found.study_name!r}")
         base = updated(Options(), spec.options)
         found.sampler = PerTrial(spec.sampler, base.seed)
-        ours = loop.Study(found, opened, name_of(place), folder)
+        ours = Study(found, opened, name_of(place), folder)
 
         def make(number: int, inside: Path, choice: dict[str, Value]) -> SearchPoint:
             return try_out(number, inside, choice, recipe=recipe, options=applied(base, choice), device=device, track=track)
@@ -106,7 +106,7 @@ def search(
     return result
 
 
-def result_of(study: loop.Study, spec: SearchSpec) -> SearchResult:
+def result_of(study: Study, spec: SearchSpec) -> SearchResult:
     """Return what the study holds by now, of whichever process and host."""
     known = study.trials()
     outcomes = [loop.outcome_of(trial) for trial in known]

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgecompress.records import Axis, Score, SearchPoint, SearchSpec
-from edgecompress.searching.loop import Study, explore
+from edgecompress.searching.loop import explore
 from edgecompress.searching.samplers import PerTrial
-from edgecompress.searching.storage import keep_spec, name_of, open_storage, open_study
+from edgecompress.searching.storage import Study, keep_spec, name_of, open_storage, open_study
 
 SPACE = {
     "macs_ratio": Axis(low=0.2, high=1.0),
@@ -63,7 +63,8 @@ def main():
 
     def make(number, inside, choice):
         made = point(number, inside, choice)
-        print(number, flush=True)
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
         time.sleep(float(seconds))
         return made
 
