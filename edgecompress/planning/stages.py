@@ -7,7 +7,7 @@ the same.
 
 References:
     J. Gusak, M. Kholyavchenko, E. Ponomarev, et al. Automated multi-stage compression of neural networks (MUSCO). ICCV workshops 2019,
-    equation 7 and algorithm 1.
+    equation 7.
 """
 
 import copy
