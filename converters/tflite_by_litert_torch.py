@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import layer_schemes
 import litert_torch
 import numpy as np
 import torch
@@ -41,5 +42,7 @@ def _lower(program: Any, layout: str) -> bytes:
             return bytes(litert_torch.convert(module, inputs).model_content())
     except Exception as error:  # MLIR, lowering and torch errors of many classes
         if found := LACKING.search(str(error)):
-            raise UnsupportedError(f"tflite: litert-torch has no {found[1]}; replace that op or take route onnx2tf") from error
+            op = re.sub(r"[.:]+", ".", found[1])
+            layer = layer_schemes.place(program.graph.nodes, op)
+            raise UnsupportedError(f"tflite: {layer}litert-torch has no {op}; replace that op or take route onnx2tf") from error
         raise ToolchainError(f"tflite: litert-torch failed: {first_line(error)}; take route onnx2tf") from error

@@ -56,9 +56,10 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
 
 def _onnx(program: Any) -> Path:
     model = onnx_export.export(program, subject="tflite", instead="take route litert-torch")
-    lacking = {node.op_type for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None}
-    if lacking:
-        raise UnsupportedError(f"tflite: onnx2tf has no {', '.join(sorted(lacking))}; replace that op or take route litert-torch")
+    if lacking := next((node for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None), None):
+        inside = onnx_export.name_nodes(model)[lacking.name]
+        layer = f"{inside[-1]}: " if inside and inside[-1] else ""
+        raise UnsupportedError(f"tflite: {layer}onnx2tf has no {lacking.op_type}; replace that op or take route litert-torch")
     path = Path("model.onnx")
     onnx.save(model, path)
     return path

@@ -188,6 +188,24 @@ class Median(nn.Module):
         return x.median(-1).values
 
 
+class Spectrum(nn.Module):
+    """An op that ONNX has and onnx2tf has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.rfft(x)).flatten(1)
+
+
+class Placed(nn.Module):
+    """An op inside a layer with a name."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.middle = nn.Conv2d(3, 4, 3), op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.middle(self.conv(x))
+
+
 def settled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Give BatchNorm the statistics of `inputs`."""
     for norm in model.modules():

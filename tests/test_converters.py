@@ -4,7 +4,6 @@ Most conversions run in one process for each toolchain, because importing a tool
 goes through `edgecompress.conversion.convert`, as in use, says so.
 """
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Clamped, Heads, Median, Residual, Sound, settled
+from converter_models import Clamped, Heads, Median, Placed, Residual, Sound, Spectrum, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,7 +34,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "heads": (Heads, ((3, 10, 14), (5,))),
     "sound": (Sound, ((3, 40),)),
     "clamped": (Clamped, ((3, 12, 12),)),
-    "median": (Median, ((3, 8, 8),)),
+    "median": (lambda: Placed(Median()), ((3, 8, 8),)),
+    "spectrum": (lambda: Placed(Spectrum()), ((3, 8, 8),)),
 }
 TFLITE_SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8", "int4-weights")
 # Batch: (format, [(model, route, scheme), …]); one process each.
@@ -53,7 +53,7 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         "tflite",
         [
             *(("residual", "onnx2tf", scheme) for scheme in TFLITE_SCHEMES if scheme != "int4-weights"),
-            *((model, "onnx2tf", "fp32") for model in ("heads", "sound", "median")),
+            *((model, "onnx2tf", "fp32") for model in ("heads", "sound", "median", "spectrum")),
         ],
     ),
     "torchscript": (
@@ -65,7 +65,7 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         ],
     ),
 }
-CASES = [(batch, *case) for batch, (_, cases) in BATCHES.items() for case in cases if case[0] != "median"]
+CASES = [(batch, *case) for batch, (_, cases) in BATCHES.items() for case in cases if case[0] not in ("median", "spectrum")]
 CALIBRATED = ("int8-static", "int16x8", "int4-weights")
 # Signal to noise that a scheme leaves at least: 11 bits of fp16, 8 or 4 bits through a dozen layers. In decibels.
 FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 20.0, "int16x8": 40.0, "int4-weights": 20.0}
@@ -244,12 +244,18 @@ def test_the_same_request_gives_the_same_torchscript(bench: Bench) -> None:
     assert len({Path(request.output).read_bytes() for request in requests}) == 1
 
 
-@pytest.mark.parametrize("route", ["litert-torch", "onnx2tf"])
-def test_an_op_that_a_route_lacks_is_named(bench: Bench, route: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "route", "message"),
+    [
+        ("median", "litert-torch", "tflite: middle: litert-torch has no aten.median; replace that op or take route onnx2tf"),
+        ("median", "onnx2tf", "tflite: middle: ONNX has no aten.median; replace that op or take route litert-torch"),
+        ("spectrum", "onnx2tf", "tflite: middle: onnx2tf has no DFT; replace that op or take route litert-torch"),
+    ],
+)
+def test_an_op_that_a_route_lacks_is_named_with_its_layer(bench: Bench, model: str, route: str, message: str) -> None:
     bench.convert_all(route)
-    output = Path(bench.request("median", route, "fp32").output)
-    refusal = output.with_name(output.name + ".json.refused").read_text()
-    assert re.fullmatch(r"tflite: (litert-torch|ONNX) has no aten\.median; replace that op or take route [\w-]+", refusal)
+    output = Path(bench.request(model, route, "fp32").output)
+    assert output.with_name(output.name + ".json.refused").read_text() == message
     assert not output.exists()
 
 

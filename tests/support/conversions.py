@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from converter_models import Clamped, Heads, Median, Residual, Sound, causal, settled
+from converter_models import Clamped, Heads, Median, Placed, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -57,23 +57,12 @@ paths[0].with_name("threads.json").write_text(json.dumps(threads[3] - threads[1]
 """
 
 
-class Placed(nn.Module):
-    """An op that no format has, inside a layer with a name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.middle = nn.Conv2d(3, 4, 3), Median()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.middle(self.conv(x))
-
-
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "residual": (Residual, ((1, 28, 28),)),
     "heads": (Heads, ((3, 10, 14), (5,))),
     "sound": (Sound, ((3, 40),)),
     "clamped": (Clamped, ((3, 12, 12),)),
-    "placed": (Placed, ((3, 8, 8),)),
+    "placed": (lambda: Placed(Median()), ((3, 8, 8),)),
     "causal": (causal, ((12, 16),)),
 }
 
