@@ -20,7 +20,7 @@ def render(result: SearchResult) -> str:
         chosen=chosen,
         ranges={name: described(axis) for name, axis in result.spec.space.items()},
         pictures=pictures(result),
-        changed={name: value for name, value in result.spec.options.items() if value not in ("", 0, False, [])},
+        changed={name: value for name, value in result.spec.options.items() if value not in ("", 0, None, [])},
     )
 
 

@@ -28,19 +28,25 @@ class Option(NamedTuple):
 
 VARIED: Final = {
     "macs_ratio": Option(float, Axis(low=0.2, high=1.0), is_budget=True),
+    "params_ratio": Option(float, is_budget=True),
+    "size_mb": Option(float, is_budget=True),
+    "latency_ms": Option(float, is_budget=True),
+    "speedup": Option(float, is_budget=True),
+    "max_drop": Option(float, is_budget=True),
     "method": Option(str, Axis(values=("auto", "spatial_svd", "channel_svd"))),
     "allocator": Option(str, Axis(values=("latency", "minmax", "energy"))),
     "resolution": Option(int),
 }
 
 
-def space_of(options: Options, given: Collection[str], vary: Sequence[str]) -> dict[str, Axis]:
+def space_of(options: Options, given: Collection[str], vary: Sequence[str], before: Mapping[str, Axis] | None = None) -> dict[str, Axis]:
     """Return the axes of a search, in the order of `VARIED`.
 
     Args:
         options: Of every trial.
         given: Names of those that were asked for, which are therefore not varied.
         vary: `NAME=LOW:HIGH` or `NAME=VALUE,VALUE`; one name may stand more than once.
+        before: The axes of a study to go on with, in place of the usual ones.
 
     Raises:
         ConfigError: An option that cannot be varied, is fixed already, or may not have such a value.
@@ -49,11 +55,10 @@ def space_of(options: Options, given: Collection[str], vary: Sequence[str]) -> d
     for name in asked:
         if name in given:
             raise ConfigError(f"--vary {name}: it is given as --{name.replace('_', '-')} too; leave out one of them")
-    budgets = [name for name, option in VARIED.items() if option.is_budget and (name in asked or name in given)]
-    axes = dict(asked)
-    for name, option in VARIED.items():
-        if option.usual and name not in {*asked, *given} and not (budgets and option.is_budget):
-            axes[name] = option.usual
+    if before is None:
+        told = any(option.is_budget and (name in asked or name in given) for name, option in VARIED.items())
+        before = {name: option.usual for name, option in VARIED.items() if option.usual and not (told and option.is_budget)}
+    axes = {name: axis for name, axis in before.items() if name not in given} | asked
     axes = {name: axes[name] for name in VARIED if name in axes}
     axes[OUTPUT] = Axis(values=tuple(" ".join(pair) for pair in outputs(options)))
     for name, axis in axes.items():

@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
 DATABASE: Final = "study.sqlite3"
 RESULT: Final = "search.json"
 PAGE: Final = "search.html"
-OF_THE_HOST: Final = ("weights", "data", "also_python")  # paths; what they lead to is in the network's hash
+OF_THE_HOST: Final = ("weights", "data", "also_python", "device", "table")  # where things are; what they are is in the hash and device
 
 
 def search(
@@ -136,10 +136,9 @@ def _spec(
     """Return what is asked for, with what a study that exists has where nothing is."""
     given = {name: value for name, value in given.items() if value is not None}
     base = updated(Options() if before is None else updated(Options(), before.options), given)
-    if before is not None and not vary and not {*given} & {*before.space, "target", "format", "scheme"}:
-        space = before.space
-    else:
-        space = space_of(base, given, vary)
+    space = space_of(base, given, vary, before.space if before else None)
+    if device != LOCAL and {"latency_ms", "speedup"} & {*space, *given}:  # what is measured there is planned for there
+        base = updated(base, {"device": device})
     _check_space(recipe, space)
     return SearchSpec(
         model=recipe.name,
@@ -192,7 +191,7 @@ def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:
             raise ConfigError(f"{where} has {name} {value}, not {now.options[name]}; {remedy}")
     for name in (*before.space, *now.space):
         if before.space.get(name) != now.space.get(name):
-            raise ConfigError(f"{where} varies {name} {_told(before.space.get(name))}, not {_told(now.space.get(name))}; {remedy}")
+            raise ConfigError(f"{where} has {name} {_told(before.space.get(name))}, not {_told(now.space.get(name))}; {remedy}")
     if before.sampler != now.sampler:
         raise ConfigError(f"{where} has the sampler {before.sampler}, not {now.sampler}; {remedy}")
     if before.device != now.device:
@@ -201,5 +200,5 @@ def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:
 
 def _told(axis: Axis | None) -> str:
     if axis is None:
-        return "not at all"
-    return "over " + ", ".join(map(str, axis.values)) if axis.values else f"from {axis.low:g} to {axis.high:g}"
+        return "fixed"
+    return "in " + ", ".join(map(str, axis.values)) if axis.values else f"from {axis.low:g} to {axis.high:g}"
