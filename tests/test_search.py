@@ -4,8 +4,10 @@ import re
 
 import msgspec
 import pytest
+from chromium import Chromium
 from hypothesis import given
 from hypothesis import strategies as st
+from support.require import require
 from support.searches import SPEC, point
 
 from edgecompress.errors import ConfigError
@@ -154,3 +156,14 @@ def test_every_dot_stays_inside_the_picture(points):
     assert len(circles) == len(points)
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', picture).groups())
     assert all(0 <= float(x) <= width and 0 <= float(y) <= height for x, y in circles)
+
+
+def test_the_page_opens_in_silence_and_fits_every_screen(tmp_path):
+    page = tmp_path / "search.html"
+    page.write_text(render(result(tmp_path)))
+    with Chromium(require("chromium", "chromium"), tmp_path / "profile") as browser:
+        for width in (360, 1280):
+            browser.open(page, width=width)
+            browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+        assert [e["params"] for e in browser.events if e["method"] in ("Runtime.consoleAPICalled", "Log.entryAdded")] == []

@@ -99,10 +99,9 @@ def line(number: int, outcome: SearchPoint | FailedTrial) -> str:
 def front(found: SearchResult) -> Table:
     """The Pareto front, the fastest first, below the dense network."""
     axes = [name for name, axis in found.spec.space.items() if len(axis.values) != 1]
-    dense = {p.artifact.rpartition(".")[2]: p.dense for p in reversed(found.front) if p.dense}
     rows = [
         (f"dense .{format_name}", percent(d.accuracy), ms(d.latency_ms), size(d.size_bytes), *("–" for _ in axes), "–")
-        for format_name, d in dense.items()
+        for format_name, d in found.references.items()
     ]
     rows += [
         (

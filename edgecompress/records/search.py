@@ -99,3 +99,8 @@ class SearchResult(Record, frozen=True, kw_only=True):
     def front(self) -> tuple[SearchPoint, ...]:
         """The points that no other one beats in everything, the fastest first."""
         return tuple(sorted((p for p in self.points if p.on_front), key=lambda p: (p.score.latency_ms, p.score.size_bytes)))
+
+    @property
+    def references(self) -> dict[str, Score]:
+        """The dense fp32 file of each format on the front, as it was measured beside the fastest point of that format."""
+        return {point.artifact.rpartition(".")[2]: point.dense for point in reversed(self.front) if point.dense is not None}

@@ -44,9 +44,8 @@ def scatter(dots: Sequence[Dot], *, title: str, desc: str, reference: float | No
     if reference is not None:
         parts.append(
             Markup(
-                '<line class="reference" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
-                '<text class="label" x="{}" y="{y}" dy="-5" text-anchor="end">{}</text>'
-            ).format(LEFT, WIDTH - RIGHT, WIDTH - RIGHT, label, y=up(reference))
+                '<line class="reference" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text class="label" x="{}" y="{y}" dy="-5">{}</text>'
+            ).format(LEFT, WIDTH - RIGHT, LEFT, label, y=up(reference))
         )
     for dot in sorted(dots, key=lambda dot: dot.full):  # the full ones on top
         parts.append(

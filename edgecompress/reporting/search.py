@@ -18,6 +18,7 @@ def render(result: SearchResult) -> str:
         result=result,
         axes=axes,
         chosen=chosen,
+        references=result.references,
         ranges={name: described(axis) for name, axis in result.spec.space.items()},
         pictures=pictures(result),
         changed={name: value for name, value in result.spec.options.items() if value not in ("", 0, None, [])},
