@@ -79,12 +79,16 @@ def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     from layer_schemes import scheme_of
 
     from edgecompress.cutting import scopes
-    from edgecompress.rounding import INT4, INT8, round_weights
+    from edgecompress.grids import RULES, rule_of
+    from edgecompress.rounding import LARGEST, round_weights
 
-    largest = {"int8-dynamic": INT8, "int8-static": INT8, "int16x8": INT8, "int4-weights": INT4}
-    if not seen or not {request.scheme, *request.layers.values()} & set(largest):
+    if not seen or not any(RULES[scheme].weight_bits for scheme in (request.scheme, *request.layers.values())):
         return program
-    return round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: largest.get(scheme_of(scopes(node), request)))
+
+    def levels(node: Any) -> int | None:
+        return LARGEST.get(rule_of(node, scheme_of(scopes(node), request), "tflite").weight_bits)
+
+    return round_weights(program, seen[:ROUNDING_SAMPLES], levels=levels)
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -36,8 +36,9 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
 
     from edgecompress.calibration import read_calibration
     from edgecompress.cutting import scopes
+    from edgecompress.grids import rule_of
     from edgecompress.program import example_inputs, first_line, read_program
-    from edgecompress.rounding import INT8, round_weights
+    from edgecompress.rounding import LARGEST, round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="torchscript")
@@ -47,10 +48,13 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     def kept(node: Any) -> bool:
         return layer_schemes.scheme_of(scopes(node), request) != scheme
 
+    def levels(node: Any) -> int | None:
+        return LARGEST.get(rule_of(node, layer_schemes.scheme_of(scopes(node), request), "torchscript").weight_bits)
+
     if scheme == "int8-static":
         program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme != "fp32":
-        program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=lambda node: None if kept(node) else INT8)
+        program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=levels)
     module: Any = torch_quantization.functional_module(program, kept)
     inputs = example_inputs(program)
     if scheme != "fp32":

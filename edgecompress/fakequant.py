@@ -16,7 +16,7 @@ from edgecompress.batches import Batch
 from edgecompress.cutting import graph_of, is_fused
 from edgecompress.errors import UnsupportedError
 from edgecompress.graphs import get_constant, set_constant
-from edgecompress.grids import FORWARD, TRANSPOSED, channel_peak, weight_of
+from edgecompress.grids import channel_peak, weight_of
 from edgecompress.program import example_inputs, quiet_export
 from edgecompress.records import QuantSpec
 from edgecompress.rounding import bias_name, bias_of
@@ -43,7 +43,7 @@ class FakeQuantized(nn.Module):
         super().__init__()
         graph = graph_of(program)
         self._graph = (graph,)  # no submodule: its constants are buffers here
-        self.rules = rules_of(graph, quant, FORWARD | TRANSPOSED)
+        self.rules = rules_of(graph, quant)
         self.observed = observed(graph, self.rules)
         self.calibration = tuple(x[:RANGE_SAMPLES] for x in calibration)
         with torch.no_grad():

@@ -41,7 +41,24 @@ FORWARD: Final = {
 TRANSPOSED: Final = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 SOFTMAX: Final = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 BARRED: Final = -1e4  # scores at or below it, −∞ among them, are meant as "never"
-GROUPS: Final = 6  # place of `groups` among the arguments of a transposed convolution
+GROUPS: Final = 6  # place of `groups` among the arguments of a convolution, transposed or not
+# What formats have dynamic kernels for, where they have them not for every layer.
+DYNAMIC: Final = {"torchscript": {aten.linear.default}, "onnx": FORWARD}
+
+
+def rule_of(layer: fx.Node, scheme: str, format: str) -> Rule:  # noqa: A002 - the field's word
+    """Return what a scheme does to a node in files of a format, by the kernels that there are."""
+    rule = RULES[scheme]
+    if rule.activations == "dynamic" and layer.target not in DYNAMIC.get(format, FORWARD | TRANSPOSED):
+        return Rule()
+    if rule.weight_bits == 4 and (layer.target in TRANSPOSED or _is_depthwise(layer)):
+        return rule._replace(weight_bits=8)  # TFLite's kernels for them read no 4-bit weights
+    return rule
+
+
+def _is_depthwise(layer: fx.Node) -> bool:
+    groups = cast("int", layer.args[GROUPS]) if layer.target in FORWARD and len(layer.args) > GROUPS else 1
+    return groups > 1 and cast("fx.Node", layer.args[1]).meta["val"].shape[1] == 1
 
 
 def barred(node: fx.Node, value: Tensor) -> Tensor | None:

@@ -20,10 +20,10 @@ from edgecompress.cutting import graph_of, is_values, scopes
 from edgecompress.distillation import agreement
 from edgecompress.errors import ConfigError
 from edgecompress.graphs import get_constant
-from edgecompress.grids import FORWARD, RULES, TRANSPOSED, weight_of
+from edgecompress.grids import RULES, weight_of
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerPrecision, Parity, PrecisionPlan, QuantSpec
-from edgecompress.simulation import DYNAMIC, RANGE_SAMPLES, ROUNDED, Quantizing, observed, on_grids, ranges_of, rounded, rules_of, run_at
+from edgecompress.simulation import RANGE_SAMPLES, Quantizing, observed, on_grids, ranges_of, rounded, rules_of, run_at
 from edgecompress.targets import Scheme
 from edgecompress.verification import compare, shortfalls, sqnr_db
 
@@ -41,11 +41,9 @@ class Trial:
     """
 
     def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch, *, format: str) -> None:  # noqa: A002
-        self.scheme = scheme
-        self.dynamic = DYNAMIC.get(format, FORWARD | TRANSPOSED)
+        self.format = format
         spec = QuantSpec(scheme=scheme)
-        careful = format in ROUNDED and RULES[scheme].weight_bits == 8
-        self.graph = graph_of(rounded(program, spec, calibration) if careful else program)
+        self.graph = graph_of(rounded(program, spec, calibration, format=format))
         nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_values(n)}
         before = graph_of(program)
         known = {str(n.target) for n in before.graph.nodes if n.op == "get_attr"}
@@ -53,7 +51,7 @@ class Trial:
         with torch.no_grad():
             # Rounding gives a bias to a layer that has none.
             self.exact = {name: get_constant(before, name) if name in known else 0 * get_constant(self.graph, name) for name in names}
-            rules = rules_of(self.graph, spec, self.dynamic)
+            rules = rules_of(self.graph, spec, format)
             self.on_grid = {name: get_constant(self.graph, name) for name in names} | on_grids(self.graph, rules)
             few = [x[:RANGE_SAMPLES] for x in calibration]
             self.ranges = ranges_of(self.graph, nodes, few) if RULES[scheme].activations == "static" else {}
@@ -65,7 +63,7 @@ class Trial:
 
     def run(self, batch: Batch, quant: QuantSpec) -> tuple[Tensor, ...]:
         """Return what the program gives under `quant`, whose schemes are the trial's and fp32."""
-        rules = rules_of(self.graph, quant, self.dynamic)
+        rules = rules_of(self.graph, quant, self.format)
         constants = dict(self.exact)
         for node, rule in rules.items():
             if rule != RULES[KEPT] and (name := weight_of(node)):
@@ -123,6 +121,8 @@ def plan_precision(
         if shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
             # About as near as float layers bring it.
             sought = msgspec.structs.replace(wanted, min_agreement=nearest - _deviation(nearest, batches.size(measured)))
+            if not shortfalls(before, sought):
+                high, reached = 0, before  # and none brings it nearer
         while low < high and not shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
             middle = (low + high) // 2
             found = under(order[:middle])

@@ -25,6 +25,7 @@ from edgecompress.graphs import get_constant, set_constant
 aten = torch.ops.aten
 
 INT8, INT4 = 127, 7  # the largest integer of a symmetric grid
+LARGEST = {8: INT8, 4: INT4}  # by its bits
 LAYERS = {aten.conv2d.default, aten.linear.default}
 POSITIONS = 64  # of a feature map that are looked at in each sample; neighbours say nearly the same
 WIDEST = 2048  # inputs of one output beyond which the covariance costs too much, and only the mean is corrected

@@ -16,26 +16,22 @@ from torch.utils import _pytree
 
 from edgecompress.cutting import graph_of, is_fused, is_values, scopes
 from edgecompress.graphs import get_constant, set_constant
-from edgecompress.grids import FORWARD, RULES, TRANSPOSED, Rule, asymmetric, barred, channel_peak, symmetric, weight_of
+from edgecompress.grids import FORWARD, RULES, TRANSPOSED, Rule, asymmetric, barred, channel_peak, rule_of, symmetric, weight_of
 from edgecompress.records import QuantSpec
-from edgecompress.rounding import INT4, INT8, round_weights
+from edgecompress.rounding import LARGEST, round_weights
 
 aten = torch.ops.aten
 Ranges = dict[str, tuple[Tensor, Tensor]]
 
 CHUNK: Final = 16  # samples that are run at once
 RANGE_SAMPLES: Final = 256  # from which activation ranges are taken; a simulation need not see the last outlier
-ROUNDING_SAMPLES: Final = 192  # as to_tflite.py
-ROUNDED: Final = {"tflite"}  # formats whose int8 weights edgecompress.rounding has put on the grid
-LARGEST: Final = {8: INT8, 4: INT4}
+ROUNDING_SAMPLES: Final = 192  # as the converters
 # They move values and make none: the output has the input's scale.
 MOVES: Final = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int, aten.squeeze.dim,
     aten.unsqueeze.default, aten.max_pool1d.default, aten.max_pool2d.default, aten.slice.Tensor, aten.select.int, aten.expand.default,
     aten.contiguous.default, aten.clone.default,
 }  # fmt: skip
-# Formats that have dynamic kernels for some layers alone.
-DYNAMIC: Final = {"torchscript": {aten.linear.default}}
 
 
 def can_simulate(quant: QuantSpec) -> bool:
@@ -45,7 +41,7 @@ def can_simulate(quant: QuantSpec) -> bool:
 
 
 class Simulation:
-    """A program under a scheme.
+    """A program under a scheme, its weights rounded with care where there are calibration inputs, as converters do.
 
     Args:
         program: Static, batch 1, as `to_program` makes it; stays as it is.
@@ -55,14 +51,13 @@ class Simulation:
     """
 
     def __init__(self, program: ExportedProgram, quant: QuantSpec, calibration: Sequence[Tensor] = (), *, format: str) -> None:  # noqa: A002
-        n = len(calibration[0]) if calibration else 0
-        if format in ROUNDED and n and RULES[quant.scheme].weight_bits == 8:
-            program = rounded(program, quant, calibration)
+        if calibration:
+            program = rounded(program, quant, calibration, format=format)
         self.graph = graph_of(program)
-        self.rules = rules_of(self.graph, quant, DYNAMIC.get(format, FORWARD | TRANSPOSED))
+        self.rules = rules_of(self.graph, quant, format)
         self.ranges: Ranges = {}
         with torch.no_grad():
-            if n:
+            if calibration:
                 self.ranges = ranges_of(self.graph, observed(self.graph, self.rules), [x[:RANGE_SAMPLES] for x in calibration])
             for name, value in on_grids(self.graph, self.rules).items():
                 set_constant(self.graph, name, value)
@@ -72,20 +67,17 @@ class Simulation:
         return run_at(self.graph, batch, nodes, lambda: Quantizing(self.graph, self.rules, self.ranges))
 
 
-def rounded(program: ExportedProgram, quant: QuantSpec, calibration: Sequence[Tensor]) -> ExportedProgram:
-    """Return the program with its integer weights rounded as TFLite files have them."""
+def rounded(program: ExportedProgram, quant: QuantSpec, calibration: Sequence[Tensor], *, format: str = "") -> ExportedProgram:  # noqa: A002
+    """Return the program with its integer weights rounded with care, as files have them; `format` is "" where none is meant."""
+    if not any(RULES[scheme].weight_bits for scheme in (quant.scheme, *quant.layers.values())):
+        return program
     samples = [tuple(x[i : i + 1] for x in calibration) for i in range(min(len(calibration[0]), ROUNDING_SAMPLES))]
-    return round_weights(program, samples, levels=lambda node: LARGEST.get(RULES[_scheme_of(node, quant)].weight_bits))
+    return round_weights(program, samples, levels=lambda node: LARGEST.get(rule_of(node, _scheme_of(node, quant), format).weight_bits))
 
 
-def rules_of(graph: fx.GraphModule, quant: QuantSpec, dynamic: set[Any]) -> dict[fx.Node, Rule]:
-    """Return what happens to each computed node; `dynamic` are the ops that have dynamic kernels."""
-    rules = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_function":
-            rule = RULES[_scheme_of(node, quant)]
-            rules[node] = Rule() if rule.activations == "dynamic" and node.target not in dynamic else rule
-    return rules
+def rules_of(graph: fx.GraphModule, quant: QuantSpec, format: str = "") -> dict[fx.Node, Rule]:  # noqa: A002
+    """Return what happens to each computed node."""
+    return {node: rule_of(node, _scheme_of(node, quant), format) for node in graph.graph.nodes if node.op == "call_function"}
 
 
 def on_grids(graph: fx.GraphModule, rules: Mapping[fx.Node, Rule], values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

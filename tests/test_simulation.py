@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from converter_models import Attention, Heads, Residual, settled
+from converter_models import Attention, Clamped, Heads, Residual, settled
 from torch import nn
 
 from edgecompress.cutting import graph_of, layers_of
-from edgecompress.grids import RULES, asymmetric, symmetric
+from edgecompress.grids import RULES, asymmetric, symmetric, weight_of
 from edgecompress.program import to_program
 from edgecompress.records import QuantSpec
-from edgecompress.simulation import Simulation, can_simulate, run_at
+from edgecompress.simulation import Simulation, can_simulate, rounded, rules_of, run_at
 from edgecompress.targets import SCHEMES
 from edgecompress.verification import sqnr_db
 
@@ -50,6 +50,7 @@ def test_an_asymmetric_grid_has_256_steps_holds_zero_and_cuts_off_what_is_beyond
 
 def test_a_linear_layer_under_int8_static_is_what_arithmetic_says():
     program, (x,) = program_of(nn.Linear(6, 5), (6,))
+    program = rounded(program, QuantSpec(scheme="int8-static"), (x,))  # as the simulation itself does, which then changes nothing
     layer = nn.Linear(6, 5)
     layer.load_state_dict({"weight": program.state_dict["weight"], "bias": program.state_dict["bias"]})
     (found,) = Simulation(program, QuantSpec(scheme="int8-static"), (x,), format="onnx").run((x,))
@@ -107,11 +108,29 @@ def test_more_bits_leave_more_of_the_signal():
 
 
 def test_torch_has_dynamic_kernels_for_linear_layers_alone():
-    program, data = program_of(nn.Conv1d(3, 4, 3), (3, 9))
+    program, data = program_of(nn.Conv2d(3, 4, 3), (3, 9, 9))
     (exact,) = run_at(graph_of(program), data)
     spec = QuantSpec(scheme="int8-dynamic")
     assert torch.equal(Simulation(program, spec, data, format="torchscript").run(data)[0], exact)
     assert not torch.equal(Simulation(program, spec, data, format="onnx").run(data)[0], exact)
+
+
+@pytest.mark.parametrize("format_name", ["tflite", "torchscript", "onnx", "executorch"])
+def test_weights_are_rounded_as_the_converters_of_every_format_do(format_name):
+    program, data = program_of(Clamped(), (3, 12, 12), samples=64)
+    (exact,) = run_at(graph_of(program), data)
+    spec = QuantSpec(scheme="int8-static")
+    with_care = Simulation(rounded(program, spec, data), spec, data, format=format_name).run(data)[0]
+    (found,) = Simulation(program, spec, data, format=format_name).run(data)
+    assert torch.allclose(found, with_care, atol=1e-5)
+    assert sqnr_db(found, exact) > 28
+
+
+def test_what_has_no_kernel_for_four_bits_has_eight():
+    program, _ = program_of(Clamped(), (3, 12, 12))
+    rules = rules_of(graph_of(program), QuantSpec(scheme="int4-weights"), "tflite")
+    bits = [rule.weight_bits for node, rule in rules.items() if weight_of(node)]
+    assert bits == [4, 8, 4]  # the second is depthwise
 
 
 def test_many_samples_at_once_give_what_one_by_one_gives_at_every_layer():
