@@ -135,6 +135,11 @@ def test_what_cannot_be_had_is_refused_by_name(made: Conversions, key: str) -> N
     assert not (made.folder / f"{key}.file").exists()
 
 
+@pytest.mark.parametrize("how", ["half", "start", "noise"])
+def test_a_damaged_file_is_refused_by_its_runtime(made: Conversions, tmp_path: Path, how: str) -> None:
+    assert "refused it" in made.damaged("told", how, tmp_path / "damaged.onnx")
+
+
 def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
     assert made.further_threads() == 2
 

@@ -6,11 +6,29 @@ import pytest
 import torch
 from support.networks import Net, digits, trained
 
+from edgecompress.errors import ToolchainError
 from edgecompress.records import QuantSpec
 from edgecompress.targets import FORMATS, SCHEMES
 from edgecompress.verbs.bench import bench
 from edgecompress.verbs.evaluate import evaluate
 from edgecompress.verbs.export import Description, Evidence, export
+
+
+def test_a_toolchain_that_is_not_installed_leaves_nothing_but_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnxslim.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxslim'\", name='onnxslim')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ToolchainError, match=r"onnxslim is not installed for .*; pip install 'edgecompress\[onnx\]'"):
+        export(
+            trained(Net()),
+            (torch.zeros(1, 1, 8, 8),),
+            folder=tmp_path / "artifacts",
+            about=Description(name="net", variant="dense"),
+            format="onnx",
+            quant=QuantSpec(scheme="fp32"),
+            limits=SCHEMES["fp32"],
+            evidence=Evidence(inputs=(digits()[1].inputs[:8],)),
+        )
+    assert [path.name for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == ["net-dense-fp32.onnx.log"]
 
 
 @pytest.mark.slow

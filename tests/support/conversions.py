@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from converter_models import Clamped, Heads, Median, Placed, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgecompress.errors import ConfigError
 from edgecompress.program import to_program, write_program
 from edgecompress.programs import converter, runner_parts
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
+from edgecompress.verification import run
 
 SAMPLES = 32
 DRIVER = """
@@ -137,6 +140,16 @@ class Conversions:
         reply = from_json(file.with_suffix(".reply").read_bytes(), ConversionReply, source=key)
         constants = json.loads(file.with_suffix(".constants").read_text())
         return Converted(self.folder / f"{key}.file", reply, outputs, self.references[self.cases[key].net], constants)
+
+    def damaged(self, key: str, how: str, path: Path) -> str:
+        """Return what proving a file says of the "half" or the "start" of it, or of "noise" behind its first bytes; write it to `path`."""
+        whole, reply = self[key].path.read_bytes(), self[key].reply
+        noise = np.random.default_rng(0).bytes(len(whole) - 64)
+        path.write_bytes({"half": whole[: len(whole) // 2], "start": whole[:20], "noise": whole[:64] + noise}[how])
+        sample = tuple(torch.zeros(spec.shape) for spec in reply.inputs)
+        with pytest.raises(ConfigError) as caught:
+            run(path, reply.inputs, reply.outputs, sample)
+        return str(caught.value)
 
     def refusal(self, key: str) -> str:
         """Return `Class: message` of a case that was refused."""
