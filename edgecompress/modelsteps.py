@@ -106,8 +106,8 @@ class ModelSteps(RunSteps):
 
         budget = (o.macs_ratio, o.allocator, o.method, sorted(fixed.items()))
         asked = (*budget, o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
-        follows = () if o.stages == 1 else (left, self._digest(number - 1, "finetune") if number > 1 else "")
-        return self._step(self._of(number, "plan"), key(self.source, asked, *follows), CompressionPlan, make)
+        share = (left,) if o.stages > 1 else ()
+        return self._step(self._of(number, "plan"), key(self.source, asked, *share, *self._started_from(number)), CompressionPlan, make)
 
     def _decomposed(self, number: int) -> records.DecomposeResult:
         made, o = self._planned(number), self.options
@@ -122,7 +122,7 @@ class ModelSteps(RunSteps):
             save_state(model.state_dict(), self.run.path(factors))
             return stages.with_kept(result, made)
 
-        made_from = key(self.source, self._digest(number, "plan"), *self._fitted_to)
+        made_from = key(self.source, self._digest(number, "plan"), *self._fitted_to, *self._started_from(number))
         return self._step(self._of(number, "decompose"), made_from, records.DecomposeResult, make, files=(factors,))
 
     def _finetuned(self, number: int) -> records.FinetuneResult:
@@ -170,6 +170,10 @@ class ModelSteps(RunSteps):
 
     def _digest(self, number: int, step: str) -> str:
         return self.run.digest(self._of(number, step))
+
+    def _started_from(self, number: int) -> tuple[str, ...]:
+        """Return what the steps of a stage depend on beside the plan and the dense network."""
+        return (self._digest(number - 1, "finetune"),) if number > 1 else ()
 
     def _before(self, number: int) -> tuple[records.LayerPlan, ...]:
         """Return the layers that are factorized already when a stage begins, as they are."""

@@ -153,6 +153,17 @@ def copied(folder, to):
     return to / "copy"
 
 
+def test_factors_follow_the_network_before_even_where_its_plan_stays(recipe, tmp_path):
+    """With every layer given by hand the second plan says the same whatever the first stage was trained to."""
+    fixed = ("stem=dense", "body=tucker2:8x8", "mix=svd:8", "head=dense")
+    for epochs in (1, 2):
+        with steps(tmp_path / "run", recipe, macs_ratio=0.9, stages=2, layer=fixed, epochs=epochs, epoch_samples=100) as (pipeline, made):
+            pipeline.finetune()
+            tuned, begun = (load_file(tmp_path / "run" / name) for name in ("stages/1/weights.safetensors", "decomposed.safetensors"))
+            assert all(torch.equal(value, tuned[name]) for name, value in begun.items())
+    assert made == ["stages/1/finetune", *PARTS]
+
+
 def test_one_stage_after_three_is_what_one_stage_is(staged, recipe, tmp_path):
     runs = copied(staged, tmp_path), tmp_path / "one"
     for folder in runs:
