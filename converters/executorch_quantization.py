@@ -41,6 +41,7 @@ def quantize(
     """
     module = program.module(check_guards=False)
     _write_clamps(module)
+    _hide_batch_norms(module)
     layers = sum(node.target in LAYERS for node in module.graph.nodes)
     quantizer = _Quantizer(scheme == "int8-dynamic", wanted)
     try:
@@ -89,6 +90,18 @@ class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no t
             annotation.output_qspec = None
             clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=self.output_spec, _annotated=True)
         return model
+
+
+def _hide_batch_norms(module: fx.GraphModule) -> None:
+    """Keep PT2E from folding a BatchNorm into the convolution before it, whatever else reads that: what is left here must not be folded."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        node.target = _batch_norm  # the export that follows writes the op again
+    module.recompile()
+
+
+def _batch_norm(*arguments: Any) -> Tensor:
+    result: Tensor = aten.batch_norm.default(*arguments)
+    return result
 
 
 def _write_clamps(module: fx.GraphModule) -> None:
