@@ -21,13 +21,13 @@ from edgecompress.distillation import divergence, top1
 from edgecompress.factorizations.parallel import Job
 from edgecompress.models import forward, replace
 from edgecompress.planning import sensitivity
-from edgecompress.planning.candidates import DENSE, Candidate, dense, fitted, front, worthwhile
+from edgecompress.planning.candidates import DENSE, Candidate
+from edgecompress.planning.choices import candidates_of, forms_of
 from edgecompress.planning.factors import factors_of
 from edgecompress.planning.offers import offers
 from edgecompress.records import Record
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.finetune import FinetuneOptions, finetune
-from edgecompress.verbs.plan import QUICK
 
 AUTO: Final = "auto"
 MEASURED, ERRORS = "measured", "squared errors"  # what the losses of layers are
@@ -156,11 +156,9 @@ class Runner:
 
     def _planned(self, method: str, data_aware: bool, seed: int) -> Planned:
         """Fit the candidates and measure what they cost, once for all allocators and ratios."""
-        model, forms = self.task.model, [(name, {}) for name in (QUICK if method == AUTO else (method,))]
-        ranges = [worthwhile(s, model.get_submodule(s.name), forms, multiple=RANK_MULTIPLE) for s in self.stats.layers]
-        candidates = {r.layer.name: [*front(found), dense(r.layer)] for r, found in zip(ranges, fitted(ranges), strict=True)}
+        candidates = candidates_of(self.task.model, self.stats, forms_of(method, None, measured=False), multiple=RANK_MULTIPLE).candidates
         few = batches.take(self.inputs(seed), slice(sensitivity.affordable(candidates, self.stats.macs)))
-        measured = sensitivity.measure(model, candidates, few, data_aware=data_aware)
+        measured = sensitivity.measure(self.task.model, candidates, few, data_aware=data_aware)
         return Planned(candidates, {MEASURED: measured, ERRORS: sensitivity.without_data(candidates)})
 
     def finetuned(self, model: nn.Module, cell: Cell, *, epochs: int) -> nn.Module:

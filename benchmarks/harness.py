@@ -2,10 +2,11 @@
 
 Measured on the adb device end and the sshd of the tests, and on this machine. Rows: seconds of a run that are not inference, with all on
 the device already (≤ 2); a 50 MB push beside the same by `adb push` and `scp` (≤ 1.5×), with `confirmed` beside it, which also
-hashes the file here and there; sending the same file again; a farm of 8 devices for 40 jobs, of which every sixth kills its device, beside
-the schedule in which only the jobs take time (≤ 1.3×); seconds from a recipe to measured and scored files on an emulated phone and Pi,
-with their start (≤ 180; their root file systems and the phone's runner are built before; not in the quick form); how many of 20
-comparisons of a file with itself hold 1 in their interval, on this machine as it is and beside a process that loads it (≥ 19).
+hashes the file here and there; sending the same file again; a farm of 8 devices for 40 jobs (24 in the quick form), of which every
+sixth kills its device, beside the schedule in which only the jobs take time (≤ 1.3×); seconds from a recipe to
+measured and scored files on an emulated phone and Pi, with their start (≤ 180; their root file systems and the phone's runner are built
+before; not in the quick form); how many of 20 comparisons of a file with itself hold 1 in their interval, on this machine as it is and
+beside a process that loads it (≥ 19).
 """
 
 import json
@@ -124,18 +125,18 @@ def repeatability(rows: Rows, name: str, *, runs: int, repetitions: int) -> None
              median_width=width, noisy=noisy)  # fmt: skip
 
 
-def farm(rows: Rows, folder: Path, ssh: SshServer, *, job_s: float) -> None:
-    """Let 5 boards and 3 phones do 40 jobs that sleep, where every sixth run kills its device half way.
+def farm(rows: Rows, folder: Path, ssh: SshServer, *, jobs: int, job_s: float) -> None:
+    """Let 5 boards and 3 phones do jobs that sleep, where every sixth run kills its device half way.
 
     The peer is `ideal_s`: it pays for the half jobs that are lost, and for no start, connection, transfer, or return of a device.
     """
-    todo, every = write_jobs(folder, 40), 6
+    todo, every = write_jobs(folder, jobs), 6
     with running_phones(folder, 3) as phones:
         entries = name_boards(ssh, 5) + phones
         spent = seconds(lambda: run_farm(entries, todo, write_sleeper(folder, job_s, every=every)))
     died = len(list((folder / "runs").iterdir())) - len(todo)
     peer = ideal_s(len(todo), len(entries), job_s, every)
-    rows.add(f"seconds of a farm, 8 devices, 40 jobs of {job_s:g} s", ours=spent, peer=peer, bound=1.3, died=died)
+    rows.add(f"seconds of a farm, 8 devices, {jobs} jobs of {job_s:g} s", ours=spent, peer=peer, bound=1.3, died=died)
 
 
 @contextmanager
@@ -181,7 +182,7 @@ def whole_path(rows: Rows, target: str, folder: Path) -> None:
     rows.add(f"seconds of the whole path, {target}", ours=seconds(work), peer=None, bound=180)
 
 
-def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float, paths: bool) -> None:
+def on_devices(rows: Rows, folder: Path, *, pushes: int, jobs: int, job_s: float, paths: bool) -> None:
     """Start an adb device end and an sshd with homes of their own, and measure on both."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -190,7 +191,7 @@ def on_devices(rows: Rows, folder: Path, *, pushes: int, job_s: float, paths: bo
         for name, value in stack.enter_context(running_adb_server(require("adb", "adb"), ssh.home)).items():
             patch.setenv(name, value)
         patch.setenv(LEASES, str(folder / "leases.sqlite3"))
-        farm(rows, folder, ssh, job_s=job_s)
+        farm(rows, folder, ssh, jobs=jobs, job_s=job_s)
         if paths:
             native_runner()  # built where it is not yet
             for target in ("android", "raspberry-pi"):
@@ -208,9 +209,9 @@ def main() -> None:
     rows = Rows()
     with tempfile.TemporaryDirectory() as name:
         if options.quick:
-            on_devices(rows, Path(name), pushes=2, job_s=3.0, paths=False)
+            on_devices(rows, Path(name), pushes=2, jobs=24, job_s=6.0, paths=False)
         else:
-            on_devices(rows, Path(name), pushes=5, job_s=10.0, paths=True)
+            on_devices(rows, Path(name), pushes=5, jobs=40, job_s=10.0, paths=True)
     repetitions = 100 if options.quick else 400
     repeatability(rows, "as the machine is", runs=20, repetitions=repetitions)
     with load():

@@ -23,13 +23,19 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    content = name_tensors(_lower(program, request.layout))
+    content = name_tensors(lower_program(program, request.layout))
     if request.scheme == "fp32" and not request.layers:
         return content
     return quantize(content, program, request, samples)
 
 
-def _lower(program: Any, layout: str) -> bytes:
+def lower_program(program: Any, layout: str) -> bytes:
+    """Return the float file.
+
+    Raises:
+        UnsupportedError: An op that litert-torch lacks.
+        ToolchainError: litert-torch gave up.
+    """
     inputs = example_inputs(program)
     module = program.module(check_guards=False)
     if layout == "NHWC":

@@ -8,6 +8,7 @@ users and containers rarely have.
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,14 +45,15 @@ def run(
         ToolchainError: It cannot be started.
         LimitReached: It was stopped; says at which limit.
     """
+    with tempfile.TemporaryFile() as asked:  # not a pipe, which a long message would fill while we watch the clock
+        asked.write(message)
+        asked.seek(0)
+        try:
+            process = subprocess.Popen(argv, stdin=asked, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True)
+        except OSError as error:
+            raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
     try:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
-        )
-    except OSError as error:
-        raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
-    try:
-        _watch(process, message, Path(argv[-1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
+        _watch(process, Path(argv[-1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
     finally:
         # Also on Ctrl-C, and after success: nothing the toolchain started outlives the call.
         with suppress(ProcessLookupError, PermissionError):
@@ -60,15 +62,14 @@ def run(
     return process.returncode
 
 
-def _watch(process: subprocess.Popen[bytes], message: bytes, name: str, *, timeout_s: float, memory_gb: float) -> None:
+def _watch(process: subprocess.Popen[bytes], name: str, *, timeout_s: float, memory_gb: float) -> None:
     end = time.monotonic() + timeout_s
     allowed_gb = min(memory_gb, MACHINE_SHARE * machine_bytes() / 1e9)
-    unsent: bytes | None = message
     while True:
         try:
-            process.communicate(unsent, timeout=max(0.0, min(POLL_S, end - time.monotonic())))
+            process.wait(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
         except subprocess.TimeoutExpired:
-            unsent = None  # communicate keeps what it was given
+            pass
         else:
             return
         if (held_gb := held_bytes(process.pid) / 1e9) > allowed_gb:

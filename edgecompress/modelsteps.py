@@ -9,17 +9,19 @@ from typing import Any
 
 import msgspec
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress import records
 from edgecompress.attention import closed
 from edgecompress.batches import Batch
+from edgecompress.coststeps import CostSteps
+from edgecompress.distillation import scores_of
 from edgecompress.errors import ConfigError
-from edgecompress.options import fixed_layers, method_of
+from edgecompress.models import forward
+from edgecompress.options import budget_of, cost_scheme_of, fixed_layers, method_of
 from edgecompress.planning import stages
 from edgecompress.records import CompressionPlan, read
 from edgecompress.runs import file_of, key
-from edgecompress.runsteps import RunSteps
 from edgecompress.targets import TARGETS
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
@@ -29,10 +31,11 @@ from edgecompress.weights import load_into, save_state
 
 DECOMPOSED, WEIGHTS = "decomposed.safetensors", "weights.safetensors"
 CHECKPOINT = "finetune.checkpoint.safetensors"
+JUDGED = 2000  # inputs that a drop of accuracy is measured on
 SMALL_NETWORK = 100_000_000  # MACs; below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
-class ModelSteps(RunSteps):
+class ModelSteps(CostSteps):
     """The steps up to the fine-tuned network. Results are read from disk when their inputs are unchanged."""
 
     @cached_property
@@ -87,12 +90,15 @@ class ModelSteps(RunSteps):
             made = plan(
                 stages.opened(self._network(number - 1), self.dense, before),
                 stats,
-                macs_ratio=o.macs_ratio,
+                budget=budget_of(o),
+                costs=self.costs(stats),
+                scheme=cost_scheme_of(o),
                 allocator=o.allocator,
                 method=form.method,
                 options=form.options,
                 layers=fixed,
                 inputs=self._planning_inputs(),
+                judged=self._judged() if o.max_drop else None,
                 data_aware=o.data_aware,
                 rank_multiple=multiple,
                 min_agreement=guard,
@@ -104,7 +110,7 @@ class ModelSteps(RunSteps):
                 notes.append(f"stage {number}: errors and losses are against the network fine-tuned in stage {number - 1}")
             return msgspec.structs.replace(made, notes=(*notes, *made.notes))
 
-        budget = (o.macs_ratio, o.allocator, o.method, sorted(fixed.items()))
+        budget = (budget_of(o), *self.costs_from, o.allocator, o.method, sorted(fixed.items()))
         asked = (*budget, o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
         share = (left,) if o.stages > 1 else ()
         return self._step(self._of(number, "plan"), key(self.source, asked, *share, *self._started_from(number)), CompressionPlan, make)
@@ -201,6 +207,12 @@ class ModelSteps(RunSteps):
         """What the factors depend on beside the plan and the weights."""
         o = self.options
         return (("data-aware", o.sensitivity_samples, o.seed),) if o.data_aware else ()
+
+    def _judged(self) -> tuple[Batch, Tensor | None] | None:
+        """Real inputs, with labels where they say how often the network is right, to measure a drop on; None where there are none."""
+        data = self.data("calibration")
+        scored = scores_of(forward(self.dense, self.recipe.example_inputs)) is not None
+        return None if data is None else self._fetch(data, JUDGED, labelled=scored)
 
     def _planning_inputs(self) -> Batch | None:
         """Real inputs to measure sensitivities on and to fit to; None where there are none.

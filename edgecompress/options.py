@@ -9,10 +9,11 @@ import msgspec
 
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
-from edgecompress.records import Record
+from edgecompress.records import Budget, Record
 from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme, choose
 
 AUTO: Final = "auto"
+MACS_RATIO: Final = 0.35  # where nothing else is asked for
 
 
 class Choice(NamedTuple):
@@ -33,7 +34,13 @@ class Options(Record, frozen=True, kw_only=True):
         weights: Checkpoint of the dense model; "" for the recipe's own.
         data: A path that replaces the recipe's data functions.
         resolution: Side of the images in pixels, where the recipe takes one; 0 for its own.
-        macs_ratio: MACs after over before.
+        macs_ratio, params_ratio: After over before; 0.35 of the MACs where no budget at all is given. All budgets given must hold.
+        size_mb: Of an artifact in the cost scheme, in 10⁶ bytes, as far as weights tell.
+        latency_ms, speedup: Of the whole network in the cost scheme, on the device.
+        max_drop: Points of top-1 that may be lost before fine-tuning; the most is saved that costs no more.
+        device: Where layers are measured to plan with; local:// where a latency is asked for, "" for none where it is not.
+        table: Cost table to plan with, in place of this user's own for the device; without a device it must hold all that is needed.
+        cost_scheme: Of TFLite files, that latencies and sizes are of; "" for the first of the target's.
         allocator: How the budget is shared out among layers.
         method: Factorization for every layer, `METHOD` or `METHOD:KEY=VALUE,…`, or "auto".
         layer: Fixed choices, `NAME=METHOD:RANK`, `NAME=METHOD:RANK:KEY=VALUE,…` or `NAME=dense`.
@@ -67,7 +74,15 @@ class Options(Record, frozen=True, kw_only=True):
     weights: str = ""
     data: str = ""
     resolution: int = 0
-    macs_ratio: float = 0.35
+    macs_ratio: float | None = None
+    params_ratio: float | None = None
+    size_mb: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+    max_drop: float | None = None
+    device: str = ""
+    table: str = ""
+    cost_scheme: str = ""
     allocator: str = "latency"
     method: str = AUTO
     layer: tuple[str, ...] = ()
@@ -133,10 +148,31 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
     if made.resolution < 0:
         raise ConfigError(f"resolution {made.resolution}: must be at least 1, or 0 for the recipe's own")
-    for name in ("macs_ratio", "weakening", "min_agreement", "min_int8_agreement"):
+    choose("cost scheme", made.cost_scheme, ("", *FORMATS["tflite"].schemes))
+    for name in ("weakening", "min_agreement", "min_int8_agreement"):
         if not 0 < getattr(made, name) <= 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")
+    check_budget(budget_of(made))
     return made
+
+
+def check_budget(budget: Budget) -> Budget:
+    """Return a budget that can be kept or missed.
+
+    Raises:
+        ConfigError: A number of it is out of its range.
+    """
+    for name in ("macs_ratio", "params_ratio"):
+        value = getattr(budget, name)
+        if value is not None and not 0 < value <= 1:
+            raise ConfigError(f"{name} {value}: must be above 0 and at most 1; 0.35 keeps 35%")
+    for name in ("size_mb", "latency_ms", "max_drop"):
+        value = getattr(budget, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} {value}: must be above 0")
+    if budget.speedup is not None and not 1 <= budget.speedup < math.inf:
+        raise ConfigError(f"speedup {budget.speedup}: must be at least 1; 2.5 takes 1/2.5 of the dense network's time")
+    return budget
 
 
 def _check_training(options: Options) -> None:
@@ -169,6 +205,17 @@ def outputs(options: Options) -> tuple[tuple[str, str], ...]:
         known = "; ".join(f"{f}: {', '.join(FORMATS[f].schemes)}" for f in formats)
         raise ConfigError(f"scheme {', '.join(options.scheme)}: none of the formats has it; there is {known}")
     return tuple(chosen)
+
+
+def budget_of(options: Options) -> Budget:
+    """Return what the compressed network may cost, the usual ratio of MACs where nothing is asked for."""
+    budget = Budget(**{name: getattr(options, name) for name in Budget.__struct_fields__})
+    return budget if budget != Budget() else Budget(macs_ratio=MACS_RATIO)
+
+
+def cost_scheme_of(options: Options) -> str:
+    """Return the scheme of TFLite files that latencies and sizes are of."""
+    return options.cost_scheme or next((s for f, s in outputs(options) if f == "tflite"), FORMATS["tflite"].schemes[0])
 
 
 def method_of(options: Options) -> Choice:

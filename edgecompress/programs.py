@@ -34,6 +34,11 @@ def inspector() -> Path:
     return _folder("_converters", "converters") / "inspect_file.py"
 
 
+def layer_writer() -> Path:
+    """Return the program that writes files of single layers, to be measured."""
+    return _folder("_converters", "converters") / "layer_files.py"
+
+
 def runner() -> Path:
     """Return the program that runs artifacts on a device."""
     return _folder("_runners", "device_tests/runners") / "runner.py"

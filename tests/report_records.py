@@ -9,6 +9,7 @@ from typing import Any
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
+    Budget,
     CompressionPlan,
     DecomposeResult,
     DeviceInfo,
@@ -135,7 +136,7 @@ def plan() -> CompressionPlan:
     saved_params = sum(layer.params_before - layer.params for layer in layers)
     return CompressionPlan(
         model=found.model,
-        macs_ratio=0.35,
+        budget=Budget(macs_ratio=0.35),
         layers=tuple(layers),
         skipped=tuple(skipped),
         macs_before=found.macs,

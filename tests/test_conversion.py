@@ -57,6 +57,14 @@ def test_a_program_works_in_an_empty_folder_of_its_own(start: Start) -> None:
     assert not Path(reply.toolchain["cwd"]).exists()
 
 
+def test_a_request_longer_than_a_pipe_reaches_a_program_that_starts_slowly(tmp_path: Path) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text("import time\ntime.sleep(1)\n" + START + "print(json.dumps({'toolchain': {'files': str(len(request['files']))}}))")
+    layer = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
+    request = LayersRequest(files=tuple(LayerFile(layer=layer, scheme="fp32", output=f"/nowhere/{i}.tflite") for i in range(2000)))
+    assert ask(program, request, LayersReply, timeout_s=20, memory_gb=4).toolchain == {"files": "2000"}
+
+
 FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
     "traceback": (
         WRITE + "raise ValueError('odd weights')",

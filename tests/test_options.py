@@ -24,7 +24,7 @@ def test_what_is_given_replaces_and_none_keeps():
     [
         ({"macs_ration": 0.5}, "unknown option 'macs_ration'; did you mean macs_ratio?"),
         ({"zzzz": 0.5}, "unknown option 'zzzz'; see edgecompress.options.Options"),
-        ({"macs_ratio": "half"}, r"options: Expected `float`, got `str` - at `\$.macs_ratio`"),
+        ({"macs_ratio": "half"}, r"options: Expected `float \| null`, got `str` - at `\$.macs_ratio`"),
         ({"epochs": 2.5}, "options: Expected `int`"),
         ({"target": "iphone"}, "unknown target 'iphone'; choose from android, raspberry-pi"),
         ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript, "),

@@ -104,7 +104,7 @@ def test_a_plan_without_data_says_so(net, stats):
 
 @pytest.mark.parametrize("multiple", [2, 8])
 def test_a_budget_out_of_reach_is_refused_and_the_ratio_it_names_is_reachable(net, stats, multiple):
-    with pytest.raises(ConfigError, match=r"macs ratio 0\.01: the lowest this network reaches is 0\.\d+; ask for at least") as refusal:
+    with pytest.raises(ConfigError, match=r"MACs ratio 0\.01: the lowest this network reaches is 0\.\d+; ask for at least") as refusal:
         plan(net, stats, macs_ratio=0.01, rank_multiple=multiple)
     lowest, enough = map(float, re.findall(r"\d+\.\d+", str(refusal.value))[1:])
     made = plan(net, stats, macs_ratio=enough, rank_multiple=multiple)

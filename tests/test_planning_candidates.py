@@ -11,9 +11,9 @@ from torch import nn
 
 from edgecompress.factorizations import METHODS
 from edgecompress.planning.candidates import GRID, WORTH, dense, fitted, front, rank_grid, ranks, worthwhile
+from edgecompress.planning.choices import QUICK
 from edgecompress.planning.sensitivity import interpolate
 from edgecompress.verbs.analyze import analyze
-from edgecompress.verbs.plan import QUICK
 
 QUICK_FORMS = tuple((method, {}) for method in QUICK)
 

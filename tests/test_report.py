@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_records import made, pair
 
 from edgecompress.errors import ConfigError
-from edgecompress.records import Departure, RefusedArtifact, from_json
+from edgecompress.records import Budget, Departure, RefusedArtifact, from_json
 from edgecompress.reporting import numbers
 from edgecompress.reporting.comparing import percentile
 from edgecompress.reporting.data import build
@@ -95,7 +95,7 @@ def test_what_the_plan_refused_stands_in_the_report() -> None:
     assert "leaves every layer as it is" in found.verdict.sentence
     assert any("No layer was decomposed" in text for text in found.verdict.shortfalls)
     assert "A decomposition that would hurt was refused." in render(found)
-    half = made(plan=replace(run.plan(), macs_ratio=0.1))
+    half = made(plan=replace(run.plan(), budget=Budget(macs_ratio=0.1)))
     assert "A MACs ratio of 0.10 was asked for; the plan stops at 0.30." in half.verdict.shortfalls
 
 

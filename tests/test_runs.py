@@ -10,7 +10,7 @@ import pytest
 from edgecompress.errors import ConfigError
 from edgecompress.files import write_atomic
 from edgecompress.options import Options, updated
-from edgecompress.records import CompressionPlan, to_json
+from edgecompress.records import Budget, CompressionPlan, to_json
 from edgecompress.runs import is_run, key, open_run, read_records, read_run
 
 HOLDER = """
@@ -153,7 +153,7 @@ def test_reading_what_is_no_run(tmp_path):
 
 
 def test_records_that_are_there_are_read_and_others_are_none(planned):
-    made = CompressionPlan(model="net", macs_ratio=0.5, layers=(), skipped=(), macs_before=2, macs=1, params_before=2, params=1)
+    made = CompressionPlan(model="net", budget=Budget(macs_ratio=0.5), layers=(), skipped=(), macs_before=2, macs=1, params_before=2, params=1)
     (planned / "plan.json").write_bytes(to_json(made))
     found = read_records(planned)
     assert found.pop("plan") == made

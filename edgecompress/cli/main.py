@@ -14,6 +14,7 @@ from edgecompress.cli import parameters
 from edgecompress.cli.artifacts import COMMANDS as LOOKING
 from edgecompress.cli.evaluate import COMMANDS as SCORING
 from edgecompress.cli.inspect import COMMANDS as INSPECTING
+from edgecompress.cli.profile import COMMANDS as PROFILING
 from edgecompress.cli.search import COMMANDS as SEARCHING
 from edgecompress.cli.steps import COMMANDS as BUILDING
 from edgecompress.errors import EdgeCompressError
@@ -61,7 +62,7 @@ app = typer.Typer(
     help="Compress a trained PyTorch network for phones and small boards: decompose, fine-tune, quantize, convert, verify, measure.",
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
-EVERY: Final[tuple[Callable[..., Any], ...]] = (*BUILDING, *SEARCHING, *LOOKING, *INSPECTING, *SCORING)
+EVERY: Final[tuple[Callable[..., Any], ...]] = (*BUILDING, *PROFILING, *SEARCHING, *LOOKING, *INSPECTING, *SCORING)
 for command in EVERY:
     what, example, line = (inspect.getdoc(command) or "").partition("Example: ")
     app.command(help=what, epilog=example + line, cls=Command)(command)

@@ -14,6 +14,14 @@ Resolution = Annotated[int | None, typer.Option(help="Side of the images, where 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
 
 MacsRatio = Annotated[float | None, typer.Option(help="MACs to keep, after over before [0.35].", show_default=False)]
+ParamsRatio = Annotated[float | None, typer.Option(help="Parameters to keep, after over before.", show_default=False)]
+SizeMb = Annotated[float | None, typer.Option("--size-mb", help="Size of the file, 10⁶ bytes.", show_default=False)]
+LatencyMs = Annotated[float | None, typer.Option("--latency-ms", help="Latency on the device.", show_default=False)]
+Speedup = Annotated[float | None, typer.Option(help="Times faster than the dense network there.", show_default=False)]
+MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 to lose before fine-tuning.", show_default=False)]
+PlanDevice = Annotated[str | None, typer.Option("--device", help="Plan by latencies of layers there.", show_default=False)]
+CostTable = Annotated[str | None, typer.Option("--table", metavar="FILE", help="Cost table to plan by.", show_default=False)]
+CostScheme = Annotated[str | None, typer.Option(help="Scheme of the latencies [the target's first].", show_default=False)]
 Allocator = Annotated[str | None, typer.Option(help="latency, minmax, energy, vbmf, uniform [latency].", show_default=False)]
 Method = Annotated[str | None, typer.Option(help="METHOD[:KEY=VALUE,…] for all layers [auto].", show_default=False)]
 Layer = Annotated[list[str] | None, typer.Option(help="NAME=METHOD:RANK[:KEY=VALUE,…], NAME=dense.", show_default=False)]
@@ -72,6 +80,14 @@ OF_RUN: Final[dict[str, Any]] = {
     "format": Format,
     "scheme": Scheme,
     "macs_ratio": MacsRatio,
+    "latency_ms": LatencyMs,
+    "speedup": Speedup,
+    "size_mb": SizeMb,
+    "params_ratio": ParamsRatio,
+    "max_drop": MaxDrop,
+    "device": PlanDevice,
+    "table": CostTable,
+    "cost_scheme": CostScheme,
     "allocator": Allocator,
     "method": Method,
     "layer": Layer,
@@ -106,6 +122,7 @@ OF_RUN: Final[dict[str, Any]] = {
 }
 # Named by --help-all alone, in commands of which the help would not fit a screen.
 SELDOM: Final = frozenset({
+    "size_mb", "params_ratio", "max_drop", "latency_ms", "table", "cost_scheme",
     "allocator", "stages", "weakening", "mixed_precision", "layer_scheme", "qat_epochs",
     "data_aware", "min_agreement", "epoch_samples", "batch_size", "optimizer", "learning_rate", "layout", "io", "bytecode_version",
     "verify_samples", "max_rel", "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "seed",

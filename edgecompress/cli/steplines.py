@@ -13,8 +13,9 @@ def _analyze(stats: ModelStats) -> str:
 
 def _plan(plan: CompressionPlan) -> str:
     ratio = plan.macs / max(1, plan.macs_before)
+    faster = f", {plan.latency_ms_before / plan.latency_ms:.2f}× as fast predicted" if plan.latency_ms and plan.latency_ms_before else ""
     note = f"; {plan.notes[-1]}" if plan.notes else ""
-    return f"macs {ratio:.3f}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
+    return f"macs {ratio:.3f}{faster}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
 
 
 def _decompose(result: DecomposeResult) -> str:

@@ -36,7 +36,27 @@ STEPS: Final = {
         """Choose a form and rank for each layer, and say why.
 
         Example: edgecompress plan runs/resnet20_fashion_mnist --macs-ratio 0.5""",
-        ("macs_ratio", "allocator", "method", "layer", "data_aware", "min_agreement", "stages", "weakening", "weights", "data", "seed"),
+        (
+            "macs_ratio",
+            "latency_ms",
+            "speedup",
+            "size_mb",
+            "params_ratio",
+            "max_drop",
+            "device",
+            "table",
+            "cost_scheme",
+            "allocator",
+            "method",
+            "layer",
+            "data_aware",
+            "min_agreement",
+            "stages",
+            "weakening",
+            "weights",
+            "data",
+            "seed",
+        ),
         lambda record, _: tables.plan(record),
     ),
     "decompose": Step(

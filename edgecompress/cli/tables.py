@@ -13,6 +13,7 @@ from edgecompress.records import (
     Artifact,
     BenchmarkResult,
     CompressionPlan,
+    CostTable,
     DecomposeResult,
     DeviceInfo,
     FinetuneResult,
@@ -57,6 +58,8 @@ def stats(record: ModelStats) -> Table:
 
 
 def plan(record: CompressionPlan) -> Table:
+    """Each layer's form and cost; with latencies, milliseconds before and after; why it was chosen and why others lost."""
+    timed = record.latency_ms is not None
     rows = [
         (
             step.layer,
@@ -64,16 +67,43 @@ def plan(record: CompressionPlan) -> Table:
             rank(step.rank),
             f"{count(step.macs_before)} → {count(step.macs)}",
             f"{step.macs / max(1, step.macs_before):.2f}",
+            *([f"{ms(step.latency_ms_before)} → {ms(step.latency_ms)}"] if timed else []),
             f"{step.relative_error:.3f}",
             f"{step.loss_increase:.2g}",
-            step.why,
+            "; ".join((step.why, *step.alternatives)),
         )
         for step in record.layers
     ]
-    rows += [(s.layer, "dense", "–", count(s.macs), "1.00", "–", "–", s.reason) for s in record.skipped]
+    rows += [
+        (s.layer, "dense", "–", count(s.macs), "1.00", *([ms(s.latency_ms)] if timed else []), "–", "–", s.reason) for s in record.skipped
+    ]
     total = f"{count(record.macs_before)} → {count(record.macs)}"
-    rows.append(("total", "", "", total, f"{record.macs / max(1, record.macs_before):.2f}", "", "", "; ".join(record.notes)))
-    return table(("layer", "form", "rank", "MACs", "ratio", "error", "loss", "why"), rows, left=2)
+    times = [f"{ms(record.latency_ms_before)} → {ms(record.latency_ms)}"] if timed else []
+    notes = (f"{record.scheme} on {record.measured_on}: {_faster(record)}",) if timed else ()
+    why = "; ".join((*notes, *record.notes))
+    rows.append(("total", "", "", total, f"{record.macs / max(1, record.macs_before):.2f}", *times, "", "", why))
+    return table(("layer", "form", "rank", "MACs", "ratio", *(["ms"] if timed else []), "error", "loss", "why"), rows, left=2)
+
+
+def _faster(record: CompressionPlan) -> str:
+    before, after = record.latency_ms_before or 0.0, record.latency_ms or 0.0
+    return f"{before / after:.2f}× as fast as dense, predicted" if after > 0 else "no time is left, predicted"
+
+
+def costs(record: CostTable, network: ModelStats) -> Table:
+    """For each layer shape and scheme the dense layer, and its forms from the fastest to the slowest."""
+    schemes = list(dict.fromkeys(s for forms in record.layers.values() for costs in forms.values() for s in costs))
+    rows = []
+    for geometry, forms in record.layers.items():
+        for scheme in schemes:
+            dense = forms["dense"].get(scheme) if "dense" in forms else None
+            others = sorted((costs[scheme].ms, form) for form, costs in forms.items() if form != "dense" and scheme in costs)
+            slower = sum(1 for value, _ in others if dense and value >= dense.ms)
+            fastest = f"{others[0][1]} {ms(others[0][0])}" if others else "–"
+            rows.append((geometry, scheme, ms(dense.ms) if dense else "–", str(len(others)), str(slower), fastest))
+    for measured in record.networks.values():
+        rows += [(f"{network.model} whole, dense", scheme, ms(cost.ms), "", "", "") for scheme, cost in measured.items()]
+    return table(("layer", "scheme", "dense ms", "forms", "slower than dense", "fastest"), rows, left=2)
 
 
 def decomposed(record: DecomposeResult) -> Table:

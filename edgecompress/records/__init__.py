@@ -28,6 +28,14 @@ from edgecompress.records.base import (
     read,
     to_json,
 )
+from edgecompress.records.cost import (
+    Cost,
+    CostTable,
+    LayerFile,
+    LayerForm,
+    LayersReply,
+    LayersRequest,
+)
 from edgecompress.records.inspection import (
     Constant,
     Delegation,
@@ -42,6 +50,7 @@ from edgecompress.records.measurement import (
     OpTime,
 )
 from edgecompress.records.model import (
+    Budget,
     CompressionPlan,
     DecomposeResult,
     Epoch,
@@ -66,10 +75,13 @@ __all__ = [
     "Artifact",
     "Axis",
     "BenchmarkResult",
+    "Budget",
     "CompressionPlan",
     "Constant",
     "ConversionReply",
     "ConversionRequest",
+    "Cost",
+    "CostTable",
     "DecomposeResult",
     "Delegation",
     "Departure",
@@ -80,10 +92,14 @@ __all__ = [
     "FinetuneResult",
     "Inspection",
     "InspectionRequest",
+    "LayerFile",
+    "LayerForm",
     "LayerPlan",
     "LayerPrecision",
     "LayerQuantization",
     "LayerStats",
+    "LayersReply",
+    "LayersRequest",
     "Measuring",
     "ModelStats",
     "OpTime",

@@ -45,11 +45,32 @@ class ModelStats(Record, frozen=True, kw_only=True):
     conditions: dict[str, str] = {}
 
 
+class Budget(Record, frozen=True, kw_only=True):
+    """What a compressed network may cost; all that is not None must hold.
+
+    Attributes:
+        macs_ratio, params_ratio: After over before.
+        size_mb: Of the file, in 10⁶ bytes.
+        latency_ms: Of one inference.
+        speedup: Latency of the dense network over it.
+        max_drop: Points of top-1 that may be lost before fine-tuning.
+    """
+
+    macs_ratio: float | None = None
+    params_ratio: float | None = None
+    size_mb: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+    max_drop: float | None = None
+
+
 class LayerPlan(Record, frozen=True, kw_only=True):
     """One layer's decision.
 
     Attributes:
         loss_increase: Predicted rise of the distillation loss when this layer alone is replaced.
+        latency_ms_before, latency_ms: Of all its calls, measured on the plan's device; None without one.
+        alternatives: Why other forms lost, in words.
         options: Of the method, beside its defaults.
     """
 
@@ -62,7 +83,10 @@ class LayerPlan(Record, frozen=True, kw_only=True):
     params: int
     relative_error: float
     loss_increase: float
+    latency_ms_before: float | None = None
+    latency_ms: float | None = None
     why: str = ""
+    alternatives: tuple[str, ...] = ()
     options: dict[str, Any] = {}
 
     @property
@@ -75,25 +99,32 @@ class SkippedLayer(Record, frozen=True, kw_only=True):
     layer: str
     macs: int
     reason: str
+    latency_ms: float | None = None
 
 
 class CompressionPlan(Record, frozen=True, kw_only=True):
     """Which layers become which factorization, at which rank, and why the others stay dense.
 
     Attributes:
-        macs_ratio: What was asked for; `macs / macs_before` is what the plan reaches.
+        budget: What was asked for; `macs / macs_before` and so on are what the plan reaches.
+        scheme, measured_on: What latencies are of, and where they were measured; "" without any.
+        latency_ms_before, latency_ms: Of the whole network, dense as measured and planned as predicted.
         notes: What the planner wants a reader to know, e.g. that a budget was not spent because it would hurt.
     """
 
     schema: int = SCHEMA
     model: str
-    macs_ratio: float
+    budget: Budget
     layers: tuple[LayerPlan, ...]
     skipped: tuple[SkippedLayer, ...]
     macs_before: int
     macs: int
     params_before: int
     params: int
+    scheme: str = ""
+    measured_on: str = ""
+    latency_ms_before: float | None = None
+    latency_ms: float | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -11,16 +11,19 @@ from edgecompress.records import (
     CompressionPlan,
     DecomposeResult,
     FinetuneResult,
+    LayerPlan,
     ModelStats,
     QatResult,
     QuantizeResult,
     RefusedArtifact,
+    SkippedLayer,
 )
 from edgecompress.records.stages import StageResult
 from edgecompress.reporting.accuracies import accuracies
 from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
 from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
+from edgecompress.reporting.predictions import measured_as_planned
 from edgecompress.reporting.stages import stage_rows
 from edgecompress.reporting.verdict import conclude
 from edgecompress.statistics import repeats
@@ -56,7 +59,7 @@ def build(
     groups, earlier = newest(groups)
     scored, unknown = accuracies(artifacts, evaluations)
     left_out += (*unknown, *(evaluation.problem for evaluation in evaluations if evaluation.problem))
-    layers = layer_table(stats, plan, decomposed)
+    layers = layer_table(stats, plan, decomposed, measured_as_planned(plan, artifacts, results))
     return Report(
         title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
         created_at=created_at,
@@ -95,11 +98,17 @@ def build(
     )
 
 
-def layer_table(stats: ModelStats | None, plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> Layers | None:
+def layer_table(
+    stats: ModelStats | None,
+    plan: CompressionPlan | None,
+    decomposed: DecomposeResult | None,
+    measured_ms: float | None = None,
+) -> Layers | None:
     """Return every layer in the network's order (the plan's where the network was not analyzed); None when neither is known."""
     if stats is None and plan is None:
         return None
     found = {layer.name: layer for layer in stats.layers} if stats else {}
+    timed = plan is not None and plan.latency_ms is not None
     chosen = {layer.layer: layer for layer in plan.layers} if plan else {}
     skipped = {layer.layer: layer for layer in plan.skipped} if plan else {}
     errors = decomposed.relative_errors if decomposed else {}
@@ -122,9 +131,11 @@ def layer_table(stats: ModelStats | None, plan: CompressionPlan | None, decompos
                 planned_error=now.relative_error if now else None,
                 relative_error=errors.get(name),
                 loss_increase=now.loss_increase if now else None,
-                latency_ms=was.latency_ms if was else None,
+                latency_ms=_dense_ms(now, left) if timed else was.latency_ms if was else None,
+                planned_ms=now.latency_ms if now else None,
                 skipped=left is not None,
                 why=now.why if now else left.reason if left else "",
+                alternatives=now.alternatives if now else (),
             )
         )
     macs_before = plan.macs_before if plan else stats.macs if stats else 0
@@ -135,11 +146,19 @@ def layer_table(stats: ModelStats | None, plan: CompressionPlan | None, decompos
         macs=decomposed.macs if decomposed else plan.macs if plan else macs_before,
         params_before=params_before,
         params=decomposed.params if decomposed else plan.params if plan else params_before,
-        macs_ratio_asked=plan.macs_ratio if plan else None,
+        macs_ratio_asked=plan.budget.macs_ratio if plan else None,
+        timed_on=f"{plan.scheme} on {plan.measured_on}" if plan and timed else "",
+        latency_ms_before=plan.latency_ms_before if plan else None,
+        predicted_ms=plan.latency_ms if plan else None,
+        measured_ms=measured_ms,
         common_why=common_reason(plan),
         planned=plan is not None,
         measured=decomposed is not None,
     )
+
+
+def _dense_ms(now: LayerPlan | None, left: SkippedLayer | None) -> float | None:
+    return now.latency_ms_before if now else left.latency_ms if left else None
 
 
 def common_reason(plan: CompressionPlan | None) -> str:

@@ -136,7 +136,13 @@ class Accuracy(Record, frozen=True, kw_only=True):
 
 
 class Layer(Record, frozen=True, kw_only=True):
-    """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer."""
+    """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer.
+
+    Attributes:
+        latency_ms: Of the dense layer: on the plan's device, or eager in PyTorch where there is none.
+        planned_ms: Of the chosen form, on the plan's device.
+        alternatives: Why other forms lost.
+    """
 
     name: str
     kind: str
@@ -151,12 +157,20 @@ class Layer(Record, frozen=True, kw_only=True):
     relative_error: float | None = None
     loss_increase: float | None = None
     latency_ms: float | None = None
+    planned_ms: float | None = None
     skipped: bool = False
     why: str = ""
+    alternatives: tuple[str, ...] = ()
 
 
 class Layers(Record, frozen=True, kw_only=True):
-    """All layers with the totals of the whole network. `common_why` is the reason most decomposed layers share."""
+    """All layers with the totals of the whole network. `common_why` is the reason most decomposed layers share.
+
+    Attributes:
+        timed_on: Device, runtime and threads of the plan's latencies, and the scheme they are of; "" without any.
+        latency_ms_before, predicted_ms: Of the whole network there, dense as measured and planned as predicted.
+        measured_ms: Of the published file there; None before it was measured.
+    """
 
     layers: tuple[Layer, ...]
     macs_before: int
@@ -164,6 +178,10 @@ class Layers(Record, frozen=True, kw_only=True):
     params_before: int
     params: int
     macs_ratio_asked: float | None = None
+    timed_on: str = ""
+    latency_ms_before: float | None = None
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
     common_why: str = ""
     planned: bool = False
     measured: bool = False

@@ -175,8 +175,9 @@ def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | 
     reached = plan.macs / plan.macs_before if plan.macs_before else 1.0
     if not plan.layers:
         short.append("No layer was decomposed: the planner refused every candidate (reasons in the layer table).")
-    elif reached > plan.macs_ratio * 1.005:
-        short.append(f"A MACs ratio of {numbers.ratio(plan.macs_ratio)} was asked for; the plan stops at {numbers.ratio(reached)}.")
+    elif plan.budget.macs_ratio is not None and reached > plan.budget.macs_ratio * 1.005:
+        asked = numbers.ratio(plan.budget.macs_ratio)
+        short.append(f"A MACs ratio of {asked} was asked for; the plan stops at {numbers.ratio(reached)}.")
     if decomposed is not None and decomposed.macs != plan.macs:
         short.append(
             f"The decomposed network has {numbers.count(decomposed.macs)} multiply-adds, the plan said {numbers.count(plan.macs)}."

@@ -1,0 +1,137 @@
+"""Costs for one network: from a table, measured on a device where the table lacks them."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from edgecompress.costs.measure import cost, fill, quietly
+from edgecompress.costs.table import Wanted, conditions_of, lacking, load, merged, ms_of, path_of, save, where
+from edgecompress.costs.writing import write_layers
+from edgecompress.devices import open_device
+from edgecompress.devices.inventory import filled, settings
+from edgecompress.devices.runner import measure
+from edgecompress.errors import ConfigError
+from edgecompress.progress import Track, silent
+from edgecompress.records import CostTable, LayerForm, Measuring
+
+WARMUP_S: Final = 0.02  # of each layer, beside its first inference
+REPETITIONS: Final = 50
+SMALLEST: Final = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
+
+
+class Network(NamedTuple):
+    """A dense network whose whole latency is wanted too.
+
+    Attributes:
+        name: For messages; `key` is a hash of what its latency depends on.
+        write: Writes its TFLite file of a scheme to a path.
+    """
+
+    name: str
+    key: str
+    macs: int
+    write: Callable[[Path, str], None]
+
+
+class Source:
+    """A cost table and the device it is filled on, if there is one."""
+
+    def __init__(
+        self, path: Path, table: CostTable, device: str, how: Measuring, track: Track, *, refresh: bool = False, noisy: bool = False
+    ) -> None:
+        self.path = path
+        self.table = table
+        self.device = device
+        self.how = how
+        self.track = track
+        self.noisy = noisy
+        self.fresh: set[tuple[str, ...]] | None = set() if refresh else None
+
+    @property
+    def where(self) -> str:
+        """Device, runtime and threads, for people."""
+        return where(self.table)
+
+    def price(self, wanted: Sequence[Wanted]) -> list[float | None]:
+        """Return milliseconds of each form, measured now where the table has it not; None for one that no file can be written for."""
+        self.measure(wanted)
+        return [ms_of(self.table, w.form, w.macs, w.scheme) for w in wanted]
+
+    def measure(self, wanted: Sequence[Wanted]) -> int:
+        """Measure what the table lacks, all of it once where it is to be refreshed; return how many that were.
+
+        Raises:
+            DeviceError: The device failed, is another one now, or is too busy to measure on.
+        """
+        missing = lacking(self.table, wanted)
+        if self.fresh is not None:
+            missing = [w for key, w in {w.key: w for w in wanted}.items() if key not in self.fresh]
+            self.fresh |= {w.key for w in missing}
+        if missing and self.device:
+            with open_device(self.device) as connected:
+                self._keep(fill(connected, self.table, missing, self.how, noisy=self.noisy, track=self.track))
+        return len(missing) if self.device else 0
+
+    def whole_ms(self, network: Network, scheme: str) -> float:
+        """Return milliseconds of the dense network.
+
+        Raises:
+            ConfigError: The table has it not, and there is no device to measure it on.
+            EdgeCompressError: It cannot be converted in this scheme, or the device failed.
+        """
+        known = self.table.networks.get(network.key, {})
+        again = self.fresh is not None and (network.key, scheme) not in self.fresh
+        if scheme in known and not again:
+            return known[scheme].ms
+        if not self.device:
+            raise ConfigError(
+                f"{self.path}: {network.name} as a whole was not measured in {scheme}; run `edgecompress profile` with --device"
+            )
+        with tempfile.TemporaryDirectory(prefix="edgecompress-") as name, open_device(self.device) as connected:
+            file = Path(name) / "dense.tflite"
+            network.write(file, scheme)
+            found = cost(quietly(connected, [file], self.how, noisy=self.noisy)[0], network.macs)
+        self._keep(msgspec.structs.replace(self.table, networks={**self.table.networks, network.key: {**known, scheme: found}}))
+        if self.fresh is not None:
+            self.fresh.add((network.key, scheme))
+        return found.ms
+
+    def _keep(self, table: CostTable) -> None:
+        self.table = table
+        save(table, self.path)
+
+
+def open_source(
+    *, device: str, table: Path | None, threads: int, refresh: bool = False, noisy: bool = False, track: Track = silent
+) -> Source:
+    """Return the costs of a device, or of a table alone where `device` is "".
+
+    Args:
+        device: A URL, or a name of the inventory.
+        table: This user's own for the device where it is None.
+        refresh: Measure anew what is asked for.
+        noisy: Take what a busy device measures, too.
+
+    Raises:
+        ConfigError: No such table, or one of another device, runtime or number of threads.
+        DeviceError: The device cannot be used.
+    """
+    how = Measuring(threads=threads, repetitions=REPETITIONS, warmup_s=WARMUP_S)
+    if not device:
+        if table is None:
+            raise ConfigError("costs: neither a device nor a table; give --device or --table")
+        found = load(table)
+        if found.threads != threads:
+            raise ConfigError(f"{table}: its threads are {found.threads}, here they are {threads}; give --threads {found.threads}")
+        return Source(table, found, "", how, track)
+    entry = settings(device, None)
+    how = filled(how, entry)
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as name, open_device(entry.url) as connected:
+        file = Path(name) / "smallest.tflite"
+        write_layers([(SMALLEST, "fp32", file)])
+        here = conditions_of(measure(connected, [file], msgspec.structs.replace(how, repetitions=1))[0])
+    path = table or path_of(here)
+    return Source(path, merged(load(path, conditions=here), here), entry.url, how, track, refresh=refresh, noisy=noisy)

@@ -1,0 +1,95 @@
+"""What the layers of a run's network cost on a device: measured when a plan needs it, or beforehand."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+from edgecompress import batches
+from edgecompress.batches import Batch
+from edgecompress.calibration import save_calibration
+from edgecompress.conversion import convert
+from edgecompress.costs.source import Network, Source, open_source
+from edgecompress.files import sha256
+from edgecompress.options import budget_of, cost_scheme_of, method_of
+from edgecompress.planning.latencies import Costs
+from edgecompress.program import to_program, write_program
+from edgecompress.records import ConversionRequest, CostTable, ModelStats
+from edgecompress.runs import key
+from edgecompress.runsteps import RunSteps
+from edgecompress.targets import SCHEMES, TARGETS
+from edgecompress.verbs.profile import profile
+from edgecompress.weights import fingerprint
+
+LOCAL: Final = "local://"
+CALIBRATION: Final = 2  # inputs; ranges do not matter to time
+
+
+class CostSteps(RunSteps):
+    """The device of a run's options and what is measured there."""
+
+    def costs(self, stats: ModelStats) -> Costs | None:
+        """Return where latencies to plan with come from; None where neither a device nor a latency is asked for."""
+        o, budget = self.options, budget_of(self.options)
+        if not (o.device or o.table or budget.latency_ms or budget.speedup):
+            return None
+        source, scheme = self._source(), cost_scheme_of(o)
+        return Costs(scheme, source.where, source.whole_ms(self._network_of(stats), scheme), source.price)
+
+    def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
+        """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
+        source, form = self._source(refresh=refresh, noisy=noisy), method_of(self.options)
+        multiple = TARGETS[self.options.target].rank_multiple
+        network = self._network_of(stats)
+        found = profile(
+            self.dense,
+            stats,
+            source,
+            network,
+            schemes=schemes,
+            method=form.method,
+            options=form.options,
+            rank_multiple=multiple,
+            track=self.track,
+        )
+        return found, source.path
+
+    @property
+    def costs_from(self) -> tuple[str, ...]:
+        """What a plan depends on where it is made with latencies: where they come from, not what was measured, which never repeats."""
+        o, budget = self.options, budget_of(self.options)
+        if not (o.device or o.table or budget.latency_ms or budget.speedup):
+            return ()
+        table = sha256(Path(o.table)) if o.table and not o.device and Path(o.table).is_file() else o.table
+        return (o.device, table, cost_scheme_of(o), str(o.threads))
+
+    def _source(self, *, refresh: bool = False, noisy: bool = False) -> Source:
+        o = self.options
+        device = o.device or ("" if o.table else LOCAL)
+        return open_source(
+            device=device, table=Path(o.table) if o.table else None, threads=o.threads, refresh=refresh, noisy=noisy, track=self.track
+        )
+
+    def _network_of(self, stats: ModelStats) -> Network:
+        shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
+        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, self._write_dense)
+
+    def _write_dense(self, path: Path, scheme: str) -> None:
+        """Write the dense network's TFLite file, its ranges from a few inputs."""
+        program, calibration = path.with_suffix(".pt2"), path.with_suffix(".safetensors")
+        write_program(to_program(self.dense, self.recipe.example_inputs, name=self.recipe.name), program)
+        calibrated = SCHEMES[scheme].calibrated
+        if calibrated:
+            save_calibration(self._few(), calibration)
+        seen = str(calibration) if calibrated else ""
+        io: Literal["int8", "float32"] = "int8" if self.options.io == "int8" and scheme == "int8-static" else "float32"
+        request = ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen, io=io)
+        convert("tflite", request, timeout_s=self.options.convert_timeout_s, memory_gb=self.options.convert_memory_gb)
+
+    def _few(self) -> Batch:
+        data = self.data("calibration")
+        if data is not None:
+            return self._fetch(data, CALIBRATION, labelled=False)[0]
+        torch.manual_seed(self.options.seed)
+        drawn = (torch.rand_like(x) if x.is_floating_point() else torch.zeros_like(x) for x in self.recipe.example_inputs)
+        return batches.check(tuple(drawn), "inputs drawn at random")

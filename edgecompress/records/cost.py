@@ -1,0 +1,110 @@
+"""What layers cost on a device: which were asked for, and what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecompress.records.base import SCHEMA, Record
+
+
+class LayerForm(Record, frozen=True, kw_only=True):
+    """One layer, as it is or in one low-rank form, without its values: what its latency depends on.
+
+    Attributes:
+        kind: Class of `torch.nn`.
+        arguments: Of its constructor.
+        input_shape: Without the batch axis, channels first.
+        method: A factorization, or "dense".
+        options: Of the method, beside its defaults.
+    """
+
+    kind: str
+    arguments: dict[str, Any]
+    input_shape: tuple[int, ...]
+    method: str = "dense"
+    rank: tuple[int, ...] = ()
+    options: dict[str, Any] = {}
+
+    @property
+    def geometry(self) -> str:
+        """The layer without its form, e.g. `Conv2d 64→64 3×3 /1 @56×56`: what forms of one layer have in common, as a key and to read."""
+        a = self.arguments
+        if self.kind == "Linear":
+            return f"Linear {a['in_features']}→{a['out_features']} @{_by(self.input_shape)}"
+        channels = f"{a['in_channels']}→{a['out_channels']}"
+        usual = {"padding": _half(a["kernel_size"]), "dilation": 1, "groups": 1, "padding_mode": "zeros", "output_padding": 0}
+        others = [f"{name}={_by(a[name])}" for name, value in usual.items() if name in a and not _is(a[name], value)]
+        return " ".join((self.kind, channels, _by(a["kernel_size"]), f"/{_by(a['stride'])}", *others, f"@{_by(self.input_shape[1:])}"))
+
+    @property
+    def form(self) -> str:
+        """The form without the layer: `dense`, `tucker2 16×24`."""
+        options = [f"{name}={value}" for name, value in sorted(self.options.items())]
+        return " ".join(filter(None, (self.method, _by(self.rank), *options)))
+
+
+class LayerFile(Record, frozen=True, kw_only=True):
+    """A form to write as a TFLite file of a scheme to `output`."""
+
+    layer: LayerForm
+    scheme: str
+    output: str
+
+
+class LayersRequest(Record, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    files: tuple[LayerFile, ...]
+
+
+class LayersReply(Record, frozen=True, kw_only=True):
+    """`refused` says, by output, why a form could not be written in its scheme."""
+
+    toolchain: dict[str, str]
+    refused: dict[str, str] = {}
+
+
+class Cost(Record, frozen=True, kw_only=True):
+    """Median latency of one file alone, interleaved with others of its kind.
+
+    Attributes:
+        spread: MAD over median.
+        macs: Of one inference; interpolation between ranks goes by them.
+    """
+
+    ms: float
+    spread: float
+    macs: int
+    measured_at: str
+
+
+class CostTable(Record, frozen=True, kw_only=True):
+    """What layers cost on one kind of device, under one runtime, with one number of threads.
+
+    Attributes:
+        device: Model, SoC and ABI; which board of that kind does not matter.
+        runtime: And its version, e.g. `ai-edge-litert 2.3.0`.
+        layers: Geometry → form → scheme → cost, see `LayerForm`.
+        networks: Hash of a dense network's program → scheme → cost of the whole.
+    """
+
+    schema: int = SCHEMA
+    device: str
+    runtime: str
+    threads: int
+    cpu_mask: str = ""
+    layers: dict[str, dict[str, dict[str, Cost]]] = {}
+    networks: dict[str, dict[str, Cost]] = {}
+
+
+def _by(values: Any) -> str:
+    return "×".join(map(str, values)) if isinstance(values, (tuple, list)) else str(values)
+
+
+def _half(size: Any) -> tuple[int, ...]:
+    return tuple(k // 2 for k in size)
+
+
+def _is(value: Any, usual: Any) -> bool:
+    if isinstance(value, (tuple, list)) and not isinstance(usual, tuple):
+        return all(v == usual for v in value)
+    return bool((tuple(value) if isinstance(value, list) else value) == usual)

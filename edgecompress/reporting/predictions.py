@@ -1,0 +1,16 @@
+"""What a plan predicted, beside what was measured of the file that came of it."""
+
+from collections.abc import Sequence
+
+from edgecompress.costs.table import conditions_of, where
+from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan
+from edgecompress.statistics import median
+
+
+def measured_as_planned(plan: CompressionPlan | None, artifacts: Sequence[Artifact], results: Sequence[BenchmarkResult]) -> float | None:
+    """Return the latest median of the compressed TFLite file in the plan's scheme, measured under the conditions of its latencies."""
+    if plan is None or plan.latency_ms is None:
+        return None
+    files = {a.sha256 for a in artifacts if (a.model, a.format, a.quant.scheme) == ("compressed", "tflite", plan.scheme)}
+    alike = [r for r in results if r.artifact_sha256 in files and where(conditions_of(r)) == plan.measured_on]
+    return median(max(alike, key=lambda r: r.started_at).latency_ms) if alike else None

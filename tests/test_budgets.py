@@ -1,0 +1,274 @@
+"""Budgets of every kind: kept, refused with the nearest that can be reached, and never spent on what a device does slower."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.networks import Net, digits, trained
+
+from edgecompress import batches
+from edgecompress.allocators import Offer, latency
+from edgecompress.batchnorm import reestimate
+from edgecompress.distillation import top1
+from edgecompress.errors import ConfigError
+from edgecompress.models import forward
+from edgecompress.planning import budgets
+from edgecompress.planning.latencies import Costs
+from edgecompress.records import Budget
+from edgecompress.verbs.analyze import analyze
+from edgecompress.verbs.decompose import decompose
+from edgecompress.verbs.plan import plan
+
+IMAGE = (torch.zeros(1, 1, 8, 8),)
+WHOLE_MS = 2.0
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained(Net())
+
+
+@pytest.fixture(scope="module")
+def stats(net):
+    return analyze(net, IMAGE, measure=False)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return (digits()[0].inputs[:192],)
+
+
+def costs(ms, whole_ms=WHOLE_MS):
+    """Latencies by a rule in place of a device: ms(form, macs)."""
+    return Costs("int8-static", "a board, a runtime, 1 thread", whole_ms, lambda wanted: [ms(w.form, w.macs) for w in wanted])
+
+
+def by_macs(form, macs):
+    return 1e-5 * macs + 0.05
+
+
+# Several limits at once
+
+numbers = st.floats(0.1, 10)
+problems = st.integers(2, 4).flatmap(
+    lambda layers: st.lists(
+        st.lists(st.tuples(numbers, numbers, st.floats(0, 1)), min_size=2, max_size=4), min_size=layers, max_size=layers
+    )
+)
+
+
+def limit(rows, which, share):
+    table = {str(i): [option[which] for option in row] for i, row in enumerate(rows)}
+    least, most = (sum(f(row) for row in table.values()) for f in (min, max))
+    return budgets.Limit("macs_ratio", f"budget {which}", "MACs", table, most, 0.0, least + share * (most - least))
+
+
+@given(problems, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_every_limit_is_kept_and_nothing_beats_the_best_of_all_choices(rows, first, second):
+    limits = [limit(rows, 0, first), limit(rows, 1, second)]
+    offers = [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows]
+    picked = budgets.allocate(latency, offers, limits)
+    within = [
+        sum(row[i][2] for row, i in zip(rows, choice, strict=True))
+        for choice in itertools.product(*(range(len(row)) for row in rows))
+        if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.allowed * (1 + 1e-9) for each in limits)
+    ]
+    if picked is None:
+        return
+    for each in limits:
+        assert sum(row[i] for row, i in zip(each.costs.values(), picked, strict=True)) <= each.allowed * (1 + 1e-6)
+    assert sum(row[i][2] for row, i in zip(rows, picked, strict=True)) >= min(within) - 1e-9
+
+
+def test_two_limits_are_nearly_always_spent_nearly_as_well_as_possible():
+    generator = torch.Generator().manual_seed(0)
+    good = found = possible = 0
+    for _ in range(60):
+        rows = [
+            [(*torch.rand(2, generator=generator).add(0.05).tolist(), float(torch.rand((), generator=generator))) for _ in range(4)]
+            for _ in range(5)
+        ]
+        limits = [limit(rows, 0, 0.4), limit(rows, 1, 0.4)]
+        within = [
+            sum(row[i][2] for row, i in zip(rows, choice, strict=True))
+            for choice in itertools.product(range(4), repeat=5)
+            if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.allowed for each in limits)
+        ]
+        if not within:
+            continue
+        possible += 1
+        picked = budgets.allocate(latency, [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows], limits)
+        found += picked is not None
+        good += picked is not None and sum(row[i][2] for row, i in zip(rows, picked, strict=True)) <= 1.15 * min(within)
+    assert possible > 50
+    assert found >= 0.95 * possible
+    assert good >= 0.8 * possible
+
+
+# Budgets of a network
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"macs_ratio": 0.5},
+        {"params_ratio": 0.5},
+        {"size_mb": 0.006},
+        {"latency_ms": 1.4},
+        {"speedup": 1.3},
+        {"macs_ratio": 0.6, "speedup": 1.2},
+        {"latency_ms": 1.5, "params_ratio": 0.6},
+    ],
+    ids=str,
+)
+def test_a_plan_keeps_its_budget(net, stats, inputs, asked):
+    made = plan(net, stats, budget=Budget(**asked), costs=costs(by_macs), inputs=inputs, rank_multiple=4)
+    kept = {
+        "macs_ratio": made.macs / made.macs_before,
+        "params_ratio": made.params / made.params_before,
+        "size_mb": made.params / 1e6,
+        "latency_ms": made.latency_ms,
+        "speedup": -made.latency_ms_before / made.latency_ms,
+    }
+    for name, value in asked.items():
+        assert kept[name] <= (-value if name == "speedup" else value) + 1e-9
+    assert made.layers
+    saved = sum(step.latency_ms_before - step.latency_ms for step in made.layers)
+    assert made.latency_ms == pytest.approx(WHOLE_MS - saved)
+    assert made.budget == Budget(**asked)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"macs_ratio": 0.01}, {"params_ratio": 0.01}, {"size_mb": 0.001}, {"latency_ms": 0.5}, {"speedup": 30.0}], ids=str
+)
+def test_what_is_out_of_reach_is_refused_with_the_nearest_that_is_not(net, stats, asked):
+    with pytest.raises(ConfigError) as error:
+        plan(net, stats, budget=Budget(**asked), costs=costs(by_macs), rank_multiple=4)
+    nearest = float(re.search(r"ask for at (?:least|most) ([\d.e+-]+)", str(error.value))[1])
+    (name,) = asked
+    assert plan(net, stats, budget=Budget(**{name: nearest}), costs=costs(by_macs), rank_multiple=4).layers
+
+
+def test_contradictory_budgets_name_the_one_that_cannot_be(net, stats):
+    with pytest.raises(ConfigError, match=r"speed-up 30: the lowest this network reaches is .* ms; ask for at most"):
+        plan(net, stats, budget=Budget(macs_ratio=1.0, speedup=30.0), costs=costs(by_macs), rank_multiple=4)
+
+
+def test_a_latency_without_a_device_is_refused(net, stats):
+    with pytest.raises(ConfigError, match="speed-up 2: milliseconds are a device's; give costs measured there"):
+        plan(net, stats, budget=Budget(speedup=2.0))
+
+
+def test_nothing_slower_than_the_dense_layer_is_chosen(net, stats, inputs):
+    def slow_bodies(form, macs):
+        factorized = form.method != "dense" and form.arguments.get("kernel_size") == (3, 3)
+        return 1.0 if factorized else by_macs(form, macs)
+
+    made = plan(net, stats, budget=Budget(macs_ratio=0.9), costs=costs(slow_bodies), inputs=inputs, rank_multiple=4)
+    assert {step.layer for step in made.layers} <= {"mix", "head"}
+    why = {s.layer: s.reason for s in made.skipped}
+    assert re.fullmatch(r"\w+ [\d×]+: 1 ms, slower than dense int8-static, [\d.]+ ms", why["body"])
+
+
+def test_where_no_form_is_faster_the_plan_says_ship_it_quantized(net, stats):
+    with pytest.raises(ConfigError, match=r"no form of any layer is faster than the layer is on a board.*; ship the network quantized"):
+        plan(
+            net, stats, budget=Budget(speedup=1.5), costs=costs(lambda form, macs: 0.1 if form.method == "dense" else 0.2), rank_multiple=4
+        )
+
+
+def test_forms_that_cannot_be_measured_are_not_chosen(net, stats, inputs):
+    made = plan(
+        net,
+        stats,
+        budget=Budget(speedup=1.1),
+        costs=costs(lambda form, macs: None if form.method == "tucker2" else by_macs(form, macs)),
+        inputs=inputs,
+        rank_multiple=4,
+    )
+    assert made.layers
+    assert not {step.method for step in made.layers} & {"tucker2"}
+
+
+def test_saved_macs_are_saved_time(net, stats, inputs):
+    """What a plan by MACs alone picks is slow on this device, its neighbours are not: a MACs budget with a device takes those."""
+    blind = plan(net, stats, macs_ratio=0.5, inputs=inputs, rank_multiple=2)
+    slow = {(step.method, step.rank) for step in blind.layers}
+
+    def ms(form, macs):
+        return 1e-5 * macs * (1.8 if (form.method, form.rank) in slow else 1.0)
+
+    seeing = plan(net, stats, macs_ratio=0.5, costs=costs(ms, whole_ms=1e-5 * stats.macs), inputs=inputs, rank_multiple=2)
+    assert slow
+    assert seeing.macs <= 0.5 * stats.macs
+    priced = sum(1.8e-5 * step.macs for step in blind.layers) + sum(1e-5 * s.macs for s in blind.skipped)
+    assert seeing.latency_ms < 0.8 * priced
+
+
+def test_each_layer_says_why_other_forms_lost(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.5, costs=costs(by_macs), inputs=inputs, rank_multiple=4)
+    (body,) = (step for step in made.layers if step.layer == "body")
+    others = {"tucker2", "channel_svd", "spatial_svd"} - {body.method}
+    assert {said.split()[0].rstrip(":") for said in body.alternatives} >= others
+    assert all(re.fullmatch(r"\w+ [\d×]+: [\d.e-]+ ms, .+|\w+: at each rank another form .+", said) for said in body.alternatives)
+
+
+# A bound on accuracy
+
+
+def drop(net, made):
+    """Points of top-1 that a plan loses on the data it was judged on, after BatchNorm re-estimation on the planning inputs."""
+    judged = digits()[0].inputs[400:1400]
+    labels = digits()[0].labels[400:1400]
+    small, _ = decompose(net, made)
+    reestimate(small, batches.evenly((digits()[0].inputs[:192],)))
+    return 100 * (top1(forward(net, (judged,))[0], labels) - top1(forward(small, (judged,))[0], labels))
+
+
+@pytest.mark.parametrize("allocator", ["latency", "minmax"])
+def test_the_most_is_saved_that_costs_no_more_than_the_bound(net, stats, inputs, allocator):
+    judged = ((digits()[0].inputs[400:1400],), digits()[0].labels[400:1400])
+    savings = []
+    for bound in (0.5, 3.0, 15.0):
+        made = plan(net, stats, budget=Budget(max_drop=bound), inputs=inputs, judged=judged, rank_multiple=4, allocator=allocator)
+        assert drop(net, made) <= bound + 1e-6
+        assert f"points of top-1 on 1000 inputs; {bound:g} are allowed" in made.notes[-1]
+        savings.append(made.macs)
+    assert savings == sorted(savings, reverse=True)
+    assert savings[0] < stats.macs
+
+
+def test_a_bound_on_accuracy_holds_within_another_budget(net, stats, inputs):
+    judged = ((digits()[0].inputs[400:1400],), None)
+    made = plan(net, stats, budget=Budget(max_drop=50.0, macs_ratio=0.6), inputs=inputs, judged=judged, rank_multiple=4)
+    assert 0.5 * stats.macs < made.macs <= 0.6 * stats.macs
+    assert "agreement with the dense network" in made.notes[-1]
+
+
+def test_a_bound_on_accuracy_needs_data(net, stats, inputs):
+    with pytest.raises(ConfigError, match="max drop 1: 0 inputs to measure it on, 100 are needed"):
+        plan(net, stats, budget=Budget(max_drop=1.0), inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"params_ratio": 1.2}, "params_ratio 1.2: must be above 0 and at most 1"),
+        ({"size_mb": 0.0}, "size_mb 0.0: must be above 0"),
+        ({"latency_ms": math.inf}, "latency_ms inf: must be above 0"),
+        ({"speedup": 0.5}, "speedup 0.5: must be at least 1"),
+        ({"max_drop": math.nan}, "max_drop nan: must be above 0"),
+    ],
+)
+def test_a_budget_out_of_its_range_is_refused(net, stats, asked, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        plan(net, stats, budget=Budget(**asked))
+
+
+def test_minmax_takes_any_cost_too(net, stats):
+    made = plan(net, stats, budget=Budget(latency_ms=1.5), costs=costs(by_macs), allocator="minmax", rank_multiple=4)
+    assert made.latency_ms <= 1.5
