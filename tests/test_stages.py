@@ -118,6 +118,21 @@ def after(model, before, made):
     return network.eval()
 
 
+@pytest.mark.parametrize("allocator", ["latency", "uniform"])
+def test_no_layer_is_taken_below_what_the_final_budget_asks_of_it(net, inputs, allocator):
+    """What a stage gives up beyond that, later ones could not give back, and the budget might come out of reach."""
+    stats = analyze(net, IMAGE, measure=False)
+    asked = {"macs_ratio": 0.2, "allocator": allocator, "inputs": inputs, "rank_multiple": 2}
+    final = {s.layer: s for s in plan(net, stats, **asked).layers}
+    for share in (0.2, 0.5, 0.9):
+        made = plan(net, stats, **asked, stage=Stage(share)).layers
+        assert made
+        for s in made:
+            assert s.method == final[s.layer].method
+            assert all(r >= least for r, least in zip(s.rank, final[s.layer].rank, strict=True)), s.layer
+        assert any(s.rank != final[s.layer].rank for s in made) or len(made) < len(final)
+
+
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_ranks_and_costs_never_rise_and_the_last_budget_is_kept(net, inputs, allocator):
     stats, network, before, was = analyze(net, IMAGE, measure=False), net, (), None

@@ -1,9 +1,10 @@
 """Several rounds of planning, decomposing and fine-tuning, each nearer to the budget than the one before: MUSCO.
 
 MUSCO weakens ranks: each round goes the share w of the way from a layer's present rank R to its extreme one, R ← R − w (R − R_extreme),
-and ranks follow one rule. Here the ranks of a round are any allocator's, so it is the budget that is weakened: a round goes the share w of
-the way that is left from the present cost to the final one, and the last round all of it. With ranks in proportion to the budget both are
-the same.
+which is estimated anew on the fine-tuned weights, and it stops when no rank falls any more. Here the extreme ranks are those of a plan for
+the final budget, by any allocator and made anew each round too, and what is shared out is the way to that budget: a round saves the share w
+of what is left to save, the last one all of it. Between the present ranks and the extreme ones the allocator chooses; no layer is taken
+below what the final budget asks of it, so that what is trained in one round is what later rounds go on from, and the budget stays in reach.
 
 References:
     J. Gusak, M. Kholyavchenko, E. Ponomarev, et al. Automated multi-stage compression of neural networks (MUSCO). ICCV workshops 2019,
@@ -68,6 +69,20 @@ def below(found: Sequence[Candidate], now: Candidate) -> list[Candidate]:
         and c.macs <= now.macs
         and c.params <= now.params
     ]
+
+
+def between(candidates: Mapping[str, Sequence[Candidate]], final: Sequence[LayerPlan]) -> list[list[int]]:
+    """Return which candidates of each layer lie between what it is now, the last one, and what a plan for the final budget makes of it."""
+    least = {step.layer: step for step in final}
+    return [
+        [i for i, c in enumerate(found) if i == len(found) - 1 or (name in least and _reaches(c, least[name]))]
+        for name, found in candidates.items()
+    ]
+
+
+def _reaches(candidate: Candidate, least: LayerPlan) -> bool:
+    same = (candidate.method, dict(candidate.options)) == (least.method, dict(least.options))
+    return same and all(r >= limit for r, limit in zip(candidate.rank, least.rank, strict=True))
 
 
 def changed(plan: CompressionPlan, before: Sequence[LayerPlan]) -> CompressionPlan:
