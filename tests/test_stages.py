@@ -16,9 +16,10 @@ from edgecompress.allocators import ALLOCATORS
 from edgecompress.factorizations import METHODS
 from edgecompress.models import forward
 from edgecompress.planning import stages
+from edgecompress.planning.budgets import Limit, weakened
 from edgecompress.planning.candidates import Candidate
-from edgecompress.planning.stages import Stage, below, left, relaxed
-from edgecompress.records import LayerPlan
+from edgecompress.planning.stages import Stage, below, left
+from edgecompress.records import Budget, LayerPlan
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
@@ -33,11 +34,16 @@ shares = st.floats(0.01, 1)
 
 @given(st.integers(1, 6), shares, shares)
 def test_each_stage_goes_the_share_of_the_way_left_and_the_last_one_all_of_it(of, weakening, final):
-    budgets = [1.0, *(relaxed(final, 1.0, left(number, of, weakening)) for number in range(1, of + 1))]
+    asked = Budget(macs_ratio=final, speedup=1 / final)
+    macs = Limit("macs_ratio", "", "MACs", {}, dense=100.0, rest=0.0, total=100 * final)
+    time = Limit("speedup", "", "ms", {}, dense=7.0, rest=0.0, total=7 * final)
+    shares = [1 - left(number, of, weakening) for number in range(1, of + 1)]
+    made = [1.0, *(weakened(asked, [macs, time], share).macs_ratio for share in shares)]
     for number in range(1, of):
-        assert budgets[number - 1] - budgets[number] == pytest.approx(weakening * (budgets[number - 1] - final), abs=1e-12)
-    assert budgets[-1] == final
-    assert budgets == sorted(budgets, reverse=True)
+        assert made[number - 1] - made[number] == pytest.approx(weakening * (made[number - 1] - final), abs=1e-12)
+    assert made[-1] == pytest.approx(final)
+    assert made == sorted(made, reverse=True)
+    assert [weakened(asked, [macs, time], share).speedup for share in shares] == pytest.approx([1 / ratio for ratio in made[1:]])
 
 
 @given(st.integers(2, 6), shares)
@@ -146,7 +152,8 @@ def test_ranks_and_costs_never_rise_and_the_last_budget_is_kept(net, inputs, all
             rank_multiple=2,
             stage=Stage(left(number, 3, 0.5), stages.present(before)),
         )
-        assert made.macs <= relaxed(0.25, 1.0, left(number, 3, 0.5)) * stats.macs
+        assert made.macs <= (0.25 + 0.75 * left(number, 3, 0.5)) * stats.macs
+        assert made.budget.macs_ratio == pytest.approx(0.25 + 0.75 * left(number, 3, 0.5), abs=1e-4)
         network = after((network, net), before, made)
         counted = analyze(network, IMAGE, measure=False)
         assert (counted.macs, counted.params) == (made.macs, made.params)

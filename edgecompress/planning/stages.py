@@ -45,11 +45,6 @@ def left(number: int, of: int, weakening: float) -> float:
     return 0.0 if number == of else (1 - weakening) ** number
 
 
-def relaxed(final: float, dense: float, share: float) -> float:
-    """Return a budget before the final one, which leaves `share` of the way from the dense network's cost."""
-    return final + share * (dense - final)
-
-
 def present(steps: Sequence[LayerPlan]) -> dict[str, Candidate]:
     """Return the forms that layers have after a plan; keeping them costs nothing."""
     return {
