@@ -169,6 +169,18 @@ def causal() -> nn.Module:
     return nn.Sequential(CausalBlock(), opened(CausalBlock()))
 
 
+class Branching(nn.Module):
+    """A BatchNorm behind a convolution that something else reads too, as in a DenseNet. `(1, 3, 10, 10)` → `(1, 8, 8, 8)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.last(torch.relu(self.norm(x)))
+
+
 class Upsampled(nn.Module):
     """Transposed convolutions in groups, one of them depthwise, as bilinear upsampling is written. `(1, 6, 5, 7)` → `(1, 9, 20, 28)`."""
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from converter_models import Clamped, Heads, Median, Placed, Residual, Sound, causal, settled
+from converter_models import Attention, Branching, Clamped, Heads, Median, Placed, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -67,6 +67,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "clamped": (Clamped, ((3, 12, 12),)),
     "placed": (lambda: Placed(Median()), ((3, 8, 8),)),
     "causal": (causal, ((12, 16),)),
+    "masked": (lambda: Attention("added"), ((12, 8),)),
+    "branching": (Branching, ((3, 10, 10),)),
 }
 
 
