@@ -53,7 +53,8 @@ OUTPUTS: Final = tuple(
     for route in (TFLITE_TOOLCHAINS if name == "tflite" else ("",))
     for scheme in reversed(form.schemes)
 )
-# What a factorization is tried in before anything else: the float file, and int8-static of every runtime that phones have.
+QUICKEST: Final = ("torchscript", "onnx", "litert-torch", "executorch", "onnx2tf")  # toolchains
+# What a network is tried in before anything else: the float file, and int8-static of the runtimes that are used most.
 TELLING: Final = {
     Output("tflite", "litert-torch", "fp32"), Output("tflite", "litert-torch", "int8-static"), Output("torchscript", "", "int8-static"),
     Output("onnx", "", "int8-static"),
@@ -228,16 +229,16 @@ def every() -> list[Cell]:
 
 
 def parts(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return cells in parts, the most telling first: dense networks, each factorization in what is used most, the rest.
+    """Return cells in parts, the most telling first: dense networks before factorized ones, of each what is used most before the rest.
 
-    Whatever goes by onnx2tf, which takes longest, comes last in its part.
+    In a part the toolchains come in the order of how fast they convert.
     """
 
     def part(cell: Cell) -> int:
-        return 0 if cell.method == DENSE else 1 if cell.output in TELLING else 2
+        return 2 * (cell.method != DENSE) + (cell.output not in TELLING)
 
-    quickest_first = sorted(cells, key=lambda cell: cell.output.route == "onnx2tf")
-    return [[cell for cell in quickest_first if part(cell) == number] for number in range(3)]
+    quickest_first = sorted(cells, key=lambda cell: QUICKEST.index(cell.output.route or cell.output.format))
+    return [[cell for cell in quickest_first if part(cell) == number] for number in range(4)]
 
 
 def quick() -> list[Cell]:
