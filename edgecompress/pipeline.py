@@ -146,7 +146,7 @@ class Pipeline(QuantizationSteps):
     def _artifact(self, variant: str, format_name: str, scheme: str) -> Artifact:
         dense = variant == "dense"
         trained = not dense and self.trained and scheme == TRAINED
-        layers = {} if dense else self.layers_of(format_name, scheme)
+        layers = {} if dense else self.layers_of(scheme)
         limits, how = limits_of(scheme, self.options), self._how(format_name, scheme)
         weights = "" if dense else self.run.digest("qat" if trained else "finetune")
         calibrated = SCHEMES[scheme].calibrated

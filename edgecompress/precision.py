@@ -37,13 +37,11 @@ class Trial:
 
     Args:
         calibration: Each `(n, …)`.
-        format: What artifacts do differently, as for a simulation.
     """
 
-    def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch, *, format: str) -> None:  # noqa: A002
-        self.format = format
+    def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch) -> None:
         spec = QuantSpec(scheme=scheme)
-        self.graph = graph_of(rounded(program, spec, calibration, format=format))
+        self.graph = graph_of(rounded(program, spec, calibration))
         nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_values(n)}
         before = graph_of(program)
         known = {str(n.target) for n in before.graph.nodes if n.op == "get_attr"}
@@ -51,7 +49,7 @@ class Trial:
         with torch.no_grad():
             # Rounding gives a bias to a layer that has none.
             self.exact = {name: get_constant(before, name) if name in known else 0 * get_constant(self.graph, name) for name in names}
-            rules = rules_of(self.graph, spec, format)
+            rules = rules_of(self.graph, spec)
             self.on_grid = {name: get_constant(self.graph, name) for name in names} | on_grids(self.graph, rules)
             few = [x[:RANGE_SAMPLES] for x in calibration]
             self.ranges = ranges_of(self.graph, nodes, few) if RULES[scheme].activations == "static" else {}
@@ -63,7 +61,7 @@ class Trial:
 
     def run(self, batch: Batch, quant: QuantSpec) -> tuple[Tensor, ...]:
         """Return what the program gives under `quant`, whose schemes are the trial's and fp32."""
-        rules = rules_of(self.graph, quant, self.format)
+        rules = rules_of(self.graph, quant)
         constants = dict(self.exact)
         for node, rule in rules.items():
             if rule != RULES[KEPT] and (name := weight_of(node)):
@@ -78,7 +76,6 @@ def plan_precision(
     calibration: Batch,
     *,
     scheme: str,
-    format: str,  # noqa: A002 - the field's word
     limits: Scheme,
     fixed: Mapping[str, str] | None = None,
     track: Track = silent,
@@ -96,7 +93,7 @@ def plan_precision(
     n = batches.size(calibration)
     if n < 4:
         raise ConfigError(f"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --samples")
-    trial = Trial(program, scheme, batches.take(calibration, slice(n // 2)), format=format)
+    trial = Trial(program, scheme, batches.take(calibration, slice(n // 2)))
     measured = batches.take(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
     few = batches.take(measured, slice(SENSITIVITY_SAMPLES))
     exact = run_at(graph_of(program), measured)
@@ -130,7 +127,6 @@ def plan_precision(
         kept = high
     return PrecisionPlan(
         scheme=scheme,
-        format=format,
         layers=tuple(_choice(name, order.index(name), kept, alone, scheme) for name in trial.layers if name in alone),
         by_hand=by_hand,
         before=before,

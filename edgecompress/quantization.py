@@ -49,20 +49,18 @@ class QuantizationSteps(ModelSteps):
         """The program with the weights of quantization-aware training."""
         return with_constants(self.compressed_program, load_file(self.run.path(WEIGHTS)))
 
-    def layers_of(self, format_name: str, scheme: str) -> dict[str, str]:
+    def layers_of(self, scheme: str) -> dict[str, str]:
         """Return the schemes of layers that differ from the file's: those given by hand, and in int8-static files those found."""
         if scheme in FLOAT:
             return {}
-        plans = read(self.run.path(FILES["quantize"]), QuantizeResult).precision
-        found = next((plan.schemes for plan in plans if (plan.format, plan.scheme) == (format_name, scheme)), {})
-        return {**found, **layer_schemes(self.options)}
+        plan = read(self.run.path(FILES["quantize"]), QuantizeResult).precision
+        return {**(plan.schemes if plan and plan.scheme == scheme else {}), **layer_schemes(self.options)}
 
     def quantize(self) -> QuantizeResult:
         self.finetune()
         o = self.options
-        jobs = outputs(o)
-        schemes = tuple(dict.fromkeys(scheme for _, scheme in jobs))
-        planned = tuple(f for f, scheme in jobs if scheme == TRAINED) if o.mixed_precision else ()
+        schemes = tuple(dict.fromkeys(scheme for _, scheme in outputs(o)))
+        planned = o.mixed_precision and TRAINED in schemes
         by_hand = layer_schemes(o)
 
         def make() -> QuantizeResult:
@@ -79,7 +77,7 @@ class QuantizationSteps(ModelSteps):
                 seed=o.seed,
             )
             save_calibration(inputs, self.run.path(CALIBRATION))
-            return msgspec.structs.replace(result, precision=tuple(self._plan(f, inputs, by_hand) for f in planned))
+            return msgspec.structs.replace(result, precision=self._plan(inputs, by_hand) if planned else None)
 
         mixed = (planned, by_hand, o.min_int8_agreement) if planned or by_hand else ()
         made_from = key(self.run.digest("finetune"), self.source, schemes, o.calibration_samples, o.seed, *mixed)
@@ -102,15 +100,12 @@ class QuantizationSteps(ModelSteps):
             if data is None:
                 raise ConfigError(f"{self.recipe.source}: no training data for --qat-epochs; add train_data() or give --data")
             checkpoint = self.run.path(CHECKPOINT)
-            formats = [f for f, scheme in outputs(o) if scheme == TRAINED]
-            kept = [self.layers_of(f, TRAINED) for f in formats]
             constants, result = qat(
                 self.compressed,
                 data,
                 example_inputs=self.recipe.example_inputs,
                 calibration=load_calibration(self.run.path(CALIBRATION)),
-                # What only some formats keep in float is trained for the others.
-                quant=QuantSpec(scheme=TRAINED, layers=dict(set(kept[0].items()).intersection(*(each.items() for each in kept)))),
+                quant=QuantSpec(scheme=TRAINED, layers=self.layers_of(TRAINED)),
                 eval_data=self.data("eval"),
                 options=QatOptions(
                     epochs=o.qat_epochs,
@@ -130,10 +125,10 @@ class QuantizationSteps(ModelSteps):
         made_from = key(self.source, self.run.digest("finetune"), self.run.digest("quantize"), asked)
         return self._step("qat", made_from, QatResult, make, files=(WEIGHTS,))
 
-    def _plan(self, format_name: str, inputs: Batch, by_hand: dict[str, str]) -> PrecisionPlan:
+    def _plan(self, inputs: Batch, by_hand: dict[str, str]) -> PrecisionPlan:
         limits = limits_of(TRAINED, self.options)
         program = self.compressed_program
-        return plan_precision(program, inputs, scheme=TRAINED, format=format_name, limits=limits, fixed=by_hand, track=self.track)
+        return plan_precision(program, inputs, scheme=TRAINED, limits=limits, fixed=by_hand, track=self.track)
 
     def _check_names(self, by_hand: dict[str, str]) -> None:
         known = [name for name, _ in self.compressed.named_modules() if name]

@@ -33,12 +33,12 @@ def calibration():
 
 @pytest.fixture(scope="module")
 def made(uneven, calibration):
-    return plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", format="tflite", limits=LIMITS)
+    return plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS)
 
 
 def test_a_trial_is_the_simulation_for_any_choice_of_layers(uneven, calibration):
     program = to_program(uneven, IMAGE)
-    trial = Trial(program, "int8-static", calibration, format="onnx")
+    trial = Trial(program, "int8-static", calibration)
     assert trial.layers == ("stem", "dw1", "project", "expand", "dw2", "head")
     for layers in ({}, {"project": "fp32", "expand": "fp32"}, dict.fromkeys(trial.layers, "fp32")):
         spec = QuantSpec(scheme="int8-static", layers=layers)
@@ -50,7 +50,7 @@ def test_a_trial_is_the_simulation_for_any_choice_of_layers(uneven, calibration)
 def test_a_trial_of_no_integers_is_the_network(uneven, calibration):
     program = to_program(uneven, IMAGE)
     (exact,) = run_at(graph_of(program), calibration)
-    (found,) = Trial(program, "int8-static", calibration, format="tflite").run(calibration, QuantSpec(scheme="fp32"))
+    (found,) = Trial(program, "int8-static", calibration).run(calibration, QuantSpec(scheme="fp32"))
     assert torch.allclose(found, exact, atol=1e-5)
 
 
@@ -63,21 +63,21 @@ def test_the_fewest_of_the_most_sensitive_layers_that_clear_the_gate_stay_in_flo
     assert made.note == ""
     assert made.schemes == {layer.layer: "fp32" for layer in kept}
     by_hand = dict.fromkeys([k.layer for k in sorted(kept, key=lambda k: k.alone_sqnr_db)][:-1], "fp32")
-    fewer = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", format="tflite", limits=LIMITS, fixed=by_hand)
+    fewer = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS, fixed=by_hand)
     assert shortfalls(fewer.before, with_margin(LIMITS, 128))
     assert fewer.schemes == made.schemes
 
 
 def test_a_network_that_bears_int8_stays_in_it(calibration):
     limits = msgspec.structs.replace(LIMITS, min_agreement=0.9)
-    found = plan_precision(to_program(trained(Net()), IMAGE), calibration, scheme="int8-static", format="onnx", limits=limits)
+    found = plan_precision(to_program(trained(Net()), IMAGE), calibration, scheme="int8-static", limits=limits)
     assert (found.schemes, found.reached, found.note) == ({}, found.before, "")
 
 
 def test_what_float_layers_cannot_reach_is_said_and_as_near_is_as_few_as_possible(uneven, calibration):
     fixed = {"expand": "int8-static"}  # which reads the uneven channels as integers, whatever else is float
     limits = msgspec.structs.replace(LIMITS, min_agreement=1.0)
-    found = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", format="onnx", limits=limits, fixed=fixed)
+    found = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=limits, fixed=fixed)
     assert found.note.startswith("float layers alone do not mend it: top-1 agreement")
     assert found.reached.top1_agreement >= found.before.top1_agreement
     assert "expand" not in {layer.layer for layer in found.layers}
@@ -104,7 +104,7 @@ def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven
 def test_layers_of_a_block_given_by_hand_are_not_chosen_anew():
     x = torch.randn(16, 1, 28, 28)
     program = to_program(settled(Residual(), (x,)), (x[:1],))
-    found = plan_precision(program, (x,), scheme="int8-static", format="onnx", limits=LIMITS, fixed={"blocks.0": "fp32"})
+    found = plan_precision(program, (x,), scheme="int8-static", limits=LIMITS, fixed={"blocks.0": "fp32"})
     assert found.schemes["blocks.0"] == "fp32"
     assert {layer.layer.rpartition(".")[0] for layer in found.layers} >= {"stem", "blocks.1.main"}
     assert not [layer for layer in found.layers if layer.layer.startswith("blocks.0")]
@@ -113,7 +113,7 @@ def test_layers_of_a_block_given_by_hand_are_not_chosen_anew():
 @pytest.mark.parametrize("n", [1, 3])
 def test_too_few_calibration_inputs_are_refused(uneven, n):
     with pytest.raises(ConfigError, match=rf"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --samples"):
-        plan_precision(to_program(uneven, IMAGE), (torch.zeros(n, 1, 8, 8),), scheme="int8-static", format="onnx", limits=LIMITS)
+        plan_precision(to_program(uneven, IMAGE), (torch.zeros(n, 1, 8, 8),), scheme="int8-static", limits=LIMITS)
 
 
 def test_schemes_by_hand_are_parsed():
@@ -137,12 +137,13 @@ def test_an_export_takes_the_schemes_and_the_trained_weights(edgecompress, digit
     (artifact,) = (a for a in read(tmp_path / "run/export.json", ExportResult).artifacts if a.model == "compressed")
     assert artifact.quant.layers["stem"] == "fp32"
     assert read(tmp_path / "run/qat.json", QatResult).scheme == "int8-static"
-    assert [plan.format for plan in read(tmp_path / "run/quantize.json", QuantizeResult).precision] == ["tflite"]
+    assert read(tmp_path / "run/quantize.json", QuantizeResult).precision.by_hand == {"stem": "fp32"}
     assert (tmp_path / "run/qat.safetensors").is_file()
     again = edgecompress("qat", "run")
     assert again.code == 0, again.err
     assert "trained" in again.out
     shown = edgecompress("quantize", "run")
-    assert "alone in tflite, dB" in shown.out
+    assert "alone in int8, dB" in shown.out
+    assert "as asked" in shown.out
     refused = edgecompress("quantize", "run", "--layer-scheme", "stemm=fp32")
     assert (refused.code, "did you mean stem" in refused.err) == (2, True)

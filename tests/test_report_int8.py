@@ -14,7 +14,6 @@ from edgecompress.runs import FILES, open_run, read_records
 
 PLAN = PrecisionPlan(
     scheme="int8-static",
-    format="tflite",
     layers=(
         LayerPrecision(
             layer="conv1<i>", scheme="fp32", alone_sqnr_db=12.3, alone_agreement=0.875, why="sensitivity 1 of 2, one of the 1 kept"
@@ -42,7 +41,7 @@ QAT = QatResult(
     seed=0,
     note="a note",
 )
-QUANTIZED = msgspec.structs.replace(run.quantized(), precision=(PLAN,))
+QUANTIZED = msgspec.structs.replace(run.quantized(), precision=PLAN)
 
 
 def section(page: str) -> str:
@@ -53,7 +52,7 @@ def section(page: str) -> str:
 def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() -> None:
     found = made(quantized=QUANTIZED)
     assert found.quantization
-    assert found.quantization.precision == (PLAN,)
+    assert found.quantization.precision == PLAN
     text = section(render(found))
     assert "2 of 3 layers are in another scheme than int8-static, 1 of them by hand" in text
     for said in (

@@ -31,8 +31,8 @@ def _finetune(result: FinetuneResult) -> str:
 
 def _quantize(result: QuantizeResult) -> str:
     samples = max((spec.calibration_samples for spec in result.specs), default=0)
-    kept = (f"; {plan.format} keeps {len(plan.schemes)} layers in other schemes" for plan in result.precision)
-    return f"{', '.join(spec.scheme for spec in result.specs)}; {samples} calibration inputs{''.join(kept)}"
+    kept = f"; {len(result.precision.schemes)} layers in other schemes" if result.precision else ""
+    return f"{', '.join(spec.scheme for spec in result.specs)}; {samples} calibration inputs{kept}"
 
 
 def _qat(result: QatResult) -> str:

@@ -124,17 +124,18 @@ def finetuned(record: FinetuneResult) -> Table:
 
 
 def quantized(record: QuantizeResult) -> Table:
-    """Each layer's weight on int8 grids; with mixed precision, for each format the output's SQNR with it alone in int8, and the choice."""
-    choices = [{choice.layer: choice for choice in plan.layers} for plan in record.precision]
-    rows = []
+    """Each layer's weight on int8 grids; with mixed precision also the network with that layer alone in int8, and the choice."""
+    plan, rows = record.precision, []
+    chosen = {choice.layer: choice for choice in plan.layers} if plan else {}
     for layer in record.layers:
         row = [layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}"]
-        for plan, chosen in zip(record.precision, choices, strict=True):
-            one = chosen.get(layer.layer)
-            given = plan.schemes.get(layer.layer, plan.scheme)
-            row += [f"{one.alone_sqnr_db:.1f}", one.scheme, one.why] if one else ["–", given, "as asked" if given != plan.scheme else ""]
+        if one := chosen.get(layer.layer):
+            row += [f"{one.alone_sqnr_db:.1f}", percent(one.alone_agreement), one.scheme, one.why]
+        elif plan:
+            given = [scheme for name, scheme in sorted(plan.by_hand.items()) if f"{layer.layer}.".startswith(f"{name}.")]
+            row += ["–", "–", *(given[-1:] or [plan.scheme]), "as asked" if given else ""]
         rows.append(row)
-    planned = (heading for plan in record.precision for heading in (f"alone in {plan.format}, dB", "scheme", "why"))
+    planned = ("alone in int8, dB", "agrees", "scheme", "why") if plan else ()
     return table(("layer", "int8 per channel, dB", "per tensor, dB", *planned), rows)
 
 

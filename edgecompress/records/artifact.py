@@ -43,7 +43,7 @@ class LayerPrecision(Record, frozen=True, kw_only=True):
 
 
 class PrecisionPlan(Record, frozen=True, kw_only=True):
-    """Mixed precision of one format's file, by simulation.
+    """Mixed precision, by simulation; of every format's files.
 
     Attributes:
         scheme: Of all layers that are not kept; `by_hand` are schemes that were given.
@@ -53,7 +53,6 @@ class PrecisionPlan(Record, frozen=True, kw_only=True):
     """
 
     scheme: str
-    format: str
     layers: tuple[LayerPrecision, ...]
     by_hand: dict[str, str]
     before: Parity
@@ -68,14 +67,14 @@ class PrecisionPlan(Record, frozen=True, kw_only=True):
 
 
 class QuantizeResult(Record, frozen=True, kw_only=True):
-    """What calibration found; `precision` are the plans of mixed precision, where they were asked for."""
+    """What calibration found; `precision` is the plan of mixed precision, where one was asked for."""
 
     schema: int = SCHEMA
     specs: tuple[QuantSpec, ...]
     calibration_data: str
     input_range: tuple[float, float]
     layers: tuple[LayerQuantization, ...]
-    precision: tuple[PrecisionPlan, ...] = ()
+    precision: PrecisionPlan | None = None
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):

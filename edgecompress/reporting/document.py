@@ -234,7 +234,7 @@ class Quantization(Record, frozen=True, kw_only=True):
     calibration_data: str
     input_range: tuple[float, float]
     layers: tuple[LayerQuantization, ...]
-    precision: tuple[PrecisionPlan, ...] = ()
+    precision: PrecisionPlan | None = None
 
 
 class Note(Record, frozen=True, kw_only=True):
