@@ -37,3 +37,11 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch]) -> None:
             layer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def by_batch(model: nn.Module) -> None:
+    """Let every BatchNorm normalise by each batch's own statistics, in place: what re-estimation comes to, without a pass of its own."""
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train()
+            layer.momentum = 0.0  # what it has estimated stays

@@ -1,0 +1,61 @@
+"""Laws of what replacing a layer costs."""
+
+import copy
+
+import pytest
+import torch
+from support.networks import Net, digits, trained
+
+from edgecompress.batchnorm import reestimate
+from edgecompress.distillation import divergence
+from edgecompress.factorizations.parallel import Job
+from edgecompress.models import forward, replace
+from edgecompress.planning import sensitivity
+from edgecompress.planning.choices import candidates_of, forms_of
+from edgecompress.planning.factors import factors_of
+from edgecompress.verbs.analyze import analyze
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained(Net())
+
+
+@pytest.fixture(scope="module")
+def candidates(net):
+    stats = analyze(net, (torch.zeros(1, 1, 8, 8),), measure=False)
+    return candidates_of(net, stats, forms_of("auto", None, measured=False), multiple=2).candidates
+
+
+def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
+    """The same network with other running averages gets the same losses, and keeps its averages."""
+    inputs = (digits()[0].inputs[:128],)
+    other = copy.deepcopy(net)
+    other.bn1.running_mean += 1
+    other.bn2.running_var *= 3
+    before = copy.deepcopy(other.state_dict())
+    assert sensitivity.measure(other, candidates, inputs) == sensitivity.measure(net, candidates, inputs)
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidates):
+    """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
+    inputs = (digits()[0].inputs[:512],)
+    losses = sensitivity.measure(net, candidates, inputs)
+    probe = sensitivity.probes(candidates["body"])[0]
+    job = Job("body", net.body, probe.method, probe.rank, dict(probe.options))
+    trial = copy.deepcopy(net)
+    replace(trial, "body", factors_of(net, [job])[0].compact)
+    shifted = float(divergence(forward(trial, inputs), forward(net, inputs)))
+    both = [copy.deepcopy(net), trial]
+    for model in both:
+        reestimate(model, [inputs])
+    repaired = float(divergence(forward(both[1], inputs), forward(both[0], inputs)))
+    assert losses["body", probe.method, probe.rank] == pytest.approx(repaired, rel=0.15)
+    assert shifted > 1.5 * repaired
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 65])
+def test_any_number_of_samples_will_do(net, candidates, samples):
+    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:samples],))
+    assert all(loss >= 0 for loss in losses.values())
