@@ -1,10 +1,10 @@
-"""Several rounds of planning, decomposing and fine-tuning, each nearer to the budget than the one before: MUSCO.
+"""Several stages of planning, decomposing and fine-tuning, each nearer to the budget than the one before: MUSCO.
 
-MUSCO weakens ranks: each round goes the share w of the way from a layer's present rank R to its extreme one, R ← R − w (R − R_extreme),
-which is estimated anew on the fine-tuned weights, and it stops when no rank falls any more. Here the extreme ranks are those of a plan for
-the final budget, by any allocator and made anew each round too, and what is shared out is the way to that budget: a round saves the share w
-of what is left to save, the last one all of it. Between the present ranks and the extreme ones the allocator chooses; no layer is taken
-below what the final budget asks of it, so that what is trained in one round is what later rounds go on from, and the budget stays in reach.
+MUSCO weakens ranks: each stage goes the share w of the way from a layer's present rank R to its extreme one, R ← R − w (R − R_extreme),
+which is estimated anew on the fine-tuned weights. Here the extreme ranks are those of a plan for the final budget, by any allocator and made
+anew in each stage too, and what is shared out is the way to that budget: a stage saves the share w of what is left to save, the last one all
+of it. Between the present ranks and the extreme ones the allocator chooses. No layer is taken below what the final budget asks of it: what
+a stage gives up beyond that, later ones could not give back, and the budget might come out of reach.
 
 References:
     J. Gusak, M. Kholyavchenko, E. Ponomarev, et al. Automated multi-stage compression of neural networks (MUSCO). ICCV workshops 2019,
@@ -26,10 +26,10 @@ from edgecompress.records import CompressionPlan, DecomposeResult, LayerPlan
 
 
 class Stage(NamedTuple):
-    """What a round before leaves to the plan of this one.
+    """What the plan of a stage starts from, and how far it goes.
 
     Attributes:
-        left: Of the way from the dense network's cost to the budget, the share that this round leaves to later ones.
+        left: Of the way from the dense network's cost to the budget, the share that is left to later stages.
         present: Layer → the form it has already; such a layer keeps it, or gets a lower rank.
     """
 
@@ -41,7 +41,7 @@ ONLY: Final = Stage()
 
 
 def left(number: int, of: int, weakening: float) -> float:
-    """Return what round `number` of `of`, the first being 1, leaves of the way: (1 − w)^number, and 0 the last."""
+    """Return what stage `number` of `of`, the first being 1, leaves of the way: (1 − w)^number, and 0 the last."""
     return 0.0 if number == of else (1 - weakening) ** number
 
 
@@ -87,7 +87,7 @@ def changed(plan: CompressionPlan, before: Sequence[LayerPlan]) -> CompressionPl
 
 
 def among(before: Sequence[LayerPlan], plan: CompressionPlan) -> list[LayerPlan]:
-    """Return those that the plan is about."""
+    """Return the layers of the stage before that a plan changes."""
     named = {step.layer for step in plan.layers}
     return [step for step in before if step.layer in named]
 
