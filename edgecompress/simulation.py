@@ -5,8 +5,8 @@ from its converter. Activation ranges are the least and greatest value seen on c
 integers are rounded in between, histograms in place of extremes) leaves a difference far below that of the scheme itself.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import torch
@@ -137,12 +137,22 @@ def run_at(graph: fx.GraphModule, batch: Sequence[Tensor], nodes: Sequence[str] 
 def for_each(function: Callable[..., Any], batch: Sequence[Tensor]) -> Any:
     """Return what `function` gives for each sample, stacked: many samples at once, or one by one where an op cannot be batched."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that an op has no batching rule and is slow
+        with _quiet_fallback():
             return torch.func.vmap(function, chunk_size=CHUNK)(*(x[:, None] for x in batch))
     except RuntimeError:
         rows = [function(*(x[i : i + 1] for x in batch)) for i in range(len(batch[0]))]
         return _pytree.tree_map(lambda *values: torch.stack(values), *rows)
+
+
+@contextmanager
+def _quiet_fallback() -> Iterator[None]:
+    """Keep torch from saying, from C++ and of every node, that an op has no batching rule and is slow."""
+    show: Callable[[bool], None] = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]  # no public one
+    show(False)
+    try:
+        yield
+    finally:
+        show(True)  # as torch starts
 
 
 class Keeping(fx.Interpreter):

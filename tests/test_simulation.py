@@ -143,6 +143,12 @@ def test_many_samples_at_once_give_what_one_by_one_gives_at_every_layer():
         assert torch.allclose(together[k][:3], torch.cat([row[k] for row in single]), atol=1e-6), name
 
 
+def test_an_op_that_is_batched_slowly_says_nothing(capfd):
+    program, data = program_of(Attention("causal"), (12, 8))
+    run_at(graph_of(program), data)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_program_itself_stays_as_it_is():
     program, data = program_of(Residual(), (1, 28, 28))
     before = {name: value.clone() for name, value in program.state_dict.items()}
