@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -180,6 +181,19 @@ def test_a_trial_of_another_host_is_given_up_when_its_heartbeats_cease(place, tm
         explore(ours, SPACE, point, trials=3)
         assert [trial.state for trial in ours.trials()] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
         assert outcome_of(ours.trials()[0]).reason == "its host or its process died"
+
+
+def test_a_trial_that_was_proposed_and_never_begun_is_given_up(tmp_path):
+    with study(tmp_path) as ours, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ours.optuna.ask()
+        explore(ours, SPACE, point, trials=2)
+        assert [trial.state for trial in ours.trials()] == [TrialState.RUNNING, TrialState.COMPLETE]  # it may be about to begin
+    with study(tmp_path) as ours:
+        with ours.storage.engine.begin() as connection:  # an hour passes
+            connection.exec_driver_sql("UPDATE trials SET datetime_start = datetime(datetime_start, '-1 hour')")
+        explore(ours, SPACE, point, trials=2)
+        assert outcome_of(ours.trials()[0]).reason == "its process died before it began"
 
 
 def test_processes_that_share_a_study_run_each_trial_once(place, tmp_path):

@@ -55,31 +55,29 @@ def claimed(study: Study, number: int) -> Iterator[bool]:
         raise explain(error, folder) from error
     try:
         state = next(trial.state for trial in study.trials() if trial.number == number)
-        if state != TrialState.RUNNING or not noted(study, number, **{OWNER: _owner(study, number)}):
-            yield False  # somebody was faster
+        if state != TrialState.RUNNING:  # somebody was faster
+            yield False
             return
-        with _beating(study, number):
-            yield True
+        with _beating(study, number):  # a trial with an owner has a heartbeat
+            yield noted(study, number, **{OWNER: _owner(study, number)})
     finally:
         lock.release()
 
 
 @contextmanager
 def _beating(study: Study, number: int) -> Iterator[None]:
-    """Send heartbeats meanwhile."""
+    """Send heartbeats, the first before anything else."""
     over = threading.Event()
 
     def beat() -> None:
-        while True:
+        while not over.wait(HEARTBEAT_S):
             try:
-                with storing(study.place):
-                    study.storage.record_heartbeat(study.id_of(number))
+                _beat(study, number)
             except ConfigError as error:
                 log.warning("trial %d: no heartbeat: %s", number, error)
-            if over.wait(HEARTBEAT_S):
-                break
         study.storage.remove_session()  # this thread's
 
+    _beat(study, number)
     heart = threading.Thread(target=beat, name=f"heartbeat of trial {number}", daemon=True)
     heart.start()
     try:
@@ -87,3 +85,8 @@ def _beating(study: Study, number: int) -> Iterator[None]:
     finally:
         over.set()
         heart.join()
+
+
+def _beat(study: Study, number: int) -> None:
+    with storing(study.place):
+        study.storage.record_heartbeat(study.id_of(number))

@@ -8,6 +8,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,9 @@ from edgecompress.files import write_atomic
 from edgecompress.progress import Track, silent
 from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
 from edgecompress.records.search import Value
-from edgecompress.searching.claims import claimed, is_abandoned
+from edgecompress.searching.claims import OWNER, claimed, is_abandoned
 from edgecompress.searching.samplers import distributions
-from edgecompress.searching.storage import Study, noted, storing
+from edgecompress.searching.storage import GRACE_S, Study, noted, storing
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def _turns(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int
         with storing(study.place), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study.optuna)
+        for trial in filter(_is_unclaimed, study.trials()):
+            _failed(study, trial.number, dict(trial.params), EdgeCompressError("its process died before it began"))
         known = study.trials()
         left = next((trial.number for trial in known if trial.number not in tried and is_abandoned(study, trial)), None)
         if left is None and len(known) >= trials:
@@ -93,6 +96,13 @@ def _turns(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int
         number = _ask(study, space) if left is None else left
         tried.add(number)
         yield number
+
+
+def _is_unclaimed(trial: FrozenTrial) -> bool:
+    """Whether a trial was proposed and nobody ever began it: it has neither a folder nor heartbeats by which to know."""
+    if trial.state != TrialState.RUNNING or OWNER in trial.user_attrs or trial.datetime_start is None:
+        return False
+    return (datetime.now() - trial.datetime_start).total_seconds() > GRACE_S
 
 
 def _ask(study: Study, space: Mapping[str, Axis]) -> int:
