@@ -1,10 +1,10 @@
 """Several stages of planning, decomposing and fine-tuning, each nearer to the budget than the one before: MUSCO.
 
 MUSCO weakens ranks: each stage goes the share w of the way from a layer's present rank R to its extreme one, R ← R − w (R − R_extreme),
-which is estimated anew on the fine-tuned weights. Here the extreme ranks are those of a plan for the final budget, by any allocator and made
-anew in each stage too, and what is shared out is the way to that budget: a stage saves the share w of what is left to save, the last one all
-of it. Between the present ranks and the extreme ones the allocator chooses. No layer is taken below what the final budget asks of it: what
-a stage gives up beyond that, later ones could not give back, and the budget might come out of reach.
+which is estimated anew on the fine-tuned weights. Here the extreme ranks are those of a plan for the final budget, by any allocator and
+made anew in each stage too, and what is shared out is the way to that budget: a stage saves the share w of what is left to save, the last
+one all of it. Between the present ranks and the extreme ones the allocator chooses. No layer is taken below what the final budget asks of
+it: what a stage gives up beyond that, later ones could not give back, and the budget might come out of reach.
 
 References:
     J. Gusak, M. Kholyavchenko, E. Ponomarev, et al. Automated multi-stage compression of neural networks (MUSCO). ICCV workshops 2019,
