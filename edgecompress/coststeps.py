@@ -33,12 +33,12 @@ class CostSteps(RunSteps):
         o, budget = self.options, budget_of(self.options)
         if not (o.device or o.table or budget.latency_ms or budget.speedup):
             return None
-        source, scheme = self._source(), cost_scheme_of(o)
+        source, scheme = self._source(o.device or ("" if o.table else LOCAL)), cost_scheme_of(o)
         return Costs(scheme, source.where, source.whole_ms(self._network_of(stats), scheme), source.price)
 
     def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
         """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
-        source, form = self._source(refresh=refresh, noisy=noisy), method_of(self.options)
+        source, form = self._source(self.options.device or LOCAL, refresh=refresh, noisy=noisy), method_of(self.options)
         multiple = TARGETS[self.options.target].rank_multiple
         network = self._network_of(stats)
         found = profile(
@@ -63,9 +63,8 @@ class CostSteps(RunSteps):
         table = sha256(Path(o.table)) if o.table and not o.device and Path(o.table).is_file() else o.table
         return (o.device, table, cost_scheme_of(o), str(o.threads))
 
-    def _source(self, *, refresh: bool = False, noisy: bool = False) -> Source:
+    def _source(self, device: str, *, refresh: bool = False, noisy: bool = False) -> Source:
         o = self.options
-        device = o.device or ("" if o.table else LOCAL)
         return open_source(
             device=device, table=Path(o.table) if o.table else None, threads=o.threads, refresh=refresh, noisy=noisy, track=self.track
         )

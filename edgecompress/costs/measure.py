@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgecompress.costs.table import Key, Wanted, conditions_of, empty, with_layers
 from edgecompress.costs.writing import write_layers
 from edgecompress.devices.base import Device
@@ -23,6 +25,7 @@ LOG = logging.getLogger(__name__)
 AT_ONCE: Final = 40  # files in one run
 BYTES_AT_ONCE: Final = 100_000_000  # in one run: a small device holds them, and what the runtime packs of them
 ATTEMPTS: Final = 3
+LEAST_S: Final = 0.5  # of a run, so that what others take of the processors shows
 
 
 def fill(
@@ -56,6 +59,7 @@ def quietly(device: Device, files: Sequence[Path], how: Measuring, *, noisy: boo
     Raises:
         DeviceError: They did so each time.
     """
+    how = msgspec.structs.replace(how, warmup_s=max(how.warmup_s, LEAST_S / len(files)))
     for _ in range(ATTEMPTS):
         results = measure(device, files, how)
         busy = [reason for reason in noise(results[0]) if "processors" in reason or "throttled" in reason]
