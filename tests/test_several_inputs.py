@@ -64,19 +64,28 @@ def test_the_whole_job_from_python(name, format_name, schemes, tmp_path, monkeyp
         assert (record.samples, record.top1, record.problem) == (40, record.host_top1, "")
 
 
-def test_indices_reach_an_artifact_as_they_are(tmp_path):
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("torchscript", "int64"),
+        ("onnx", "int64"),
+        pytest.param("executorch", "int64", marks=pytest.mark.slow),
+        pytest.param("tflite", "int32", marks=pytest.mark.slow),
+    ],
+)
+def test_indices_reach_an_artifact_as_they_are(tmp_path, form, dtype):
     inputs = tuple(x[SAMPLES : SAMPLES + 30] for x in case("tokens").inputs)
     made = export_one(
         trained("tokens"),
         example("tokens"),
         folder=tmp_path,
         about=Description(name="tokens", variant="dense"),
-        format="torchscript",
+        format=form,
         quant=spec("fp32", 0),
         limits=SCHEMES["fp32"],
         evidence=Evidence(inputs=inputs),
     )
-    assert [(x.shape, x.dtype) for x in made.inputs] == [((1, 12), "int64")]
+    assert [(x.shape, x.dtype) for x in made.inputs] == [((1, 12), dtype)]
     (measured,) = edgecompress.bench([tmp_path / made.path], repetitions=2)
     assert len(measured.latency_ms) == 2
 
