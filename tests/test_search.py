@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 from chromium import Chromium
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.require import require
 from support.searches import SPEC, point
@@ -78,11 +78,13 @@ def test_an_option_is_either_given_or_varied():
 
 # --- the front ---
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other tests share the machine
 SCORES = st.builds(
     Score, accuracy=st.integers(0, 4).map(lambda n: n / 4), latency_ms=st.integers(1, 4).map(float), size_bytes=st.integers(1, 4)
 )
 
 
+@UNHURRIED
 @given(st.lists(SCORES, max_size=12))
 def test_nothing_on_the_front_is_beaten_and_everything_else_is_beaten_by_the_front(scores):
     on = front(scores)
@@ -91,6 +93,7 @@ def test_nothing_on_the_front_is_beaten_and_everything_else_is_beaten_by_the_fro
     assert bool(on) == bool(scores)
 
 
+@UNHURRIED
 @given(SCORES, SCORES, SCORES)
 def test_to_dominate_is_a_strict_order(a, b, c):
     assert not dominates(a, a)
@@ -98,6 +101,7 @@ def test_to_dominate_is_a_strict_order(a, b, c):
     assert not (dominates(a, b) and dominates(b, c)) or dominates(a, c)
 
 
+@UNHURRIED
 @given(st.permutations(range(6)), st.lists(SCORES, min_size=6, max_size=6))
 def test_the_order_of_the_trials_does_not_matter(order, scores):
     assert {order[i] for i in front([scores[j] for j in order])} == set(front(scores))
@@ -149,6 +153,7 @@ def test_nothing_from_a_recipe_a_host_or_an_error_becomes_markup(attack, tmp_pat
     assert attack not in page if "<" in attack else attack in page
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.floats(0.001, 1e6), st.floats(0, 100), st.booleans()), min_size=1, max_size=20))
 def test_every_dot_stays_inside_the_picture(points):
     picture = scatter([Dot(x, y, full, "t") for x, y, full in points], title="t", desc="d", reference=50.0)
