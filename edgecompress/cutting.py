@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from edgecompress.grids import SOFTMAX
 from edgecompress.program import example_inputs, quiet_export
 
 aten = torch.ops.aten
 
+MASKING = {aten.add.Tensor, aten.masked_fill.Scalar, aten.baddbmm.default}
 FUSED = {aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
 
 
@@ -51,9 +53,13 @@ def is_values(node: fx.Node) -> bool:
 
 
 def layers_of(graph: fx.GraphModule) -> list[Layer]:
-    """Return the layers that depend on the inputs, in the order of computation."""
+    """Return the layers that depend on the inputs, in the order of computation.
+
+    Scores with a mask are none: cut off from their softmax, a converter takes its −∞ for a number.
+    """
     known = _depending(graph)
-    ends = [n for n in graph.graph.nodes if n in known and is_values(n) and not any(is_fused(user) for user in n.users)]
+    computed = (n for n in graph.graph.nodes if n in known and is_values(n) and not _is_masked(n))
+    ends = [n for n in computed if not any(is_fused(user) for user in n.users)]
     modules = [next(reversed(scopes(n.args[0] if is_fused(n) else n)), "") for n in ends]
     found = []
     for node, module in zip(ends, modules, strict=True):
@@ -101,6 +107,10 @@ def values_at(run: Callable[..., Any], outputs: int, batch: Sequence[Tensor]) ->
     rows = [run(*(x[i : i + 1] for x in batch)) for i in range(len(batch[0]))]
     rows = [row if isinstance(row, tuple | list) else (row,) for row in rows]
     return tuple(torch.cat([row[k] for row in rows]) for k in range(outputs))
+
+
+def _is_masked(node: fx.Node) -> bool:
+    return node.target in MASKING and any(user.target in SOFTMAX for user in node.users)
 
 
 def _as_row(graph: fx.Graph, node: fx.Node) -> fx.Node:

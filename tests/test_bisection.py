@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from converter_models import Heads, Residual, settled
+from converter_models import CausalBlock, Heads, Residual, settled
 from torch import nn
 
+from edgecompress.attention import opened
 from edgecompress.bisection import Blame, first_departure
 from edgecompress.cutting import cut, graph_of, layers_of
 from edgecompress.errors import ParityError, ToolchainError
@@ -97,6 +98,17 @@ def test_layers_carry_the_names_of_modules_and_end_behind_their_activation(resid
     assert ("blocks.0", "add + relu") in found
     assert found[-1] == ("fc", "linear")
     assert len({name for name, _ in found}) == len(found)
+
+
+def test_scores_with_a_mask_are_no_place_to_cut():
+    x = (torch.randn(1, 12, 16),)
+    for block, op in ((CausalBlock(), "baddbmm"), (opened(CausalBlock()), "add")):
+        graph = graph_of(to_program(block.eval(), x))
+        (softmax,) = (node for node in graph.graph.nodes if "softmax" in node.name)
+        assert softmax.args[0].name.startswith(op)
+        found = [layer.node for layer in layers_of(graph)]
+        assert softmax.name in found
+        assert softmax.args[0].name not in found
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
