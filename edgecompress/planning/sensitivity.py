@@ -1,8 +1,8 @@
 """What replacing one layer costs: the distillation loss, measured on real inputs at a few ranks and interpolated between.
 
-Both networks normalise by the statistics of each batch. Replacing a layer shifts what the BatchNorms after it read, which re-estimating
-them repairs for nothing, and every network that is compressed has that done; counted in, the shift is up to twenty times the rest in the
-first layers of a ResNet, and the planner would spend its budget there.
+Both networks normalise by the statistics of each batch. Replacing a layer shifts what the BatchNorms after it read; re-estimating them
+repairs that for nothing, and every network that is compressed has it done. Counted as loss, the shift outweighs the rest in the first
+layers of a ResNet, and the planner would spend its budget there.
 
 The loss of a small weight perturbation is quadratic in its size, so between probes log(loss) is taken as linear in log(relative error),
 and outside of them with slope two.
@@ -32,7 +32,7 @@ from edgecompress.progress import Track, silent
 
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
 
-PROBES: Final = 3
+PROBES: Final = 5  # of a layer; one that breaks down between two ranks is far off the line between distant probes
 MACS_BUDGET: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
 HELD: Final = 20_000_000  # parameters of probes
 FEWEST: Final = 32  # inputs; fewer rank layers by chance
