@@ -35,7 +35,8 @@ DOCS: Final = REPOSITORY / "docs" / "planning.md"
 OURS: Final = "latency"
 RATIOS: Final = (0.33, 0.25, 0.15, 0.5)
 PUBLISHED: Final = ((0.32, 0.47, "ALDS"), (0.28, 0.0, "HALOC"))  # ratio, points lost on CIFAR-10 there
-OTHERS: Final = ("tucker2_cp_epc", "cp_epc")  # methods beside the planner's own
+OTHERS: Final = ("spatial_svd", "tucker2_cp_epc", "cp_epc")  # methods beside the planner's own
+AWARE: Final = "spatial_svd"  # the one of these that can be fitted to what layers read
 QUICK_IMAGES, QUICK_SAMPLES = 128, 64  # of each set; samples of training and planning
 
 
@@ -63,7 +64,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=10_000, help="of fine-tuning, an epoch")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; 0 by default")
     parser.add_argument("--threads", type=int, default=1)
-    for name, kind, known in (("task", str, list(TITLES)), ("allocator", str, [*ALLOCATORS, DENSE]), ("ratio", float, None)):
+    filters = {
+        "task": (str, list(TITLES)),
+        "allocator": (str, [*ALLOCATORS, DENSE]),
+        "ratio": (float, None),
+        "method": (str, [AUTO, *OTHERS]),
+    }
+    for name, (kind, known) in filters.items():
         parser.add_argument(f"--{name}", type=kind, action="append", choices=known, help="these alone; may be given several times")
     parser.add_argument("--quick", action="store_true", help="the same rows on small sizes, within 50 s; nothing is kept")
     parser.add_argument("--table", action="store_true", help=f"write the table of the results into {DOCS.name}, run nothing")
@@ -101,12 +108,14 @@ def cells(task: str, options: argparse.Namespace) -> Iterator[Cell]:
             yield from (cell(OURS, ratio, losses=ERRORS) for ratio in RATIOS)
             for ratio in RATIOS[:2]:
                 yield from (cell(OURS, ratio, method=method) for method in OTHERS)
-                yield cell(OURS, ratio, data_aware=True)
+                yield cell(OURS, ratio, method=AWARE, data_aware=True)
 
 
 def chosen(cell: Cell, options: argparse.Namespace) -> bool:
     wanted = options.ratio is None or cell.ratio in options.ratio or cell.allocator == DENSE
-    return wanted and (options.allocator is None or cell.allocator in options.allocator)
+    return wanted and all(
+        getattr(options, name) is None or getattr(cell, name) in getattr(options, name) for name in ("allocator", "method")
+    )
 
 
 def run(task: Task, wanted: Iterable[Cell], kept: Path, *, inputs: int) -> None:
