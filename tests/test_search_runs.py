@@ -181,12 +181,17 @@ def eval_data(resolution=8):
 """
 
 
-def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accuracy(edgecompress, tmp_path):
+def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accuracy(postgres, edgecompress, tmp_path):
+    """The study lies on a server, the run folders here."""
     (tmp_path / "sized.py").write_text(SIZED)
     fixed = ("--method", "tucker2", "--allocator", "latency", "--min-agreement", "0.01")
-    answer = edgecompress("search", "sized.py", "--trials", "1", *FAST, *fixed, "--vary", "resolution=12", "--vary", "macs_ratio=0.5")
+    varied = ("--vary", "resolution=12", "--vary", "macs_ratio=0.5")
+    answer = edgecompress("search", "sized.py", "--trials", "1", *FAST, *fixed, *varied, "--storage", postgres)
     assert answer.code == 0, answer.err
-    (point,) = read(tmp_path / "searches/sized/search.json", SearchResult).points
+    found = read(tmp_path / "searches/sized/search.json", SearchResult)
+    (point,) = found.points
+    assert (found.study, found.storage) == ("sized", "postgresql:///postgres")
+    assert not list(tmp_path.glob("searches/sized/*.sqlite3"))
     manifest = read(manifest_path(tmp_path / "searches/sized" / point.run / "artifacts" / point.artifact), Artifact)
     assert manifest.inputs[0].shape == (1, 1, 12, 12)
     assert manifest.top1 is None

@@ -174,7 +174,7 @@ def _device(device: str) -> str:
     """Return what kind of device latencies are measured on: those of different kinds are not compared."""
     with open_device(settings(device).url) as connected:
         info = connected.info()
-    return ", ".join(filter(None, (info.model, info.soc, info.abi)))
+    return ", ".join(dict.fromkeys(filter(None, (info.model, info.soc, info.abi))))
 
 
 def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:

@@ -75,18 +75,16 @@ def inherit(ours: Run) -> None:
     """
     o = ours.record.options
     names = ("analyze", *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, 'fp32')}" for name in o.format))
-    others = [folder for folder in sorted(ours.folder.parent.iterdir()) if folder != ours.folder and is_run(folder)]
-    for folder in others:
+    for folder in sorted(path for path in ours.folder.parent.iterdir() if path != ours.folder and is_run(path)):
         other = read_run(folder)
-        for name in names:
-            if name in other.steps and name not in ours.record.steps and other.options.resolution == o.resolution:
-                step = other.steps[name]
-                if not all((folder / file).is_file() for file in step.files):
-                    continue
-                for file in step.files:
-                    with replacing(ours.path(file)) as temporary:
-                        shutil.copyfile(folder / file, temporary)
-                ours.finish(name, step.made_from, tuple(step.files), step.seconds)
+        for name in names if other.options.resolution == o.resolution else ():
+            step = other.steps.get(name)
+            if step is None or name in ours.record.steps or not all((folder / file).is_file() for file in step.files):
+                continue
+            for file in step.files:
+                with replacing(ours.path(file)) as temporary:
+                    shutil.copyfile(folder / file, temporary)
+            ours.finish(name, step.made_from, tuple(step.files), step.seconds)
 
 
 def _score(steps: Pipeline, artifact: Artifact, times: dict[str, BenchmarkResult]) -> Score:
