@@ -16,11 +16,14 @@ from edgecompress.records import (
     Epoch,
     FinetuneResult,
     LayerPlan,
+    LayerPrecision,
     LayerQuantization,
     LayerStats,
     ModelStats,
     Parity,
+    PrecisionPlan,
     Preprocessing,
+    QatResult,
     QuantizeResult,
     QuantSpec,
     SkippedLayer,
@@ -183,6 +186,47 @@ def quantized() -> QuantizeResult:
         calibration_data="Fashion-MNIST, 500 training images",
         input_range=(-0.81, 2.02),
         layers=tuple(layers),
+        precision=precision(),
+    )
+
+
+def precision() -> PrecisionPlan:
+    """Return the plan of mixed precision: the stem stays in float, and the last layer because somebody said so."""
+    names = [name for name, *_ in layer_names()][:-1]
+    return PrecisionPlan(
+        scheme="int8-static",
+        layers=tuple(
+            LayerPrecision(
+                layer=name,
+                scheme="int8-static" if index else "fp32",
+                alone_sqnr_db=21.7 + index,
+                alone_agreement=min(1.0, 0.9375 + index / 64),
+                why=f"sensitivity {index + 1} of {len(names)}, {'not needed' if index else 'one of the 1 kept'}",
+            )
+            for index, name in enumerate(names)
+        ),
+        by_hand={"fc": "fp32"},
+        before=Parity(max_abs=1.0, max_rel=0.2, sqnr_db=10.1, top1_agreement=0.9, samples=200),
+        reached=Parity(max_abs=0.5, max_rel=0.1, sqnr_db=30.2, top1_agreement=0.995, samples=200),
+        wanted_agreement=0.99,
+    )
+
+
+def trained() -> QatResult:
+    return QatResult(
+        scheme="int8-static",
+        before_top1=0.905,
+        top1=0.917,
+        before_agreement=0.954,
+        agreement=0.991,
+        before_sqnr_db=18.2,
+        sqnr_db=27.9,
+        epochs=(Epoch(epoch=1, loss=0.123, top1=None, learning_rate=1e-3, seconds=4.5),),
+        train_samples=10_000,
+        eval_samples=2_000,
+        data="Fashion-MNIST, shipped subset",
+        seed=0,
+        note="a note",
     )
 
 
@@ -277,6 +321,11 @@ def everything() -> dict[str, Any]:
         "artifacts": artifacts(),
         "results": results(),
     }
+
+
+def whole() -> dict[str, Any]:
+    """Return `everything`, and what only some runs have."""
+    return everything() | {"qat": trained()}
 
 
 def pair(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:

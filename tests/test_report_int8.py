@@ -8,39 +8,21 @@ import report_records as run
 from report_records import made
 
 from edgecompress.options import Options
-from edgecompress.records import Epoch, LayerPrecision, Parity, PrecisionPlan, QatResult, to_json
+from edgecompress.records import LayerPrecision, to_json
 from edgecompress.reporting.render import render
 from edgecompress.runs import FILES, open_run, read_records
 
-PLAN = PrecisionPlan(
-    scheme="int8-static",
+PLAN = msgspec.structs.replace(
+    run.precision(),
     layers=(
         LayerPrecision(
             layer="conv1<i>", scheme="fp32", alone_sqnr_db=12.3, alone_agreement=0.875, why="sensitivity 1 of 2, one of the 1 kept"
         ),
-        LayerPrecision(layer="layer1.0.conv1", scheme="int8-static", alone_sqnr_db=45.6, why="sensitivity 2 of 2, not needed"),
+        LayerPrecision(layer="layer1.0.conv1", scheme="int8-static", alone_sqnr_db=45.6, why="not needed"),
     ),
-    by_hand={"fc": "fp32"},
-    before=Parity(max_abs=1.0, max_rel=0.2, sqnr_db=10.1, top1_agreement=0.9, samples=200),
-    reached=Parity(max_abs=0.5, max_rel=0.1, sqnr_db=30.2, top1_agreement=0.995, samples=200),
-    wanted_agreement=0.99,
     note="float layers alone do not mend it",
 )
-QAT = QatResult(
-    scheme="int8-static",
-    before_top1=0.905,
-    top1=0.917,
-    before_agreement=0.954,
-    agreement=0.991,
-    before_sqnr_db=18.2,
-    sqnr_db=27.9,
-    epochs=(Epoch(epoch=1, loss=0.123, top1=None, learning_rate=1e-3, seconds=4.5),),
-    train_samples=10_000,
-    eval_samples=2_000,
-    data="Fashion-MNIST <i>",
-    seed=0,
-    note="a note",
-)
+QAT = msgspec.structs.replace(run.trained(), data="Fashion-MNIST <i>")
 QUANTIZED = msgspec.structs.replace(run.quantized(), precision=PLAN)
 
 
@@ -96,7 +78,7 @@ def test_training_under_int8_stands_in_the_report_epoch_by_epoch() -> None:
 
 
 def test_neither_stands_there_where_it_was_not_asked_for() -> None:
-    text = section(render(made(quantized=run.quantized())))
+    text = section(render(made(quantized=msgspec.structs.replace(QUANTIZED, precision=None))))
     assert "Mixed precision" not in text
     assert "Training under" not in text
 

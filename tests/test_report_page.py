@@ -43,7 +43,7 @@ def poisoned(value: Any, text: str, field: str = "") -> Any:
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_nothing_from_a_model_or_a_device_becomes_markup(text: str) -> None:
-    clean, page = (render(made(**{k: poisoned(v, t) for k, v in run.everything().items()})) for t in ("harmless", text))
+    clean, page = (render(made(**{k: poisoned(v, t) for k, v in run.whole().items()})) for t in ("harmless", text))
     assert poisoned("layer1", text) not in page if "<" in text else "{{ 7 * 7 }}" in page
 
     def tags(html: str) -> list[str]:
@@ -131,11 +131,11 @@ def test_a_curve_leaves_a_gap_where_nothing_is_known() -> None:
 # --- in a real browser ---
 
 PAGES = {
-    "everything": lambda: run.everything(),
+    "everything": run.whole,
     "analyzed only": lambda: {"stats": run.stats()},
     "nothing": dict,
     "hostile": lambda: {k: poisoned(v, ATTACKS[0] + ATTACKS[1]) for k, v in run.everything().items()},
-    "long names": lambda: {k: poisoned(v, "averylongnamewithoutanyplacetobreak" * 4) for k, v in run.everything().items()},
+    "long names": lambda: {k: poisoned(v, "averylongnamewithoutanyplacetobreak" * 4) for k, v in run.whole().items()},
     "unlike": lambda: {"artifacts": run.artifacts(), "results": pair(threads=4), "plan": run.plan()},
 }
 LOUD = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening"}
