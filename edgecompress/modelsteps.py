@@ -100,6 +100,7 @@ class ModelSteps(CostSteps):
                 inputs=self._planning_inputs(),
                 judged=self._judged() if o.max_drop else None,
                 data_aware=o.data_aware,
+                mixed_precision=o.mixed_precision,
                 rank_multiple=multiple,
                 min_agreement=guard,
                 stage=stages.Stage(left, stages.present(before)),
@@ -111,6 +112,7 @@ class ModelSteps(CostSteps):
             return msgspec.structs.replace(made, notes=(*notes, *made.notes))
 
         budget = (budget_of(o), *self.costs_from, o.allocator, o.method, sorted(fixed.items()))
+        budget = (*budget, "mixed precision") if o.mixed_precision and self.costs_from else budget
         asked = (*budget, o.sensitivity_samples, multiple, guard, o.seed, *self._fitted_to)
         share = (left,) if o.stages > 1 else ()
         return self._step(self._of(number, "plan"), key(self.source, asked, *share, *self._started_from(number)), CompressionPlan, make)

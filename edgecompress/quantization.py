@@ -54,7 +54,8 @@ class QuantizationSteps(ModelSteps):
         if scheme in FLOAT:
             return {}
         plan = read(self.run.path(FILES["quantize"]), QuantizeResult).precision
-        return {**(plan.schemes if plan and plan.scheme == scheme else {}), **layer_schemes(self.options)}
+        found = plan.schemes if plan and plan.scheme == scheme else {}
+        return {**(self.plan().schemes if scheme == TRAINED else {}), **found, **layer_schemes(self.options)}
 
     def quantize(self) -> QuantizeResult:
         self.finetune()
@@ -62,6 +63,7 @@ class QuantizationSteps(ModelSteps):
         schemes = tuple(dict.fromkeys(scheme for _, scheme in outputs(o)))
         planned = o.mixed_precision and TRAINED in schemes
         by_hand = layer_schemes(o)
+        kept = {**self.plan().schemes, **by_hand}
 
         def make() -> QuantizeResult:
             self._check_names(by_hand)
@@ -77,9 +79,9 @@ class QuantizationSteps(ModelSteps):
                 seed=o.seed,
             )
             save_calibration(inputs, self.run.path(CALIBRATION))
-            return msgspec.structs.replace(result, precision=self._plan(inputs, by_hand) if planned else None)
+            return msgspec.structs.replace(result, precision=self._plan(inputs, kept) if planned else None)
 
-        mixed = (planned, by_hand, o.min_int8_agreement) if planned or by_hand else ()
+        mixed = (planned, kept, o.min_int8_agreement) if planned or kept else ()
         made_from = key(self.run.digest("finetune"), self.source, schemes, o.calibration_samples, o.seed, *mixed)
         return self._step("quantize", made_from, QuantizeResult, make, files=(CALIBRATION,))
 

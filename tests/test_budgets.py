@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.networks import Net, digits, trained
+from support.networks import Net, Uneven, digits, trained
 
 from edgecompress import batches
 from edgecompress.allocators import Offer, latency
@@ -17,6 +17,7 @@ from edgecompress.distillation import top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import forward
 from edgecompress.planning import budgets
+from edgecompress.planning.dtypes import rounding_losses
 from edgecompress.planning.latencies import Costs
 from edgecompress.records import Budget
 from edgecompress.verbs.analyze import analyze
@@ -272,3 +273,53 @@ def test_a_budget_out_of_its_range_is_refused(net, stats, asked, said):
 def test_minmax_takes_any_cost_too(net, stats):
     made = plan(net, stats, budget=Budget(latency_ms=1.5), costs=costs(by_macs), allocator="minmax", rank_multiple=4)
     assert made.latency_ms <= 1.5
+
+
+# Forms and dtypes together
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """A network whose depthwise layer reads channels of very different size: one scale for all of them loses the small ones."""
+    return trained(Uneven(), epochs=3).spread()
+
+
+def joint_costs(whole_ms):
+    """In float each layer takes three times as long."""
+    return Costs(
+        "int8-static", "a board", whole_ms, lambda wanted: [by_macs(w.form, w.macs) * (3 if w.scheme == "fp32" else 1) for w in wanted]
+    )
+
+
+def test_what_rounding_hurts_stays_in_float_as_far_as_the_time_allows(uneven, inputs):
+    stats = analyze(uneven, IMAGE, measure=False)
+    losses = rounding_losses(uneven, [layer.name for layer in stats.layers], inputs)
+    assert max(losses, key=losses.get) in ("dw1", "project", "expand", "dw2")
+    kept = []
+    for budget in (0.7, 1.0, 1.6, 4.0):
+        made = plan(
+            uneven, stats, budget=Budget(latency_ms=budget), costs=joint_costs(1.0), inputs=inputs, mixed_precision=True, rank_multiple=4
+        )
+        assert made.latency_ms <= budget + 1e-9
+        assert set(made.schemes.values()) <= {"fp32"}
+        kept.append(sum(losses[name] for name in made.schemes))
+        for each in (*made.layers, *made.skipped):
+            said = each.why if hasattr(each, "why") else each.reason
+            assert ("kept in fp32: rounding it would cost" in said) == bool(each.scheme)
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+    assert kept[-1] >= 0.9 * sum(losses.values())
+
+
+def test_without_a_latency_to_spend_mixed_precision_is_no_slower_than_the_dense_integers(uneven, inputs):
+    stats = analyze(uneven, IMAGE, measure=False)
+    made = plan(uneven, stats, macs_ratio=0.9, costs=joint_costs(1.0), inputs=inputs, mixed_precision=True, rank_multiple=4)
+    assert made.latency_ms <= made.latency_ms_before
+    assert made.macs <= 0.9 * made.macs_before
+
+
+def test_the_model_is_left_as_it_is_by_measuring_what_rounding_costs(uneven, inputs):
+    before = {name: value.clone() for name, value in uneven.state_dict().items()}
+    rounding_losses(uneven, ["dw1", "head"], inputs)
+    assert all(torch.equal(value, before[name]) for name, value in uneven.state_dict().items())
+    assert not uneven.dw1._forward_pre_hooks

@@ -5,14 +5,16 @@ import pytest
 from support.runs import command, complaint
 
 from edgecompress.errors import DeviceError
-from edgecompress.records import CompressionPlan, CostTable, from_json, read, to_json
+from edgecompress.records import Artifact, CompressionPlan, CostTable, Inspection, from_json, read, to_json
+
+SLOWER = {"int8-static": 1, "fp32": 3}
 
 
 @pytest.fixture(scope="module")
 def measured(digits_recipe, tmp_path_factory):
     """A table measured through the command line, with the answer."""
     folder = tmp_path_factory.mktemp("costs")
-    options = ("--run", folder / "run", "--scheme", "int8-static", "--table", folder / "costs.json", "--noisy")
+    options = ("--run", folder / "run", "--scheme", "int8-static", "--scheme", "fp32", "--table", folder / "costs.json", "--noisy")
     return folder / "costs.json", command("profile", digits_recipe, *options, cwd=folder)
 
 
@@ -22,7 +24,7 @@ def table(measured, tmp_path):
     found = read(measured[0], CostTable)
     layers = {
         geometry: {
-            form: {scheme: msgspec.structs.replace(c, ms=1e-5 * c.macs + 0.01) for scheme, c in costs.items()}
+            form: {scheme: msgspec.structs.replace(c, ms=(1e-5 * c.macs + 0.01) * SLOWER[scheme]) for scheme, c in costs.items()}
             for form, costs in forms.items()
         }
         for geometry, forms in found.layers.items()
@@ -39,14 +41,16 @@ def test_profile_shows_each_layer_and_where_the_table_is(measured):
     assert f"kept in {path}" in answer.err
     lines = answer.out.splitlines()
     assert lines[0].split() == ["layer", "scheme", "dense", "ms", "forms", "slower", "than", "dense", "fastest"]
-    assert [line.split()[0] for line in lines[1:]] == ["Conv2d", "Conv2d", "Conv2d", "Linear", "digits"]
+    assert [line.split()[0] for line in lines[1:]] == [*["Conv2d"] * 6, *["Linear"] * 2, *["digits"] * 2]
     assert "digits whole, dense" in lines[-1]
 
 
 def test_a_second_profile_measures_nothing_and_prints_the_same_table_as_json(measured, edgecompress, digits_recipe, tmp_path):
     path, _ = measured
     before = path.read_bytes()
-    answer = edgecompress("profile", digits_recipe, "--run", tmp_path / "run", "--scheme", "int8-static", "--table", path, "--json")
+    answer = edgecompress(
+        "profile", digits_recipe, "--run", tmp_path / "run", "--scheme", "int8-static", "--scheme", "fp32", "--table", path, "--json"
+    )
     assert answer.code == 0, answer.err
     found = from_json(answer.out.encode(), CostTable, source="stdout")
     assert len(found.layers) == 4
@@ -77,9 +81,9 @@ def test_a_speed_up_is_planned_from_a_table_alone_and_shown_with_its_millisecond
         (("--latency-ms", "0"), 2, "latency_ms 0.0: must be above 0"),
         (("--speedup", "1.3", "--threads", "2"), 2, "its threads are 1, here they are 2; give --threads 1"),
         (
-            ("--speedup", "1.3", "--cost-scheme", "fp32"),
+            ("--speedup", "1.3", "--cost-scheme", "fp16"),
             2,
-            "digits as a whole was not measured in fp32; run `edgecompress profile` with --device",
+            "digits as a whole was not measured in fp16; run `edgecompress profile` with --device",
         ),
         (("--speedup", "1.3", "--cost-scheme", "int3"), 2, "unknown cost scheme 'int3'; choose from"),
     ],
@@ -105,3 +109,16 @@ def test_no_table_and_no_such_device(edgecompress, digits_recipe, tmp_path):
     assert (missing.code, "none.json" in complaint(missing)) == (2, True)
     gone = edgecompress("plan", digits_recipe, "--run", tmp_path / "run", "--device", "adb://127.0.0.1:1", "--speedup", "1.1")
     assert gone.code == DeviceError.exit_code, gone.err
+
+
+def test_layers_that_a_plan_keeps_in_float_are_in_float_in_the_file(table, edgecompress, digits_recipe, tmp_path):
+    asked = ("--latency-ms", "2.4", "--max-drop", "90", "--mixed-precision", "--table", table, "--epochs", "1", "--epoch-samples", "200")
+    scheme = ("--format", "tflite", "--scheme", "int8-static", "--samples", "64", "--verify-samples", "100")
+    answer = edgecompress("export", digits_recipe, "--run", tmp_path / "run", *asked, *scheme)
+    assert answer.code == 0, answer.err
+    made = read(tmp_path / "run" / "plan.json", CompressionPlan)
+    manifest = read(tmp_path / "run" / "artifacts" / "digits-int8-static.tflite.json", Artifact)
+    assert made.schemes
+    assert made.schemes.items() <= manifest.quant.layers.items()
+    found = edgecompress("inspect", tmp_path / "run" / "artifacts" / "digits-int8-static.tflite", "--json")
+    assert {c.dtype for c in from_json(found.out.encode(), Inspection, source="stdout").constants} >= {"float32", "int8"}

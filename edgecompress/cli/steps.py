@@ -46,6 +46,8 @@ STEPS: Final = {
             "device",
             "table",
             "cost_scheme",
+            "threads",
+            "mixed_precision",
             "allocator",
             "method",
             "layer",

@@ -120,6 +120,11 @@ def in_step(macs_ratio: float, latencies: Latencies, candidates: Mapping[str, Se
     return _latency("", f"{realised:.0%} of the speed-up the MACs promise", total, latencies, candidates)
 
 
+def no_slower(latencies: Latencies, candidates: Mapping[str, Sequence[Candidate]]) -> Limit:
+    """Return the limit that no plan exceeds without being asked to: the dense network's own latency."""
+    return _latency("", "no slower than the dense network", latencies.whole_ms, latencies, candidates)
+
+
 def allocate(chooser: Allocator, offers: Sequence[Sequence[Offer]], limits: Sequence[Limit]) -> list[int] | None:
     """Return the index of the chosen offer of each layer, within every limit; None when nothing is found to be.
 
@@ -230,13 +235,12 @@ def _latency(field: str, name: str, total: float, latencies: Latencies, candidat
 
 def _size(asked_mb: float, stats: ModelStats, candidates: Mapping[str, Sequence[Candidate]], scheme: str) -> Limit:
     """Return the limit on the file's bytes, as weights of a scheme and what each op adds take them; a file is measured after it is made."""
-    each = WEIGHT_BYTES[scheme]
     costs = {
-        name: [c.params * each + OP_BYTES * (1 if c.method == DENSE else len(c.rank) + 1) for c in found]
+        name: [c.params * WEIGHT_BYTES[c.scheme or scheme] + OP_BYTES * (1 if c.method == DENSE else len(c.rank) + 1) for c in found]
         for name, found in candidates.items()
     }
     rest = 4.0 * (stats.params - sum(layer.params for layer in stats.layers))
-    dense = rest + sum(layer.params * each + OP_BYTES for layer in stats.layers)
+    dense = rest + sum(layer.params * WEIGHT_BYTES[scheme] + OP_BYTES for layer in stats.layers)
     return Limit("size_mb", f"size {asked_mb:g} MB", "bytes", costs, dense, rest, asked_mb * MB)
 
 

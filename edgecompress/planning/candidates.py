@@ -28,7 +28,10 @@ Form = tuple[str, Mapping[str, Any]]  # method and options
 
 
 class Candidate(NamedTuple):
-    """One way to hold a layer; `macs` are totals over the layer's calls, `note` says what its fit did less than well."""
+    """One way to hold a layer; `macs` are totals over the layer's calls, `note` says what its fit did less than well.
+
+    `scheme` is "" for the network's own, else that of this layer alone.
+    """
 
     method: str
     rank: Rank
@@ -38,6 +41,7 @@ class Candidate(NamedTuple):
     spectral_error: float = math.nan
     options: Mapping[str, Any] = {}
     note: str = ""
+    scheme: str = ""
 
 
 class Range(NamedTuple):

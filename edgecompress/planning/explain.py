@@ -17,6 +17,7 @@ class Considered(NamedTuple):
     Attributes:
         candidates: Layer → what could be picked; `dropped` what could not, being no faster than the dense layer.
         choices: What they were taken from.
+        rounding: Layer → what computing it in the plan's scheme adds to the loss, where layers may stay in float.
         fixed: Layers whose form was given by hand.
         by_loss: Whether the allocator minimises the loss; `allocator` is its name.
     """
@@ -26,6 +27,7 @@ class Considered(NamedTuple):
     dropped: Mapping[str, Sequence[Candidate]]
     choices: Choices
     losses: Losses
+    rounding: Mapping[str, float]
     latencies: Latencies | None
     fixed: frozenset[str]
     allocator: str
@@ -38,12 +40,15 @@ def assembled(of: Considered, picked: Sequence[int], budget: Budget, scheme: str
     for layer, i in zip(of.stats.layers, picked, strict=True):
         candidate = of.candidates[layer.name][i]
         if candidate.method == DENSE:
-            ms = of.latencies.dense(layer.name) if of.latencies else None
-            skipped.append(SkippedLayer(layer=layer.name, macs=layer.macs, reason=_why_dense(of, layer), latency_ms=ms))
+            ms = of.latencies.dense(layer.name, candidate.scheme) if of.latencies else None
+            why = "; ".join(filter(None, (_in_float(of, layer.name, candidate), _why_dense(of, layer))))
+            skipped.append(SkippedLayer(layer=layer.name, macs=layer.macs, reason=why, latency_ms=ms, scheme=candidate.scheme))
         else:
             chosen.append(_planned(of, layer, candidate))
     latencies = of.latencies
     saved = sum((c.latency_ms_before or 0.0) - (c.latency_ms or 0.0) for c in chosen)
+    if latencies is not None:
+        saved += sum(latencies.dense(s.layer) - latencies.dense(s.layer, s.scheme) for s in skipped)
     return CompressionPlan(
         model=of.stats.model,
         budget=budget,
@@ -86,7 +91,8 @@ def _planned(of: Considered, layer: LayerStats, candidate: Candidate) -> LayerPl
         loss_increase=_loss(of, layer.name, candidate),
         latency_ms_before=of.latencies.dense(layer.name) if of.latencies else None,
         latency_ms=of.latencies.of(layer.name, candidate) if of.latencies else None,
-        why="; ".join(filter(None, ("as asked" if layer.name in of.fixed else best, candidate.note))),
+        scheme=candidate.scheme,
+        why="; ".join(filter(None, ("as asked" if layer.name in of.fixed else best, _in_float(of, layer.name, candidate), candidate.note))),
         alternatives=() if layer.name in of.fixed else tuple(_lost(of, layer.name, candidate)),
         options=dict(candidate.options),
     )
@@ -98,7 +104,9 @@ def _lost(of: Considered, name: str, chosen: Candidate) -> list[str]:
     limit = _loss(of, name, chosen)
     said = []
     for method in dict.fromkeys(c.method for c in everything):
-        alike = [c for c in everything if c.method == method]
+        alike = [c for c in everything if c.method == method and c.scheme == chosen.scheme]
+        if not alike:
+            continue
         as_good = [c for c in alike if _loss(of, name, c) <= limit]
         rival = min(as_good, key=lambda c: _cost(of, name, c)) if as_good else min(alike, key=lambda c: _loss(of, name, c))
         if method == chosen.method and as_good:
@@ -122,7 +130,7 @@ def _why_dense(of: Considered, layer: LayerStats) -> str:
     name = layer.name
     if of.choices.reasons[name]:
         return of.choices.reasons[name]
-    found = [c for c in of.candidates[name] if c.method != DENSE]
+    found = [c for c in of.candidates[name] if c.method != DENSE and not c.scheme]
     if not found and of.latencies:
         rival = min(of.dropped[name], key=lambda c: _cost(of, name, c), default=None)
         fastest = f"{_named(rival)}: {_costs(of, name, rival)}, " if rival and of.latencies.knows(name, rival) else ""
@@ -136,8 +144,13 @@ def _why_dense(of: Considered, layer: LayerStats) -> str:
     return f"dense is worth its {unit}: {_named(mildest)} would save {saving:.0%} and cost {_loss(of, name, mildest):.2g} of loss"
 
 
+def _in_float(of: Considered, name: str, candidate: Candidate) -> str:
+    return f"kept in {candidate.scheme}: rounding it would cost {of.rounding.get(name, 0.0):.2g} of loss" if candidate.scheme else ""
+
+
 def _loss(of: Considered, name: str, candidate: Candidate) -> float:
-    return of.losses.get((name, candidate.method, candidate.rank), 0.0)
+    lost = of.losses.get((name, candidate.method, candidate.rank), 0.0)
+    return lost + (0.0 if candidate.scheme else of.rounding.get(name, 0.0))
 
 
 def _cost(of: Considered, name: str, candidate: Candidate) -> float:
@@ -152,4 +165,4 @@ def _costs(of: Considered, name: str, candidate: Candidate) -> str:
 
 
 def _named(candidate: Candidate) -> str:
-    return f"{candidate.method} {'×'.join(map(str, candidate.rank))}"
+    return " ".join(filter(None, (candidate.method, "×".join(map(str, candidate.rank)), candidate.scheme)))

@@ -10,7 +10,7 @@ from edgecompress.costs.table import Wanted
 from edgecompress.planning.candidates import DENSE, Candidate, dense, repeats
 from edgecompress.records import LayerForm, ModelStats
 
-Form = tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...]]
+Form = tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...], str]
 
 
 class Costs(NamedTuple):
@@ -49,8 +49,9 @@ class Latencies(NamedTuple):
     def knows(self, layer: str, candidate: Candidate) -> bool:
         return (layer, _form(candidate)) in self.ms
 
-    def dense(self, layer: str) -> float:
-        return self.ms[layer, _form(DENSE_FORM)]
+    def dense(self, layer: str, scheme: str = "") -> float:
+        """Return milliseconds of all calls of the dense layer, in the network's scheme unless told another."""
+        return self.ms.get((layer, _form(DENSE_FORM._replace(scheme=scheme))), self.ms[layer, _form(DENSE_FORM)])
 
 
 DENSE_FORM = Candidate(DENSE, (), 0, 0, 0.0)
@@ -72,7 +73,7 @@ def wanted_of(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequ
     for layer in stats.layers:
         module = model.get_submodule(layer.name)
         calls = float(repeats(layer, module))
-        for c in (dense(layer), *(c for c in candidates[layer.name] if c.method != DENSE)):
+        for c in (dense(layer), *(c for c in candidates[layer.name] if c.method != DENSE or c.scheme)):
             form = form_of(layer, module, c.method, c.rank, c.options)
             rows.append(Row(layer.name, c, form, round(c.macs / max(calls, 1e-9)), calls))
     return rows
@@ -85,7 +86,7 @@ def priced(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequenc
     sum of layers was seen within 3% of the whole (ResNet-18).
     """
     rows = wanted_of(model, stats, candidates)
-    found = costs.price([Wanted(row.form, costs.scheme, row.macs) for row in rows])
+    found = costs.price([Wanted(row.form, row.candidate.scheme or costs.scheme, row.macs) for row in rows])
     ms = {(row.layer, _form(row.candidate)): one * row.calls for row, one in zip(rows, found, strict=True) if one is not None}
     for layer in stats.layers:
         ms.setdefault((layer.name, _form(DENSE_FORM)), 0.0)  # of a layer that cannot be measured alone, the rest holds it
@@ -101,10 +102,12 @@ def quickest(candidates: Mapping[str, Sequence[Candidate]], latencies: Latencies
     """
 
     def worth(name: str, c: Candidate) -> bool:
-        return c.method == DENSE or name in keep or (latencies.knows(name, c) and latencies.of(name, c) < latencies.dense(name))
+        if name in keep or (c.method == DENSE and not c.scheme):
+            return True
+        return latencies.knows(name, c) and (c.method == DENSE or latencies.of(name, c) < latencies.dense(name, c.scheme))
 
     return {name: [c for c in found if worth(name, c)] for name, found in candidates.items()}
 
 
 def _form(candidate: Candidate) -> Form:
-    return candidate.method, candidate.rank, tuple(sorted((k, str(v)) for k, v in candidate.options.items()))
+    return candidate.method, candidate.rank, tuple(sorted((k, str(v)) for k, v in candidate.options.items())), candidate.scheme

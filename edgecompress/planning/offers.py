@@ -19,11 +19,13 @@ def offers(
     *,
     weakened: bool = False,
     present: Mapping[str, Candidate] = MappingProxyType({}),
+    rounding: Mapping[str, float] = MappingProxyType({}),
 ) -> list[list[Offer]]:
     """Return the offers of every layer, in the order of the candidates; a cost is MACs.
 
     Args:
         weakened: Whether ranks are to be held against those that EVBMF estimates, which takes time.
+        rounding: Layer → what computing it in the network's scheme adds to the loss.
         present: Layer → the form it has already, whose rank takes the place of the full one.
 
     Raises:
@@ -33,7 +35,7 @@ def offers(
         [
             Offer(
                 cost=c.macs,
-                loss=losses[name, c.method, c.rank],
+                loss=losses[name, c.method, c.rank] + (0.0 if c.scheme else rounding.get(name, 0.0)),
                 error=c.relative_error,
                 spectral_error=c.spectral_error,
                 weakening=_weakening(name, model.get_submodule(name), c, present.get(name)) if weakened else 0.0,

@@ -70,6 +70,7 @@ class LayerPlan(Record, frozen=True, kw_only=True):
     Attributes:
         loss_increase: Predicted rise of the distillation loss when this layer alone is replaced.
         latency_ms_before, latency_ms: Of all its calls, measured on the plan's device; None without one.
+        scheme: Of this layer in integer files; "" for the file's own.
         alternatives: Why other forms lost, in words.
         options: Of the method, beside its defaults.
     """
@@ -85,6 +86,7 @@ class LayerPlan(Record, frozen=True, kw_only=True):
     loss_increase: float
     latency_ms_before: float | None = None
     latency_ms: float | None = None
+    scheme: str = ""
     why: str = ""
     alternatives: tuple[str, ...] = ()
     options: dict[str, Any] = {}
@@ -100,6 +102,7 @@ class SkippedLayer(Record, frozen=True, kw_only=True):
     macs: int
     reason: str
     latency_ms: float | None = None
+    scheme: str = ""
 
 
 class CompressionPlan(Record, frozen=True, kw_only=True):
@@ -126,6 +129,12 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
     latency_ms_before: float | None = None
     latency_ms: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The schemes of layers that differ from a file's."""
+        chosen, dense = ({each.layer: each.scheme for each in self.layers}, {each.layer: each.scheme for each in self.skipped})
+        return {layer: scheme for layer, scheme in {**chosen, **dense}.items() if scheme}
 
 
 class DecomposeResult(Record, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from edgecompress.allocators import Allocator, Offer, allocator_named, latency, 
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
 from edgecompress.options import AUTO, MACS_RATIO, Choice, check_budget
-from edgecompress.planning import accuracy, budgets, guard, sensitivity, stages
+from edgecompress.planning import accuracy, budgets, dtypes, guard, sensitivity, stages
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.choices import candidates_of, forms_of
 from edgecompress.planning.explain import Considered, assembled, nothing_fits
@@ -40,6 +40,7 @@ def plan(
     inputs: Batch | None = None,
     judged: tuple[Batch, Tensor | None] | None = None,
     data_aware: bool = False,
+    mixed_precision: bool = False,
     rank_multiple: int = 8,
     min_agreement: float | None = None,
     stage: stages.Stage = stages.ONLY,
@@ -64,6 +65,8 @@ def plan(
             counts the same everywhere.
         judged: Other real inputs, with labels or None, for a budget's `max_drop`.
         data_aware: What is measured on `inputs` is fitted to them too, as `decompose` does when it is given inputs.
+        mixed_precision: With costs of int8-static files: also choose, jointly with the forms, which layers stay in float. What rounding a
+            layer costs the loss is measured as what factorizing it costs.
         rank_multiple: Ranks are multiples of it where a layer is wide enough.
         min_agreement: When nothing will repair the network afterwards: spend no more of the budget than leaves this top-1 agreement
             with the dense model, measured on the second half of `inputs` after BatchNorm re-estimation on the first.
@@ -84,19 +87,23 @@ def plan(
     forms = forms_of(method, options, measured=costs is not None)
     fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}
     choices = candidates_of(model, stats, forms, fixed=fixed, multiple=rank_multiple, present=stage.present, track=track)
-    everything = choices.candidates
+    joint = mixed_precision and costs is not None and costs.scheme == dtypes.JOINT and inputs is not None
+    everything = dtypes.with_float(choices.candidates) if joint else choices.candidates
     latencies = priced(model, stats, everything, costs) if costs else None
     candidates = quickest(everything, latencies, keep=fixed.keys() | stage.present.keys()) if latencies else everything
     if inputs is None:
-        losses = sensitivity.without_data(everything)
+        losses = sensitivity.without_data(choices.candidates)
     else:
-        few = batches.take(batches.check(inputs, "planning inputs"), slice(sensitivity.affordable(everything, stats.macs)))
-        losses = sensitivity.measure(model, everything, few, data_aware=data_aware, track=track)
+        few = batches.take(batches.check(inputs, "planning inputs"), slice(sensitivity.affordable(choices.candidates, stats.macs)))
+        losses = sensitivity.measure(model, choices.candidates, few, data_aware=data_aware, track=track)
+    rounding = dtypes.rounding_losses(model, [layer.name for layer in stats.layers], few, track=track) if joint else {}
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
-    offered = offers(model, candidates, losses, weakened=chooser is vbmf, present=stage.present)
+    offered = offers(model, candidates, losses, weakened=chooser is vbmf, present=stage.present, rounding=rounding)
     dropped = {name: [c for c in found if c not in candidates[name]] for name, found in everything.items()}
-    considered = Considered(stats, candidates, dropped, choices, losses, latencies, frozenset(fixed), allocator, by_loss=chooser is latency)
+    considered = Considered(
+        stats, candidates, dropped, choices, losses, rounding, latencies, frozenset(fixed), allocator, by_loss=chooser is latency
+    )
     asked = budgets.limits(budget, stats, candidates, latencies=latencies, scheme=costs.scheme if costs else scheme)
     asked = asked or [budgets.all_of_it(stats, candidates, latencies)]
     asked += _in_step(chooser, offered, asked, budget, candidates, latencies)
@@ -129,17 +136,18 @@ def _in_step(
     candidates: Mapping[str, Sequence[Candidate]],
     latencies: Latencies | None,
 ) -> list[budgets.Limit]:
-    """Return the limit on latency that makes saved MACs saved time, where latencies are known and no budget is on them itself."""
-    if latencies is None or budget.macs_ratio is None or budget.latency_ms is not None or budget.speedup is not None:
+    """Return the limit on latency, where it is known and no budget is on it: saved MACs are to be saved time, and nothing gets slower."""
+    if latencies is None or budget.latency_ms is not None or budget.speedup is not None:
         return []
 
     def loss(limits: Sequence[budgets.Limit]) -> float:
         picked = budgets.allocate(chooser, offered, limits)
         return math.inf if picked is None else sum(row[i].loss for row, i in zip(offered, picked, strict=True))
 
-    alone = loss(asked)
-    for realised in REALISED:
-        limit = budgets.in_step(budget.macs_ratio, latencies, candidates, realised)
+    slowest = budgets.no_slower(latencies, candidates)
+    alone = loss([*asked, slowest])
+    for realised in REALISED if budget.macs_ratio is not None else ():
+        limit = budgets.in_step(budget.macs_ratio or 1.0, latencies, candidates, realised)
         if loss([*asked, limit]) <= LITTLE * alone < math.inf:
             return [limit]
-    return []
+    return [slowest] if alone < math.inf else []
