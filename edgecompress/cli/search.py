@@ -92,15 +92,16 @@ def line(number: int, outcome: SearchPoint | FailedTrial) -> str:
     if isinstance(outcome, FailedTrial):
         return f"  trial {number:<4} {choice}: failed: {' '.join(outcome.reason.split())}"
     s = outcome.score
+    noisy = ", noisy" if outcome.noisy else ""
     spent = f"{outcome.seconds:.1f} s" if outcome.trial == number else f"as trial {outcome.trial}"
-    return f"  trial {number:<4} {choice}: {percent(s.accuracy)}, {ms(s.latency_ms)} ms, {size(s.size_bytes)}   {spent}"
+    return f"  trial {number:<4} {choice}: {percent(s.accuracy)}, {ms(s.latency_ms)} ms, {size(s.size_bytes)}{noisy}   {spent}"
 
 
 def front(found: SearchResult) -> Table:
     """The Pareto front, the fastest first, below the dense network."""
     axes = [name for name, axis in found.spec.space.items() if len(axis.values) != 1]
     rows = [
-        (f"dense .{format_name}", percent(d.accuracy), ms(d.latency_ms), size(d.size_bytes), *("–" for _ in axes), "–")
+        (f"dense .{format_name}", percent(d.accuracy), ms(d.latency_ms), size(d.size_bytes), *("–" for _ in axes), "–", "")
         for format_name, d in found.references.items()
     ]
     rows += [
@@ -111,11 +112,12 @@ def front(found: SearchResult) -> Table:
             size(p.score.size_bytes),
             *(told(p.choice[name]) for name in axes),
             p.run,
+            "noisy" if p.noisy else "",
         )
         for p in found.front
     ]
     accuracy = found.points[0].accuracy_of if found.points else "accuracy"
-    return table(("trial", accuracy, "median ms", "size", *(name.replace("_", " ") for name in axes), "run"), rows)
+    return table(("trial", accuracy, "median ms", "size", *(name.replace("_", " ") for name in axes), "run", "state"), rows)
 
 
 def told(value: Value) -> str:
