@@ -24,7 +24,7 @@ from examples.resnet20_fashion_mnist.network import ResNet20  # noqa: E402
 
 FASHION: Final = "fashion_mnist"
 CIFAR: Final = "cifar10"
-TITLES: Final = {CIFAR: "ResNet-20 on CIFAR-10", FASHION: "ResNet-20 on Fashion-MNIST"}
+TITLES: Final = {CIFAR: "ResNet-20 on CIFAR-10 (JPEG copy)", FASHION: "ResNet-20 on Fashion-MNIST"}
 CIFAR_MEAN: Final = torch.tensor((125.3, 123.0, 113.9)).reshape(3, 1, 1)  # of 255
 CIFAR_STD: Final = torch.tensor((63.0, 62.1, 66.7)).reshape(3, 1, 1)
 SHIFT: Final = 4  # pixels, of 32
