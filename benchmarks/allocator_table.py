@@ -19,7 +19,7 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     """Write the tables between their marks in a page, which stays as it is otherwise."""
     page = path.read_text()
     before, _, rest = page.partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{rest.partition(END)[2]}")
+    path.write_text(f"{before}{BEGIN}\n{tables(results)}\n\n{END}{rest.partition(END)[2]}")
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -84,11 +84,15 @@ def told(title: str, results: Sequence[Result]) -> str:
     if dense:
         given, trained = (100 * mean(dense, before=before).top1 for before in (True, False))
         beside = f" The dense network: {given:.2f}, after the same training {trained:.2f}."
-    training = f"{cell.epochs} epochs of {cell.samples:,} samples" if cell.epochs else "BatchNorm re-estimation alone"
+    training = f"{counted(cell.epochs, 'epoch')} of {cell.samples:,} samples" if cell.epochs else "BatchNorm re-estimation alone"
     return (
-        f"{title}, {training}, {seeds} seed{'s' if seeds > 1 else ''}, {results[0].tests:,} test images; "
+        f"{title}, {training}, {counted(seeds, 'seed')}, {results[0].tests:,} test images; "
         f"{listed(r.machine for r in results)}; {listed(r.date for r in results)}.{beside}"
     )
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 def listed(items: Iterable[str]) -> str:
