@@ -8,7 +8,7 @@ import typer
 Target = Annotated[str | None, typer.Argument(metavar="[TARGET]", help="Recipe (file, folder, module) or run folder.", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/NAME.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
-Weights = Annotated[str | None, typer.Option(help="Checkpoint of the dense model (.safetensors, or a state dict .pt).", show_default=False)]
+Weights = Annotated[str | None, typer.Option(help="Checkpoint of the dense model: .safetensors or .pt.", show_default=False)]
 Data = Annotated[str | None, typer.Option(help="ImageFolder, .npz or idx files in place of the recipe's data.", show_default=False)]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images, where the recipe takes one.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random [0].", show_default=False)]
