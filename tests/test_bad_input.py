@@ -151,7 +151,7 @@ OPTIONS = [
     (("plan", "--method", "cp"), "unknown method 'cp'; choose from"),
     (("plan", "--macs-ratio", "1.5"), "macs_ratio 1.5: must be above 0 and at most 1"),
     (("plan", "--macs-ratio", "nan"), "macs_ratio nan: must be above 0 and at most 1"),
-    (("plan", "--macs-ratio", "0.0001"), "macs ratio 0.0001: the lowest this network reaches is"),
+    (("plan", "--macs-ratio", "0.0001"), "MACs ratio 0.0001: the lowest this network reaches is"),
     (("plan", "--layer", "bodi=tucker2:8x8"), "bodi: no such layer; did you mean body?"),
     (("plan", "--layer", "body=cp:8"), "unknown method 'cp'"),
     (("plan", "--layer", "body=tucker2"), "--layer body=tucker2: write NAME=METHOD:RANK"),
