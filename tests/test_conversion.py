@@ -12,9 +12,18 @@ from pathlib import Path
 import pytest
 
 from edgecompress import confinement, conversion, programs
-from edgecompress.conversion import convert
+from edgecompress.conversion import ask, convert
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
-from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec, to_json
+from edgecompress.records import (
+    ConversionReply,
+    ConversionRequest,
+    LayerFile,
+    LayerForm,
+    LayersReply,
+    LayersRequest,
+    TensorSpec,
+    to_json,
+)
 
 REPLY = 'print(\'{"inputs": [], "outputs": [], "toolchain": {}}\')'
 START = "import json, os, signal, subprocess, sys, time\nrequest = json.load(sys.stdin)\n"

@@ -153,7 +153,9 @@ def test_reading_what_is_no_run(tmp_path):
 
 
 def test_records_that_are_there_are_read_and_others_are_none(planned):
-    made = CompressionPlan(model="net", budget=Budget(macs_ratio=0.5), layers=(), skipped=(), macs_before=2, macs=1, params_before=2, params=1)
+    made = CompressionPlan(
+        model="net", budget=Budget(macs_ratio=0.5), layers=(), skipped=(), macs_before=2, macs=1, params_before=2, params=1
+    )
     (planned / "plan.json").write_bytes(to_json(made))
     found = read_records(planned)
     assert found.pop("plan") == made
