@@ -9,9 +9,11 @@ README.md beside this file says what it is and what it is not.
 import argparse
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all emulated devices share
@@ -73,12 +75,16 @@ def contain(options: argparse.Namespace, argv: list[str]) -> None:
     with root_of(cache=options.cache, mirror=options.mirror) as system:
         inside = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE), *argv, "--system", str(system)]
         process = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        device = ""
         try:
             if line := process.stdout.readline():
                 (device,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
                 say({**json.loads(line), "storage": f"/proc/{device}/root{REMOTE}"})
             process.wait()
         finally:
+            if device:  # itself too: --kill-child was seen to leave it behind
+                with suppress(ProcessLookupError):
+                    os.kill(int(device), signal.SIGKILL)
             process.kill()
             process.wait()
 
