@@ -7,7 +7,7 @@ import numpy as np
 
 from edgecompress.allocators.protocol import Offer
 
-STEPS: Final = 5000  # a budget is cut into so many units; costs are rounded up, so that it is never exceeded
+STEPS: Final = 5000  # a budget is cut into about so many units; costs are rounded up, so that it is never exceeded
 
 
 def allocate(offers: Sequence[Sequence[Offer]], budget: float) -> list[int] | None:
@@ -24,19 +24,20 @@ def allocate(offers: Sequence[Sequence[Offer]], budget: float) -> list[int] | No
         return ideal  # rounded costs would miss a budget that just holds it, e.g. all of the dense network's
     if budget <= 0:
         return cheapest
-    units = [[int(np.ceil(offer.cost / budget * STEPS - 1e-9)) for offer in row] for row in offers]
-    best = np.zeros(STEPS + 1)  # best[b]: least loss of the layers so far within b units
+    steps = int(budget) * max(1, STEPS // int(budget)) if 1 <= budget <= STEPS else STEPS  # whole numbers stay whole
+    units = [[int(np.ceil(offer.cost / budget * steps - 1e-9)) for offer in row] for row in offers]
+    best = np.zeros(steps + 1)  # best[b]: least loss of the layers so far within b units
     choices = []
     for row, needed in zip(offers, units, strict=True):
-        table = np.full((len(row), STEPS + 1), np.inf)
+        table = np.full((len(row), steps + 1), np.inf)
         for i, (offer, n) in enumerate(zip(row, needed, strict=True)):
-            if n <= STEPS:
-                table[i, n:] = best[: STEPS + 1 - n] + offer.loss
+            if n <= steps:
+                table[i, n:] = best[: steps + 1 - n] + offer.loss
         choices.append(table.argmin(axis=0))
         best = table.min(axis=0)
     if not np.isfinite(best[-1]):  # rounding up made the tightest budgets unreachable: the cheapest fit by the exact test above
         return cheapest
-    picked, left = [], STEPS
+    picked, left = [], steps
     for needed, choice in zip(reversed(units), reversed(choices), strict=True):
         i = int(choice[left])
         picked.append(i)
