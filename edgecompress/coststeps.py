@@ -30,8 +30,8 @@ class CostSteps(RunSteps):
 
     def costs(self, stats: ModelStats) -> Costs | None:
         """Return where latencies to plan with come from; None where neither a device nor a latency is asked for."""
-        o, budget = self.options, budget_of(self.options)
-        if not (o.device or o.table or budget.latency_ms or budget.speedup):
+        o = self.options
+        if not self._timed:
             return None
         source, scheme = self._source(o.device or ("" if o.table else LOCAL)), cost_scheme_of(o)
         return Costs(scheme, source.where, source.whole_ms(self._network_of(stats), scheme), source.price)
@@ -57,11 +57,17 @@ class CostSteps(RunSteps):
     @property
     def costs_from(self) -> tuple[str, ...]:
         """What a plan depends on where it is made with latencies: where they come from, not what was measured, which never repeats."""
-        o, budget = self.options, budget_of(self.options)
-        if not (o.device or o.table or budget.latency_ms or budget.speedup):
+        o = self.options
+        if not self._timed:
             return ()
         table = sha256(Path(o.table)) if o.table and not o.device and Path(o.table).is_file() else o.table
         return (o.device, table, cost_scheme_of(o), str(o.threads))
+
+    @property
+    def _timed(self) -> bool:
+        """Whether a device or a latency is asked for."""
+        o, budget = self.options, budget_of(self.options)
+        return bool(o.device or o.table or budget.latency_ms or budget.speedup)
 
     def _source(self, device: str, *, refresh: bool = False, noisy: bool = False) -> Source:
         o = self.options

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from edgecompress.costs.measure import cost, fill, quietly
-from edgecompress.costs.table import Wanted, conditions_of, lacking, load, merged, ms_of, path_of, save, where
+from edgecompress.costs.table import Wanted, conditions_of, lacking, load, ms_of, path_of, save, where
 from edgecompress.costs.writing import write_layers
 from edgecompress.devices import open_device
 from edgecompress.devices.inventory import filled, settings
@@ -60,8 +60,8 @@ class Source:
         self.measure(wanted)
         return [ms_of(self.table, w.form, w.macs, w.scheme) for w in wanted]
 
-    def measure(self, wanted: Sequence[Wanted]) -> int:
-        """Measure what the table lacks, all of it once where it is to be refreshed; return how many that were.
+    def measure(self, wanted: Sequence[Wanted]) -> None:
+        """Measure what the table lacks, all of it once where it is to be refreshed; nothing without a device.
 
         Raises:
             DeviceError: The device failed, is another one now, or is too busy to measure on.
@@ -73,7 +73,6 @@ class Source:
         if missing and self.device:
             with open_device(self.device) as connected:
                 self._keep(fill(connected, self.table, missing, self.how, noisy=self.noisy, track=self.track))
-        return len(missing) if self.device else 0
 
     def whole_ms(self, network: Network, scheme: str) -> float:
         """Return milliseconds of the dense network.
@@ -134,4 +133,4 @@ def open_source(
         write_layers([(SMALLEST, "fp32", file)])
         here = conditions_of(measure(connected, [file], msgspec.structs.replace(how, repetitions=1))[0])
     path = table or path_of(here)
-    return Source(path, merged(load(path, conditions=here), here), entry.url, how, track, refresh=refresh, noisy=noisy)
+    return Source(path, load(path, conditions=here), entry.url, how, track, refresh=refresh, noisy=noisy)

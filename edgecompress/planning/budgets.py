@@ -219,7 +219,7 @@ def _said(limit: Limit, cost: float) -> str:
 def _instead(limit: Limit) -> str:
     """Return a value that can be reached, rounded to what people write."""
     floor = limit.floor
-    if limit.name.startswith("speed-up"):
+    if limit.field == "speedup":
         return f"ask for at most {math.floor(100 * limit.dense / floor) / 100:.2f}"
     if limit.unit in ("ms", "bytes"):
         value = floor if limit.unit == "ms" else floor / MB
