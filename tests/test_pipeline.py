@@ -120,10 +120,18 @@ def test_a_model_that_cannot_be_exported_is_refused_with_all_its_steps_kept(reci
 # A run that ends before its time
 
 
+def alive(path):
+    """What a file of /proc says; nothing once its process has ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def descendants(pid):
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
+        for child in alive(task).split():
             found += [int(child), *descendants(child)]
     return found
 
@@ -149,16 +157,12 @@ def said(process, start_of_line):
 def program(process, name):
     """The children of a process, once `name` is among their arguments."""
     children = descendants(process.pid)
-    lines = [Path(f"/proc/{child}/cmdline") for child in children]
-    return children if any(name in line.read_text() for line in lines if line.exists()) else []
+    return children if any(name in alive(Path(f"/proc/{child}/cmdline")) for child in children) else []
 
 
 def gone(pid):
-    status = Path(f"/proc/{pid}/status")
-    try:
-        return re.search(r"^State:\s+[ZX]", status.read_text(), re.MULTILINE) is not None
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    status = alive(Path(f"/proc/{pid}/status"))
+    return not status or re.search(r"^State:\s+[ZX]", status, re.MULTILINE) is not None
 
 
 def interrupt(process):
