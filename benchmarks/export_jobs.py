@@ -29,14 +29,15 @@ def bare(folder: Path) -> None:
 
 
 def convert(folder: Path) -> None:
-    from edgecompress.conversion import convert
-    from edgecompress.program import to_program, write_program
+    from edgecompress.conversion import converting
     from edgecompress.records import ConversionRequest
 
-    recipe = loaded()
-    write_program(to_program(recipe.model().eval(), recipe.example_inputs), folder / "program.pt2")
-    request = ConversionRequest(program=str(folder / "program.pt2"), output=str(folder / "convert.tflite"), scheme="fp32")
-    convert("tflite", request)
+    with converting("tflite", ahead="litert-torch") as convert:
+        from edgecompress.program import to_program, write_program
+
+        recipe = loaded()
+        write_program(to_program(recipe.model().eval(), recipe.example_inputs), folder / "program.pt2")
+        convert(ConversionRequest(program=str(folder / "program.pt2"), output=str(folder / "convert.tflite"), scheme="fp32"))
 
 
 def export(folder: Path) -> None:

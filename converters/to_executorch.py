@@ -110,4 +110,4 @@ def _spec(name: str, x: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_executorch.py", convert, extra=lambda _: "executorch"))
+    sys.exit(serve("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "executorch_quantization"))

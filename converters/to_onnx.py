@@ -128,4 +128,4 @@ def _spec(value: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_onnx.py", convert, extra=lambda _: "onnx"))
+    sys.exit(serve("to_onnx.py", convert, extra=lambda _: "onnx", ahead=lambda _: "onnx_quantization"))

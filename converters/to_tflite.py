@@ -102,4 +102,11 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_tflite.py", convert, extra=lambda request: ROUTES.get(request.route, ROUTES[DEFAULT])[1]))
+    sys.exit(
+        serve(
+            "to_tflite.py",
+            convert,
+            extra=lambda request: ROUTES.get(request.route, ROUTES[DEFAULT])[1],
+            ahead=lambda route: ROUTES[route or DEFAULT][0],
+        )
+    )

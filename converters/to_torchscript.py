@@ -165,4 +165,4 @@ def _reply(
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_torchscript.py", convert, extra=lambda _: ""))
+    sys.exit(serve("to_torchscript.py", convert, extra=lambda _: "", ahead=lambda _: "torch_quantization"))

@@ -8,10 +8,9 @@ users and containers rarely have.
 import os
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -28,44 +27,49 @@ class LimitReached(ToolchainError):
     """The program was stopped at its time or memory limit."""
 
 
-def run(
-    argv: Sequence[str],
-    message: bytes,
-    *,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
-    cwd: Path,
-    environment: Mapping[str, str],
-    timeout_s: float,
-    memory_gb: float,
-) -> int:
-    """Run `argv` with `message` on its standard input; return its exit status, negative after death by a signal.
+Finish = Callable[[bytes, float], int]
+
+
+@contextmanager
+def started(
+    argv: Sequence[str], *, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, environment: Mapping[str, str], memory_gb: float
+) -> Iterator[Finish]:
+    """Start `argv`, which may load what it needs; give the function that sends it a message and waits for its end.
+
+    That function takes the message for standard input and a time limit in seconds from then on, and returns the exit status, negative after
+    death by a signal. It raises LimitReached. When the context is left, by whatever way, the program and all it started are dead.
 
     Raises:
         ToolchainError: It cannot be started.
         LimitReached: It was stopped; says at which limit.
     """
-    with tempfile.TemporaryFile() as asked:  # not a pipe, which a long message would fill while we watch the clock
-        asked.write(message)
-        asked.seek(0)
-        try:
-            process = subprocess.Popen(argv, stdin=asked, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True)
-        except OSError as error:
-            raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
     try:
-        _watch(process, Path(argv[-1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
+        process = subprocess.Popen(
+            argv, bufsize=0, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)  # a message that the pipe does not hold must not keep us from watching the clock
+
+    def finish(message: bytes, timeout_s: float) -> int:
+        _watch(process, memoryview(message), Path(argv[1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
+        return process.returncode
+
+    try:
+        yield finish
     finally:
-        # Also on Ctrl-C, and after success: nothing the toolchain started outlives the call.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.stdin.close()
         process.wait()
-    return process.returncode
 
 
-def _watch(process: subprocess.Popen[bytes], name: str, *, timeout_s: float, memory_gb: float) -> None:
+def _watch(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, timeout_s: float, memory_gb: float) -> None:
     end = time.monotonic() + timeout_s
     allowed_gb = min(memory_gb, MACHINE_SHARE * machine_bytes() / 1e9)
     while True:
+        unsent = _send(process, unsent)
         try:
             process.wait(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
         except subprocess.TimeoutExpired:
@@ -77,6 +81,19 @@ def _watch(process: subprocess.Popen[bytes], name: str, *, timeout_s: float, mem
             raise LimitReached(f"{name}: held {held_gb:.3g} GB of memory, {allowed_gb:.3g} GB allowed{machine}, and was stopped")
         if time.monotonic() >= end:
             raise LimitReached(f"{name}: not finished after {timeout_s:g} s and was stopped")
+
+
+def _send(process: subprocess.Popen[bytes], unsent: memoryview) -> memoryview:
+    """Write what the pipe takes and return the rest; close it behind the last byte, or when nobody reads."""
+    assert process.stdin is not None
+    try:
+        while unsent and (count := process.stdin.write(unsent)):
+            unsent = unsent[count:]
+    except BrokenPipeError:
+        unsent = unsent[:0]
+    if not unsent:
+        process.stdin.close()
+    return unsent
 
 
 def machine_bytes() -> int:

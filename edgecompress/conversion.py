@@ -2,7 +2,8 @@
 
 The parent (`convert`, `ask`) sends a JSON request and bounds what comes back; the program (`serve`, `answer`) keeps its standard output for
 the reply alone, so that a toolchain may print what it likes. TensorFlow and its kin load and crash over there, within the time and memory
-that confinement.py grants. No torch is imported here.
+that confinement.py grants. No torch is imported here: so `converting` can start a program, whose toolchain takes seconds to load, before
+the caller loads what it makes the request with.
 """
 
 import json
@@ -11,7 +12,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -64,19 +67,42 @@ def convert(
         UnsupportedError: The format has no such op or scheme; says which.
         ToolchainError: A package is missing, the program crashed, was killed, took too long or too much memory, or answered nonsense.
     """
+    with converting(format, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as converted:
+        return converted(request)
+
+
+@contextmanager
+def converting(
+    format: str,  # noqa: A002
+    *,
+    ahead: str | None = None,
+    timeout_s: float = confinement.TIMEOUT_S,
+    memory_gb: float = confinement.MEMORY_GB,
+    python: str = sys.executable,
+    log: Path | None = None,
+) -> Iterator[Callable[[ConversionRequest], ConversionReply]]:
+    """Start the program of `format`; give the `convert` of one request by it, which takes `timeout_s` at most.
+
+    Args:
+        ahead: The route, or "" for the format's only or usual one, whose toolchain is loaded until the request comes; None for none.
+    """
     from edgecompress.programs import converter
 
     program = converter(format)
-    with files.replacing(Path(request.output)) as temporary:
-        asked = msgspec.structs.replace(request, output=str(temporary))
-        try:
-            reply = ask(program, asked, ConversionReply, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log)
-        except LimitReached as error:
-            raise LimitReached(f"{error}; allow more with --convert-timeout-s or --convert-memory-gb") from error
-        if not temporary.stat().st_size:
-            kept = f"; its log is {log}" if log else ""
-            raise ToolchainError(f"{program.name}: reported success and wrote an empty file{kept}")
-    return reply
+    with asking(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
+
+        def converted(request: ConversionRequest) -> ConversionReply:
+            with files.replacing(Path(request.output)) as temporary:
+                try:
+                    reply = asked(msgspec.structs.replace(request, output=str(temporary)))
+                except LimitReached as error:
+                    raise LimitReached(f"{error}; allow more with --convert-timeout-s or --convert-memory-gb") from error
+                if not temporary.stat().st_size:
+                    kept = f"; its log is {log}" if log else ""
+                    raise ToolchainError(f"{program.name}: reported success and wrote an empty file{kept}")
+            return reply
+
+        yield converted
 
 
 def ask(
@@ -95,27 +121,48 @@ def ask(
         EdgeCompressError: What the program's exit status stands for.
         ToolchainError: It crashed, was killed, reached a limit or answered nonsense.
     """
-    argv = [python, str(program)]
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch:
-        stderr = log or Path(scratch, "log")
-        work = Path(scratch, "work")
-        for folder in (work, stderr.parent):
+    with asking(program, kind, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
+        return asked(request)
+
+
+@contextmanager
+def asking(
+    program: Path,
+    kind: type[R],
+    *,
+    ahead: str | None = None,
+    timeout_s: float,
+    memory_gb: float,
+    python: str = sys.executable,
+    log: Path | None = None,
+) -> Iterator[Callable[[Record], R]]:
+    """Start `program`; give the `ask` of one request. A log of a program that was never asked is not kept."""
+    argv, was_asked = [python, str(program), *([] if ahead is None else [ahead])], False
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch, ExitStack() as opened:
+        kept, work = log or Path(scratch, "log"), Path(scratch, "work")
+        for folder in (work, kept.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with Path(scratch, "stdout").open("w+b") as stdout, stderr.open("w+b") as printed:
-            code = confinement.run(
-                argv,
-                msgspec.json.encode(request),
-                stdout=stdout,
-                stderr=printed,
-                cwd=work,
-                environment=_environment(),
-                timeout_s=timeout_s,
-                memory_gb=memory_gb,
-            )
-            last, tail = _last_line(stdout), _tail(printed)
-        if code != 0:
-            raise _error(code, last, tail, argv)
-        return _reply(last, kind, argv, tail)
+        stdout = opened.enter_context(Path(scratch, "stdout").open("w+b"))
+        stderr = opened.enter_context(kept.open("w+b"))
+
+        @opened.callback
+        def forget() -> None:
+            if not was_asked:
+                kept.unlink()
+
+        process = confinement.started(argv, stdout=stdout, stderr=stderr, cwd=work, environment=_environment(), memory_gb=memory_gb)
+        finish = opened.enter_context(process)
+
+        def asked(request: Record) -> R:
+            nonlocal was_asked
+            was_asked = True
+            code = finish(msgspec.json.encode(request), timeout_s)
+            last, tail = _last_line(stdout), _tail(stderr)
+            if code != 0:
+                raise _error(code, last, tail, argv)
+            return _reply(last, kind, argv, tail)
+
+        yield asked
 
 
 def _environment() -> dict[str, str]:
@@ -167,7 +214,11 @@ def _reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
 
 
 def serve(
-    program: str, handle: Callable[[ConversionRequest], tuple[bytes, ConversionReply]], *, extra: Callable[[ConversionRequest], str]
+    program: str,
+    handle: Callable[[ConversionRequest], tuple[bytes, ConversionReply]],
+    *,
+    extra: Callable[[ConversionRequest], str],
+    ahead: Callable[[str], str],
 ) -> int:
     """Be a converter program: read a request, convert, write the file, print the reply; return the exit status.
 
@@ -175,6 +226,7 @@ def serve(
         program: Its name in messages.
         handle: Returns the file's content and the reply. Imports its toolchain itself, so that a missing package is reported.
         extra: The extra of edgecompress that holds the toolchain for a request.
+        ahead: Returns the module that brings the toolchain of a route with it; imported before the request where the caller names a route.
     """
 
     def converted(request: ConversionRequest) -> ConversionReply:
@@ -184,14 +236,19 @@ def serve(
         _write(Path(request.output), content)
         return reply
 
-    return answer(program, converted, ConversionRequest, extra=extra)
+    return answer(program, converted, ConversionRequest, extra=extra, ahead=ahead)
 
 
-def answer(program: str, handle: Callable[[Q], Record], kind: type[Q], *, extra: Callable[[Q], str]) -> int:
+def answer(
+    program: str, handle: Callable[[Q], Record], kind: type[Q], *, extra: Callable[[Q], str], ahead: Callable[[str], str] = str
+) -> int:
     """Be a program that `ask` starts: read a request of `kind`, print what `handle` makes of it; return the exit status."""
     reply_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the toolchain prints, from Python or C++, goes to the log
     asked = None
+    for route in sys.argv[1:]:
+        with suppress(Exception):  # `handle` meets it again and says so to whoever asks
+            import_module(ahead(route))
     try:
         asked = from_json(sys.stdin.buffer.read(REQUEST_BYTES), kind, source=f"{program}: standard input")
         line, code = msgspec.json.encode(handle(asked)).decode(), 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgecompress import confinement, conversion, programs
-from edgecompress.conversion import ask, convert
+from edgecompress.conversion import ask, convert, converting
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
 from edgecompress.records import (
     ConversionReply,
@@ -72,6 +72,40 @@ def test_a_request_longer_than_a_pipe_reaches_a_program_that_starts_slowly(tmp_p
     layer = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
     request = LayersRequest(files=tuple(LayerFile(layer=layer, scheme="fp32", output=f"/nowhere/{i}.tflite") for i in range(2000)))
     assert ask(program, request, LayersReply, timeout_s=20, memory_gb=4).toolchain == {"files": "2000"}
+
+
+def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "to_fake.py").write_text(SERVE)
+    (tmp_path / "toolchain.py").write_text("open('loaded', 'w').close()\n")
+    monkeypatch.setattr(programs, "converter", lambda _: tmp_path / "to_fake.py")
+    monkeypatch.setattr(conversion.tempfile, "tempdir", str(tmp_path))
+    with converting("fake", ahead="toolchain") as converted:
+        end = time.monotonic() + 30
+        while not list(tmp_path.glob("*/work/loaded")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        converted(ConversionRequest(program="", output=str(tmp_path / "out" / "a"), scheme="fp32"))
+    assert left(tmp_path) == ["a"]
+
+
+def test_a_toolchain_that_cannot_be_loaded_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "to_fake.py").write_text(SERVE)
+    monkeypatch.setattr(programs, "converter", lambda _: tmp_path / "to_fake.py")
+    with (
+        converting("fake", ahead="package_that_is_not_there") as converted,
+        pytest.raises(ToolchainError, match=r"package_that_is_not_there is not installed for .*edgecompress\[tflite\]"),
+    ):
+        converted(ConversionRequest(program="", output=str(tmp_path / "out" / "a"), scheme="missing"))
+
+
+def test_a_program_that_is_never_asked_ends_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "to_fake.py").write_text(f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    monkeypatch.setattr(programs, "converter", lambda _: tmp_path / "to_fake.py")
+    with converting("fake", log=tmp_path / "log"):
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+            time.sleep(0.01)
+    assert is_gone(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "log").exists()
 
 
 FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
@@ -224,7 +258,7 @@ def handle(request):
     if request.scheme == "unsupported":
         raise UnsupportedError("aten.foo: no kernel; leave it out")
     return b"model", ConversionReply(inputs=(), outputs=(), toolchain={})
-sys.exit(serve("to_fake.py", handle, extra=lambda request: "tflite"))
+sys.exit(serve("to_fake.py", handle, extra=lambda request: "tflite", ahead=lambda route: route))
 """
 
 

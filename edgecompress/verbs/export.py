@@ -14,7 +14,7 @@ from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.calibration import save_calibration
 from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
-from edgecompress.conversion import convert
+from edgecompress.conversion import converting
 from edgecompress.distillation import scores_of, top1
 from edgecompress.files import replacing, sha256, write_atomic
 from edgecompress.models import forward
@@ -98,15 +98,19 @@ def export(
         check_interpreter(how.also_python)
     path = folder / artifact_name(about.name, about.variant, format, quant.scheme)
     rejected = path.with_name(f"{path.name}.rejected")
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as work, replacing(path) as made:
+    within: dict[str, Any] = {"timeout_s": how.timeout_s, "memory_gb": how.memory_gb, "python": how.python}
+    with (
+        tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
+        replacing(path) as made,
+        converting(format, ahead=how.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
+    ):
         request = _request(Path(work), made, quant, about, how, calibrated=calibration is not None)
         if program is None:
             program = to_program(model, example_inputs, name=about.name)
         write_program(program, Path(request.program))
         if calibration is not None:
             save_calibration(calibration, Path(request.calibration))
-        within: dict[str, Any] = {"timeout_s": how.timeout_s, "memory_gb": how.memory_gb, "python": how.python}
-        reply = convert(format, request, log=folder / "logs" / f"{path.name}.log", **within)
+        reply = convert(request)
         proof = prove(
             made,
             Conversion(program=program, format=format, request=request, calibration=calibration, **within),
