@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.adb_server import DEVICE_END, adb
+from support.processes import WITH_US
 from support.require import require
 
 from edgecompress.devices import open_device
@@ -102,11 +103,22 @@ def test_what_was_sent_is_not_sent_again(phone):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_when_it_ends_its_processes_and_mounts_end(phone, number):
-    adb("-s", phone.serial, "shell", "nohup sleep 1000 >/dev/null 2>&1 &")
+    adb("-s", phone.serial, "push", TINY, "/data/local/tmp/pushed")  # files are touched as another user
+    adb("-s", phone.serial, "shell", "setsid sh -c 'exec sleep 1000 >/dev/null 2>&1' &")
+    assert phone.running()
     phone.process.send_signal(number)
     phone.process.wait(20)
     assert phone.running() == []
     assert str(phone.fault.parent) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_it_ends_with_pytest_even_where_that_is_killed(tmp_path):
+    argv = [*WITH_US, sys.executable, DEVICE_END, "--root", tmp_path / "phone", "--userland", "host"]
+    starter = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *argv]
+    with subprocess.Popen(starter, stdout=subprocess.PIPE, text=True) as process:
+        assert '"serial"' in process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=20)  # until nobody holds the other end
 
 
 def test_without_root_or_qemu_the_hosts_programs_run_and_it_says_so(tmp_path):

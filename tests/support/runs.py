@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from edgecompress.cli import main
 from edgecompress.runs import FILES
 from support.networks import Net, trained
+from support.processes import WITH_US
 
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
@@ -93,7 +94,7 @@ def recipe(digits_recipe, tmp_path):
 def start(*arguments, cwd, **settings):
     """The real command as a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"} | settings
-    argv = [COMMAND, *map(str, arguments)]
+    argv = [*WITH_US, COMMAND, *map(str, arguments)]
     return subprocess.Popen(
         argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -27,6 +27,7 @@ from roots import CACHE, ISOLATED, MIRROR, EmulationError
 
 HERE = Path(__file__).resolve().parent
 USERLANDS = ("auto", "arm64", "host")
+STOP_S = 10
 
 
 def main(argv: list[str]) -> int:
@@ -74,17 +75,16 @@ def contain(options: argparse.Namespace, argv: list[str]) -> None:
     """Start ourselves again inside namespaces of the device's own, and end with it, or it with us."""
     with root_of(cache=options.cache, mirror=options.mirror) as system:
         inside = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE), *argv, "--system", str(system)]
-        process = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        device = ""
+        process = subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             if line := process.stdout.readline():
                 (device,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
                 say({**json.loads(line), "storage": f"/proc/{device}/root{REMOTE}"})
             process.wait()
         finally:
-            if device:  # itself too: --kill-child was seen to leave it behind
-                with suppress(ProcessLookupError):
-                    os.kill(int(device), signal.SIGKILL)
+            process.stdin.close()  # what the device ends at
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
             process.kill()
             process.wait()
 
@@ -94,6 +94,8 @@ async def serve(options: argparse.Namespace) -> None:
     faults = Faults(options.root, options.fault)
     server = await asyncio.start_server(lambda reader, writer: Link(reader, writer, device).serve(), "127.0.0.1", options.port)
     if options.system:
+        # Only who started us holds the other end. The kernel forgets --kill-child at the first file touched as another user (prctl(2)).
+        asyncio.get_running_loop().add_reader(sys.stdin, os._exit, 0)
         become(options.system, options.root, storage_mib=options.storage_mib)
         device = Phone(faults, mark=str(options.root))
     else:
