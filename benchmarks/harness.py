@@ -29,7 +29,7 @@ from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
 from support.emulated_pi import emulated_pi, trust  # noqa: E402
 from support.farm import ideal_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
 from support.native_runner import native_runner  # noqa: E402
-from support.processes import WITH_US  # noqa: E402
+from support.processes import with_us  # noqa: E402
 from support.require import require  # noqa: E402
 from support.runs import OPTIONS, QUICK, command, write_recipe  # noqa: E402
 from support.ssh_server import SshServer, running_sshd  # noqa: E402
@@ -143,7 +143,7 @@ def farm(rows: Rows, folder: Path, ssh: SshServer, *, jobs: int, job_s: float) -
 @contextmanager
 def attached_phone(root: Path, userland: str) -> Iterator[str]:
     """Start the adb device end; yield its serial."""
-    argv = [*WITH_US, sys.executable, DEVICE_END, "--root", root, "--userland", userland]
+    argv = [*with_us(), sys.executable, DEVICE_END, "--root", root, "--userland", userland]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as end:
         try:
             serial = json.loads(end.stdout.readline())["serial"]

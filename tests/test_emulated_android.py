@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.adb_server import DEVICE_END, adb
-from support.processes import WITH_US
+from support.processes import with_us
 from support.require import require
 
 from edgecompress.devices import open_device
@@ -113,7 +113,7 @@ def test_when_it_ends_its_processes_and_mounts_end(phone, number):
 
 
 def test_it_ends_with_pytest_even_where_that_is_killed(tmp_path):
-    argv = [*WITH_US, sys.executable, DEVICE_END, "--root", tmp_path / "phone", "--userland", "host"]
+    argv = [*with_us(), sys.executable, DEVICE_END, "--root", tmp_path / "phone", "--userland", "host"]
     starter = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *argv]
     with subprocess.Popen(starter, stdout=subprocess.PIPE, text=True) as process:
         assert '"serial"' in process.stdout.readline()

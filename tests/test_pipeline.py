@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.networks import Net
-from support.runs import QUICK, STEPS, complaint, contents, start
+from support.runs import QUICK, STEPS, command, complaint, contents, start
 
 from edgecompress.files import sha256
 from edgecompress.records import ExportResult, FinetuneResult, read
@@ -175,9 +175,9 @@ def interrupt(process):
 
 @pytest.mark.parametrize(("line", "finished"), [("digits → r", []), ("  analyze", ["analyze"])], ids=["analyze", "plan"])
 def test_ctrl_c_in_an_early_step_keeps_those_before(digits_recipe, edgecompress, tmp_path, line, finished):
-    process = start("quantize", digits_recipe, "--run", "r", cwd=tmp_path)
-    said(process, line)
-    interrupt(process)
+    with start("quantize", digits_recipe, "--run", "r", cwd=tmp_path) as process:
+        said(process, line)
+        interrupt(process)
     done = list(read_run(tmp_path / "r").steps) if (tmp_path / "r" / "run.json").exists() else []
     assert done == finished
     left = {Path(name).name for name in contents(tmp_path / "r")}
@@ -189,22 +189,21 @@ def test_ctrl_c_in_an_early_step_keeps_those_before(digits_recipe, edgecompress,
 def uninterrupted(exported, tmp_path_factory):
     """What fine-tuning comes to when nobody stops it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = start("finetune", Path(read_run(exported[0]).recipe), "--run", "r", *TRAINING, cwd=folder)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    answer = command("finetune", Path(read_run(exported[0]).recipe), "--run", "r", *TRAINING, cwd=folder)
+    assert answer.code == 0, answer.err
     return folder / "r"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
 def test_fine_tuning_goes_on_from_its_last_whole_epoch_to_the_same_bits(run, uninterrupted, edgecompress, tmp_path, how):
     before = contents(run)
-    process = start("finetune", run, *TRAINING, cwd=tmp_path)
-    until(process, lambda: (run / CHECKPOINT).exists())
-    if how == signal.SIGINT:
-        interrupt(process)
-    else:
-        process.kill()
-        process.communicate()
+    with start("finetune", run, *TRAINING, cwd=tmp_path) as process:
+        until(process, lambda: (run / CHECKPOINT).exists())
+        if how == signal.SIGINT:
+            interrupt(process)
+        else:
+            process.kill()
+            process.communicate()
     with safe_open(run / CHECKPOINT, "pt") as file:
         epochs = msgspec.json.decode(file.metadata()["epochs"])
     assert 2 <= len(epochs) < 13
@@ -222,9 +221,9 @@ def test_fine_tuning_goes_on_from_its_last_whole_epoch_to_the_same_bits(run, uni
 
 def test_ctrl_c_while_converting_leaves_no_converter_and_no_file(run, edgecompress, tmp_path):
     before = contents(run)
-    process = start("export", run, "--format", "torchscript", "--scheme", "fp32", cwd=tmp_path)
-    children = until(process, lambda: program(process, "to_torchscript.py"))
-    interrupt(process)
+    with start("export", run, "--format", "torchscript", "--scheme", "fp32", cwd=tmp_path) as process:
+        children = until(process, lambda: program(process, "to_torchscript.py"))
+        interrupt(process)
     assert all(map(gone, children))
     new = set(contents(run)) - set(before)
     assert {name for name in new if not name.startswith("artifacts/logs/")} == set()
@@ -233,11 +232,18 @@ def test_ctrl_c_while_converting_leaves_no_converter_and_no_file(run, edgecompre
 
 def test_ctrl_c_while_measuring_leaves_no_runner_and_no_result(run, tmp_path):
     before = contents(run)
-    process = start("bench", run, "--repetitions", "1000000", cwd=tmp_path)
-    children = until(process, lambda: program(process, "runner.py"))
-    interrupt(process)
+    with start("bench", run, "--repetitions", "1000000", cwd=tmp_path) as process:
+        children = until(process, lambda: program(process, "runner.py"))
+        interrupt(process)
     assert all(map(gone, children))
     assert contents(run) == before
+
+
+def test_a_test_that_fails_leaves_no_command_and_no_runner(run, tmp_path):
+    with suppress(AssertionError), start("bench", run, "--repetitions", "1000000", cwd=tmp_path) as process:
+        children = until(process, lambda: program(process, "runner.py"))
+        raise AssertionError
+    assert all(map(gone, [process.pid, *children]))
 
 
 # A full disk

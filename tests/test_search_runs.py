@@ -61,9 +61,9 @@ def test_a_killed_trial_is_gone_on_with_where_it_stopped(searched):
 def test_two_processes_at_once_go_on_with_a_killed_search(digits_recipe, tmp_path):
     arguments = ("search", digits_recipe, "--run", "digits", *FAST, *SPACE, "--trials", "3")
     kept = killed(arguments, tmp_path)
-    both = [start(*arguments, cwd=tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    with start(*arguments, cwd=tmp_path) as one, start(*arguments, cwd=tmp_path) as other:
+        said = [process.communicate(timeout=300) for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), said
     found = read(tmp_path / "digits/search.json", SearchResult)
     assert [p.trial for p in found.points][:3] == [0, 1, 2]
     assert (found.failed, found.running) == ((), 0)

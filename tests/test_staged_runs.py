@@ -192,14 +192,14 @@ def test_the_report_has_a_row_for_each_stage(staged, recipe, tmp_path):
 
 def test_killed_in_the_second_stage_it_goes_on_to_the_same_bits(recipe, digits_recipe, edgecompress, tmp_path):
     training = ("--stages", "3", "--epochs", "4", "--seed", "0")
-    process = start("finetune", digits_recipe, "--run", "killed", *training, cwd=tmp_path)
     checkpoint = tmp_path / "killed" / "stages" / "2" / "finetune.checkpoint.safetensors"
-    while not checkpoint.exists():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.01)
-            pytest.fail(process.stderr.read())
-    process.kill()
-    process.communicate()
+    with start("finetune", digits_recipe, "--run", "killed", *training, cwd=tmp_path) as process:
+        while not checkpoint.exists():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+                pytest.fail(process.stderr.read())
+        process.kill()
+        process.communicate()
     assert checkpoint.exists()
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
     answer = edgecompress("finetune", digits_recipe, "--run", "killed")

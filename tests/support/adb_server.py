@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import WITH_US
+from support.processes import with_us
 from support.require import require, unavailable
 from support.ssh_server import free_port
 
@@ -125,7 +125,7 @@ def adb_end(adb_server, tmp_path):
 
         def start(fault="none", *, attach=True, userland="host", options=()):
             root = Path(tempfile.mkdtemp(prefix="android-", dir=tmp_path))
-            argv = [*WITH_US, sys.executable, DEVICE_END, "--root", root, "--fault", fault, "--userland", userland, *options]
+            argv = [*with_us(), sys.executable, DEVICE_END, "--root", root, "--fault", fault, "--userland", userland, *options]
             process = stack.enter_context(
                 subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             )

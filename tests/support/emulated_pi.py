@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import WITH_US
+from support.processes import with_us
 from support.require import unavailable
 
 PROGRAM = Path(__file__).parents[2] / "device_tests" / "emulated" / "pi"
@@ -21,7 +21,7 @@ STOP_S = 20
 def emulated_pi(log, *options):
     """Yield (what the device says of itself, the process that holds it); without what that needs skip, or fail in CI."""
     with log.open("w+") as errors:
-        argv = [*WITH_US, sys.executable, PROGRAM, "run", *options]
+        argv = [*with_us(), sys.executable, PROGRAM, "run", *options]
         environment = {**os.environ, "TMPDIR": str(log.parent)}  # after SIGKILL its keys stay there
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         try:

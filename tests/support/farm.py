@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from edgecompress.devices.inventory import Entry
 from edgecompress.records import Measuring
 from support.adb_server import DEVICE_END
-from support.processes import WITH_US
+from support.processes import with_us
 from support.ssh_server import free_port
 
 # A runner that sleeps for a known time. Every few runs it kills, half way, what connects its device with us.
@@ -78,7 +78,7 @@ def running_phones(folder, count):
     def keep_alive(number, port):
         root = folder / f"phone{number}"
         root.mkdir()
-        argv = [*WITH_US, sys.executable, DEVICE_END, "--root", root, "--port", str(port), "--userland", "host"]
+        argv = [*with_us(), sys.executable, DEVICE_END, "--root", root, "--port", str(port), "--userland", "host"]
         while not over.is_set():
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
             process.stdout.readline()

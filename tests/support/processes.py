@@ -1,4 +1,6 @@
 """Processes that tests start: none of them outlives pytest."""
 
-# Before a command: it is told to end when the thread that started it ends, by SIGKILL too.
-WITH_US = ("setpriv", "--pdeathsig", "TERM")
+
+def with_us(name="TERM"):
+    """Return what to put before a command, so that it gets this signal when the thread that started it ends, by SIGKILL too."""
+    return "setpriv", "--pdeathsig", name

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from edgecompress.cli import main
 from edgecompress.runs import FILES
 from support.networks import Net, trained
-from support.processes import WITH_US
+from support.processes import with_us
 
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
@@ -91,13 +93,22 @@ def recipe(digits_recipe, tmp_path):
     return Path(shutil.copytree(digits_recipe, tmp_path / "digits"))
 
 
+@contextmanager
 def start(*arguments, cwd, **settings):
-    """The real command as a process of its own."""
+    """Run the real command as a process of its own; if it still runs at the end, it is interrupted."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"} | settings
-    argv = [*WITH_US, COMMAND, *map(str, arguments)]
-    return subprocess.Popen(
+    argv = [*with_us("INT"), COMMAND, *map(str, arguments)]
+    with subprocess.Popen(
         argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=60)
+                process.kill()
 
 
 def command(*arguments, cwd):
