@@ -53,6 +53,14 @@ def test_public_names_stay_functions_when_their_modules_are_imported():
     assert [name for name in edgecompress.__all__ if inspect.ismodule(getattr(edgecompress, name))] == []
 
 
+def test_importing_a_module_leaves_no_file_open():
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("[a-z]*.py")]
+    code = f"import gc, importlib, io\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+    code += "print([found for found in gc.get_objects() if isinstance(found, io.IOBase) and not found.closed and found.fileno() > 2])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "module", ["edgecompress", "edgecompress.cli", "edgecompress.records", "edgecompress.options", "edgecompress.runs"]
 )

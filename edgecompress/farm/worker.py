@@ -9,9 +9,10 @@ import queue
 import signal
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,12 +27,7 @@ from edgecompress.verbs import bench
 
 Orders = queue.SimpleQueue[Order]
 ASK_AGAIN_S = 5.0
-OUT: Final = os.fdopen(os.dup(1), "wb")  # what a recipe or a library prints goes to stderr, see main
-
-
-def tell(report: Report[Any]) -> None:
-    OUT.write(msgspec.json.encode(report) + b"\n")
-    OUT.flush()
+Tell = Callable[[Report[Any]], None]
 
 
 def interrupt() -> None:
@@ -45,7 +41,7 @@ def listen(orders: Orders) -> None:
     interrupt()
 
 
-def turn(device: Device, entry: Entry, work: Work, orders: Orders) -> tuple[Any, ...]:
+def turn(device: Device, entry: Entry, work: Work, orders: Orders, tell: Tell) -> tuple[Any, ...]:
     """Take the lease, do one job, give it back; () when there was none after all."""
     measuring = filled(work.measuring, entry) if work.measuring else None
     with ExitStack() as held:
@@ -74,7 +70,7 @@ def turn(device: Device, entry: Entry, work: Work, orders: Orders) -> tuple[Any,
         return evaluate.on_connected(device, [prepare(file, scoring.data, scoring.samples) for file in files], scoring)
 
 
-def serve(entry: Entry, work: Work, orders: Orders) -> None:
+def serve(entry: Entry, work: Work, orders: Orders, tell: Tell) -> None:
     with ExitStack() as link:
         device: Device | None = None
         while True:
@@ -83,7 +79,7 @@ def serve(entry: Entry, work: Work, orders: Orders) -> None:
                 if device is None:
                     tell(Report(event="state", text="connecting"))
                     device = link.enter_context(open_device(entry.url))
-                results = turn(device, entry, work, orders)
+                results = turn(device, entry, work, orders, tell)
             except EdgeCompressError as error:
                 link.close()
                 device = None
@@ -104,13 +100,17 @@ def blame(error: EdgeCompressError) -> Literal["lost", "late", "device", "job"]:
 def main() -> None:
     entry = msgspec.json.decode(sys.argv[1], type=Entry)
     work = msgspec.json.decode(sys.argv[2], type=Work)
-    os.dup2(2, 1)
     orders: Orders = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(orders,), daemon=True).start()
-    try:
-        serve(entry, work, orders)
-    except KeyboardInterrupt:
-        return
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # what a recipe or a library prints goes to stderr
+
+        def tell(report: Report[Any]) -> None:
+            out.write(msgspec.json.encode(report) + b"\n")
+            out.flush()
+
+        threading.Thread(target=listen, args=(orders,), daemon=True).start()
+        with suppress(KeyboardInterrupt):
+            serve(entry, work, orders, tell)
 
 
 if __name__ == "__main__":
