@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import msgspec
 import numpy as np
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from support.networks import Net, trained
 from torch import nn
 
+from edgecompress import programs
 from edgecompress.conversion import convert
 from edgecompress.costs import table as tables
 from edgecompress.costs.forms import form_of
-from edgecompress.costs.source import Network, open_source
+from edgecompress.costs.source import SMALLEST, Network, open_source
 from edgecompress.costs.table import Wanted
 from edgecompress.costs.writing import write_layers
 from edgecompress.errors import ConfigError, DeviceError
@@ -244,6 +246,22 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
     assert alone.price([wanted]) == [anew.layers[wanted.form.geometry]["dense"]["fp32"].ms]
     with pytest.raises(ConfigError, match="net as a whole was not measured in int8-static; run `edgecompress profile` with --device"):
         alone.whole_ms(network_of(net, tmp_path), "int8-static")
+
+
+def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "layer_writer", lambda: pytest.fail("a converter was started"))
+    path = tmp_path / "costs.json"
+    source = open_source(device="local://", table=path, threads=1)
+    assert source.table.runtime == f"ai-edge-litert {version('ai-edge-litert')}"
+    tables.save(msgspec.structs.replace(source.table, runtime="ai-edge-litert 1.0"), path)
+    with pytest.raises(ConfigError, match=r"costs\.json: its runtime is ai-edge-litert 1\.0, here it is ai-edge-litert"):
+        open_source(device="local://", table=path, threads=1)
+
+
+def test_the_layer_that_tells_the_runtime_is_the_writers_own(tmp_path):
+    smallest = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
+    write_layers([(smallest, "fp32", tmp_path / "a.tflite")])
+    assert (tmp_path / "a.tflite").read_bytes() == SMALLEST.read_bytes()
 
 
 def test_a_table_of_other_threads_is_refused_without_a_device_too(tmp_path):
