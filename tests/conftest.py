@@ -15,6 +15,7 @@ pytest_plugins = (
     "support.factor_jobs",
     "support.tiny_models",
     "support.runs",
+    "support.trained_net",
 )
 
 

@@ -29,11 +29,6 @@ X = (torch.zeros(1, 1, 8, 8),)
 ONE = {"target": "android", "format": ("torchscript",), "scheme": ("fp32",), "epochs": 1, "epoch_samples": 400, "verify_samples": 100}
 
 
-@pytest.fixture(scope="module")
-def net():
-    return trained(Net())
-
-
 class Framed(nn.Module):
     """The network for digits that stand in the middle of 28×28 pixels, three a side for each of their own."""
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.networks import Net, Uneven, digits, trained
+from support.networks import Uneven, digits, trained
+from support.trained_net import IMAGE
 
 from edgecompress import batches
 from edgecompress.allocators import Offer, latency
@@ -24,23 +25,7 @@ from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
 
-IMAGE = (torch.zeros(1, 1, 8, 8),)
 WHOLE_MS = 2.0
-
-
-@pytest.fixture(scope="module")
-def net():
-    return trained(Net())
-
-
-@pytest.fixture(scope="module")
-def stats(net):
-    return analyze(net, IMAGE, measure=False)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return (digits()[0].inputs[:192],)
 
 
 def costs(ms, whole_ms=WHOLE_MS):

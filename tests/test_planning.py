@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 from support.networks import Net, digits, trained
+from support.trained_net import IMAGE
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,23 +22,6 @@ from edgecompress.records import CompressionPlan, from_json
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
-
-IMAGE = (torch.zeros(1, 1, 8, 8),)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return trained(Net())
-
-
-@pytest.fixture(scope="module")
-def stats(net):
-    return analyze(net, IMAGE, measure=False)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return (digits()[0].inputs[:192],)
 
 
 def test_a_plan_keeps_its_budget_and_adds_up(net, stats, inputs):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.networks import Net, digits, trained
+from support.networks import digits
 
 from edgecompress.batchnorm import reestimate
 from edgecompress.distillation import divergence
@@ -13,17 +13,10 @@ from edgecompress.models import forward, replace
 from edgecompress.planning import sensitivity
 from edgecompress.planning.choices import candidates_of, forms_of
 from edgecompress.planning.factors import factors_of
-from edgecompress.verbs.analyze import analyze
 
 
 @pytest.fixture(scope="module")
-def net():
-    return trained(Net())
-
-
-@pytest.fixture(scope="module")
-def candidates(net):
-    stats = analyze(net, (torch.zeros(1, 1, 8, 8),), measure=False)
+def candidates(net, stats):
     return candidates_of(net, stats, forms_of("auto", None, measured=False), multiple=2).candidates
 
 

@@ -8,8 +8,9 @@ import torch
 from factorization_layers import fitted, take, takes
 from hypothesis import given
 from hypothesis import strategies as st
-from support.networks import Net, digits, trained
+from support.networks import digits
 from support.stages import never_more
+from support.trained_net import IMAGE
 from torch import nn
 
 from edgecompress.allocators import ALLOCATORS
@@ -23,9 +24,6 @@ from edgecompress.records import Budget, LayerPlan
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
-
-IMAGE = (torch.zeros(1, 1, 8, 8),)
-
 
 # The schedule
 
@@ -105,11 +103,6 @@ def step(layer, method, rank):
 
 
 # Plans, one after another
-
-
-@pytest.fixture(scope="module")
-def net():
-    return trained(Net())
 
 
 @pytest.fixture(scope="module")
