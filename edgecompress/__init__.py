@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecompress.accuracy import Evaluation
-    from edgecompress.api import export
+    from edgecompress.api import export, profile
     from edgecompress.devices import list_devices, open_device
     from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
     from edgecompress.searching.study import search
@@ -41,6 +41,7 @@ __all__ = [
     "list_devices",
     "open_device",
     "plan",
+    "profile",
     "qat",
     "quantize",
     "report",
@@ -50,7 +51,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "qat", "quantize", "report", "verify"}
-_HOME = {"Evaluation": "accuracy", "export": "api", "list_devices": "devices", "open_device": "devices", "search": "searching.study"}
+_HOME = {
+    "Evaluation": "accuracy",
+    "export": "api",
+    "list_devices": "devices",
+    "open_device": "devices",
+    "profile": "api",
+    "search": "searching.study",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
-"""The whole job from Python: what `edgecompress export` does, for a model that is already in memory."""
+"""What `edgecompress export` and `edgecompress profile` do, for a model that is already in memory."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ from torch.utils.data import Dataset
 from edgecompress.options import updated
 from edgecompress.pipeline import Pipeline
 from edgecompress.progress import Track, silent
-from edgecompress.recipe import of_model
-from edgecompress.records import ExportResult, Preprocessing
+from edgecompress.recipe import Recipe, of_model
+from edgecompress.records import CostTable, ExportResult, Preprocessing
 from edgecompress.runs import open_run, trying
 
 
@@ -53,11 +55,48 @@ def export(
         preprocessing=preprocessing,
         labels=labels,
     )
-    folder = Path(run or Path("runs") / recipe.name)
-    with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
-        steps = Pipeline(opened, recipe, track=track)
-        with trying(opened, updated(opened.record.options, {"target": target, **options})):
-            result = steps.export()
-        if steps.failures:
-            raise steps.failures[0]
-        return result
+    with _steps_of(recipe, run, {"target": target, **options}, track) as steps:
+        result = steps.export()
+    if steps.failures:
+        raise steps.failures[0]
+    return result
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    schemes: Sequence[str] = ("fp32", "int8-dynamic", "int8-static"),
+    run: str | Path = "",
+    name: str = "",
+    refresh: bool = False,
+    noisy: bool = False,
+    track: Track = silent,
+    **options: Any,
+) -> CostTable:
+    """Measure what the layers of `model` cost on a device, dense and in every form that a plan may choose, and the whole dense network.
+
+    What is measured is kept in the table of that device, where plans with a budget of time find it; it is not measured again.
+
+    Args:
+        schemes: Of TFLite files.
+        run: The run folder, as for `export`.
+        refresh: Measure again what the table has.
+        noisy: Keep what a busy device measures.
+        options: As for `export`; `device` (by default this machine), `table`, `method`, `threads` and `target` matter here.
+
+    Raises:
+        EdgeCompressError: One of errors.py, as the command would print it.
+    """
+    with _steps_of(of_model(model, example_inputs, name=name), run, options, track) as steps:
+        return steps.profile(steps.analyze(), tuple(schemes), refresh=refresh, noisy=noisy)[0]
+
+
+@contextmanager
+def _steps_of(recipe: Recipe, run: str | Path, options: dict[str, Any], track: Track) -> Iterator[Pipeline]:
+    """Open the run of a recipe; its options stay what they were if one of these is found to be wrong."""
+    with (
+        open_run(Path(run or Path("runs") / recipe.name), name=recipe.name, recipe=recipe.source) as opened,
+        trying(opened, updated(opened.record.options, options)),
+    ):
+        yield Pipeline(opened, recipe, track=track)

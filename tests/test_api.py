@@ -151,6 +151,20 @@ def test_the_verbs_one_by_one(net, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_layers_are_measured_into_a_table_once(net, tmp_path):
+    before = copy.deepcopy(net.state_dict())
+    table = tmp_path / "costs.json"
+    given = {"schemes": ("fp32",), "run": tmp_path / "r", "table": str(table), "method": "svd"}
+    found = edgecompress.profile(net, X, noisy=True, **given)
+    assert {geometry.split()[0] for geometry in found.layers} == {"Conv2d", "Linear"}
+    assert any(name.startswith("svd ") for forms in found.layers.values() for name in forms)
+    (whole,) = found.networks.values()
+    assert whole["fp32"].ms > 0
+    assert records.read(table, records.CostTable) == found
+    assert edgecompress.profile(net, X, **given) == found
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_a_run_from_python_is_not_gone_on_with_from_the_command_line(edgecompress_run):
     run, call = edgecompress_run
     answer = call("plan", run)
