@@ -16,9 +16,9 @@ from edgecompress.planning.candidates import DENSE, Candidate, Form, Range, dens
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats, ModelStats
 
-# Of all methods only those in closed form; more of them where measured latencies say which are worth their operators.
-QUICK: Final = ("svd", "tucker2")
-MEASURED: Final = (*QUICK, "channel_svd", "spatial_svd")
+# Of all methods those whose fit is in closed form, and that compute in at most three layers of kinds that every runtime is fast in.
+QUICK: Final = ("svd", "tucker2", "spatial_svd")
+MEASURED: Final = (*QUICK, "channel_svd")  # where latencies say which are worth their operators
 
 
 class Choices(NamedTuple):
