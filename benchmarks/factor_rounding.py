@@ -3,7 +3,7 @@
 A row is the relative error after rounding over that before; beside it stands the same for the factors that tensorly's parafac finds in 100
 sweeps at the same rank. Factors for 4 bits get 10% of slack, which leaves less error after rounding than 1%. cp_quantized is held to the
 rounded error of cp_epc. --rate sets how many times fewer parameters the factors have; at 2 some kernels are reproduced so closely that 4
-bits cost more than the bound.
+bits cost more than the bound. --quick changes nothing: it takes half a minute.
 """
 
 from collections.abc import Iterator
