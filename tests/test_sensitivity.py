@@ -35,7 +35,7 @@ def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidate
     """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
     inputs = (digits()[0].inputs[:512],)
     losses = sensitivity.measure(net, candidates, inputs)
-    probe = sensitivity.probes(candidates["body"])[0]
+    probe = sensitivity.first(candidates["body"])[0]
     job = Job("body", net.body, probe.method, probe.rank, dict(probe.options))
     trial = copy.deepcopy(net)
     replace(trial, "body", factors_of(net, [job])[0].compact)

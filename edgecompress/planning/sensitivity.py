@@ -11,7 +11,7 @@ and outside of them with slope two.
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -23,16 +23,18 @@ from edgecompress.batches import Batch
 from edgecompress.batchnorm import by_batch
 from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import Factors
 from edgecompress.factorizations.parallel import Job
 from edgecompress.models import replace
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.factors import factors_of
+from edgecompress.planning.replay import Recording, record, resumed
 from edgecompress.progress import Track, silent
 
+Point = tuple[float, float]  # relative error, loss
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
 
-PROBES: Final = 5  # of a layer; one that breaks down between two ranks is far off the line between distant probes
+PROBES: Final = 5  # of a layer at the most; one that breaks down between two ranks is far off the line between distant probes
+STRAIGHT: Final = math.log(1.5)  # the middle may be off; of a smooth curve the quarters then are off by a quarter of that, 10%
 MACS_BUDGET: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
 HELD: Final = 20_000_000  # parameters of probes
 FEWEST: Final = 32  # inputs; fewer rank layers by chance
@@ -57,54 +59,80 @@ def measure(
     model = copy.deepcopy(model).eval()
     if batches.size(inputs) > 1:
         by_batch(model)
-    reference = _outputs(model, inputs)
-    if not batches.is_finite(reference):
-        raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
-    probed: dict[str, list[tuple[float, float]]] = {layer: [] for layer in options}
-    work = {layer: chosen for layer, found in options.items() if (chosen := probes(found))}
-    made = _probed(model, work, inputs if data_aware else None)
-    for layer, probe, compact in track(made, "measuring sensitivity", sum(map(len, work.values()))):
-        dense = replace(model, layer, compact)
-        loss = float(divergence(_outputs(model, inputs), reference))
-        replace(model, layer, dense)
-        probed[layer].append((probe.relative_error, min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING))
-    return {(layer, c.method, c.rank): interpolate(probed[layer], c.relative_error) for layer, found in options.items() for c in found}
-
-
-@torch.inference_mode()
-def _outputs(model: nn.Module, inputs: Batch) -> Batch:
-    """Return the outputs for all inputs, run in batches of about the same size and of two samples at least."""
     n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
-    parts = zip(*(x.tensor_split(n) for x in inputs), strict=True)
-    return tuple(torch.cat(column) for column in zip(*(batches.run(model, part) for part in parts), strict=True))
+    parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about the same size, two samples at least
+    points: dict[str, list[Point]] = {layer: [] for layer in options}
+    for pick, title in ((first, "measuring sensitivity"), (further, "measuring sensitivity between")):
+        work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
+        summed = [0.0] * len(work)
+        measured = _losses(model, work, parts, inputs if data_aware else None)
+        for i, loss in track(measured, title, len(work) * len(parts)) if work else ():
+            summed[i] += loss
+        for (layer, probe), loss in zip(work, summed, strict=True):
+            mean = loss / batches.size(inputs)
+            points[layer].append((probe.relative_error, min(max(mean, FLOOR), CEILING) if math.isfinite(mean) else CEILING))
+    return {(layer, c.method, c.rank): interpolate(points[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 
-def _probed(model: nn.Module, work: Mapping[str, list[Candidate]], inputs: Batch | None) -> Iterator[tuple[str, Candidate, Factors]]:
-    """Yield each layer with each probe and its factors; fitted for several layers at once, of which as many as fit into HELD are held."""
-    pairs = [(layer, probe) for layer, chosen in work.items() for probe in chosen]
-    while pairs:
-        ends = itertools.accumulate(probe.params for _, probe in pairs)
-        n = max(1, sum(end <= HELD for end in ends))
-        now, pairs = pairs[:n], pairs[n:]
-        jobs = [Job(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options)) for layer, probe in now]
-        for (layer, probe), made in zip(now, factors_of(model, jobs, inputs=inputs), strict=True):
-            yield layer, probe, made.compact
+def _losses(
+    model: nn.Module, work: Sequence[tuple[str, Candidate]], parts: Sequence[Batch], inputs: Batch | None
+) -> Iterator[tuple[int, float]]:
+    """Yield for each part the index of each probe and the loss it costs, summed over samples; as many probes at a time as fit into HELD."""
+    start = 0
+    while start < len(work):
+        ends = itertools.accumulate(probe.params for _, probe in work[start:])
+        end = start + max(1, sum(held <= HELD for held in ends))
+        jobs = [Job(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options)) for layer, probe in work[start:end]]
+        fitted = factors_of(model, jobs, inputs=inputs)
+        for part in parts:
+            recording = record(model, part)
+            if not batches.is_finite(recording.outputs):
+                raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
+            for i, (job, made) in enumerate(zip(jobs, fitted, strict=True), start):
+                outputs = _with(model, job.name, made.compact, part, recording)
+                yield i, batches.size(part) * float(divergence(outputs, recording.outputs))
+        start = end
+
+
+@torch.no_grad()
+def _with(model: nn.Module, layer: str, compact: nn.Module, part: Batch, recording: Recording) -> Batch:
+    """Return the outputs with a layer replaced; `model` is the dense one again afterwards."""
+    dense = model.get_submodule(layer)
+    with resumed(recording, dense):
+        replace(model, layer, compact)
+        try:
+            return batches.run(model, part)
+        finally:
+            replace(model, layer, dense)
 
 
 def affordable(options: Mapping[str, list[Candidate]], macs: int) -> int:
     """Return on how many inputs a network of `macs` can be probed within MACS_BUDGET, at least FEWEST."""
-    forwards = 1 + sum(len(probes(found)) for found in options.values())
+    forwards = 1 + sum(len(_spread(found)) for found in options.values())
     return max(FEWEST, MACS_BUDGET // max(1, macs * forwards))
 
 
-def probes(found: list[Candidate]) -> list[Candidate]:
-    """Pick up to PROBES candidates spread over the range; the dense one is known to cost nothing."""
+def first(found: Sequence[Candidate], _: Sequence[Point] = ()) -> list[Candidate]:
+    """Pick the probes that every layer gets: the ends of the range and the middle."""
+    return _spread(found)[::2]
+
+
+def further(found: Sequence[Candidate], points: Sequence[Point]) -> list[Candidate]:
+    """Pick those between, where the middle is off the line between the ends; where it is not, they are taken to be on it too."""
+    if len(points) < 3:
+        return _spread(found)[1::2]
+    low, middle, high = sorted(points)
+    return _spread(found)[1::2] if abs(math.log(middle[1] / interpolate([low, high], middle[0]))) > STRAIGHT else []
+
+
+def _spread(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return up to PROBES candidates spread over the range; the dense one is known to cost nothing."""
     factorized = [c for c in found if c.method != DENSE and c.relative_error > 0]
     n = min(PROBES, len(factorized))
     return [factorized[round(i * (len(factorized) - 1) / max(1, n - 1))] for i in range(n)]
 
 
-def interpolate(points: list[tuple[float, float]], error: float) -> float:
+def interpolate(points: Sequence[Point], error: float) -> float:
     """Return the loss at a relative error from measured (error, loss) points, monotone in the error."""
     if error <= 0 or not points:
         return 0.0
