@@ -13,7 +13,7 @@ from support.trained_net import IMAGE
 
 from edgecompress import batches
 from edgecompress.allocators import Offer, latency
-from edgecompress.batchnorm import reestimate
+from edgecompress.batchnorm import before, reestimate
 from edgecompress.distillation import top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import forward
@@ -149,6 +149,19 @@ def test_a_latency_without_a_device_is_refused(net, stats):
         plan(net, stats, budget=Budget(speedup=2.0))
 
 
+def test_layers_that_take_longer_alone_than_the_whole_network_are_taken_for_less(net, stats, inputs):
+    """However much longer: they cannot have taken more than the network that they are a part of."""
+    whole_ms = sum(by_macs(None, layer.macs) for layer in stats.layers)
+    asked = {"macs_ratio": 0.5, "inputs": inputs, "rank_multiple": 4}
+    exact, cold = (
+        plan(net, stats, costs=costs(lambda form, macs, times=times: times * by_macs(form, macs), whole_ms=whole_ms), **asked)
+        for times in (1, 3)
+    )
+    assert cold.latency_ms == pytest.approx(exact.latency_ms)
+    assert cold.latency_ms < cold.latency_ms_before == whole_ms
+    assert [(s.layer, s.rank) for s in cold.layers] == [(s.layer, s.rank) for s in exact.layers]
+
+
 def test_nothing_slower_than_the_dense_layer_is_chosen(net, stats, inputs):
     def slow_bodies(form, macs):
         factorized = form.method != "dense" and form.arguments.get("kernel_size") == (3, 3)
@@ -211,7 +224,8 @@ def drop(net, made):
     judged = digits()[0].inputs[400:1400]
     labels = digits()[0].labels[400:1400]
     small, _ = decompose(net, made)
-    reestimate(small, batches.evenly((digits()[0].inputs[:192],)))
+    recovery = (digits()[0].inputs[:192],)
+    reestimate(small, batches.evenly(recovery), since=before(net, batches.evenly(recovery)))
     return 100 * (top1(forward(net, (judged,))[0], labels) - top1(forward(small, (judged,))[0], labels))
 
 

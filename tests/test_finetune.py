@@ -10,7 +10,7 @@ from support.networks import Net, digits, trained
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from edgecompress.batchnorm import reestimate
+from edgecompress.batchnorm import before, reestimate
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError
 from edgecompress.progress import silent
@@ -259,3 +259,27 @@ def test_reestimation_finds_the_statistics_of_the_data_and_restores_the_modes():
     torch.testing.assert_close(model[0].running_mean, x.mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[0].running_var, torch.stack([b.var(0) for b in x.split(100)]).mean(0), rtol=1e-4, atol=1e-4)
     assert (model[0].momentum, model.training, model[0].training, model[1].training) == (0.3, True, True, False)
+
+
+def odd(n=64):
+    """Digits as no training image is: negatives, shifted and of little contrast."""
+    return [(0.3 - 0.2 * digits()[0].inputs[:n].roll(3, 3),)]
+
+
+def test_statistics_of_a_network_stay_where_nothing_was_replaced_whatever_the_inputs(dense):
+    model = copy.deepcopy(dense)
+    reestimate(model, odd(), since=before(dense, odd()))
+    for name, buffer in dense.named_buffers():
+        if "running" in name:
+            assert torch.equal(model.get_buffer(name), buffer), name
+
+
+def test_inputs_unlike_those_of_training_repair_what_replaced_layers_shifted_and_spoil_nothing(dense):
+    hurt = decompose(dense, plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.25, rank_multiple=2))[0].eval()
+    plainly, moved = copy.deepcopy(hurt), copy.deepcopy(hurt)
+    reestimate(plainly, odd())
+    state = copy.deepcopy(dense.state_dict())
+    reestimate(moved, odd(), since=before(dense, odd()))
+    torch.testing.assert_close(dense.state_dict(), state, rtol=0, atol=0)
+    found = {name: evaluate(model, digits()[1]) for name, model in (("as it is", hurt), ("plainly", plainly), ("moved", moved))}
+    assert found["moved"] > max(found["as it is"], found["plainly"]) + 0.05, found

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edgecompress import batches
 from edgecompress.batches import Batch
-from edgecompress.batchnorm import reestimate
+from edgecompress.batchnorm import Before, before, reestimate
 from edgecompress.distillation import agreement, scores_of, top1
 from edgecompress.factorizations.parallel import Job
 from edgecompress.models import forward, replace
@@ -34,24 +34,27 @@ class Trial(NamedTuple):
     labels: Tensor | None
     data_aware: bool
 
-    def outputs(self, plan: CompressionPlan | None) -> Batch:
-        """Return what the planned network gives on the held-out inputs, the dense one without a plan."""
+    def dense(self) -> tuple[Batch, Before]:
+        """Return what the dense network gives on the held-out inputs, and its BatchNorm statistics."""
         trial = copy.deepcopy(self.model).eval()
-        if plan is None:
-            return forward(trial, self.held_out)
+        return forward(trial, self.held_out), before(trial, batches.evenly(self.recovery))
+
+    def outputs(self, plan: CompressionPlan, since: Before) -> Batch:
+        """Return what the planned network gives on the held-out inputs."""
+        trial = copy.deepcopy(self.model).eval()
         jobs = [Job(step.layer, self.model.get_submodule(step.layer), step.method, step.rank, step.options) for step in plan.layers]
         for job, fitted in zip(jobs, factors_of(self.model, jobs, inputs=self.recovery if self.data_aware else None), strict=True):
             replace(trial, job.name, fitted.compact)
-        reestimate(trial, batches.evenly(self.recovery))
+        reestimate(trial, batches.evenly(self.recovery), since=since)
         return forward(trial, self.held_out)
 
 
 def agrees(trial: Trial) -> Callable[[CompressionPlan], float]:
     """Return the function that tells a plan's top-1 agreement with the dense network."""
-    reference = trial.outputs(None)
+    reference, since = trial.dense()
 
     def told(plan: CompressionPlan) -> float:
-        same = agreement(trial.outputs(plan), reference)
+        same = agreement(trial.outputs(plan, since), reference)
         return 1.0 if same is None else same
 
     return told
@@ -59,11 +62,11 @@ def agrees(trial: Trial) -> Callable[[CompressionPlan], float]:
 
 def drops(trial: Trial) -> Callable[[CompressionPlan], float]:
     """Return the function that tells how many points of top-1 a plan loses: of accuracy with labels, of agreement without."""
-    reference = trial.outputs(None)
+    reference, since = trial.dense()
     scores = scores_of(reference)
 
     def told(plan: CompressionPlan) -> float:
-        outputs = trial.outputs(plan)
+        outputs = trial.outputs(plan, since)
         if trial.labels is not None and scores is not None and (after := scores_of(outputs)) is not None:
             return 100 * (top1(scores, trial.labels) - top1(after, trial.labels))
         same = agreement(outputs, reference)

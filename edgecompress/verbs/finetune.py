@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from edgecompress import batches, checkpoint
 from edgecompress.batches import Batch
-from edgecompress.batchnorm import has_batchnorm, reestimate
+from edgecompress.batchnorm import before, has_batchnorm, reestimate
 from edgecompress.data import Samples, describe, fetch
 from edgecompress.distillation import is_scores, scores_of, top1
 from edgecompress.errors import ConfigError
@@ -97,7 +97,9 @@ def finetune(
             started = time.perf_counter()
             torch.manual_seed(seed_of(options.seed, 0))
             if repair:
-                reestimate(model, _inputs(data, example_inputs, track))
+                dense = before(teacher, _inputs(data, example_inputs, track))
+                torch.manual_seed(seed_of(options.seed, 0))  # the same samples
+                reestimate(model, _inputs(data, example_inputs, track), since=dense)
             score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
         for number in range(len(epochs), options.epochs + 1):
