@@ -23,23 +23,23 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """K. He et al. Deep residual learning for image recognition. CVPR 2016, table 1."""
+    """K. He et al. Deep residual learning for image recognition. CVPR 2016, table 1; of its four stages the first ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
-        self.blocks = nn.Sequential(*(nn.Sequential(Block(i, o, stride), Block(o, o, 1)) for i, o, stride in stages))
-        self.fc = nn.Linear(512, 1000)
+        shapes = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))[:stages]
+        self.blocks = nn.Sequential(*(nn.Sequential(Block(i, o, stride), Block(o, o, 1)) for i, o, stride in shapes))
+        self.fc = nn.Linear(shapes[-1][1], 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.fc(self.blocks(self.stem(x)).mean((2, 3))))
 
 
 @torch.no_grad()
-def resnet18() -> nn.Module:
-    """Return ResNet-18 in eval mode; activations keep their size from layer to layer."""
-    model = ResNet18()
+def resnet18(stages: int = 4) -> nn.Module:
+    """Return ResNet-18, or its first stages, in eval mode; activations keep their size from layer to layer."""
+    model = ResNet18(stages)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             fan_in = layer.weight[0].numel()

@@ -1,21 +1,25 @@
 """Whether plans by measured latencies come true, and are worth more than plans by MACs.
 
 Networks: ResNet-20 and EfficientNet-Lite0 of the examples, and ResNet-18 at 224×224 with kernels that have trained ones' spectra (its
-latency is what counts); --quick takes ResNet-18 at 64×64 alone. This machine, one thread, real TFLite files, dense and planned
-measured interleaved.
+latency is what counts); --quick takes the first two stages of ResNet-18 at 112×112 alone, whose layers take as long as those of small
+networks and are few. This machine, one thread, real TFLite files, dense and planned measured interleaved.
 
 Rows: latency of the planned network as predicted, over that measured, both as shares of the dense network's (within 5%); planned over dense
 latency in the same scheme (below 1); of ResNet-18 at 0.33 of the MACs in fp32 the speed-up that is realised over the one that MACs promise
-(≥ 0.85), with plain Tucker-2 by one ratio beside it; dense fp32 over planned int8-static (≥ 7); seconds and memory of planning ResNet-18
-with a warm table and cache (≤ 30 s, ≤ 2 GB).
+(≥ 0.85), with plain Tucker-2 by one ratio beside it (not --quick); dense fp32 over planned int8-static (≥ 7); seconds and memory of
+planning ResNet-18 with a warm table and cache (≤ 30 s, ≤ 2 GB).
 """
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -37,10 +41,13 @@ from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.bench import bench
 from edgecompress.verbs.decompose import decompose
 from edgecompress.verbs.plan import plan
+from edgecompress.verbs.profile import profile
 
+Plans = dict[tuple[str, str], CompressionPlan]  # (variant, scheme)
 SCHEMES = ("fp32", "int8-static")
 EXAMPLES = programs.REPOSITORY / "examples"
 REPETITIONS = 200
+WHOLE, QUICK = (4, 224), (2, 112)  # stages of ResNet-18, side of its images
 
 
 class Subject:
@@ -50,28 +57,40 @@ class Subject:
         self.name, self.model, self.example, self.folder, self.inputs = name, model, example, folder, inputs
         folder.mkdir()
         self.stats: ModelStats = analyze(model, example, name=name, measure=False)
-        self.network = Network(name, name, self.stats.macs, lambda path, scheme: self.write(self.model, path, scheme))
+        self.network = Network(name, name, self.stats.macs, lambda path, scheme: shutil.copyfile(self.file("dense", scheme), path))
 
-    def write(self, model: nn.Module, path: Path, scheme: str) -> None:
+    def file(self, variant: str, scheme: str) -> Path:
+        return self.folder / f"{variant}-{scheme}.tflite"
+
+    def plan(self, source: Source | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
+        costs = Costs(scheme, source.where, source.whole_ms(self.network, scheme), source.price) if source else None
+        return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
+
+    def prepare(self, source: Source, macs_ratio: float, *, plain: bool = False) -> Plans:
+        """Plan in each scheme, and plain Tucker-2 by one ratio if asked to; write all files before any of them is timed."""
+        self._write({("dense", scheme): None for scheme in SCHEMES})
+        profile(self.model, self.stats, source, self.network, schemes=SCHEMES)
+        plans = {("planned", scheme): self.plan(source, scheme, macs_ratio) for scheme in SCHEMES}
+        if plain:
+            plans["plain", "fp32"] = self.plan(None, "fp32", macs_ratio, method="tucker2", allocator="uniform")
+        self._write(plans)
+        return plans
+
+    def _write(self, wanted: Mapping[tuple[str, str], CompressionPlan | None]) -> None:
+        requests = [self._request(self.file(*key), key[1], made) for key, made in wanted.items()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda request: convert("tflite", request), requests))
+
+    def _request(self, path: Path, scheme: str, made: CompressionPlan | None) -> ConversionRequest:
         program, calibration = path.with_suffix(".pt2"), path.with_suffix(".safetensors")
+        model = self.model if made is None else decompose(self.model, made)[0].eval()
         write_program(to_program(model, self.example), program)
         seen = ""
         if scheme == "int8-static":
             torch.manual_seed(0)
             save_calibration(tuple(torch.rand(2, *x.shape[1:]) for x in self.example), calibration)
             seen = str(calibration)
-        convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen))
-
-    def plan(self, source: Source | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
-        costs = Costs(scheme, source.where, source.whole_ms(self.network, scheme), source.price) if source else None
-        return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
-
-    def file(self, variant: str, scheme: str, made: CompressionPlan | None = None) -> Path:
-        """Return the file of the dense network, or of a plan of it."""
-        path = self.folder / f"{variant}-{scheme}.tflite"
-        if not path.exists():
-            self.write(self.model if made is None else decompose(self.model, made)[0].eval(), path, scheme)
-        return path
+        return ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen)
 
 
 def share(dense: Path, other: Path) -> float:
@@ -80,14 +99,15 @@ def share(dense: Path, other: Path) -> float:
     return ratio(second, first).ratio
 
 
-def on(rows: Rows, subject: Subject, source: Source, macs_ratio: float) -> None:
-    """Plan in each scheme; hold prediction against measurement, and the planned network against the dense one."""
+def on(rows: Rows, subject: Subject, plans: Plans) -> dict[str, float]:
+    """Hold prediction against measurement, and the planned network against the dense one; return its share of the latency by scheme."""
+    found = {}
     for scheme in SCHEMES:
-        made = subject.plan(source, scheme, macs_ratio)
+        made = plans["planned", scheme]
         assert made.latency_ms is not None
         assert made.latency_ms_before
         predicted = made.latency_ms / made.latency_ms_before
-        measured = share(subject.file("dense", scheme), subject.file(f"planned-{macs_ratio}", scheme, made))
+        measured = found[scheme] = share(subject.file("dense", scheme), subject.file("planned", scheme))
         off = max(predicted / measured, measured / predicted)
         beside = {"macs": made.macs / made.macs_before, "dense_ms": made.latency_ms_before}
         rows.add(
@@ -100,45 +120,45 @@ def on(rows: Rows, subject: Subject, source: Source, macs_ratio: float) -> None:
             **beside,
         )
         rows.add(f"{subject.name}, {scheme}: planned over dense latency", ours=measured, peer=None, bound=1.0)
+    return found
 
 
-def realised(rows: Rows, subject: Subject, source: Source, macs_ratio: float) -> None:
-    """Hold the speed-up of a plan with latencies against the one its MACs promise, plain Tucker-2 by one ratio beside it."""
-    dense = subject.file("dense", "fp32")
-    made = subject.plan(source, "fp32", macs_ratio)
-    plain = subject.plan(None, "fp32", macs_ratio, method="tucker2", allocator="uniform")
-    ours = 1 / share(dense, subject.file(f"planned-{macs_ratio}", "fp32", made))
-    theirs = 1 / share(dense, subject.file("plain", "fp32", plain))
-    promised, promised_plainly = made.macs_before / made.macs, plain.macs_before / plain.macs
-    row = f"{subject.name} at {macs_ratio:g} of the MACs, fp32: realised over promised speed-up"
-    rows.add(
-        row, ours=ours / promised, peer=None, bound=0.85, sense=">=", speedup=ours, plain=theirs / promised_plainly, plain_speedup=theirs
-    )
-    small = subject.file(f"planned-{macs_ratio}", "int8-static", subject.plan(source, "int8-static", macs_ratio))
-    rows.add(f"{subject.name}: dense fp32 over planned int8-static latency", ours=1 / share(dense, small), peer=None, bound=7.0, sense=">=")
+def realised(rows: Rows, subject: Subject, plans: Plans, measured: float) -> None:
+    """Hold the speed-up of a plan with latencies against the one its MACs promise, plain Tucker-2 beside it where there is one."""
+    dense, made = subject.file("dense", "fp32"), plans["planned", "fp32"]
+    beside = {"speedup": 1 / measured}
+    if plain := plans.get(("plain", "fp32")):
+        theirs = 1 / share(dense, subject.file("plain", "fp32"))
+        beside |= {"plain": theirs * plain.macs / plain.macs_before, "plain_speedup": theirs}
+    row = f"{subject.name} at {made.budget.macs_ratio:g} of the MACs, fp32: realised over promised speed-up"
+    rows.add(row, ours=made.macs / made.macs_before / measured, peer=None, bound=0.85, sense=">=", **beside)
+    small = share(dense, subject.file("planned", "int8-static"))
+    rows.add(f"{subject.name}: dense fp32 over planned int8-static latency", ours=1 / small, peer=None, bound=7.0, sense=">=")
 
 
-def warm(rows: Rows, table: Path, side: int) -> None:
+def warm(rows: Rows, table: Path, *, quick: bool) -> None:
     """Plan in a process of its own, everything measured and fitted already."""
-    argv = [sys.executable, __file__, "--warm", str(table), "--side", str(side)]
+    argv = [sys.executable, __file__, "--warm", str(table), *(["--quick"] if quick else [])]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600)
     found = json.loads(done.stdout.splitlines()[-1])
     rows.add("ResNet-18, table and cache warm: seconds of planning", ours=found["seconds"], peer=None, bound=30.0)
     rows.add("ResNet-18, table and cache warm: GB of memory", ours=found["gb"], peer=None, bound=2.0)
 
 
-def plan_warm(table: Path, side: int, folder: Path) -> None:
+def plan_warm(table: Path, folder: Path, *, quick: bool) -> None:
     """Be that process."""
     start = time.perf_counter()
-    subject = imagenet(side, folder)
+    subject = imagenet(folder, quick=quick)
     source = open_source(device="local://", table=table, threads=1)
     subject.plan(source, "fp32", 0.33)
     gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps({"seconds": time.perf_counter() - start, "gb": gb}))
 
 
-def imagenet(side: int, folder: Path) -> Subject:
-    return Subject(f"ResNet-18 at {side}×{side}", resnet18(), (torch.zeros(1, 3, side, side),), folder / "resnet18", None)
+def imagenet(folder: Path, *, quick: bool) -> Subject:
+    stages, side = QUICK if quick else WHOLE
+    name = f"ResNet-18{f', first {stages} stages,' if quick else ''} at {side}×{side}"
+    return Subject(name, resnet18(stages), (torch.zeros(1, 3, side, side),), folder / "resnet18", None)
 
 
 def example(name: str, folder: Path) -> Subject:
@@ -149,21 +169,22 @@ def example(name: str, folder: Path) -> Subject:
 
 
 def main() -> None:
-    given = parse(__doc__ or "", warm="table of a warm plan (used by the benchmark itself)", side="of the images, for --warm")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    given = parse(__doc__ or "", warm="table of a warm plan (used by the benchmark itself)")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         if given.warm:
-            plan_warm(Path(given.warm), int(given.side), folder)
+            plan_warm(Path(given.warm), folder, quick=given.quick)
             return
-        rows, table, side = Rows(), folder / "costs.json", 64 if given.quick else 224
+        rows, table = Rows(), folder / "costs.json"
         source = open_source(device="local://", table=table, threads=1, noisy=True)
         if not given.quick:
-            on(rows, example("resnet20_fashion_mnist", folder), source, 0.5)
-            on(rows, example("efficientnet_lite0", folder), source, 0.8)
-        large = imagenet(side, folder)
-        on(rows, large, source, 0.33)
-        realised(rows, large, source, 0.33)
-        warm(rows, table, side)
+            for name, macs_ratio in (("resnet20_fashion_mnist", 0.5), ("efficientnet_lite0", 0.8)):
+                small = example(name, folder)
+                on(rows, small, small.prepare(source, macs_ratio))
+        large = imagenet(folder, quick=given.quick)
+        plans = large.prepare(source, 0.33, plain=not given.quick)
+        realised(rows, large, plans, on(rows, large, plans)["fp32"])
+        warm(rows, table, quick=given.quick)
         rows.end()
 
 
