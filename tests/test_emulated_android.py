@@ -105,7 +105,7 @@ def test_what_was_sent_is_not_sent_again(phone):
 def test_when_it_ends_its_processes_and_mounts_end(phone, number):
     adb("-s", phone.serial, "push", TINY, "/data/local/tmp/pushed")  # files are touched as another user
     adb("-s", phone.serial, "shell", "setsid sh -c 'exec sleep 1000 >/dev/null 2>&1' &")
-    assert phone.running()
+    assert phone.running(wait_s=0)
     phone.process.send_signal(number)
     phone.process.wait(20)
     assert phone.running() == []
