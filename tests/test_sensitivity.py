@@ -52,3 +52,19 @@ def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidate
 def test_any_number_of_samples_will_do(net, candidates, samples):
     losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:samples],))
     assert all(loss >= 0 for loss in losses.values())
+
+
+def test_a_probe_that_overflows_is_the_worst_there_is_and_leaves_nothing_behind(net, candidates, monkeypatch):
+    fit = sensitivity.factors_of
+
+    def overflowing(model, jobs, **given):
+        assert all(bool(kept.isfinite().all()) for kept in model.state_dict().values())
+        made = fit(model, jobs, **given)
+        next(made[0].compact.parameters()).data.fill_(torch.inf)
+        return made
+
+    monkeypatch.setattr(sensitivity, "factors_of", overflowing)
+    monkeypatch.setattr(sensitivity, "HELD", 1)  # one probe at a time
+    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:64],), data_aware=True)
+    assert max(losses.values()) == pytest.approx(sensitivity.CEILING)
+    assert all(kept.isfinite().all() for kept in net.state_dict().values())

@@ -56,16 +56,16 @@ def measure(
     Raises:
         ConfigError: The dense model's outputs are not finite.
     """
-    model = copy.deepcopy(model).eval()
+    trial = copy.deepcopy(model).eval()
     if batches.size(inputs) > 1:
-        by_batch(model)
+        by_batch(trial)
     n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
     parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about the same size, two samples at least
     points: dict[str, list[Point]] = {layer: [] for layer in options}
     for pick, title in ((first, "measuring sensitivity"), (further, "measuring sensitivity between")):
         work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
         summed = [0.0] * len(work)
-        measured = _losses(model, work, parts, inputs if data_aware else None)
+        measured = _losses(model, trial, work, parts, inputs if data_aware else None)
         for i, loss in track(measured, title, len(work) * len(parts)) if work else ():
             summed[i] += loss
         for (layer, probe), loss in zip(work, summed, strict=True):
@@ -75,9 +75,14 @@ def measure(
 
 
 def _losses(
-    model: nn.Module, work: Sequence[tuple[str, Candidate]], parts: Sequence[Batch], inputs: Batch | None
+    model: nn.Module, trial: nn.Module, work: Sequence[tuple[str, Candidate]], parts: Sequence[Batch], inputs: Batch | None
 ) -> Iterator[tuple[int, float]]:
-    """Yield for each part the index of each probe and the loss it costs, summed over samples; as many probes at a time as fit into HELD."""
+    """Yield for each part the index of each probe and the loss it costs, summed over samples; as many probes at a time as fit into HELD.
+
+    Args:
+        model: What factors are fitted to: a probe that overflows leaves NaN in the running averages of `trial`.
+        trial: A copy, which probes are put into.
+    """
     start = 0
     while start < len(work):
         ends = itertools.accumulate(probe.params for _, probe in work[start:])
@@ -85,11 +90,11 @@ def _losses(
         jobs = [Job(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options)) for layer, probe in work[start:end]]
         fitted = factors_of(model, jobs, inputs=inputs)
         for part in parts:
-            recording = record(model, part)
+            recording = record(trial, part)
             if not batches.is_finite(recording.outputs):
                 raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
             for i, (job, made) in enumerate(zip(jobs, fitted, strict=True), start):
-                outputs = _with(model, job.name, made.compact, part, recording)
+                outputs = _with(trial, job.name, made.compact, part, recording)
                 yield i, batches.size(part) * float(divergence(outputs, recording.outputs))
         start = end
 
