@@ -179,10 +179,10 @@ def test_ctrl_c_in_an_early_step_keeps_those_before(digits_recipe, edgecompress,
         said(process, line)
         interrupt(process)
     done = list(read_run(tmp_path / "r").steps) if (tmp_path / "r" / "run.json").exists() else []
-    assert done == finished
+    assert done[: len(finished)] == finished  # on a busy machine the next step may end before the signal is there
     left = {Path(name).name for name in contents(tmp_path / "r")}
-    assert left <= {"run.json", *(FILES[step] for step in finished)}
-    assert steps(edgecompress("plan", digits_recipe, "--run", "r"), reused=True) == finished
+    assert left <= {"run.json", *(FILES[step] for step in done)}
+    assert steps(edgecompress("plan", digits_recipe, "--run", "r"), reused=True) == done
 
 
 @pytest.fixture(scope="session")
