@@ -11,19 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgecompress import batches
 from edgecompress.batches import Batch
 
-Statistics = dict[str, tuple[Tensor, Tensor]]  # BatchNorm → mean and variance of each channel
+Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
 
 
 class Before(NamedTuple):
     """A network before its layers were replaced.
 
     Attributes:
-        known: The statistics it has, of all the data it was trained on.
-        read: Those of what its BatchNorms read of a few inputs.
+        known: BatchNorm → the statistics it has, of all the data it was trained on.
+        read: BatchNorm → those of what it reads of a few inputs, of each batch in turn.
     """
 
-    known: Statistics
-    read: Statistics
+    known: dict[str, Statistics]
+    read: dict[str, list[Statistics]]
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -43,7 +43,9 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | Non
         M. Nagel et al. Data-Free Quantization Through Weight Equalization and Bias Correction. ICCV 2019, section 4.2: means moved so.
     """
     layers = _layers(model)
-    if not layers:
+    if since:
+        _follow(model, inputs, since)
+    if since or not layers:
         return
     modes = {m: m.training for m in model.modules()}
     momenta = {m: m.momentum for m in layers.values()}
@@ -60,16 +62,49 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | Non
             layer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-    if since:
-        for name in layers.keys() & since.known.keys():
-            _move(layers[name], since.known[name], since.read[name])
 
 
+@torch.no_grad()
 def before(model: nn.Module, inputs: Iterable[Batch]) -> Before:
-    """Return the statistics of a network, which keeps them, and those of what it reads of `inputs`."""
-    reader = copy.deepcopy(model)
-    reestimate(reader, inputs)
-    return Before(_statistics(model), _statistics(reader))
+    """Return the statistics of a network, which keeps them, and those of what it reads of `inputs` in eval mode."""
+    reader = copy.deepcopy(model).eval()
+    layers = _layers(reader)
+    read: dict[str, list[Statistics]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: read[name].append(_read(args[0])))
+    for x in inputs if layers else ():
+        batches.run(reader, x)
+    return Before({name: _statistics(layer) for name, layer in layers.items()}, read)
+
+
+@torch.no_grad()
+def _follow(model: nn.Module, inputs: Iterable[Batch], since: Before) -> None:
+    """Move statistics in the order of the network, so that each layer reads what those before it give with theirs moved already."""
+    layers = {name: layer for name, layer in _layers(model).items() if name in since.known}
+    moves: dict[str, list[Statistics]] = {name: [] for name in layers}
+    modes = {m: m.training for m in model.modules()}
+
+    def move(name: str, layer: _BatchNorm, x: Tensor) -> None:
+        if len(moves[name]) < len(since.read[name]):
+            (mean, var), (mean_before, var_before) = _read(x), since.read[name][len(moves[name])]
+            # a channel that is silent on these inputs keeps its variance
+            moves[name].append((mean - mean_before, (var + layer.eps) / (var_before + layer.eps)))
+            _move(layer, since.known[name], *moves[name][-1])
+
+    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: move(name, m, args[0])) for name, layer in layers.items()]
+    model.eval()
+    try:
+        for x in inputs if layers else ():
+            batches.run(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    for name, moved in moves.items():
+        if moved:
+            shifts, ratios = zip(*moved, strict=True)
+            _move(layers[name], since.known[name], torch.stack(shifts).mean(0), torch.stack(ratios).mean(0))
 
 
 def by_batch(model: nn.Module) -> None:
@@ -85,16 +120,17 @@ def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
-def _of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
-    return cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+def _statistics(layer: _BatchNorm) -> Statistics:
+    return cast(Tensor, layer.running_mean).clone(), cast(Tensor, layer.running_var).clone()
 
 
-def _statistics(model: nn.Module) -> Statistics:
-    return {name: (_of(layer)[0].clone(), _of(layer)[1].clone()) for name, layer in _layers(model).items()}
+def _read(x: Tensor) -> Statistics:
+    """Return the statistics of what a BatchNorm reads, `(n, channels, …)`."""
+    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    return mean, var
 
 
-def _move(layer: _BatchNorm, known: tuple[Tensor, Tensor], read: tuple[Tensor, Tensor]) -> None:
-    """Set statistics to `known` ones, moved from `read` to what the layer has now: means by the difference, variances by the ratio."""
-    mean, var = _of(layer)
-    mean.copy_(known[0] + (mean - read[0]))
-    var.copy_(known[1] * ((var + layer.eps) / (read[1] + layer.eps)))  # a channel that is silent on these inputs keeps its variance
+def _move(layer: _BatchNorm, known: Statistics, shift: Tensor, ratio: Tensor) -> None:
+    """Set statistics to known ones, means moved by a difference, variances by a ratio."""
+    cast(Tensor, layer.running_mean).copy_(known[0] + shift)
+    cast(Tensor, layer.running_var).copy_(known[1] * ratio)
