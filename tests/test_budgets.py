@@ -249,6 +249,15 @@ def test_a_bound_on_accuracy_holds_within_another_budget(net, stats, inputs):
     assert "agreement with the dense network" in made.notes[-1]
 
 
+def test_where_nothing_survives_the_bound_the_plan_says_ship_it_quantized(net, stats, inputs):
+    judged = ((torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)),), None)  # no digits: the least noise changes answers
+    fixed = {layer.name: ("dense", ()) for layer in stats.layers if layer.name != "body"}
+    made = plan(net, stats, budget=Budget(max_drop=0.01), inputs=inputs, judged=judged, layers=fixed)
+    assert not made.layers
+    assert made.macs == stats.macs
+    assert re.search(r"nothing is worth decomposing: .* costs more than 0\.01 points of agreement .* ship it quantized", made.notes[-1])
+
+
 def test_a_bound_on_accuracy_needs_data(net, stats, inputs):
     with pytest.raises(ConfigError, match="max drop 1: 0 inputs to measure it on, 100 are needed"):
         plan(net, stats, budget=Budget(max_drop=1.0), inputs=inputs)

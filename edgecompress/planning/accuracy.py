@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
-from edgecompress.planning.trials import At, Trial, drops, largest
+from edgecompress.planning.trials import BISECTIONS, At, Trial, drops, largest
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 
@@ -45,4 +45,7 @@ def within(
     found = first if best is made else dropped(best) if best.layers else 0.0
     measure = "top-1" if judged[1] is not None else "agreement with the dense network"
     note = f"before fine-tuning it loses {found:.2f} points of {measure} on {n} inputs; {max_drop:g} are allowed"
+    if not best.layers:
+        least = f"the first {0.5**BISECTIONS:.1%} of what could be saved"
+        note = f"nothing is worth decomposing: {least} costs more than {max_drop:g} points of {measure} on {n} inputs; ship it quantized"
     return msgspec.structs.replace(best, notes=(*best.notes, note))
