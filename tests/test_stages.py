@@ -167,3 +167,26 @@ def test_full_ranks_preserve_the_function_of_the_fine_tuned_network(net, inputs)
     again = after((network, net), lower, whole)
     assert all(again.get_submodule(name) is not network.get_submodule(name) for name in method)
     torch.testing.assert_close(forward(again, inputs), forward(network, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_with_a_bound_on_accuracy_every_stage_keeps_it_and_ranks_never_rise(net, inputs):
+    stats, network, before, was = analyze(net, IMAGE, measure=False), net, (), None
+    judged = ((digits()[0].inputs[400:1400],), None)
+    for number, bound in ((1, 4.0), (2, 12.0)):
+        made = plan(
+            stages.opened(network, net, before),
+            stats,
+            budget=Budget(max_drop=bound),
+            inputs=inputs,
+            judged=judged,
+            rank_multiple=2,
+            stage=Stage(left(number, 2, 0.5), stages.present(before)),
+        )
+        lost = float(made.notes[-1].split(" points")[0].rpartition(" ")[2])
+        assert 0 <= lost <= bound
+        network = after((network, net), before, made)
+        if was is not None:
+            never_more(was, made)
+            assert made.macs < was.macs
+        before, was = made.layers, made
+    assert was.macs < stats.macs
