@@ -2,9 +2,9 @@
 
 A cell is a network, an allocator and a MACs ratio. A line of JSON a cell is added to the results (RESULTS beside this program unless told
 otherwise), and cells that stand there are not run again. Then the rows are printed, and the exit status says whether all bounds hold:
-points that the planner's allocator lacks to the best of the others at each ratio (none; with --quick a standard error), and how far it moves
-the outputs before fine-tuning beside the least of the others; on CIFAR-10 the points lost against the dense network, trained as long, at 0.32
-of the MACs (0.47, as ALDS lost there) and at 0.28 (none: HALOC), with --method cp_epc.
+points that the planner's allocator lacks to the best of the others at each ratio (none; with --quick a standard error), and how far it
+moves the outputs before fine-tuning beside the least of the others; on CIFAR-10 the points that --method cp_epc loses against the dense
+network, trained as long, at 0.32 of the MACs (0.47, as ALDS lost there) and at 0.28 (none: HALOC).
 
     allocators.py --cifar FILE --cifar-weights FILE     all cells of both networks: hours
     allocators.py --ratio 0.33 --allocator latency      a part, on Fashion-MNIST alone
