@@ -1,8 +1,8 @@
 """The conversion matrix: what each network, under each factorization, becomes in each format and scheme; and its table in docs/formats.md.
 
 Every cell is converted, run in its own runtime and judged by the gate. A line of JSON a cell is added to the results (RESULTS beside this
-program unless told otherwise), and cells that stand there are not run again. The most telling are run first, so it may be ended at any
-time. Exit status 1 says that a cell is neither passed nor refused with a reason.
+program unless told otherwise), and cells that stand there are not run again, so it may be ended at any time; dense networks come first.
+Exit status 1 says that a cell is neither passed nor refused with a reason.
 
     conversion_matrix.py                                   all of it: hours
     conversion_matrix.py --method dense --format onnx      a part

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx2tf
 import onnx_export
+import onnxsim
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
 from tflite_file import IMAGE_AXES
@@ -34,7 +35,7 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    keras = _keras_model(_onnx(program), program)
+    keras = keras_model(program)
     function = _function(keras, request.layout)
     owner = tf.Module()  # the model does not own the weights of convolutions in groups, and without an owner the file has no signature
     owner.model, owner.weights = keras, list(function.variables)
@@ -54,31 +55,52 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
         raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; take route litert-torch") from error
 
 
-def _onnx(program: Any) -> Path:
-    model = onnx_export.export(program, subject="tflite", instead="take route litert-torch")
-    if lacking := next((node for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None), None):
-        inside = onnx_export.name_nodes(model)[lacking.name]
-        layer = f"{inside[-1]}: " if inside and inside[-1] else ""
-        raise UnsupportedError(f"tflite: {layer}onnx2tf has no {lacking.op_type}; replace that op or take route litert-torch")
-    path = Path("model.onnx")
-    onnx.save(model, path)
-    return path
+def keras_model(program: Any) -> Any:
+    """Return the float model, of layers that keep their data NHWC.
 
-
-def _keras_model(path: Path, program: Any) -> Any:
+    Raises:
+        UnsupportedError: An op that onnx2tf lacks.
+        ToolchainError: torch.onnx or onnx2tf gave up.
+    """
     np.save(SELF_CHECK_SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
     # onnx2tf would also make (n, c, l) into (n, l, c); this project's layouts are about images alone.
     kept = [f"input_{i}" for i, x in enumerate(example_inputs(program)) if x.ndim != IMAGE_AXES]
+    path = _onnx(program)
     try:
         return onnx2tf.convert(
             input_onnx_file_path=str(path),
             output_folder_path="saved_model",
             keep_shape_absolutely_input_names=kept or None,
+            not_use_onnxsim=True,  # three processes of it; the file is simplified
             disable_model_save=True,
             non_verbose=True,
         )
     except (Exception, SystemExit) as error:  # it ends the process when it gives up on an op
         raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; take route litert-torch") from error
+
+
+def _onnx(program: Any) -> Path:
+    model = onnx_export.export(program, subject="tflite", instead="take route litert-torch")
+    if lacking := _lacking(model):
+        inside = onnx_export.name_nodes(model)[lacking.name]
+        layer = f"{inside[-1]}: " if inside and inside[-1] else ""
+        raise UnsupportedError(f"tflite: {layer}onnx2tf has no {lacking.op_type}; replace that op or take route litert-torch")
+    path = Path("model.onnx")
+    onnx.save(_simplified(model), path)
+    return path
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model by onnxsim; itself where that fails, or joins ops to one that onnx2tf lacks, as it does with attention."""
+    try:
+        simplified, _ = onnxsim.simplify(model)
+    except Exception:  # of C++
+        return model
+    return model if _lacking(simplified) else simplified
+
+
+def _lacking(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    return next((node for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None), None)
 
 
 def _function(keras: Any, layout: str) -> Any:

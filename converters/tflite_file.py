@@ -16,7 +16,7 @@ from edgecompress.cutting import scopes
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.folding import FORWARD, TRANSPOSED
 from edgecompress.graphs import get_constant
-from edgecompress.program import example_inputs, example_outputs
+from edgecompress.program import example_inputs, example_outputs, first_line
 from edgecompress.records import ConversionRequest, TensorSpec
 
 SIGNATURE: Final = "serving_default"
@@ -110,7 +110,10 @@ def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpe
         ToolchainError: They are not what the program takes and gives.
     """
     interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ToolchainError(f"tflite: the runtime refuses the file: {first_line(error)}; take another route or scheme") from error
     signatures = interpreter.get_signature_list()
     if SIGNATURE not in signatures:
         raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")

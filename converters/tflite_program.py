@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from attention_masks import make_masks_finite
 from constant_folding import add_constant, fold_constants
+from max_pools import pad_by_numbers
 from torch import Tensor, fx
 
 from edgecompress.graphs import get_constant, set_constant
@@ -34,6 +35,7 @@ def prepare(program: torch.export.ExportedProgram, samples: Sequence[tuple[Tenso
     assert isinstance(graph, fx.GraphModule)
     fold_constants(graph)
     make_masks_finite(graph, samples)
+    pad_by_numbers(graph, samples)
     for name in list(graph.state_dict()):  # program.module() shares its tensors with the program
         set_constant(graph, name, get_constant(graph, name).detach().clone())
     for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last, _plain_transposed):

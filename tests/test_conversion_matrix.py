@@ -56,12 +56,14 @@ def test_the_quick_part_has_every_network_every_factorization_and_every_output()
     assert [cell.output for cell in cells] == list(OUTPUTS)
 
 
-def test_every_cell_is_in_one_part_and_dense_networks_come_first():
-    first, second, *others = parts(every())
-    assert {cell.method for cell in (*first, *second)} == {"dense"}
-    assert {cell.output for cell in (*first, *second)} == set(OUTPUTS)
-    assert second[-1].output.route == "onnx2tf"
-    assert sorted(itertools.chain(first, second, *others)) == sorted(every())
+def test_every_cell_is_in_one_part_dense_networks_first_and_a_model_stays_together():
+    dense, factorized = parts(every())
+    assert {cell.method for cell in dense} == {"dense"}
+    assert {cell.output for cell in dense} == set(OUTPUTS)
+    assert dense[-1].output.route == "onnx2tf"
+    assert sorted(dense + factorized) == sorted(every())
+    models = [key for key, _ in itertools.groupby(factorized, key=lambda cell: (cell.output[:2], cell.network, cell.method))]
+    assert len(models) == len(set(models))
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from edgecompress.targets import FORMATS, SCHEMES, TFLITE_TOOLCHAINS
 from edgecompress.verification import compare, from_layout, shortfalls, sqnr_db
 from support.matrix_networks import DENSE, NETWORKS, made
 
-BATCH: Final = 11  # cells a process
+BATCH: Final = 24  # cells a process
 TIMEOUT_S: Final = 120  # of a cell, on a busy machine
 CALIBRATION: Final = 32  # samples
 WORKER: Final = Path(__file__).with_name("matrix_worker.py")
@@ -54,11 +54,6 @@ OUTPUTS: Final = tuple(
     for scheme in reversed(form.schemes)
 )
 QUICKEST: Final = ("torchscript", "onnx", "litert-torch", "executorch", "onnx2tf")  # toolchains
-# What a network is tried in before anything else: the float file, and int8-static of the runtimes that are used most.
-TELLING: Final = {
-    Output("tflite", "litert-torch", "fp32"), Output("tflite", "litert-torch", "int8-static"), Output("torchscript", "", "int8-static"),
-    Output("onnx", "", "int8-static"),
-}  # fmt: skip
 # (network, factorization) for each output: what converts slowly where converting is fast.
 COVERING: Final = (
     # tflite by litert-torch
@@ -229,16 +224,15 @@ def every() -> list[Cell]:
 
 
 def parts(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return cells in parts, the most telling first: dense networks before factorized ones, of each what is used most before the rest.
+    """Return the dense networks' cells and the others', those of one model and toolchain together, the quickest toolchains first."""
+    order = {cell: number for number, cell in enumerate(cells)}
+    models = {pair: number for number, pair in enumerate(dict.fromkeys((cell.network, cell.method) for cell in cells))}
 
-    In a part the toolchains come in the order of how fast they convert.
-    """
+    def place(cell: Cell) -> tuple[int, ...]:
+        return QUICKEST.index(cell.output.route or cell.output.format), models[cell.network, cell.method], order[cell]
 
-    def part(cell: Cell) -> int:
-        return 2 * (cell.method != DENSE) + (cell.output not in TELLING)
-
-    quickest_first = sorted(cells, key=lambda cell: QUICKEST.index(cell.output.route or cell.output.format))
-    return [[cell for cell in quickest_first if part(cell) == number] for number in range(4)]
+    ordered = sorted(cells, key=place)
+    return [[cell for cell in ordered if (cell.method == DENSE) is dense] for dense in (True, False)]
 
 
 def quick() -> list[Cell]:

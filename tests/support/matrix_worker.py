@@ -1,9 +1,12 @@
 """Convert and run the cells of one converter, all in one process: `matrix_worker.py FORMAT REQUEST.json …`, a program.
 
-Importing a toolchain takes longer than converting a small network. Beside each request it leaves `.reply` and `.npz`, the file's outputs on
-`.data`, or `.refused`, as soon as they are there: what is missing when this process has died was what killed it.
+Importing a toolchain takes longer than converting a small network, and the float file that most schemes are made of longer than the rest:
+each is done once. Beside each request it leaves `.reply` and `.npz`, the file's outputs on `.data`, or `.refused`, as soon as they are
+there: what is missing when this process has died was what killed it.
 """
 
+import copy
+import hashlib
 import importlib
 import sys
 import time
@@ -11,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import Message
 from safetensors.numpy import load_file
 
 from edgecompress.errors import EdgeCompressError
@@ -18,6 +22,13 @@ from edgecompress.programs import converter, runner_parts
 from edgecompress.records import ConversionRequest, from_json, to_json
 
 THREADS = 1
+KEPT = 2  # one model with its weights as they are, and with weights rounded for integer activations
+# Format and route: the module beside the converter, and its function of a program that no scheme changes.
+SHARED = {
+    ("tflite", "litert-torch"): ("tflite_by_litert_torch", "lower_program"),
+    ("tflite", "onnx2tf"): ("tflite_by_onnx2tf", "keras_model"),
+    ("onnx", ""): ("onnx_export", "export"),
+}
 
 
 def main(form: str, *paths: str) -> None:
@@ -25,8 +36,11 @@ def main(form: str, *paths: str) -> None:
     program = importlib.import_module(f"to_{form}")
     from runner_backends import BACKENDS
 
-    for path in map(Path, paths):
-        request = from_json(path.read_bytes(), ConversionRequest, source=str(path))
+    requests = {Path(path): from_json(Path(path).read_bytes(), ConversionRequest, source=path) for path in paths}
+    for key in {(form, request.route) for request in requests.values()} & set(SHARED):
+        module, name = SHARED[key]
+        share(importlib.import_module(module), name)
+    for path, request in requests.items():
         started = time.perf_counter()
         try:
             content, reply = program.convert(request)
@@ -44,6 +58,29 @@ def main(form: str, *paths: str) -> None:
         except Exception:  # of any toolchain; `answer` in edgecompress.conversion would let it end the process
             path.with_suffix(".refused").write_text(f"uncaught: {traceback.format_exc().strip().splitlines()[-1]}")
             traceback.print_exc()
+
+
+def share(module, name):
+    """Let a function of an exported program be computed once for equal programs that follow each other closely."""
+    compute, made = getattr(module, name), {}
+
+    def shared(program, *args, **kwargs):
+        key = _digest(program), args, tuple(sorted(kwargs.items()))
+        if key not in made:
+            if len(made) == KEPT:
+                made.clear()
+            made[key] = compute(program, *args, **kwargs)
+        given = made[key]
+        return copy.deepcopy(given) if isinstance(given, Message) else given  # ONNX models are changed in place
+
+    setattr(module, name, shared)
+
+
+def _digest(program):
+    digest = hashlib.sha256(str(program.graph).encode())
+    for name, value in sorted({**program.state_dict, **program.constants}.items()):
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def _laid_out(data, specs):
