@@ -4,6 +4,7 @@ import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported: onnx2tf builds models of tf-keras
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import onnx_export
 import onnxsim
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
-from tflite_file import IMAGE_AXES
+from tflite_file import IMAGE_AXES, scale_zeros
 
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.program import example_inputs, first_line
@@ -25,6 +26,7 @@ INTEGER_OPS = {
     "int8-static": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
     "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
 }
+LACKING = re.compile(r"not (?:yet )?supported for op: '(\w+)'")
 # onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
 SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -50,8 +52,12 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     if request.io == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
-        return bytes(converter.convert())
+        return scale_zeros(bytes(converter.convert()))
     except Exception as error:  # the converter's own class, ValueError and RuntimeError
+        if found := LACKING.search(str(error)):
+            raise UnsupportedError(
+                f"tflite: TensorFlow's converter has no {found[1].lower()} in {request.scheme}; replace that op or take route litert-torch"
+            ) from error
         raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; take route litert-torch") from error
 
 

@@ -51,6 +51,19 @@ def name_tensors(content: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
+def scale_zeros(content: bytes) -> bytes:
+    """Give constants that are all zeros and have the scale 0, of which the runtime dies, the scale of what is computed with them."""
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    found = False
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            for tensor in (graph.tensors[t] for t in op.inputs if t >= 0):
+                if tensor.quantization is not None and tensor.quantization.scale is not None and not np.all(tensor.quantization.scale):
+                    tensor.quantization.scale = graph.tensors[op.outputs[0]].quantization.scale
+                    found = True
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if found else content
+
+
 def count_ops(content: bytes) -> dict[str, int]:
     """Return how often each op stands in the file, by TFLite's names, the most frequent first."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
@@ -104,16 +117,18 @@ def _digest(weights: np.ndarray) -> str:
 
 
 def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return inputs and outputs as the file has them, in the program's order.
+    """Load the file as a phone does, run it once, and return inputs and outputs as it has them, in the program's order.
 
     Raises:
         ToolchainError: They are not what the program takes and gives.
+        UnsupportedError: The runtime has no kernel for an op in the types it has in the file.
     """
     interpreter = Interpreter(model_content=content, num_threads=1)
     try:
         interpreter.allocate_tensors()
+        interpreter.invoke()
     except RuntimeError as error:
-        raise ToolchainError(f"tflite: the runtime refuses the file: {first_line(error)}; take another route or scheme") from error
+        raise UnsupportedError(f"tflite: the runtime cannot run the file: {first_line(error)}; take another route or scheme") from error
     signatures = interpreter.get_signature_list()
     if SIGNATURE not in signatures:
         raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")

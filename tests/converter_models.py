@@ -57,6 +57,20 @@ class Heads(nn.Module):
         return torch.sigmoid(y), self.fc(torch.cat([y.flatten(1), extra], 1))
 
 
+class Pooled(nn.Module):
+    """Max-pooling with padding, of values below zero and of none below, over windows that are not square: `(1, 3, 13, 18)` → `(1, 4)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.below, self.above = nn.Conv2d(3, 6, 3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 5), stride=(2, 3), padding=(1, 2))
+        self.fc = nn.Linear(6 * 4 * 3, 4)
+        nn.init.constant_(self.conv.bias, -3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.below(self.conv(x))
+        return self.fc(self.above(torch.relu(x + 3.0)).flatten(1))
+
+
 class Clamped(nn.Module):
     """ReLU6 over values far beyond 6: a scale that covers them leaves nothing of what passes. `(1, 3, 12, 12)` → `(1, 7)`."""
 

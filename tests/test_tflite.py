@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Attention, Flattened, Heads, Meaned, Patches, Residual, Upsampled, causal, settled
+from converter_models import Attention, Flattened, Heads, Meaned, Patches, Pooled, Residual, Upsampled, causal, settled
 from safetensors.torch import save_file
 from support.require import unavailable
 from test_converters import DRIVER, sqnr_db
@@ -37,6 +37,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "flattened": (Flattened, ((3, 12, 16),)),
     "patches": (Patches, ((3, 12, 16),)),
     "upsampled": (Upsampled, ((6, 5, 7),)),
+    "pooled": (Pooled, ((3, 13, 18),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
     "mask-blocks": (causal, ((12, 16),)),
 }
@@ -56,6 +57,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "upsampled": ("upsampled", "fp32", {}),
     "upsampled-int8": ("upsampled", "int8-static", {}),
     "upsampled-mixed": ("upsampled", "int8-static", {"layers": {"up": "fp32"}}),
+    "pooled": ("pooled", "fp32", {}),
+    "pooled-int8": ("pooled", "int8-static", {}),
+    "pooled-by-onnx2tf": ("pooled", "int8-static", {"route": "onnx2tf"}),
     **{name: (name, "int8-static", {}) for name in MASKS},
     "mask-fp32": ("mask-buffer", "fp32", {}),
 }
@@ -155,6 +159,33 @@ def test_channels_first_in_and_out_where_asked(converted: dict[str, Converted], 
 @pytest.mark.parametrize("case", ["meaned", "flattened", "patches"])
 def test_no_map_is_transposed_on_its_way(converted: dict[str, Converted], case: str) -> None:
     assert "TRANSPOSE" not in converted[case].reply.ops
+
+
+@pytest.mark.parametrize("case", ["pooled-int8", "pooled-by-onnx2tf"])
+def test_padding_of_a_max_pooling_of_no_value_below_zero_is_delegated(converted: dict[str, Converted], case: str) -> None:
+    reply = converted[case].reply
+    assert (reply.ops["MAX_POOL_2D"], reply.ops["PAD"], reply.ops["PADV2"]) == (2, 1, 1)
+    assert [(entry.op, entry.count) for entry in reply.undelegated] == [("PADV2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (nn.LayerNorm(8), "the runtime cannot run the file: SquaredDifference only supports FLOAT32 and INT32"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish()), "TensorFlow's converter has no hard_swish in int16x8"),
+    ],
+    ids=["runtime", "converter"],
+)
+def test_what_has_no_kernel_in_a_scheme_is_refused(tmp_path: Path, net: nn.Module, said: str) -> None:
+    paths = {
+        key: str(tmp_path / f"net.{suffix}") for key, suffix in (("program", "pt2"), ("output", "tflite"), ("calibration", "safetensors"))
+    }
+    data = torch.randn(4, 3, 8, 8)
+    write_program(to_program(net.eval(), (data[:1],)), Path(paths["program"]))
+    save_file({"input_0": data}, paths["calibration"])
+    with pytest.raises(UnsupportedError, match=re.escape(said)):
+        convert("tflite", ConversionRequest(**paths, scheme="int16x8", route="onnx2tf"))
+    assert not Path(paths["output"]).exists()
 
 
 @pytest.mark.parametrize("case", CASES)
