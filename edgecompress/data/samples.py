@@ -83,7 +83,8 @@ def fetch(
     Args:
         dataset: Map-style; yields `(input, label)`, `((input_0, input_1), label)`, or `input`, `(input,)`, `((input_0, input_1),)` without.
         which: Indices; or how many, at most all of them; None for all.
-        seed: With a number of samples: draw them at random, the same for the same seed. None takes the first ones.
+        seed: With a number of samples: draw them at random, the same for the same seed, and in random order even where they are all there
+            are, so that the first of them stand for the rest: datasets come class by class. None takes the first ones.
         example: What the model takes, batch axis included: how many inputs, of which shapes, indices or numbers. None goes by the first
             sample.
         labelled: False leaves labels alone, whatever they are, and returns None.
@@ -182,7 +183,7 @@ def _indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, 
     n = total if which is None else min(which, total)
     if n < 1:
         raise ConfigError(f"{source}: {n} samples asked for; ask for at least one")
-    if seed is None or n == total:
+    if seed is None or which is None:
         return list(range(n))
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].tolist()
 
