@@ -32,7 +32,7 @@ from edgecompress.batches import Batch
 from edgecompress.calibration import save_calibration
 from edgecompress.conversion import convert
 from edgecompress.costs.source import Network, Source, open_source
-from edgecompress.planning.latencies import Costs
+from edgecompress.planning.latencies import Costs, dense_forms
 from edgecompress.program import to_program, write_program
 from edgecompress.recipe import load
 from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats
@@ -57,13 +57,15 @@ class Subject:
         self.name, self.model, self.example, self.folder, self.inputs = name, model, example, folder, inputs
         folder.mkdir()
         self.stats: ModelStats = analyze(model, example, name=name, measure=False)
-        self.network = Network(name, name, self.stats.macs, lambda path, scheme: shutil.copyfile(self.file("dense", scheme), path))
+        layers = dense_forms(model, self.stats)
+        self.network = Network(name, name, self.stats.macs, layers, lambda path, scheme: shutil.copyfile(self.file("dense", scheme), path))
 
     def file(self, variant: str, scheme: str) -> Path:
         return self.folder / f"{variant}-{scheme}.tflite"
 
     def plan(self, source: Source | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
-        costs = Costs(scheme, source.where, source.whole_ms(self.network, scheme), source.price) if source else None
+        whole = source.whole(self.network, scheme) if source else None
+        costs = Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms) if source and whole else None
         return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
 
     def prepare(self, source: Source, macs_ratio: float, *, plain: bool = False) -> Plans:

@@ -12,7 +12,7 @@ from edgecompress.conversion import convert
 from edgecompress.costs.source import Network, Source, open_source
 from edgecompress.files import sha256
 from edgecompress.options import budget_of, cost_scheme_of, method_of
-from edgecompress.planning.latencies import Costs
+from edgecompress.planning.latencies import Costs, dense_forms
 from edgecompress.program import to_program, write_program
 from edgecompress.records import ConversionRequest, CostTable, ModelStats
 from edgecompress.runs import key
@@ -34,7 +34,8 @@ class CostSteps(RunSteps):
         if not self._timed:
             return None
         source, scheme = self._source(o.device or ("" if o.table else LOCAL)), cost_scheme_of(o)
-        return Costs(scheme, source.where, source.whole_ms(self._network_of(stats), scheme), source.price)
+        whole = source.whole(self._network_of(stats), scheme)
+        return Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms)
 
     def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
         """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
@@ -77,7 +78,8 @@ class CostSteps(RunSteps):
 
     def _network_of(self, stats: ModelStats) -> Network:
         shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
-        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, self._write_dense)
+        layers = dense_forms(self.dense, stats)
+        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, layers, self._write_dense)
 
     def _write_dense(self, path: Path, scheme: str) -> None:
         """Write the dense network's TFLite file, its ranges from a few inputs."""

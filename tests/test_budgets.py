@@ -19,7 +19,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.models import forward
 from edgecompress.planning import budgets
 from edgecompress.planning.dtypes import rounding_losses
-from edgecompress.planning.latencies import Costs
+from edgecompress.planning.latencies import Costs, priced
 from edgecompress.records import Budget
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.decompose import decompose
@@ -35,6 +35,19 @@ def costs(ms, whole_ms=WHOLE_MS):
 
 def by_macs(form, macs):
     return 1e-5 * macs + 0.05
+
+
+@pytest.mark.parametrize("layers_ms", [None, 0.5, 1.9, 3.0])
+def test_layers_cost_what_they_take_of_the_whole_and_the_network_beside_them_the_rest(layers_ms):
+    net = Uneven()
+    stats = analyze(net, IMAGE, measure=False)
+    given = costs(by_macs)._replace(layers_ms=layers_ms)
+    found = priced(net, stats, {layer.name: () for layer in stats.layers}, given)
+    alone = [by_macs(None, layer.macs) for layer in stats.layers]
+    layers = [found.dense(layer.name) for layer in stats.layers]
+    assert sum(layers) == pytest.approx(min(WHOLE_MS, sum(alone) if layers_ms is None else layers_ms))
+    assert sum(layers) + found.rest_ms == pytest.approx(WHOLE_MS)
+    assert [one / layers[0] for one in layers] == pytest.approx([one / alone[0] for one in alone])
 
 
 # Several limits at once

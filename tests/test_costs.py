@@ -26,6 +26,7 @@ from edgecompress.costs.table import Wanted
 from edgecompress.costs.writing import write_layers
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.factorizations import factorize
+from edgecompress.planning.latencies import dense_forms
 from edgecompress.program import to_program, write_program
 from edgecompress.records import ConversionRequest, Cost, CostTable, LayerForm, from_json, to_json
 from edgecompress.verbs.analyze import analyze
@@ -222,7 +223,8 @@ def network_of(net, tmp_path):
         write_program(to_program(net, IMAGE), program)
         convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
 
-    return Network("net", "0" * 64, 1000, write)
+    layers = dense_forms(net, analyze(net, IMAGE, measure=False))
+    return Network("net", "0" * 64, 1000, layers, write)
 
 
 def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_path):
@@ -234,7 +236,9 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
     assert {layer.split()[0] for layer in found.layers} == {"Conv2d", "Linear"}
     assert all({"fp32"} == set(costs) and costs["fp32"].ms > 0 for forms in found.layers.values() for costs in forms.values())
     assert all("dense" in forms and len(forms) > 1 for forms in found.layers.values())
-    assert next(iter(found.networks.values()))["fp32"].ms > 0
+    whole = found.networks["0" * 64]["fp32"]
+    assert whole.ms > 0
+    assert 0.2 < whole.layers_ms / whole.ms < 5.0
     again = open_source(device="local://", table=path, threads=1)
     assert profile(net, stats, again, network_of(net, tmp_path), schemes=("fp32",), rank_multiple=4) == found
     fresh = open_source(device="local://", table=path, threads=1, refresh=True, noisy=True)
@@ -245,7 +249,7 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
     wanted = Wanted(form_of(stats.layers[0], net.stem, "dense", ()), "fp32", stats.layers[0].macs)
     assert alone.price([wanted]) == [anew.layers[wanted.form.geometry]["dense"]["fp32"].ms]
     with pytest.raises(ConfigError, match="net as a whole was not measured in int8-static; run `edgecompress profile` with --device"):
-        alone.whole_ms(network_of(net, tmp_path), "int8-static")
+        alone.whole(network_of(net, tmp_path), "int8-static")
 
 
 def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_path, monkeypatch):

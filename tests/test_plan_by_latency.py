@@ -29,7 +29,10 @@ def table(measured, tmp_path):
         }
         for geometry, forms in found.layers.items()
     }
-    networks = {name: {scheme: msgspec.structs.replace(c, ms=2.0) for scheme, c in costs.items()} for name, costs in found.networks.items()}
+    networks = {
+        name: {scheme: msgspec.structs.replace(c, ms=2.0, layers_ms=1.9) for scheme, c in costs.items()}
+        for name, costs in found.networks.items()
+    }
     path = tmp_path / "costs.json"
     path.write_bytes(to_json(msgspec.structs.replace(found, layers=layers, networks=networks)))
     return path

@@ -6,6 +6,7 @@ turns, which leaves them as cold in the caches as a network leaves its layers.
 
 import logging
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from edgecompress.devices.base import Device
 from edgecompress.devices.runner import measure
 from edgecompress.errors import DeviceError
 from edgecompress.progress import Track, silent
-from edgecompress.records import BenchmarkResult, Cost, CostTable, Measuring
+from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, Measuring
 from edgecompress.statistics import mad, median, noise
 
 LOG = logging.getLogger(__name__)
@@ -67,6 +68,26 @@ def quietly(device: Device, files: Sequence[Path], how: Measuring, *, noisy: boo
             return results
         LOG.info("%s: measured again: %s", device.url, "; ".join(busy))
     raise DeviceError(f"{device.url}: {busy[0]} in each of {ATTEMPTS} runs; a table measured now would be wrong, end what runs there")
+
+
+def layers_share(
+    device: Device, network: Path, layers: Sequence[tuple[LayerForm, float]], scheme: str, how: Measuring, *, noisy: bool = False
+) -> float:
+    """Return the latencies of a network's dense layers, times their calls, over the network's own, measured in turns.
+
+    What was measured at another time would not do: a machine's speed drifts by more than all that a network takes beside its layers.
+    """
+    share = 0.0
+    calls: defaultdict[Key, float] = defaultdict(float)
+    wanted = {w.key: w for w in (Wanted(form, scheme, 0) for form, _ in layers)}
+    for form, times in layers:
+        calls[form.geometry, form.form, scheme] += times
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
+        written = _write(list(wanted.values()), Path(name), silent)
+        for run in _runs([w for w in wanted.values() if w.key in written], written):
+            whole, *alone = quietly(device, [network, *(written[w.key] for w in run)], how, noisy=noisy)
+            share += sum(calls[w.key] * median(one.latency_ms) for w, one in zip(run, alone, strict=True)) / median(whole.latency_ms)
+    return share
 
 
 def cost(result: BenchmarkResult, macs: int) -> Cost:

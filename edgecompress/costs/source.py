@@ -7,14 +7,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from edgecompress.costs.measure import cost, fill, quietly
+from edgecompress.costs.measure import cost, fill, layers_share, quietly
 from edgecompress.costs.table import Wanted, conditions_of, lacking, load, ms_of, path_of, save, where
 from edgecompress.devices import open_device
 from edgecompress.devices.inventory import filled, settings
 from edgecompress.devices.runner import measure
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
-from edgecompress.records import CostTable, Measuring
+from edgecompress.records import CostTable, LayerForm, Measuring, NetworkCost
 
 WARMUP_S: Final = 0.02  # of each layer, beside its first inference
 REPETITIONS: Final = 50
@@ -26,12 +26,14 @@ class Network(NamedTuple):
 
     Attributes:
         name: For messages; `key` is a hash of what its latency depends on.
+        layers: Its dense layers, and how often each is called.
         write: Writes its TFLite file of a scheme to a path.
     """
 
     name: str
     key: str
     macs: int
+    layers: Sequence[tuple[LayerForm, float]]
     write: Callable[[Path, str], None]
 
 
@@ -73,8 +75,8 @@ class Source:
             with open_device(self.device) as connected:
                 self._keep(fill(connected, self.table, missing, self.how, noisy=self.noisy, track=self.track))
 
-    def whole_ms(self, network: Network, scheme: str) -> float:
-        """Return milliseconds of the dense network.
+    def whole(self, network: Network, scheme: str) -> NetworkCost:
+        """Return what the dense network costs.
 
         Raises:
             ConfigError: The table has it not, and there is no device to measure it on.
@@ -83,7 +85,7 @@ class Source:
         known = self.table.networks.get(network.key, {})
         again = self.fresh is not None and (network.key, scheme) not in self.fresh
         if scheme in known and not again:
-            return known[scheme].ms
+            return known[scheme]
         if not self.device:
             raise ConfigError(
                 f"{self.path}: {network.name} as a whole was not measured in {scheme}; run `edgecompress profile` with --device"
@@ -91,11 +93,13 @@ class Source:
         with tempfile.TemporaryDirectory(prefix="edgecompress-") as name, open_device(self.device) as connected:
             file = Path(name) / "dense.tflite"
             network.write(file, scheme)
-            found = cost(quietly(connected, [file], self.how, noisy=self.noisy)[0], network.macs)
+            alone = cost(quietly(connected, [file], self.how, noisy=self.noisy)[0], network.macs)
+            share = layers_share(connected, file, network.layers, scheme, self.how, noisy=self.noisy)
+        found = NetworkCost(**msgspec.structs.asdict(alone), layers_ms=share * alone.ms)
         self._keep(msgspec.structs.replace(self.table, networks={**self.table.networks, network.key: {**known, scheme: found}}))
         if self.fresh is not None:
             self.fresh.add((network.key, scheme))
-        return found.ms
+        return found
 
     def _keep(self, table: CostTable) -> None:
         self.table = table

@@ -15,6 +15,7 @@ from edgecompress.files import write_atomic
 from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, read, to_json
 
 Key = tuple[str, str, str]  # geometry, form, scheme
+VERSION: Final = 2  # of what tables hold: where an older edgecompress kept one, another is begun
 SLUG: Final = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -45,7 +46,7 @@ def where(table: CostTable) -> str:
 
 def path_of(table: CostTable) -> Path:
     """Return where this user's table of such a device, runtime and number of threads is kept."""
-    what = (table.device, table.runtime, table.threads, table.cpu_mask)
+    what = (VERSION, table.device, table.runtime, table.threads, table.cpu_mask)
     readable = SLUG.sub("-", f"{table.device} {table.runtime} {table.threads} threads").strip("-")[:80]
     return user_cache_path("edgecompress") / "costs" / f"{readable}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}.json"
 
@@ -83,8 +84,8 @@ def merged(old: CostTable, new: CostTable) -> CostTable:
         for form, costs in forms.items():
             layers.setdefault(geometry, {}).setdefault(form, {}).update(costs)
     networks = {name: dict(costs) for name, costs in old.networks.items()}
-    for name, costs in new.networks.items():
-        networks.setdefault(name, {}).update(costs)
+    for name, whole in new.networks.items():
+        networks.setdefault(name, {}).update(whole)
     return msgspec.structs.replace(old, layers=layers, networks=networks)
 
 

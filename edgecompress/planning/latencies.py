@@ -21,12 +21,14 @@ class Costs(NamedTuple):
         where: Device, runtime and threads, for people.
         whole_ms: Latency of the dense network in that scheme.
         price: Returns milliseconds of each form; None where it cannot be measured. May take minutes.
+        layers_ms: What of the whole is its layers, where that was measured together; None for what they cost alone.
     """
 
     scheme: str
     where: str
     whole_ms: float
     price: Callable[[Sequence[Wanted]], list[float | None]]
+    layers_ms: float | None = None
 
 
 class Latencies(NamedTuple):
@@ -79,21 +81,27 @@ def wanted_of(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequ
     return rows
 
 
+def dense_forms(model: nn.Module, stats: ModelStats) -> list[tuple[LayerForm, float]]:
+    """Return the dense layers as cost tables know them, and how often each is called."""
+    return [(row.form, row.calls) for row in wanted_of(model, stats, {layer.name: () for layer in stats.layers})]
+
+
 def priced(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequence[Candidate]], costs: Costs) -> Latencies:
     """Return the latencies of all candidates and of the dense layers.
 
-    The network beside its layers costs what the dense whole costs more than the sum of its dense layers; that, too, is measured, and the
-    sum of layers was seen within 3% of the whole (ResNet-18). Where layers cost more than the whole they belong to (weights that fill the
-    caches come from memory when files take turns, and in the network alone they do not), all of them are taken for as much less.
+    A layer's forms are measured in turns and so are comparable with each other; the dense ones are scaled to what they take of the dense
+    network, which is measured in turns with it, and the forms of each by as much. What a network takes beside its layers is the remainder.
+    Alone layers may cost more than the whole they belong to: what they read comes from further away when files take turns.
     """
     rows = wanted_of(model, stats, candidates)
     found = costs.price([Wanted(row.form, row.candidate.scheme or costs.scheme, row.macs) for row in rows])
     ms = {(row.layer, _form(row.candidate)): one * row.calls for row, one in zip(rows, found, strict=True) if one is not None}
     for layer in stats.layers:
         ms.setdefault((layer.name, _form(DENSE_FORM)), 0.0)  # of a layer that cannot be measured alone, the rest holds it
-    layers = sum(ms[layer.name, _form(DENSE_FORM)] for layer in stats.layers)
-    scale = min(1.0, costs.whole_ms / layers) if layers else 1.0
-    rest = costs.whole_ms - scale * layers
+    alone = sum(ms[layer.name, _form(DENSE_FORM)] for layer in stats.layers)
+    layers = min(alone if costs.layers_ms is None else costs.layers_ms, costs.whole_ms)
+    scale = layers / alone if alone else 1.0
+    rest = costs.whole_ms - scale * alone
     return Latencies(costs.scheme, costs.where, costs.whole_ms, rest, {form: scale * one for form, one in ms.items()})
 
 

@@ -35,6 +35,7 @@ from edgecompress.records.cost import (
     LayerForm,
     LayersReply,
     LayersRequest,
+    NetworkCost,
 )
 from edgecompress.records.inspection import (
     Constant,
@@ -102,6 +103,7 @@ __all__ = [
     "LayersRequest",
     "Measuring",
     "ModelStats",
+    "NetworkCost",
     "OpTime",
     "Parity",
     "PrecisionPlan",

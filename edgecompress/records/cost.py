@@ -77,6 +77,16 @@ class Cost(Record, frozen=True, kw_only=True):
     measured_at: str
 
 
+class NetworkCost(Cost, frozen=True, kw_only=True):
+    """Median latency of a whole dense network.
+
+    Attributes:
+        layers_ms: Of this, what its layers take: the sum of their own latencies over its own, measured in turns.
+    """
+
+    layers_ms: float
+
+
 class CostTable(Record, frozen=True, kw_only=True):
     """What layers cost on one kind of device, under one runtime, with one number of threads.
 
@@ -93,7 +103,7 @@ class CostTable(Record, frozen=True, kw_only=True):
     threads: int
     cpu_mask: str = ""
     layers: dict[str, dict[str, dict[str, Cost]]] = {}
-    networks: dict[str, dict[str, Cost]] = {}
+    networks: dict[str, dict[str, NetworkCost]] = {}
 
 
 def _by(values: Any) -> str:

@@ -40,7 +40,7 @@ def profile(
     choices = candidates_of(model, stats, forms_of(method, options, measured=True), multiple=rank_multiple, track=track)
     wanted = [Wanted(row.form, scheme, row.macs) for row in wanted_of(model, stats, choices.candidates) for scheme in schemes]
     for scheme in schemes:
-        source.whole_ms(network, scheme)
+        source.whole(network, scheme)
     source.measure(wanted)
     table = source.table
     here = {w.form.geometry for w in wanted}
