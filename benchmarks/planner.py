@@ -32,7 +32,8 @@ from edgecompress.batches import Batch
 from edgecompress.calibration import save_calibration
 from edgecompress.conversion import convert
 from edgecompress.costs.source import Network, Source, open_source
-from edgecompress.planning.latencies import Costs, dense_forms
+from edgecompress.planning.latencies import Costs
+from edgecompress.planning.reduced import forms, reduced
 from edgecompress.program import to_program, write_program
 from edgecompress.recipe import load
 from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats
@@ -57,35 +58,38 @@ class Subject:
         self.name, self.model, self.example, self.folder, self.inputs = name, model, example, folder, inputs
         folder.mkdir()
         self.stats: ModelStats = analyze(model, example, name=name, measure=False)
-        layers = dense_forms(model, self.stats)
-        self.network = Network(name, name, self.stats.macs, layers, lambda path, scheme: shutil.copyfile(self.file("dense", scheme), path))
+        self.models = {"dense": model, "reduced": reduced(model, self.stats)}
+        self.network = Network(name, name, self.stats.macs, forms(model, self.stats), self._copy)
 
     def file(self, variant: str, scheme: str) -> Path:
         return self.folder / f"{variant}-{scheme}.tflite"
 
     def plan(self, source: Source | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
         whole = source.whole(self.network, scheme) if source else None
-        costs = Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms) if source and whole else None
+        costs = Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms, source.again) if source and whole else None
         return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
 
     def prepare(self, source: Source, macs_ratio: float, *, plain: bool = False) -> Plans:
         """Plan in each scheme, and plain Tucker-2 by one ratio if asked to; write all files before any of them is timed."""
-        self._write({("dense", scheme): None for scheme in SCHEMES})
+        self._write({(variant, scheme): model for variant, model in self.models.items() for scheme in SCHEMES})
         profile(self.model, self.stats, source, self.network, schemes=SCHEMES)
         plans = {("planned", scheme): self.plan(source, scheme, macs_ratio) for scheme in SCHEMES}
         if plain:
             plans["plain", "fp32"] = self.plan(None, "fp32", macs_ratio, method="tucker2", allocator="uniform")
-        self._write(plans)
+        self._write({key: decompose(self.model, made)[0].eval() for key, made in plans.items()})
         return plans
 
-    def _write(self, wanted: Mapping[tuple[str, str], CompressionPlan | None]) -> None:
-        requests = [self._request(self.file(*key), key[1], made) for key, made in wanted.items()]
+    def _copy(self, paths: tuple[Path, Path], scheme: str) -> None:
+        for variant, path in zip(self.models, paths, strict=True):
+            shutil.copyfile(self.file(variant, scheme), path)
+
+    def _write(self, wanted: Mapping[tuple[str, str], nn.Module]) -> None:
+        requests = [self._request(self.file(*key), key[1], model) for key, model in wanted.items()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda request: convert("tflite", request), requests))
 
-    def _request(self, path: Path, scheme: str, made: CompressionPlan | None) -> ConversionRequest:
+    def _request(self, path: Path, scheme: str, model: nn.Module) -> ConversionRequest:
         program, calibration = path.with_suffix(".pt2"), path.with_suffix(".safetensors")
-        model = self.model if made is None else decompose(self.model, made)[0].eval()
         write_program(to_program(model, self.example), program)
         seen = ""
         if scheme == "int8-static":

@@ -1,9 +1,11 @@
 """What the layers of a run's network cost on a device: measured when a plan needs it, or beforehand."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from torch import nn
 
 from edgecompress import batches
 from edgecompress.batches import Batch
@@ -12,7 +14,8 @@ from edgecompress.conversion import convert
 from edgecompress.costs.source import Network, Source, open_source
 from edgecompress.files import sha256
 from edgecompress.options import budget_of, cost_scheme_of, method_of
-from edgecompress.planning.latencies import Costs, dense_forms
+from edgecompress.planning.latencies import Costs
+from edgecompress.planning.reduced import forms, reduced
 from edgecompress.program import to_program, write_program
 from edgecompress.records import ConversionRequest, CostTable, ModelStats
 from edgecompress.runs import key
@@ -35,7 +38,7 @@ class CostSteps(RunSteps):
             return None
         source, scheme = self._source(o.device or ("" if o.table else LOCAL)), cost_scheme_of(o)
         whole = source.whole(self._network_of(stats), scheme)
-        return Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms)
+        return Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms, source.again)
 
     def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
         """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
@@ -78,20 +81,27 @@ class CostSteps(RunSteps):
 
     def _network_of(self, stats: ModelStats) -> Network:
         shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
-        layers = dense_forms(self.dense, stats)
-        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, layers, self._write_dense)
 
-    def _write_dense(self, path: Path, scheme: str) -> None:
-        """Write the dense network's TFLite file, its ranges from a few inputs."""
+        def write(paths: tuple[Path, Path], scheme: str) -> None:
+            requests = [self._request(*each, scheme) for each in zip((self.dense, reduced(self.dense, stats)), paths, strict=True)]
+            with ThreadPoolExecutor(len(requests)) as pool:
+                list(pool.map(self._convert, requests))
+
+        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, forms(self.dense, stats), write)
+
+    def _convert(self, request: ConversionRequest) -> None:
+        convert("tflite", request, timeout_s=self.options.convert_timeout_s, memory_gb=self.options.convert_memory_gb)
+
+    def _request(self, model: nn.Module, path: Path, scheme: str) -> ConversionRequest:
+        """Return what writes a network's TFLite file, its ranges from a few inputs."""
         program, calibration = path.with_suffix(".pt2"), path.with_suffix(".safetensors")
-        write_program(to_program(self.dense, self.recipe.example_inputs, name=self.recipe.name), program)
+        write_program(to_program(model, self.recipe.example_inputs, name=self.recipe.name), program)
         calibrated = SCHEMES[scheme].calibrated
         if calibrated:
             save_calibration(self._few(), calibration)
         seen = str(calibration) if calibrated else ""
         io: Literal["int8", "float32"] = "int8" if self.options.io == "int8" and scheme == "int8-static" else "float32"
-        request = ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen, io=io)
-        convert("tflite", request, timeout_s=self.options.convert_timeout_s, memory_gb=self.options.convert_memory_gb)
+        return ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen, io=io)
 
     def _few(self) -> Batch:
         data = self.data("calibration")

@@ -26,7 +26,7 @@ from edgecompress.costs.table import Wanted
 from edgecompress.costs.writing import write_layers
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.factorizations import factorize
-from edgecompress.planning.latencies import dense_forms
+from edgecompress.planning.reduced import forms, reduced
 from edgecompress.program import to_program, write_program
 from edgecompress.records import ConversionRequest, Cost, CostTable, LayerForm, from_json, to_json
 from edgecompress.verbs.analyze import analyze
@@ -218,13 +218,15 @@ def test_what_is_no_table_is_refused_with_its_name(tmp_path, content):
 
 
 def network_of(net, tmp_path):
-    def write(path, scheme):
-        program = path.with_suffix(".pt2")
-        write_program(to_program(net, IMAGE), program)
-        convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
+    stats = analyze(net, IMAGE, measure=False)
 
-    layers = dense_forms(net, analyze(net, IMAGE, measure=False))
-    return Network("net", "0" * 64, 1000, layers, write)
+    def write(paths, scheme):
+        for path, model in zip(paths, (net, reduced(net, stats)), strict=True):
+            program = path.with_suffix(".pt2")
+            write_program(to_program(model, IMAGE), program)
+            convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
+
+    return Network("net", "0" * 64, 1000, forms(net, stats), write)
 
 
 def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_path):

@@ -6,7 +6,6 @@ turns, which leaves them as cold in the caches as a network leaves its layers.
 
 import logging
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,6 +25,7 @@ LOG = logging.getLogger(__name__)
 AT_ONCE: Final = 40  # files in one run
 BYTES_AT_ONCE: Final = 100_000_000  # in one run: a small device holds them, and what the runtime packs of them
 ATTEMPTS: Final = 3
+UNCHANGED: Final = 0.9  # of what layers take, a reduced network that keeps more tells nothing
 LEAST_S: Final = 0.5  # of a run, so that what others take of the processors shows
 
 
@@ -71,23 +71,41 @@ def quietly(device: Device, files: Sequence[Path], how: Measuring, *, noisy: boo
 
 
 def layers_share(
-    device: Device, network: Path, layers: Sequence[tuple[LayerForm, float]], scheme: str, how: Measuring, *, noisy: bool = False
+    device: Device,
+    wholes: tuple[Path, Path],
+    layers: Sequence[tuple[LayerForm, LayerForm, float]],
+    scheme: str,
+    how: Measuring,
+    *,
+    noisy: bool = False,
 ) -> float:
-    """Return the latencies of a network's dense layers, times their calls, over the network's own, measured in turns.
+    """Return which share of a dense network's latency its layers are.
 
-    What was measured at another time would not do: a machine's speed drifts by more than all that a network takes beside its layers.
+    Layers alone take longer than in their network, where what they read is still in the caches, so neither sum can be had from the other.
+    With D and F the sums of the layers' latencies alone, dense and reduced, and W and V those of the two networks: W = r + s D and
+    V = r + s F, so s D / W = (1 - V / W) / (1 - F / D). All are measured in turns, since a machine's speed drifts by more than r.
+
+    Args:
+        wholes: Files of the dense network and of the reduced one.
+        layers: Each dense and as it is in the reduced network, and how often it is called.
     """
-    share = 0.0
-    calls: defaultdict[Key, float] = defaultdict(float)
-    wanted = {w.key: w for w in (Wanted(form, scheme, 0) for form, _ in layers)}
-    for form, times in layers:
-        calls[form.geometry, form.form, scheme] += times
+    wanted = {w.key: w for pair in layers for form in pair[:2] for w in [Wanted(form, scheme, 0)]}
+    alone: dict[Key, float] = {}
+    shares = []
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
-        written = _write(list(wanted.values()), Path(name), silent)
-        for run in _runs([w for w in wanted.values() if w.key in written], written):
-            whole, *alone = quietly(device, [network, *(written[w.key] for w in run)], how, noisy=noisy)
-            share += sum(calls[w.key] * median(one.latency_ms) for w, one in zip(run, alone, strict=True)) / median(whole.latency_ms)
-    return share
+        written = _write(_by_layer(list(wanted.values())), Path(name), silent)
+        for run in _runs([w for w in _by_layer(list(wanted.values())) if w.key in written], written):
+            whole, other, *results = (
+                median(result.latency_ms) for result in quietly(device, [*wholes, *(written[w.key] for w in run)], how, noisy=noisy)
+            )
+            shares.append(other / whole)
+            alone |= {w.key: ms / whole for w, ms in zip(run, results, strict=True)}
+    pairs = [(Wanted(dense, scheme, 0).key, Wanted(small, scheme, 0).key, calls) for dense, small, calls in layers]
+    measured = [(alone[dense] * calls, alone[small] * calls) for dense, small, calls in pairs if dense in alone and small in alone]
+    before, after = (sum(each) for each in zip(*measured, strict=True)) if measured else (0.0, 0.0)
+    if after > UNCHANGED * before:
+        return min(1.0, before)  # nothing to be learnt from the reduced one
+    return min(1.0, max(0.0, (1 - median(shares)) / (1 - after / before)))
 
 
 def cost(result: BenchmarkResult, macs: int) -> Cost:

@@ -30,6 +30,11 @@ class Wanted(NamedTuple):
     def key(self) -> Key:
         return self.form.geometry, self.form.form, self.scheme
 
+    @property
+    def dense(self) -> "Wanted":
+        """The same layer as it is, in the same scheme; its MACs are not known here."""
+        return self._replace(form=msgspec.structs.replace(self.form, method="dense", rank=(), options={}), macs=0)
+
 
 def conditions_of(result: BenchmarkResult) -> CostTable:
     """Return an empty table for the device, runtime and threads of a result."""
@@ -99,7 +104,13 @@ def with_layers(table: CostTable, measured: Mapping[Key, Cost]) -> CostTable:
 def lacking(table: CostTable, wanted: Iterable[Wanted]) -> list[Wanted]:
     """Return what of these the table has not, each once."""
     by_key = {w.key: w for w in wanted}
-    return [w for (geometry, form, scheme), w in by_key.items() if scheme not in table.layers.get(geometry, {}).get(form, {})]
+    return [w for w in by_key.values() if cost_of(table, w) is None]
+
+
+def cost_of(table: CostTable, wanted: Wanted) -> Cost | None:
+    """Return what was measured of exactly this form and scheme."""
+    geometry, form, scheme = wanted.key
+    return table.layers.get(geometry, {}).get(form, {}).get(scheme)
 
 
 def ms_of(table: CostTable, form: LayerForm, macs: int, scheme: str) -> float | None:
@@ -108,9 +119,9 @@ def ms_of(table: CostTable, form: LayerForm, macs: int, scheme: str) -> float | 
     Args:
         macs: Of one call of the form.
     """
+    if exact := cost_of(table, Wanted(form, scheme, macs)):
+        return exact.ms
     known = table.layers.get(form.geometry, {})
-    if scheme in (exact := known.get(form.form, {})):
-        return exact[scheme].ms
     alike = {costs[scheme].macs: costs[scheme].ms for name, costs in known.items() if scheme in costs and _alike(name, form)}
     if not alike:
         return None

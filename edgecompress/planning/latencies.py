@@ -8,7 +8,7 @@ from torch import nn
 from edgecompress.costs.forms import form_of
 from edgecompress.costs.table import Wanted
 from edgecompress.planning.candidates import DENSE, Candidate, dense, repeats
-from edgecompress.records import LayerForm, ModelStats
+from edgecompress.records import CompressionPlan, LayerForm, ModelStats
 
 Form = tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...], str]
 
@@ -22,6 +22,7 @@ class Costs(NamedTuple):
         whole_ms: Latency of the dense network in that scheme.
         price: Returns milliseconds of each form; None where it cannot be measured. May take minutes.
         layers_ms: What of the whole is its layers, where that was measured together; None for what they cost alone.
+        again: Measures forms once more that were measured once; returns whether there were any. None without a device.
     """
 
     scheme: str
@@ -29,6 +30,7 @@ class Costs(NamedTuple):
     whole_ms: float
     price: Callable[[Sequence[Wanted]], list[float | None]]
     layers_ms: float | None = None
+    again: Callable[[Sequence[Wanted]], bool] | None = None
 
 
 class Latencies(NamedTuple):
@@ -81,17 +83,22 @@ def wanted_of(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequ
     return rows
 
 
-def dense_forms(model: nn.Module, stats: ModelStats) -> list[tuple[LayerForm, float]]:
-    """Return the dense layers as cost tables know them, and how often each is called."""
-    return [(row.form, row.calls) for row in wanted_of(model, stats, {layer.name: () for layer in stats.layers})]
+def chosen_forms(model: nn.Module, stats: ModelStats, made: CompressionPlan, scheme: str) -> list[Wanted]:
+    """Return the forms that a plan of files in `scheme` chose, as cost tables know them."""
+    layers = {layer.name: layer for layer in stats.layers}
+    found = []
+    for c in made.layers:
+        layer, module = layers[c.layer], model.get_submodule(c.layer)
+        macs = round(c.macs / max(float(repeats(layer, module)), 1e-9))
+        found.append(Wanted(form_of(layer, module, c.method, c.rank, c.options), c.scheme or scheme, macs))
+    return found
 
 
 def priced(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequence[Candidate]], costs: Costs) -> Latencies:
     """Return the latencies of all candidates and of the dense layers.
 
     A layer's forms are measured in turns and so are comparable with each other; the dense ones are scaled to what they take of the dense
-    network, which is measured in turns with it, and the forms of each by as much. What a network takes beside its layers is the remainder.
-    Alone layers may cost more than the whole they belong to: what they read comes from further away when files take turns.
+    network, and the forms of each by as much. What a network takes beside its layers is the remainder.
     """
     rows = wanted_of(model, stats, candidates)
     found = costs.price([Wanted(row.form, row.candidate.scheme or costs.scheme, row.macs) for row in rows])

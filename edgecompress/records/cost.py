@@ -69,19 +69,21 @@ class Cost(Record, frozen=True, kw_only=True):
     Attributes:
         spread: MAD over median.
         macs: Of one inference; interpolation between ranks goes by them.
+        again: Measured once more since a plan chose it.
     """
 
     ms: float
     spread: float
     macs: int
     measured_at: str
+    again: bool = False
 
 
 class NetworkCost(Cost, frozen=True, kw_only=True):
     """Median latency of a whole dense network.
 
     Attributes:
-        layers_ms: Of this, what its layers take: the sum of their own latencies over its own, measured in turns.
+        layers_ms: Of this, what its layers take, see `costs.measure.layers_share`.
     """
 
     layers_ms: float

@@ -1,8 +1,8 @@
 """Choose a form and a rank for every layer, so that the budget is spent where the device gains and the network notices it least."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from torch import Tensor, nn
@@ -16,13 +16,22 @@ from edgecompress.planning import accuracy, budgets, dtypes, guard, sensitivity,
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.choices import candidates_of, forms_of
 from edgecompress.planning.explain import Considered, assembled, nothing_fits
-from edgecompress.planning.latencies import Costs, Latencies, priced, quickest
+from edgecompress.planning.latencies import Costs, Latencies, chosen_forms, priced, quickest
 from edgecompress.planning.offers import offers
 from edgecompress.progress import Track, silent
 from edgecompress.records import Budget, CompressionPlan, ModelStats
 
 REALISED: Final = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # of the speed-up that MACs promise, the most that costs little loss is asked for
 LITTLE: Final = 1.25  # times the predicted loss
+AGAIN: Final = 2  # times that what a plan chose is measured once more, and the plan made anew
+
+
+class Weighed(NamedTuple):
+    """What can be chosen from, the limits on it, and what is chosen at a share of what they save."""
+
+    candidates: Mapping[str, Sequence[Candidate]]
+    asked: Sequence[budgets.Limit]
+    at: Callable[..., CompressionPlan]
 
 
 def plan(
@@ -89,8 +98,6 @@ def plan(
     choices = candidates_of(model, stats, forms, fixed=fixed, multiple=rank_multiple, present=stage.present, track=track)
     joint = mixed_precision and costs is not None and costs.scheme == dtypes.JOINT and inputs is not None
     everything = dtypes.with_float(choices.candidates) if joint else choices.candidates
-    latencies = priced(model, stats, everything, costs) if costs else None
-    candidates = quickest(everything, latencies, keep=fixed.keys() | stage.present.keys()) if latencies else everything
     if inputs is None:
         losses = sensitivity.without_data(choices.candidates)
     else:
@@ -99,21 +106,31 @@ def plan(
     rounding = dtypes.rounding_losses(model, [layer.name for layer in stats.layers], few, track=track) if joint else {}
     notes = () if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
-    offered = offers(model, candidates, losses, weakened=chooser is vbmf, present=stage.present, rounding=rounding)
-    dropped = {name: [c for c in found if c not in candidates[name]] for name, found in everything.items()}
-    considered = Considered(
-        stats, candidates, dropped, choices, losses, rounding, latencies, frozenset(fixed), allocator, by_loss=chooser is latency
-    )
-    asked = budgets.limits(budget, stats, candidates, latencies=latencies, scheme=costs.scheme if costs else scheme)
-    asked = asked or [budgets.all_of_it(stats, candidates, latencies)]
-    asked += _in_step(chooser, offered, asked, budget, candidates, latencies)
+    def weigh(latencies: Latencies | None) -> Weighed:
+        candidates = quickest(everything, latencies, keep=fixed.keys() | stage.present.keys()) if latencies else everything
+        offered = offers(model, candidates, losses, weakened=chooser is vbmf, present=stage.present, rounding=rounding)
+        dropped = {name: [c for c in found if c not in candidates[name]] for name, found in everything.items()}
+        considered = Considered(
+            stats, candidates, dropped, choices, losses, rounding, latencies, frozenset(fixed), allocator, by_loss=chooser is latency
+        )
+        asked = budgets.limits(budget, stats, candidates, latencies=latencies, scheme=costs.scheme if costs else scheme)
+        asked = asked or [budgets.all_of_it(stats, candidates, latencies)]
+        asked += _in_step(chooser, offered, asked, budget, candidates, latencies)
 
-    def at(share: float, kept: Sequence[Sequence[int]] | None = None) -> CompressionPlan:
-        limits = [limit.at(share) for limit in asked]
-        picked = budgets.allocate(chooser, offered, limits) if kept is None else budgets.allocate_among(chooser, offered, limits, kept)
-        if picked is None:
-            raise ConfigError(nothing_fits(considered, budgets.said(budget)) or budgets.nearest(asked))
-        return assembled(considered, picked, budget, costs.scheme if costs else "", notes)
+        def at(share: float, kept: Sequence[Sequence[int]] | None = None) -> CompressionPlan:
+            limits = [limit.at(share) for limit in asked]
+            picked = budgets.allocate(chooser, offered, limits) if kept is None else budgets.allocate_among(chooser, offered, limits, kept)
+            if picked is None:
+                raise ConfigError(nothing_fits(considered, budgets.said(budget)) or budgets.nearest(asked))
+            return assembled(considered, picked, budget, costs.scheme if costs else "", notes)
+
+        return Weighed(candidates, asked, at)
+
+    candidates, asked, at = weigh(priced(model, stats, everything, costs) if costs else None)
+    for _ in range(AGAIN):
+        if costs is None or costs.again is None or not costs.again(chosen_forms(model, stats, at(1.0), costs.scheme)):
+            break
+        candidates, asked, at = weigh(priced(model, stats, everything, costs))
 
     if budget.max_drop is not None:
         return accuracy.within(model, at, budget.max_drop, inputs=inputs or (), judged=judged, data_aware=data_aware, track=track)
