@@ -4,7 +4,8 @@ Networks: ResNet-20 and EfficientNet-Lite0 of the examples, and ResNet-18 at 224
 latency is what counts); --quick takes the first two stages of ResNet-18 at 112×112 alone, whose layers take as long as those of small
 networks and are few. This machine, one thread, real TFLite files, dense and planned measured interleaved.
 
-Rows: latency of the planned network as predicted, over that measured, both as shares of the dense network's (within 5%); planned over dense
+Rows: latency of the planned network as predicted, over that measured, both as shares of the dense network's (within 5%; --quick within
+10%, its layers take tens of microseconds, less than the machine drifts by); planned over dense
 latency in the same scheme (below 1); of ResNet-18 at 0.33 of the MACs in fp32 the speed-up that is realised over the one that MACs promise
 (≥ 0.85), with plain Tucker-2 by one ratio beside it (not --quick); dense fp32 over planned int8-static (≥ 7); seconds and memory of
 planning ResNet-18 with a warm table and cache (≤ 30 s, ≤ 2 GB).
@@ -105,7 +106,7 @@ def share(dense: Path, other: Path) -> float:
     return ratio(second, first).ratio
 
 
-def on(rows: Rows, subject: Subject, plans: Plans) -> dict[str, float]:
+def on(rows: Rows, subject: Subject, plans: Plans, *, bound: float = 1.05) -> dict[str, float]:
     """Hold prediction against measurement, and the planned network against the dense one; return its share of the latency by scheme."""
     found = {}
     for scheme in SCHEMES:
@@ -120,7 +121,7 @@ def on(rows: Rows, subject: Subject, plans: Plans) -> dict[str, float]:
             f"{subject.name}, {scheme}: predicted over measured share of the dense latency",
             ours=off,
             peer=None,
-            bound=1.05,
+            bound=bound,
             predicted=predicted,
             measured=measured,
             **beside,
@@ -189,7 +190,7 @@ def main() -> None:
                 on(rows, small, small.prepare(source, macs_ratio))
         large = imagenet(folder, quick=given.quick)
         plans = large.prepare(source, 0.33, plain=not given.quick)
-        realised(rows, large, plans, on(rows, large, plans)["fp32"])
+        realised(rows, large, plans, on(rows, large, plans, bound=1.1 if given.quick else 1.05)["fp32"])
         warm(rows, table, quick=given.quick)
         rows.end()
 

@@ -87,7 +87,10 @@ def round_rows(weight: Tensor, covariance: Tensor | None, scale: Tensor, largest
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     damping = DAMPING * diagonal.mean(-1, keepdim=True) + 1e-9
     damped = (covariance + torch.diag_embed(damping.expand_as(diagonal))).double()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):  # numbers so large that float32 does not hold how they vary
+        return round_rows(weight, None, scale, largest)
+    inverse = torch.cholesky_inverse(factor)
     upper = torch.linalg.cholesky(inverse, upper=True).to(weight.dtype)  # (groups, in, in); row i says how the later inputs make up for i
     rest, rounded = weight.clone(), torch.empty_like(weight)
     for i in range(weight.shape[-1]):

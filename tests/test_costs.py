@@ -21,7 +21,9 @@ from edgecompress import programs
 from edgecompress.conversion import convert
 from edgecompress.costs import table as tables
 from edgecompress.costs.forms import form_of
-from edgecompress.costs.source import SMALLEST, Network, open_source
+from edgecompress.costs.measure import SMALLEST
+from edgecompress.costs.shares import share_of
+from edgecompress.costs.source import Network, open_source
 from edgecompress.costs.table import Wanted
 from edgecompress.costs.writing import write_layers
 from edgecompress.errors import ConfigError, DeviceError
@@ -252,6 +254,54 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
     assert alone.price([wanted]) == [anew.layers[wanted.form.geometry]["dense"]["fp32"].ms]
     with pytest.raises(ConfigError, match="net as a whole was not measured in int8-static; run `edgecompress profile` with --device"):
         alone.whole(network_of(net, tmp_path), "int8-static")
+
+
+def test_what_a_plan_chose_is_measured_once_more_and_no_more_than_that(tmp_path):
+    layer = nn.Conv2d(8, 16, 3, padding=1)
+    stats = analyze(nn.Sequential(layer), (torch.zeros(1, 8, 12, 12),), measure=False).layers[0]
+    dense, chosen = (Wanted(form_of(stats, layer, *form), "fp32", macs) for form, macs in ((("dense", ()), 2), (("tucker2", (4, 4)), 1)))
+    path = tmp_path / "costs.json"
+    source = open_source(device="local://", table=path, threads=1, noisy=True)
+    source.price([dense, chosen])
+    once = tables.cost_of(tables.load(path), chosen)
+    assert not open_source(device="", table=path, threads=1).again([chosen])
+    assert source.again([chosen])
+    assert not source.again([chosen])
+    twice = tables.cost_of(tables.load(path), chosen)
+    assert (once.again, twice.again) == (False, True)
+    assert twice.ms == pytest.approx(once.ms, rel=0.9)
+    assert not tables.cost_of(tables.load(path), dense).again
+
+
+@given(st.floats(0.0, 0.5), st.floats(0.8, 1.2), st.floats(0.3, 0.6))
+def test_two_networks_tell_their_layers_from_the_rest(rest, slope, kept):
+    before = (1 - rest) / slope
+    share = share_of(before, kept * before, rest + slope * kept * before)
+    assert share == pytest.approx(1 - rest, abs=0.16)  # as far as layers are trusted to take what they take alone
+    assert share_of(1 - rest, kept * (1 - rest), rest + kept * (1 - rest)) == pytest.approx(1 - rest)
+
+
+def test_a_reduced_network_that_keeps_all_layers_leaves_them_what_they_take_alone():
+    assert share_of(0.9, 0.9, 1.0) == pytest.approx(0.9, abs=0.01)
+    assert share_of(1.3, 1.3, 1.0) == 1.0
+
+
+def test_the_reduced_network_has_the_forms_that_are_measured_for_it():
+    net = trained(Net(), epochs=1)
+    stats = analyze(net, IMAGE, measure=False)
+    small = reduced(net, stats)
+    assert torch.isfinite(small(*IMAGE)).all()
+    replaced = 0
+    for layer, (dense, form, calls) in zip(stats.layers, forms(net, stats), strict=True):
+        assert (dense.method, dense.geometry, calls) == ("dense", form.geometry, 1.0)
+        params = sum(p.numel() for p in small.get_submodule(layer.name).parameters())
+        if form.method == "dense":
+            assert params == layer.params
+        else:
+            replaced += 1
+            alike = factorize(net.get_submodule(layer.name), form.method, form.rank)
+            assert params == sum(p.numel() for p in alike.parameters()) < layer.params
+    assert replaced
 
 
 def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_path, monkeypatch):

@@ -115,3 +115,13 @@ def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
     scale = weights(rounded)[0][0].abs().max() / INT8
     assert 7.0 / (scale * 0.005) < 2**31  # steps of a small input scale
     assert error(rounded.module(), program.module(), images(4)) / (4 * 2 * 144) < 1e-4
+
+
+def test_weights_are_rounded_to_nearest_where_float32_does_not_hold_how_inputs_vary() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    x = 1e9 + torch.randn(8, 3, 12, 12)
+    program = to_program(net, (x[:1],))
+    rounded = round_weights(program, [(one,) for one in x.split(1)], levels=lambda _: INT8)
+    weight = next(value for name, value in rounded.state_dict.items() if value.shape == net[0].weight.shape)
+    scale = net[0].weight.abs().amax((1, 2, 3), keepdim=True) / INT8
+    torch.testing.assert_close(weight, (net[0].weight / scale).round() * scale)

@@ -1,7 +1,8 @@
 """Fill a cost table: write the files of layers it lacks, run them interleaved on the device, keep the medians.
 
 The forms of one layer are measured in one run, dense beside factorized, so that what disturbs one disturbs all. The files of a run take
-turns, which leaves them as cold in the caches as a network leaves its layers.
+turns, which leaves them as cold in the caches as a network leaves its layers. What a call takes of itself, a microsecond or two, is taken
+off.
 """
 
 import logging
@@ -18,14 +19,15 @@ from edgecompress.devices.base import Device
 from edgecompress.devices.runner import measure
 from edgecompress.errors import DeviceError
 from edgecompress.progress import Track, silent
-from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, Measuring
+from edgecompress.records import BenchmarkResult, Cost, CostTable, Measuring
 from edgecompress.statistics import mad, median, noise
 
 LOG = logging.getLogger(__name__)
 AT_ONCE: Final = 40  # files in one run
 BYTES_AT_ONCE: Final = 100_000_000  # in one run: a small device holds them, and what the runtime packs of them
 ATTEMPTS: Final = 3
-UNCHANGED: Final = 0.9  # of what layers take, a reduced network that keeps more tells nothing
+SMALLEST: Final = Path(__file__).with_name("smallest.tflite")  # Linear(4, 4), as write_layers writes it
+LEAST: Final = 0.1  # of a file's latency, that is not the call's
 LEAST_S: Final = 0.5  # of a run, so that what others take of the processors shows
 
 
@@ -43,14 +45,15 @@ def fill(
         DeviceError: The device failed, runs another runtime than the table's, or was too busy to measure on.
         ToolchainError: The writer of files failed.
     """
-    ordered = _by_layer(wanted)
+    ordered = by_layer(wanted)
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
-        written = _write(ordered, Path(name), track)
-        runs = list(_runs([w for w in ordered if w.key in written], written))
+        written = write(ordered, Path(name), track)
+        runs = list(runs_of([w for w in ordered if w.key in written], written))
         for run in track(runs, f"measuring layers on {device.url}", len(runs)):
-            results = quietly(device, [written[w.key] for w in run], how, noisy=noisy)
-            _check(table, results[0])
-            table = with_layers(table, {w.key: cost(result, w.macs) for w, result in zip(run, results, strict=True)})
+            call, *results = quietly(device, [SMALLEST, *(written[w.key] for w in run)], how, noisy=noisy)
+            _check(table, call)
+            costs = (cost(result, w.macs, call) for w, result in zip(run, results, strict=True))
+            table = with_layers(table, dict(zip((w.key for w in run), costs, strict=True)))
     return table
 
 
@@ -70,63 +73,32 @@ def quietly(device: Device, files: Sequence[Path], how: Measuring, *, noisy: boo
     raise DeviceError(f"{device.url}: {busy[0]} in each of {ATTEMPTS} runs; a table measured now would be wrong, end what runs there")
 
 
-def layers_share(
-    device: Device,
-    wholes: tuple[Path, Path],
-    layers: Sequence[tuple[LayerForm, LayerForm, float]],
-    scheme: str,
-    how: Measuring,
-    *,
-    noisy: bool = False,
-) -> float:
-    """Return which share of a dense network's latency its layers are.
-
-    Layers alone take longer than in their network, where what they read is still in the caches, so neither sum can be had from the other.
-    With D and F the sums of the layers' latencies alone, dense and reduced, and W and V those of the two networks: W = r + s D and
-    V = r + s F, so s D / W = (1 - V / W) / (1 - F / D). All are measured in turns, since a machine's speed drifts by more than r.
-
-    Args:
-        wholes: Files of the dense network and of the reduced one.
-        layers: Each dense and as it is in the reduced network, and how often it is called.
-    """
-    wanted = {w.key: w for pair in layers for form in pair[:2] for w in [Wanted(form, scheme, 0)]}
-    alone: dict[Key, float] = {}
-    shares = []
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
-        written = _write(_by_layer(list(wanted.values())), Path(name), silent)
-        for run in _runs([w for w in _by_layer(list(wanted.values())) if w.key in written], written):
-            whole, other, *results = (
-                median(result.latency_ms) for result in quietly(device, [*wholes, *(written[w.key] for w in run)], how, noisy=noisy)
-            )
-            shares.append(other / whole)
-            alone |= {w.key: ms / whole for w, ms in zip(run, results, strict=True)}
-    pairs = [(Wanted(dense, scheme, 0).key, Wanted(small, scheme, 0).key, calls) for dense, small, calls in layers]
-    measured = [(alone[dense] * calls, alone[small] * calls) for dense, small, calls in pairs if dense in alone and small in alone]
-    before, after = (sum(each) for each in zip(*measured, strict=True)) if measured else (0.0, 0.0)
-    if after > UNCHANGED * before:
-        return min(1.0, before)  # nothing to be learnt from the reduced one
-    return min(1.0, max(0.0, (1 - median(shares)) / (1 - after / before)))
+def beyond(call: BenchmarkResult, result: BenchmarkResult) -> float:
+    """Return the median latency of a file beyond that of a call that computes next to nothing."""
+    whole = median(result.latency_ms)
+    return max(whole - median(call.latency_ms), LEAST * whole)
 
 
-def cost(result: BenchmarkResult, macs: int) -> Cost:
-    """Return what one file costs, by its median."""
+def cost(result: BenchmarkResult, macs: int, call: BenchmarkResult | None = None) -> Cost:
+    """Return what one file costs, by its median; beyond an empty call, where one is given."""
     middle = median(result.latency_ms)
-    return Cost(ms=middle, spread=mad(result.latency_ms) / middle if middle else 0.0, macs=macs, measured_at=result.started_at)
+    ms = middle if call is None else beyond(call, result)
+    return Cost(ms=ms, spread=mad(result.latency_ms) / middle if middle else 0.0, macs=macs, measured_at=result.started_at)
 
 
-def _by_layer(wanted: Sequence[Wanted]) -> list[Wanted]:
+def by_layer(wanted: Sequence[Wanted]) -> list[Wanted]:
     """Put the forms of a layer after each other, and the schemes of a form, as the writer likes them."""
     return sorted(wanted, key=lambda w: w.key)
 
 
-def _write(wanted: Sequence[Wanted], folder: Path, track: Track) -> dict[Key, Path]:
+def write(wanted: Sequence[Wanted], folder: Path, track: Track) -> dict[Key, Path]:
     """Write the files; what is refused has none."""
     files = {w.key: folder / f"{i}.tflite" for i, w in enumerate(wanted)}
     write_layers([(w.form, w.scheme, files[w.key]) for w in wanted], track=track)
     return {key: path for key, path in files.items() if path.is_file()}
 
 
-def _runs(wanted: Sequence[Wanted], written: Mapping[Key, Path]) -> Iterator[list[Wanted]]:
+def runs_of(wanted: Sequence[Wanted], written: Mapping[Key, Path]) -> Iterator[list[Wanted]]:
     """Part what is to be measured into runs; a layer's forms stay together as far as the limits let them."""
     now: list[Wanted] = []
     size = 0

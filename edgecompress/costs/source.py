@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from edgecompress.costs.measure import cost, fill, layers_share, quietly
+from edgecompress.costs.measure import SMALLEST, cost, fill, quietly
+from edgecompress.costs.shares import layers_share
 from edgecompress.costs.table import Wanted, conditions_of, cost_of, empty, lacking, load, ms_of, path_of, save, where, with_layers
 from edgecompress.devices import open_device
 from edgecompress.devices.inventory import filled, settings
@@ -18,7 +19,6 @@ from edgecompress.records import CostTable, LayerForm, Measuring, NetworkCost
 
 WARMUP_S: Final = 0.02  # of each layer, beside its first inference
 REPETITIONS: Final = 50
-SMALLEST: Final = Path(__file__).with_name("smallest.tflite")  # Linear(4, 4), as write_layers writes it
 
 
 class Network(NamedTuple):

@@ -1,7 +1,7 @@
-"""A network with its layers at a third of their parameters, weights drawn at random: a second point to measure latencies by.
+"""A network with every layer at a third of its parameters: a second point to measure latencies by.
 
 What a network takes beside its layers, and how much less than alone its layers take inside of it, are two unknowns. The dense network and
-this one give two equations; `costs.measure.layers_share` solves them.
+this one give two equations; `costs.shares.layers_share` solves them.
 """
 
 import copy
@@ -23,17 +23,14 @@ TRIED: Final = ("tucker2", "svd")
 
 
 def reduced(model: nn.Module, stats: ModelStats) -> nn.Module:
-    """Return a copy of the network with every layer factorized that can be, of values that keep the activations' size."""
+    """Return a copy of the network with every layer factorized that can be, as well as that rank allows."""
     made = copy.deepcopy(model)
     for layer in stats.layers:
         module = model.get_submodule(layer.name)
         method, rank = _choice(module)
         if method == "dense":
             continue
-        compact = factorize(module, method, rank, fit=False)
-        for p in compact.parameters():
-            nn.init.zeros_(p) if p.ndim == 1 else nn.init.kaiming_normal_(p, nonlinearity="linear")
-        replace(made, layer.name, compact)
+        replace(made, layer.name, factorize(module, method, rank))
     return made.eval()
 
 

@@ -64,7 +64,7 @@ class LayersReply(Record, frozen=True, kw_only=True):
 
 
 class Cost(Record, frozen=True, kw_only=True):
-    """Median latency of one file alone, interleaved with others of its kind.
+    """Median latency of one file alone, beyond that of an empty call, interleaved with others of its kind.
 
     Attributes:
         spread: MAD over median.
@@ -83,7 +83,7 @@ class NetworkCost(Cost, frozen=True, kw_only=True):
     """Median latency of a whole dense network.
 
     Attributes:
-        layers_ms: Of this, what its layers take, see `costs.measure.layers_share`.
+        layers_ms: Of this, what its layers take, see `costs.shares.layers_share`.
     """
 
     layers_ms: float

@@ -98,6 +98,7 @@ def plan(
     choices = candidates_of(model, stats, forms, fixed=fixed, multiple=rank_multiple, present=stage.present, track=track)
     joint = mixed_precision and costs is not None and costs.scheme == dtypes.JOINT and inputs is not None
     everything = dtypes.with_float(choices.candidates) if joint else choices.candidates
+    latencies = priced(model, stats, everything, costs) if costs else None
     if inputs is None:
         losses = sensitivity.without_data(choices.candidates)
     else:
@@ -126,7 +127,7 @@ def plan(
 
         return Weighed(candidates, asked, at)
 
-    candidates, asked, at = weigh(priced(model, stats, everything, costs) if costs else None)
+    candidates, asked, at = weigh(latencies)
     for _ in range(AGAIN):
         if costs is None or costs.again is None or not costs.again(chosen_forms(model, stats, at(1.0), costs.scheme)):
             break
