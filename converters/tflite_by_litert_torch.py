@@ -7,7 +7,7 @@ import layer_schemes
 import litert_torch
 import numpy as np
 import torch
-from tflite_file import IMAGE_AXES, name_tensors
+from tflite_file import IMAGE_AXES, name_tensors, part_weights
 from tflite_recipe import quantize
 
 from edgecompress.errors import ToolchainError, UnsupportedError
@@ -23,7 +23,7 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    content = name_tensors(lower_program(program, request.layout))
+    content = name_tensors(part_weights(lower_program(program, request.layout)))
     if request.scheme == "fp32" and not request.layers:
         return content
     return quantize(content, program, request, samples)

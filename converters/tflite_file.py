@@ -1,5 +1,6 @@
 """What to_tflite.py does with a TFLite file: name its tensors, find a layer's ops, read back what it takes, gives and computes."""
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -49,6 +50,28 @@ def name_tensors(content: bytes) -> bytes:
         for t, tensor in enumerate(graph.tensors):
             tensor.name = names.get(t, f"unused_{t}")
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def part_weights(content: bytes) -> bytes:
+    """Give ops of different kinds that read the same weights weights of their own: each kind has its scales along another axis.
+
+    Converters keep equal constants once, and factors of a symmetric kernel may be equal.
+    """
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    found = False
+    for graph in model.subgraphs:
+        kinds: dict[int, str] = {}
+        for op in graph.operators:
+            kind, t = _op_name(model, op), int(op.inputs[1]) if len(op.inputs) > 1 else -1
+            if kind not in OF_LAYERS or t < 0 or kinds.setdefault(t, kind) == kind:
+                continue
+            own = copy.copy(graph.tensors[t])
+            own.buffer = len(model.buffers)
+            model.buffers.append(copy.copy(model.buffers[graph.tensors[t].buffer]))
+            graph.tensors.append(own)
+            op.inputs[1] = len(graph.tensors) - 1
+            found = True
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if found else content
 
 
 def scale_zeros(content: bytes) -> bytes:

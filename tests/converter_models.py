@@ -71,6 +71,21 @@ class Pooled(nn.Module):
         return self.fc(self.above(torch.relu(x + 3.0)).flatten(1))
 
 
+class Alike(nn.Module):
+    """A depthwise and an ordinary convolution with the same numbers, as factors of a symmetric kernel: `(1, 1, 8, 8)` → `(1, 16)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
+        self.core = nn.Conv2d(2, 2, 3, groups=2)
+        with torch.no_grad():
+            self.before.weight.copy_(torch.tensor([0.8, 0.0]).reshape(2, 1, 1, 1))  # which no rounding of weights tells apart
+            self.after.weight.copy_(self.before.weight.transpose(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.core(self.before(x))).flatten(1)[:, :16]
+
+
 class Clamped(nn.Module):
     """ReLU6 over values far beyond 6: a scale that covers them leaves nothing of what passes. `(1, 3, 12, 12)` → `(1, 7)`."""
 

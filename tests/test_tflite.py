@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Attention, Flattened, Heads, Meaned, Patches, Pooled, Residual, Upsampled, causal, settled
+from converter_models import Alike, Attention, Flattened, Heads, Meaned, Patches, Pooled, Residual, Upsampled, causal, settled
 from safetensors.torch import save_file
 from support.require import unavailable
 from test_converters import DRIVER, sqnr_db
@@ -38,6 +38,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "patches": (Patches, ((3, 12, 16),)),
     "upsampled": (Upsampled, ((6, 5, 7),)),
     "pooled": (Pooled, ((3, 13, 18),)),
+    "alike": (Alike, ((1, 8, 8),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
     "mask-blocks": (causal, ((12, 16),)),
 }
@@ -57,6 +58,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "upsampled": ("upsampled", "fp32", {}),
     "upsampled-int8": ("upsampled", "int8-static", {}),
     "upsampled-mixed": ("upsampled", "int8-static", {"layers": {"up": "fp32"}}),
+    "alike": ("alike", "int8-static", {}),
     "pooled": ("pooled", "fp32", {}),
     "pooled-int8": ("pooled", "int8-static", {}),
     "pooled-by-onnx2tf": ("pooled", "int8-static", {"route": "onnx2tf"}),
