@@ -1,11 +1,16 @@
 """What all tests share."""
 
 import os
+import signal
 
 import pytest
 
 # Tests share two cores with servers, converters and a browser: threads that wait for each other at every layer would make them crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that: tests that interrupt would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = (
     "support.ssh_server",
