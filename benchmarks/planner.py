@@ -5,10 +5,10 @@ latency is what counts); --quick takes the first two stages of ResNet-18 at 112�
 networks and are few. This machine, one thread, real TFLite files, dense and planned measured interleaved.
 
 Rows: latency of the planned network as predicted, over that measured, both as shares of the dense network's (within 5%; --quick within
-10%, its layers take tens of microseconds, less than the machine drifts by); planned over dense
-latency in the same scheme (below 1); of ResNet-18 at 0.33 of the MACs in fp32 the speed-up that is realised over the one that MACs promise
-(≥ 0.85), with plain Tucker-2 by one ratio beside it (not --quick); dense fp32 over planned int8-static (≥ 7); seconds and memory of
-planning ResNet-18 with a warm table and cache (≤ 30 s, ≤ 2 GB).
+10%, its layers take tens of microseconds, less than the machine drifts by); planned over dense latency in the same scheme (below 1); of
+ResNet-18 at 0.33 of the MACs in fp32 the speed-up that is realised over the one that MACs promise (≥ 0.85), with plain Tucker-2 by one
+ratio beside it (not --quick); dense fp32 over planned int8-static (≥ 7); seconds and memory of planning ResNet-18 with a warm table and
+cache (≤ 30 s, ≤ 2 GB).
 """
 
 import json

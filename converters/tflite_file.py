@@ -149,6 +149,8 @@ def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpe
     interpreter = Interpreter(model_content=content, num_threads=1)
     try:
         interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():  # what is in memory there may be no index
+            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         interpreter.invoke()
     except RuntimeError as error:
         raise UnsupportedError(f"tflite: the runtime cannot run the file: {first_line(error)}; take another route or scheme") from error
