@@ -7,7 +7,8 @@ import layer_schemes
 import litert_torch
 import numpy as np
 import torch
-from tflite_file import IMAGE_AXES, name_tensors, part_weights
+from tflite_edits import edit, name_tensors, part_weights
+from tflite_file import IMAGE_AXES
 from tflite_recipe import quantize
 
 from edgecompress.errors import ToolchainError, UnsupportedError
@@ -23,7 +24,7 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    content = name_tensors(part_weights(lower_program(program, request.layout)))
+    content = edit(lower_program(program, request.layout), part_weights, name_tensors)
     if request.scheme == "fp32" and not request.layers:
         return content
     return quantize(content, program, request, samples)

@@ -16,7 +16,7 @@ import onnx_export
 import onnxsim
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
-from tflite_file import IMAGE_AXES, scale_zeros
+from tflite_file import IMAGE_AXES
 
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.program import example_inputs, first_line
@@ -52,7 +52,7 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     if request.io == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
-        return scale_zeros(bytes(converter.convert()))
+        return bytes(converter.convert())
     except Exception as error:  # the converter's own class, ValueError and RuntimeError
         if found := LACKING.search(str(error)):
             raise UnsupportedError(

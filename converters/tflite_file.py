@@ -1,6 +1,5 @@
-"""What to_tflite.py does with a TFLite file: name its tensors, find a layer's ops, read back what it takes, gives and computes."""
+"""What to_tflite.py reads in a TFLite file: a layer's ops, what the file takes, gives and computes."""
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -32,68 +31,13 @@ def to_layout(x: np.ndarray, layout: str) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if layout == "NHWC" and x.ndim == IMAGE_AXES else x
 
 
-def name_tensors(content: bytes) -> bytes:
-    """Name each tensor by the op that makes it, each constant by the op that reads it: `conv_2d_3`, `conv_2d_3/1`.
-
-    Converters join the names of wrappers and passes into names of hundreds of letters: one twentieth of an int8 file.
-    """
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    for graph in model.subgraphs:
-        names: dict[int, str] = {}
-        for i, op in enumerate(graph.operators):
-            name = f"{_op_name(model, op)}_{i}"
-            outputs = [int(t) for t in op.outputs]
-            names |= {t: name if len(outputs) == 1 else f"{name}:{k}" for k, t in enumerate(outputs)}
-            for k, t in enumerate(op.inputs):
-                names.setdefault(int(t), f"{name}/{k}")
-        names |= {int(t): f"input_{k}" for k, t in enumerate(graph.inputs)} | {int(t): f"output_{k}" for k, t in enumerate(graph.outputs)}
-        for t, tensor in enumerate(graph.tensors):
-            tensor.name = names.get(t, f"unused_{t}")
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def part_weights(content: bytes) -> bytes:
-    """Give ops of different kinds that read the same weights weights of their own: each kind has its scales along another axis.
-
-    Converters keep equal constants once, and factors of a symmetric kernel may be equal.
-    """
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    found = False
-    for graph in model.subgraphs:
-        kinds: dict[int, str] = {}
-        for op in graph.operators:
-            kind, t = _op_name(model, op), int(op.inputs[1]) if len(op.inputs) > 1 else -1
-            if kind not in OF_LAYERS or t < 0 or kinds.setdefault(t, kind) == kind:
-                continue
-            own = copy.copy(graph.tensors[t])
-            own.buffer = len(model.buffers)
-            model.buffers.append(copy.copy(model.buffers[graph.tensors[t].buffer]))
-            graph.tensors.append(own)
-            op.inputs[1] = len(graph.tensors) - 1
-            found = True
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if found else content
-
-
-def scale_zeros(content: bytes) -> bytes:
-    """Give constants that are all zeros and have the scale 0, of which the runtime dies, the scale of what is computed with them."""
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    found = False
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            for tensor in (graph.tensors[t] for t in op.inputs if t >= 0):
-                if tensor.quantization is not None and tensor.quantization.scale is not None and not np.all(tensor.quantization.scale):
-                    tensor.quantization.scale = graph.tensors[op.outputs[0]].quantization.scale
-                    found = True
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if found else content
-
-
 def count_ops(content: bytes) -> dict[str, int]:
     """Return how often each op stands in the file, by TFLite's names, the most frequent first."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    return dict(Counter(_op_name(model, op).upper() for graph in model.subgraphs for op in graph.operators).most_common())
+    return dict(Counter(op_name(model, op).upper() for graph in model.subgraphs for op in graph.operators).most_common())
 
 
-def _op_name(model: Any, op: Any) -> str:
+def op_name(model: Any, op: Any) -> str:
     code = model.operatorCodes[op.opcodeIndex]
     return OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
@@ -129,7 +73,7 @@ def _weighted_ops(content: bytes) -> Iterator[tuple[str, str]]:
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     for graph in model.subgraphs:
         for op in graph.operators:
-            for t in op.inputs if _op_name(model, op) in OF_LAYERS else ():
+            for t in op.inputs if op_name(model, op) in OF_LAYERS else ():
                 data = model.buffers[graph.tensors[t].buffer].data if t >= 0 else None
                 if data is not None and len(data) and graph.tensors[t].type == schema.TensorType.FLOAT32:
                     yield graph.tensors[op.outputs[0]].name.decode(), _digest(np.asarray(data, np.uint8).view(np.float32))

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.utils import qsv_utils
+from tflite_edits import edit, widen_biases
 from tflite_file import layer_ops
 
 from edgecompress.errors import ToolchainError
@@ -36,9 +37,10 @@ def quantize(content: bytes, program: Any, request: ConversionRequest, samples: 
         _add(tool, f"^({'|'.join(map(re.escape, names))});", scheme)
     try:
         statistics = _ranges(content, tool, samples) if tool.need_calibration else None
-        return bytes(tool.quantize(statistics).quantized_model)
+        quantized = bytes(tool.quantize(statistics).quantized_model)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ToolchainError(f"tflite: ai-edge-quantizer failed: {first_line(error)}; take route onnx2tf") from error
+    return edit(quantized, widen_biases(content)) if "int16x8" in (request.scheme, *request.layers.values()) else quantized
 
 
 def _add(tool: quantizer.Quantizer, scope: str, scheme: str) -> None:

@@ -32,7 +32,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     _check(request, route)
     from layer_schemes import check_layers
     from tflite_delegation import Plan, notes, undelegated
-    from tflite_file import count_ops, describe, name_tensors, to_layout
+    from tflite_edits import edit, name_tensors, scale_zeros
+    from tflite_file import count_ops, describe, to_layout
     from tflite_metadata import add_metadata
     from tflite_program import prepare
 
@@ -45,7 +46,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     seen = read_calibration(request.calibration, program) if needed or request.calibration else []
     program = _rounded(prepare(program, seen[:ROUNDING_SAMPLES] if needed else ()), request, seen)
     samples = [[to_layout(x.numpy(), request.layout) for x in sample] for sample in seen]
-    content = name_tensors(import_module(ROUTES[route][0]).convert(program, request, samples))
+    content = edit(import_module(ROUTES[route][0]).convert(program, request, samples), scale_zeros, name_tensors)
     inputs, outputs = describe(content, program, request.layout)
     plan = Plan(content)
     reply = ConversionReply(

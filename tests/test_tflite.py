@@ -26,6 +26,17 @@ from edgecompress.program import to_program, write_program
 from edgecompress.programs import converter
 from edgecompress.records import ConversionReply, ConversionRequest, Preprocessing, from_json, to_json
 
+
+def biased() -> nn.Module:
+    """Return a layer whose inputs and weights are so small that its bias in their scales takes more than 32 bits."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        for weight in (net[0].weight, net[1].weight):
+            weight.mul_(0.02)
+        net[1].bias.copy_(torch.tensor([-3.0, 0.001, 2.0]))
+    return net
+
+
 OLD_PYTHON = Path(__file__).parents[1] / ".venv-tflite-runtime/bin/python"
 SAMPLES = 16
 LABELS = tuple(f"class {i}" for i in range(5))
@@ -39,6 +50,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "upsampled": (Upsampled, ((6, 5, 7),)),
     "pooled": (Pooled, ((3, 13, 18),)),
     "alike": (Alike, ((1, 8, 8),)),
+    "biased": (biased, ((2, 6, 6),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
     "mask-blocks": (causal, ((12, 16),)),
 }
@@ -49,6 +61,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "int8-io": ("residual", "int8-static", {"io": "int8"}),
     "int8": ("residual", "int8-static", {}),
     "int16": ("meaned", "int16x8", {}),
+    "int16-biased": ("biased", "int16x8", {}),
     "nchw": ("heads", "fp32", {"layout": "NCHW"}),
     "nchw-int8": ("heads", "int8-static", {"layout": "NCHW"}),
     "mixed": ("residual", "int8-static", {"layers": MIXED}),
