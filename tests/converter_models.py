@@ -210,6 +210,17 @@ class Branching(nn.Module):
         return x + self.last(torch.relu(self.norm(x)))
 
 
+class Forked(nn.Module):
+    """A pointwise convolution and a strided one that read the same, as a ResNet's shortcut may. `(1, 8, 12, 12)` → `(1, 9, 6, 6)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.core, self.shortcut = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 9, 3, 2, 1), nn.Conv2d(8, 9, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(self.squeeze(x)) + self.shortcut(x)
+
+
 class Upsampled(nn.Module):
     """Transposed convolutions in groups, one of them depthwise, as bilinear upsampling is written. `(1, 6, 5, 7)` → `(1, 9, 20, 28)`."""
 

@@ -15,6 +15,7 @@ QUICK = {
     "sound-int8-static": Case("sound", "int8-static"),
     "masked": Case("masked", "int8-static"),
     "branching": Case("branching", "int8-static"),
+    "forked": Case("forked", "int8-dynamic"),
     "mixed": Case("heads", "int8-static", {"layers": {"conv": "fp32"}}),
     "told": Case("sound", "fp32", {"name": "sound", "labels": LABELS, "preprocessing": Preprocessing(mean=(0.5,), std=(0.2,))}),
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from converter_models import Attention, Branching, Clamped, Heads, Median, Placed, Residual, Sound, causal, settled
+from converter_models import Attention, Branching, Clamped, Forked, Heads, Median, Placed, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -69,6 +69,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "causal": (causal, ((12, 16),)),
     "masked": (lambda: Attention("added"), ((12, 8),)),
     "branching": (Branching, ((3, 10, 10),)),
+    "forked": (Forked, ((8, 12, 12),)),
 }
 
 
