@@ -38,13 +38,30 @@ def prepare(program: torch.export.ExportedProgram, samples: Sequence[tuple[Tenso
     pad_by_numbers(graph, samples)
     for name in list(graph.state_dict()):  # program.module() shares its tensors with the program
         set_constant(graph, name, get_constant(graph, name).detach().clone())
-    for rewrite in (_pool_means, _flatten_channels_last, _tokens_channels_last, _plain_transposed):
+    for rewrite in (_convolve_norms, _pool_means, _flatten_channels_last, _tokens_channels_last, _plain_transposed):
         rewrite(graph)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
     with torch.no_grad():
         return torch.export.export(graph, example_inputs(program), strict=False)
+
+
+def _convolve_norms(graph: fx.GraphModule) -> None:
+    """A BatchNorm of a map that no layer before it takes in as a depthwise convolution: one op, where lowering makes four, each rounded."""
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
+        x, *constants, training, _, eps, _ = node.args
+        given = [None if read is None or read.op != "get_attr" else get_constant(graph, str(read.target)).double() for read in constants]
+        if training or len(_shape(x) or ()) != MAP_AXES or any(found is None for found in given):
+            continue
+        gamma, beta, mean, variance = given
+        scale = gamma * torch.rsqrt(variance + eps)  # (channels,)
+        values = {"weight": scale.reshape(-1, 1, 1, 1), "bias": beta - mean * scale}
+        with graph.graph.inserting_before(node):
+            own = [add_constant(graph, f"{node.name}_{kind}", value.float()) for kind, value in values.items()]
+            made = graph.graph.call_function(aten.conv2d.default, (x, *own, [1, 1], [0, 0], [1, 1], len(scale)))
+        made.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})  # the layer's name, and with it its scheme
+        _replace(node, made)
 
 
 def _pool_means(graph: fx.GraphModule) -> None:

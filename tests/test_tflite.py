@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from converter_models import Alike, Attention, Flattened, Heads, Meaned, Patches, Pooled, Residual, Upsampled, causal, settled
+from converter_models import Alike, Attention, Branching, Flattened, Heads, Meaned, Patches, Pooled, Residual, Upsampled, causal, settled
 from safetensors.torch import save_file
 from support.require import unavailable
 from test_converters import DRIVER, sqnr_db
@@ -50,6 +50,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "upsampled": (Upsampled, ((6, 5, 7),)),
     "pooled": (Pooled, ((3, 13, 18),)),
     "alike": (Alike, ((1, 8, 8),)),
+    "branching": (Branching, ((3, 10, 10),)),
     "biased": (biased, ((2, 6, 6),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
     "mask-blocks": (causal, ((12, 16),)),
@@ -72,6 +73,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "upsampled-int8": ("upsampled", "int8-static", {}),
     "upsampled-mixed": ("upsampled", "int8-static", {"layers": {"up": "fp32"}}),
     "alike": ("alike", "int8-static", {}),
+    "branching": ("branching", "fp32", {}),
+    "branching-int8": ("branching", "int8-static", {}),
     "pooled": ("pooled", "fp32", {}),
     "pooled-int8": ("pooled", "int8-static", {}),
     "pooled-by-onnx2tf": ("pooled", "int8-static", {"route": "onnx2tf"}),
@@ -174,6 +177,12 @@ def test_channels_first_in_and_out_where_asked(converted: dict[str, Converted], 
 @pytest.mark.parametrize("case", ["meaned", "flattened", "patches"])
 def test_no_map_is_transposed_on_its_way(converted: dict[str, Converted], case: str) -> None:
     assert "TRANSPOSE" not in converted[case].reply.ops
+
+
+@pytest.mark.parametrize("case", ["branching", "branching-int8"])
+def test_a_batch_norm_that_no_layer_takes_in_is_one_op(converted: dict[str, Converted], case: str) -> None:
+    ops = converted[case].reply.ops
+    assert (ops["DEPTHWISE_CONV_2D"], ops.get("MUL", 0), ops.get("SUB", 0)) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("case", ["pooled-int8", "pooled-by-onnx2tf"])
