@@ -57,12 +57,14 @@ def part_weights(model: Any) -> None:
 
 
 def scale_zeros(model: Any) -> None:
-    """Give constants that are all zeros and have the scale 0, of which the runtime dies, the scale of what is computed with them."""
+    """Give zeros with the scale 0, of which the runtime dies, the scale of what is computed with them: one channel, or a whole constant."""
     for graph in model.subgraphs:
         for op in graph.operators:
             for tensor in (graph.tensors[t] for t in op.inputs if t >= 0):
-                if tensor.quantization is not None and tensor.quantization.scale is not None and not np.all(tensor.quantization.scale):
-                    tensor.quantization.scale = graph.tensors[op.outputs[0]].quantization.scale
+                scales = tensor.quantization.scale if tensor.quantization is not None else None
+                if scales is not None and not np.all(scales):
+                    made = graph.tensors[op.outputs[0]].quantization.scale[0]
+                    tensor.quantization.scale = [scale or made for scale in scales]
 
 
 def widen_biases(content: bytes) -> Callable[[Any], None]:

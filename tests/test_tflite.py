@@ -37,6 +37,15 @@ def biased() -> nn.Module:
     return net
 
 
+def dead() -> nn.Module:
+    """Return layers with a channel of no weights and no bias, as a factor may have."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 3, 1))
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.weight[1], layer.bias[1] = 0, 0
+    return net
+
+
 OLD_PYTHON = Path(__file__).parents[1] / ".venv-tflite-runtime/bin/python"
 SAMPLES = 16
 LABELS = tuple(f"class {i}" for i in range(5))
@@ -51,6 +60,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "pooled": (Pooled, ((3, 13, 18),)),
     "alike": (Alike, ((1, 8, 8),)),
     "branching": (Branching, ((3, 10, 10),)),
+    "dead": (dead, ((3, 8, 8),)),
     "biased": (biased, ((2, 6, 6),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
     "mask-blocks": (causal, ((12, 16),)),
@@ -63,6 +73,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "int8": ("residual", "int8-static", {}),
     "int16": ("meaned", "int16x8", {}),
     "int16-biased": ("biased", "int16x8", {}),
+    **{f"dead-{scheme}": ("dead", scheme, {"route": "onnx2tf"}) for scheme in ("int8-static", "int16x8")},
     "nchw": ("heads", "fp32", {"layout": "NCHW"}),
     "nchw-int8": ("heads", "int8-static", {"layout": "NCHW"}),
     "mixed": ("residual", "int8-static", {"layers": MIXED}),
