@@ -231,6 +231,21 @@ def test_a_wrong_option_is_refused(options, message):
         updated(Options(), options)
 
 
+def test_no_stage_loses_more_than_max_drop_before_its_fine_tuning(edgecompress, digits_recipe, tmp_path):
+    assert edgecompress("plan", digits_recipe, "--run", "r", "--max-drop", "3").code == 0
+    answer = edgecompress("finetune", "r", "--stages", "2", "--epochs", "1", "--epoch-samples", "400")
+    assert answer.code == 0, answer
+    plans = [read(tmp_path / "r" / place / "plan.json", CompressionPlan) for place in ("stages/1", "")]
+    never_more(*plans)
+    for made in plans:
+        (note,) = [note for note in made.notes if "points of" in note]
+        assert "; 3 are allowed" in note or note.startswith("nothing is worth decomposing"), note
+        found = re.search(r"it loses (-?[\d.]+) points", note)
+        assert found is None or float(found[1]) <= 3
+    assert plans[0].layers
+    assert read(tmp_path / "r" / "finetune.json", FinetuneResult).epochs[0].top1 is not None
+
+
 def test_stages_without_training_data_are_refused(edgecompress, tmp_path):
     recipe = write_recipe(tmp_path / "digits")
     file = recipe / "recipe.py"
