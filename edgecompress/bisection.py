@@ -51,8 +51,8 @@ class Blame(NamedTuple):
 
     @property
     def scheme_alone(self) -> bool | None:
-        """Whether the scheme does as much harm without the converter."""
-        return None if self.simulated_db is None else self.simulated_db < self.artifact_db + GAP_DB
+        """Whether the scheme does as much harm without the converter, or leaves more noise than signal: how much more says nothing."""
+        return None if self.simulated_db is None else self.simulated_db < max(0.0, self.artifact_db + GAP_DB)
 
     @property
     def rounding_alone(self) -> bool:

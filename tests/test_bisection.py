@@ -269,3 +269,11 @@ def test_a_scheme_that_destroys_a_value_is_told_from_a_wrong_converter_though_th
     assert manifest.departure.scheme_alone
     assert "so the scheme hurts" in message
     assert manifest.departure.simulated_db < 20
+
+
+@pytest.mark.parametrize(
+    ("artifact_db", "simulated_db", "alone"),
+    [(12.0, 14.0, True), (2.0, 14.0, False), (-37.0, -25.0, True), (-20.0, 5.0, False), (-2.6, 15.2, False)],
+)
+def test_a_scheme_is_to_blame_that_does_as_much_harm_or_leaves_mostly_noise(artifact_db: float, simulated_db: float, alone: bool) -> None:
+    assert Blame(artifact_db, simulated_db).scheme_alone is alone
