@@ -75,12 +75,13 @@ def told(results: Sequence[Result], day: date) -> str:
     whole = len(OUTPUTS) * len(NETWORKS)
     run = Counter(result.method for result in results)
     none = sorted({(result.method, result.network) for result in results if takes_none(result)})
-    part = listed(f"{method} {run[method]} of {whole} cells" for method in VARIANTS if run[method])
+    cells = whole * len(VARIANTS)
+    part = listed(f"{method} {run[method]} of {whole}" for method in VARIANTS if run[method])
+    told = f"All {cells} cells" if len(results) == cells else f"Of {cells} cells these: {part}"
     versions = listed(f"{package} {version(package)}" for package in PACKAGES)
     lines = [
         f"Run on {day} on {os.cpu_count()} cores of {platform.machine()}, with {versions}. "
-        f"Of {whole * len(VARIANTS)} cells these were run: {part}. An entry counts the variants (dense, and each factorization) that "
-        f"passed the gate, of those that were run; an empty one was not run.",
+        f"{told}. An entry counts the variants (dense, and each factorization) that passed the gate, of those that were run.",
         *([f"Not counted, because the factorization takes no layer there: {listed(f'{m} on {n}' for m, n in none)}."] if none else []),
     ]
     return "\n".join(lines)
