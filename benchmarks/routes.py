@@ -1,0 +1,79 @@
+"""TFLite files of the two toolchains beside each other: how much `--tflite-route auto` gives away by taking the first that passes.
+
+Every network of the conversion matrix as it is, in fp32 and int8 static, by litert-torch and by onnx2tf; the two files of one network and
+scheme measured interleaved, one thread. --quick takes ResNet-20 and the network with squeeze-and-excitation.
+
+Rows: median milliseconds of litert-torch's file over onnx2tf's (≤ 1.15: beyond it `auto` should look at both).
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rows import Rows, parse
+
+from edgecompress import batches, programs
+from edgecompress.calibration import save_calibration
+from edgecompress.conversion import convert
+from edgecompress.errors import UnsupportedError
+from edgecompress.program import to_program, write_program
+from edgecompress.records import ConversionRequest
+from edgecompress.statistics import median, ratio
+from edgecompress.targets import SCHEMES, TFLITE_TOOLCHAINS
+from edgecompress.verbs.bench import bench
+
+sys.path.insert(0, str(programs.REPOSITORY / "tests"))
+from support.matrix_networks import DENSE, NETWORKS, made
+
+QUICK = ("resnet20", "se_hardswish")
+CALIBRATION = 32
+REPETITIONS = 300
+BOUND = 1.15
+
+
+def requests(name: str, folder: Path) -> Iterator[ConversionRequest]:
+    """Write a network and its calibration; yield what each toolchain is asked for, both of a scheme in turn."""
+    given = made(name, DENSE)
+    assert given is not None
+    program, calibration = folder / f"{name}.pt2", folder / f"{name}.safetensors"
+    write_program(to_program(given.model, batches.take(given.inputs, slice(1)), name=name), program)
+    save_calibration(batches.take(given.calibration, slice(CALIBRATION)), calibration)
+    for scheme in ("fp32", "int8-static"):
+        for route in TFLITE_TOOLCHAINS:
+            yield ConversionRequest(
+                program=str(program),
+                output=str(folder / f"{name}-{scheme}-{route}.tflite"),
+                scheme=scheme,
+                route=route,
+                calibration=str(calibration) if SCHEMES[scheme].calibrated else "",
+            )
+
+
+def converted(request: ConversionRequest) -> Path | None:
+    try:
+        convert("tflite", request)
+    except UnsupportedError as error:
+        print(f"# {error}", file=sys.stderr)
+        return None
+    return Path(request.output)
+
+
+def main() -> None:
+    names, rows = QUICK if parse(__doc__ or "").quick else tuple(NETWORKS), Rows()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        asked = [request for name in names for request in requests(name, Path(folder))]
+        files = list(pool.map(converted, asked))
+        for request, ours, theirs in zip(asked[::2], files[::2], files[1::2], strict=True):
+            if ours and theirs:
+                first, second = bench([theirs, ours], repetitions=REPETITIONS, compare=True)
+                peer = median(first.latency_ms)
+                row = f"ms, {Path(request.program).stem} in {request.scheme}: litert-torch's file over onnx2tf's"
+                rows.add(row, ours=peer * ratio(second, first).ratio, peer=peer, bound=BOUND)
+    rows.end()
+
+
+if __name__ == "__main__":
+    main()
