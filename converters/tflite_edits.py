@@ -63,8 +63,8 @@ def scale_zeros(model: Any) -> None:
             for tensor in (graph.tensors[t] for t in op.inputs if t >= 0):
                 scales = tensor.quantization.scale if tensor.quantization is not None else None
                 if scales is not None and not np.all(scales):
-                    made = graph.tensors[op.outputs[0]].quantization.scale[0]
-                    tensor.quantization.scale = [scale or made for scale in scales]
+                    made = getattr(graph.tensors[op.outputs[0]].quantization, "scale", None)
+                    tensor.quantization.scale = [scale or (1.0 if made is None else made[0]) for scale in scales]
 
 
 def widen_biases(content: bytes) -> Callable[[Any], None]:
