@@ -49,7 +49,6 @@ PREBUILT = programs.REPOSITORY / "examples" / "prebuilt"
 RATE = 2.0  # times fewer parameters in each layer
 SWEEPS = 100
 CALIBRATION = 500
-DYNAMIC = 2.5  # times its dense parent: it looks for the range of activations before each layer, and has two or three for one
 
 
 def publish(recipe: Recipe, folder: Path) -> list[Path]:
@@ -91,8 +90,7 @@ def files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     for name, result in results.items():
         dense = results.get(name.replace(recipe.name, f"{recipe.name}-dense"))
         if dense is not None and dense is not result:
-            bound = DYNAMIC if "int8-dynamic" in name else 1.0
-            rows.add(f"ms, {name} over its dense parent", ours=ms(result), peer=ms(dense), bound=bound)
+            rows.add(f"ms, {name} over its dense parent", ours=ms(result), peer=ms(dense), bound=1.0)
             rows.add(f"bytes, {name} over its dense parent", ours=result.size_bytes, peer=dense.size_bytes, bound=1.0)
     ours = results[f"{recipe.name}-int8-static.tflite"]
     others = [result for result in results.values() if result is not ours]
