@@ -121,9 +121,12 @@ def test_the_most_that_is_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert [layout_of(shape) for shape in ((1, 8, 8, 3), (1, 3, 8, 8), (1, 3, 8, 3), (1, 8, 8, 8), (1, 3))] == ["NHWC", "NCHW", "", "", ""]
 
 
-def test_a_file_of_before_there_was_metadata_is_read_too() -> None:
-    tflite, torchscript = inspect(Path(f"{PREBUILT}.tflite")), inspect(Path(f"{PREBUILT}.ptl"))
+def test_a_file_without_metadata_is_read_too(tmp_path: Path) -> None:
+    tflite, whole = inspect(Path(f"{PREBUILT}.tflite")), inspect(Path(f"{PREBUILT}.ptl"))
+    torchscript = inspect(changed(Path(f"{PREBUILT}.ptl"), tmp_path / "bare.ptl", {"archive/extra/edgecompress.json": b"{}"}))
     assert tflite.inputs[0].shape == (1, 28, 28, 1)
+    assert whole.inputs[0].shape == (1, 1, 28, 28)
+    assert whole.ops == torchscript.ops
     assert tflite.ops["FULLY_CONNECTED"] == torchscript.ops["quantized::linear"] == 1
     assert torchscript.inputs[0].name == "x"
     assert any("keeps no shapes" in note for note in torchscript.notes)
