@@ -1,7 +1,7 @@
 """TFLite files of the two toolchains beside each other: how much `--tflite-route auto` gives away by taking the first that passes.
 
 Every network of the conversion matrix as it is, in fp32 and int8 static, by litert-torch and by onnx2tf; the two files of one network and
-scheme measured interleaved, one thread. --quick takes ResNet-20 and the network with squeeze-and-excitation.
+scheme measured interleaved, one thread. --quick takes ResNet-20.
 
 Rows: median milliseconds of litert-torch's file over onnx2tf's (≤ 1.15: beyond it `auto` should look at both).
 """
@@ -28,7 +28,7 @@ from edgecompress.verbs.bench import bench
 sys.path.insert(0, str(programs.REPOSITORY / "tests"))
 from support.matrix_networks import DENSE, NETWORKS, made
 
-QUICK = ("resnet20", "se_hardswish")
+QUICK = ("resnet20",)
 CALIBRATION = 32
 REPETITIONS = 300
 BOUND = 1.15
@@ -62,7 +62,8 @@ def converted(request: ConversionRequest) -> Path | None:
 
 
 def main() -> None:
-    names, rows = QUICK if parse(__doc__ or "").quick else tuple(NETWORKS), Rows()
+    given, rows = parse(__doc__ or "", networks="these alone, separated by commas"), Rows()
+    names = QUICK if given.quick else given.networks.split(",") if given.networks else tuple(NETWORKS)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         asked = [request for name in names for request in requests(name, Path(folder))]
         files = list(pool.map(converted, asked))
