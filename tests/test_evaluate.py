@@ -21,7 +21,7 @@ from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.records import Artifact, ExportResult, read, to_json
 from edgecompress.runs import FILES, keep_result, open_run, read_records
 from edgecompress.verbs.bench import bench
-from edgecompress.verbs.evaluate import _ranks, _step, evaluate
+from edgecompress.verbs.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
 PREBUILT = ROOT / "examples" / "prebuilt"
@@ -167,21 +167,6 @@ def test_names_that_are_not_the_labels_and_missing_preprocessing_are_noted(copie
     assert result.reference is None
 
 
-@pytest.mark.parametrize(
-    ("scores", "label", "rank"),
-    [
-        ([3, 2, 1], 0, 0),
-        ([3, 2, 1], 2, 2),
-        ([2, 2, 2], 0, 0),
-        ([2, 2, 2], 1, 1),  # of equal scores the lower class is the arg-max
-        ([1, np.nan, 0], 1, 3),
-        ([np.inf, 0, 0], 0, 3),
-    ],
-)
-def test_rank_of_a_label_among_its_scores(scores, label, rank):
-    assert _ranks(np.array([scores], np.float32), np.array([label])).tolist() == [rank]
-
-
 # What does not count
 
 RUNNER = """#!{python}
@@ -271,21 +256,6 @@ def test_what_was_found_before_a_device_went_away_is_kept(adb_end, edgecompress,
     complaint(answer)
     (kept,) = tmp_path.glob("results/*/accuracy/*.json")
     assert json.loads(answer.out) == [json.loads(kept.read_text())]
-
-
-@pytest.mark.parametrize(
-    ("values", "scale", "step"),
-    [
-        ([0.0, 1.0], 0.25, 0.25),  # the file says it
-        ([0.5, 0.75, 1.5, 0.5], None, 0.25),  # values on a grid
-        (np.linspace(0, 51, 1000), None, 0.2),  # floats: as if 256 levels spanned them
-        ([2.0, 2.0], None, 0.0),
-    ],
-)
-def test_quantization_step_of_an_output(values, scale, step):
-    manifest = read(manifest_path(INT8), Artifact)
-    found = _step(np.array(values, np.float32), msgspec.structs.replace(manifest.outputs[0], scale=scale))
-    assert found == pytest.approx(step, rel=1e-6)
 
 
 def test_a_runtime_that_computes_an_artifact_wrongly_is_found_out():
