@@ -13,6 +13,7 @@ from constant_folding import add_constant, fold_constants
 from max_pools import pad_by_numbers
 from torch import Tensor, fx
 
+from edgecompress.folding import scale_and_shift
 from edgecompress.graphs import get_constant, set_constant
 from edgecompress.program import example_inputs
 
@@ -50,13 +51,12 @@ def prepare(program: torch.export.ExportedProgram, samples: Sequence[tuple[Tenso
 def _convolve_norms(graph: fx.GraphModule) -> None:
     """A BatchNorm of a map that no layer before it takes in as a depthwise convolution: one op, where lowering makes four, each rounded."""
     for node in list(graph.graph.find_nodes(op="call_function", target=aten.batch_norm.default)):
-        x, *constants, training, _, eps, _ = node.args
-        given = [None if read is None or read.op != "get_attr" else get_constant(graph, str(read.target)).double() for read in constants]
-        if training or len(_shape(x) or ()) != MAP_AXES or any(found is None for found in given):
-            continue
-        gamma, beta, mean, variance = given
-        scale = gamma * torch.rsqrt(variance + eps)  # (channels,)
-        values = {"weight": scale.reshape(-1, 1, 1, 1), "bias": beta - mean * scale}
+        x, *constants = node.args[:5]
+        computed = any(read is not None and read.op != "get_attr" for read in constants)
+        if node.args[5] or constants[2] is None or computed or len(_shape(x) or ()) != MAP_AXES:
+            continue  # it normalises by the batch, or by what is not known yet
+        scale, shift = scale_and_shift(graph, node)
+        values = {"weight": scale.reshape(-1, 1, 1, 1), "bias": shift}
         with graph.graph.inserting_before(node):
             own = [add_constant(graph, f"{node.name}_{kind}", value.float()) for kind, value in values.items()]
             made = graph.graph.call_function(aten.conv2d.default, (x, *own, [1, 1], [0, 0], [1, 1], len(scale)))

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from edgecompress.graphs import get_constant
+
 aten = torch.ops.aten
 
 FORWARD = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
@@ -55,16 +57,10 @@ def _foldable(norm: fx.Node, layer: fx.Node) -> bool:
 def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tuple[str, str]:
     """Make the folded weight and bias beside the layer's own, so that their names still say which layer they belong to."""
     weight, bias = _constant(graph, layer, 1), _constant(graph, layer, 2)
-    gamma, beta, mean, var = (_constant(graph, norm, i) for i in range(1, 5))
     assert weight is not None
-    assert mean is not None
-    assert var is not None
-    scale = torch.rsqrt(var.double() + cast("float", norm.args[7]))  # (channels,)
-    if gamma is not None:
-        scale = scale * gamma.double()
-    shift = ((bias.double() if bias is not None else 0.0) - mean.double()) * scale
-    if beta is not None:
-        shift = shift + beta.double()
+    scale, shift = scale_and_shift(graph, norm)
+    if bias is not None:
+        shift = shift + bias.double() * scale
     path = str(_target(layer, 1)).rpartition(".")[0]
     owner = graph.get_submodule(path)
     number = next(n for n in itertools.count() if not hasattr(owner, f"folded_{n}_weight"))  # one layer may stand before several norms
@@ -73,6 +69,18 @@ def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> t
         owner.register_buffer(f"folded_{number}_{kind}", value.to(weight.dtype))
     prefix = f"{path}." if path else ""
     return f"{prefix}folded_{number}_weight", f"{prefix}folded_{number}_bias"
+
+
+def scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Return what a BatchNorm in evaluation multiplies its input by, and adds to it, in float64, each `(channels,)`."""
+    gamma, beta, mean, var = (_constant(graph, norm, i) for i in range(1, 5))
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var.double() + cast("float", norm.args[7]))
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = -mean.double() * scale
+    return scale, shift if beta is None else shift + beta.double()
 
 
 def _scale_outputs(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
@@ -90,14 +98,7 @@ def _target(node: fx.Node, index: int) -> str | None:
 
 def _constant(graph: fx.GraphModule, node: fx.Node, index: int) -> Tensor | None:
     target = _target(node, index)
-    return None if target is None else _attribute(graph, target)
-
-
-def _attribute(graph: fx.GraphModule, target: str) -> Tensor:
-    owner, _, leaf = target.rpartition(".")
-    value = getattr(graph.get_submodule(owner), leaf)
-    assert isinstance(value, Tensor)
-    return value
+    return None if target is None else get_constant(graph, target)
 
 
 def drop_unused_constants(graph: fx.GraphModule) -> None:

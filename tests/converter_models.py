@@ -201,9 +201,9 @@ def causal() -> nn.Module:
 class Branching(nn.Module):
     """A BatchNorm behind a convolution that something else reads too, as in a DenseNet. `(1, 3, 10, 10)` → `(1, 8, 8, 8)`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, affine: bool = True) -> None:
         super().__init__()
-        self.stem, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.stem, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=affine), nn.Conv2d(8, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -263,8 +263,9 @@ def settled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.3)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.3)
     with torch.no_grad():
         model.train()(*inputs)
     return model.eval()

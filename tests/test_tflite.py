@@ -60,6 +60,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "pooled": (Pooled, ((3, 13, 18),)),
     "alike": (Alike, ((1, 8, 8),)),
     "branching": (Branching, ((3, 10, 10),)),
+    "branching-unscaled": (partial(Branching, affine=False), ((3, 10, 10),)),
     "dead": (dead, ((3, 8, 8),)),
     "biased": (biased, ((2, 6, 6),)),
     **{f"mask-{kind}": (partial(Attention, kind), ((12, 8),)) for kind in ("added", "buffer", "filled", "causal", "boolean", "lowest")},
@@ -86,6 +87,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "alike": ("alike", "int8-static", {}),
     "branching": ("branching", "fp32", {}),
     "branching-int8": ("branching", "int8-static", {}),
+    "branching-unscaled": ("branching-unscaled", "fp32", {}),
     "pooled": ("pooled", "fp32", {}),
     "pooled-int8": ("pooled", "int8-static", {}),
     "pooled-by-onnx2tf": ("pooled", "int8-static", {"route": "onnx2tf"}),
@@ -190,7 +192,7 @@ def test_no_map_is_transposed_on_its_way(converted: dict[str, Converted], case: 
     assert "TRANSPOSE" not in converted[case].reply.ops
 
 
-@pytest.mark.parametrize("case", ["branching", "branching-int8"])
+@pytest.mark.parametrize("case", ["branching", "branching-int8", "branching-unscaled"])
 def test_a_batch_norm_that_no_layer_takes_in_is_one_op(converted: dict[str, Converted], case: str) -> None:
     ops = converted[case].reply.ops
     assert (ops["DEPTHWISE_CONV_2D"], ops.get("MUL", 0), ops.get("SUB", 0)) == (1, 0, 0)
