@@ -7,8 +7,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -46,10 +48,41 @@ class Worker:
         return _loaded(reply["made"])
 
 
+class Workers:
+    """As many of a program's processes as there are processors."""
+
+    def __init__(self, program: str) -> None:
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._all = [Worker(Path(sys.executable), program, threads=1) for _ in range(os.cpu_count() or 1)]
+        for worker in self._all:
+            self._idle.put(worker)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            worker.__exit__()
+
+    def map(self, name: str, calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Call a function with each of these arguments, whichever process is idle."""
+
+        def call(arguments: dict[str, Any]) -> dict[str, Any]:
+            worker = self._idle.get()
+            try:
+                return worker.call(name, **arguments)
+            finally:
+                self._idle.put(worker)
+
+        with ThreadPoolExecutor(len(self._all)) as pool:
+            return list(pool.map(call, calls))
+
+
 def serve(*functions: Callable[..., dict[str, Any]]) -> None:
-    """Answer calls of these functions until the input ends. What they print goes to stderr."""
+    """Answer calls of these functions until the input ends. What they print, from Python or C++, goes to stderr."""
     known = {function.__name__: function for function in functions}
-    replies, sys.stdout = sys.stdout, sys.stderr
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         name, arguments = json.loads(line)
         try:

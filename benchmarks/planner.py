@@ -12,7 +12,6 @@ cache (≤ 30 s, ≤ 2 GB).
 """
 
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -20,10 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from lines import Workers
 from networks import resnet18
 from rows import Rows, parse
 from torch import Tensor, nn
@@ -31,13 +31,12 @@ from torch import Tensor, nn
 from edgecompress import programs
 from edgecompress.batches import Batch
 from edgecompress.calibration import save_calibration
-from edgecompress.conversion import convert
 from edgecompress.costs.source import Network, Source, open_source
 from edgecompress.planning.latencies import Costs
 from edgecompress.planning.reduced import forms, reduced
 from edgecompress.program import to_program, write_program
 from edgecompress.recipe import load
-from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats
+from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats, to_json
 from edgecompress.statistics import ratio
 from edgecompress.verbs.analyze import analyze
 from edgecompress.verbs.bench import bench
@@ -70,24 +69,23 @@ class Subject:
         costs = Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms, source.again) if source and whole else None
         return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
 
-    def prepare(self, source: Source, macs_ratio: float, *, plain: bool = False) -> Plans:
+    def prepare(self, source: Source, macs_ratio: float, converters: Workers, *, plain: bool = False) -> Plans:
         """Plan in each scheme, and plain Tucker-2 by one ratio if asked to; write all files before any of them is timed."""
-        self._write({(variant, scheme): model for variant, model in self.models.items() for scheme in SCHEMES})
+        self._write({(variant, scheme): model for variant, model in self.models.items() for scheme in SCHEMES}, converters)
         profile(self.model, self.stats, source, self.network, schemes=SCHEMES)
         plans = {("planned", scheme): self.plan(source, scheme, macs_ratio) for scheme in SCHEMES}
         if plain:
             plans["plain", "fp32"] = self.plan(None, "fp32", macs_ratio, method="tucker2", allocator="uniform")
-        self._write({key: decompose(self.model, made)[0].eval() for key, made in plans.items()})
+        self._write({key: decompose(self.model, made)[0].eval() for key, made in plans.items()}, converters)
         return plans
 
     def _copy(self, paths: tuple[Path, Path], scheme: str) -> None:
         for variant, path in zip(self.models, paths, strict=True):
             shutil.copyfile(self.file(variant, scheme), path)
 
-    def _write(self, wanted: Mapping[tuple[str, str], nn.Module]) -> None:
+    def _write(self, wanted: Mapping[tuple[str, str], nn.Module], converters: Workers) -> None:
         requests = [self._request(self.file(*key), key[1], model) for key, model in wanted.items()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda request: convert("tflite", request), requests))
+        converters.map("convert", [{"request": to_json(request).decode()} for request in requests])
 
     def _request(self, path: Path, scheme: str, model: nn.Module) -> ConversionRequest:
         program, calibration = path.with_suffix(".pt2"), path.with_suffix(".safetensors")
@@ -177,19 +175,20 @@ def example(name: str, folder: Path) -> Subject:
 
 def main() -> None:
     given = parse(__doc__ or "", warm="table of a warm plan (used by the benchmark itself)")
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         if given.warm:
             plan_warm(Path(given.warm), folder, quick=given.quick)
             return
         rows, table = Rows(), folder / "costs.json"
+        converters = stack.enter_context(Workers("conversion_jobs.py"))  # they load while networks are made
         source = open_source(device="local://", table=table, threads=1, noisy=True)
         if not given.quick:
             for name, macs_ratio in (("resnet20_fashion_mnist", 0.5), ("efficientnet_lite0", 0.8)):
                 small = example(name, folder)
-                on(rows, small, small.prepare(source, macs_ratio))
+                on(rows, small, small.prepare(source, macs_ratio, converters))
         large = imagenet(folder, quick=given.quick)
-        plans = large.prepare(source, 0.33, plain=not given.quick)
+        plans = large.prepare(source, 0.33, converters, plain=not given.quick)
         realised(rows, large, plans, on(rows, large, plans, bound=1.1 if given.quick else 1.05)["fp32"])
         warm(rows, table, quick=given.quick)
         rows.end()

@@ -64,6 +64,8 @@ def converted(request: ConversionRequest) -> Path | None:
 def main() -> None:
     given, rows = parse(__doc__ or "", networks="these alone, separated by commas"), Rows()
     names = QUICK if given.quick else given.networks.split(",") if given.networks else tuple(NETWORKS)
+    if unknown := set(names) - NETWORKS.keys():
+        sys.exit(f"--networks: no {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         asked = [request for name in names for request in requests(name, Path(folder))]
         files = list(pool.map(converted, asked))

@@ -1,0 +1,32 @@
+"""Conversions to TFLite in a process that stays: the toolchain takes longer to load than most networks take to convert.
+
+What toolchains print is thrown away; errors come back in the replies.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+from lines import serve  # noqa: E402
+
+from edgecompress import programs  # noqa: E402
+from edgecompress.records import ConversionRequest, from_json  # noqa: E402
+
+sys.path.insert(0, str(programs.converter("tflite").parent))
+import tflite_by_litert_torch  # noqa: E402, F401 - loads the toolchain before it is asked for
+import to_tflite  # noqa: E402
+
+
+def convert(request: str) -> dict[str, Any]:
+    """Write the file that a request, in JSON, asks for."""
+    asked = from_json(request.encode(), ConversionRequest, source="request")
+    content, _ = to_tflite.convert(asked)
+    Path(asked.output).write_bytes(content)
+    return {}
+
+
+if __name__ == "__main__":
+    serve(convert)
