@@ -7,6 +7,8 @@ uniform ranks for the MACs it keeps, or for 0.95 of them where it keeps them all
 Rows: agreement with the dense network of the plan (≥ 0.9), and of uniform ranks over it (at most 1).
 """
 
+import sys
+
 import torch
 from rows import Rows, parse
 from torch import nn
@@ -56,6 +58,7 @@ def main() -> None:
     held_out = images(recipe.eval_data, 80 if quick else 238)
     stats = analyze(model, (torch.zeros(1, 3, side, side),), name=recipe.name, measure=False)
     made = plan(model, stats, budget=Budget(max_drop=DROP), inputs=inputs, judged=(judged, None), data_aware=True)
+    print(made.notes[-1], file=sys.stderr)
     kept = made.macs / made.macs_before
     uniform = plan(model, stats, macs_ratio=kept if made.layers else LEAST, allocator="uniform")
     ours, theirs = agreed(model, made, inputs, held_out), agreed(model, uniform, inputs, held_out)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgecompress import batches
 from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
-from edgecompress.planning.trials import BISECTIONS, At, Trial, drops, largest
+from edgecompress.planning.trials import At, Trial, drops, largest
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 
@@ -39,13 +39,22 @@ def within(
     if judged is None or not inputs or n < FEWEST:
         raise ConfigError(f"max drop {max_drop:g}: {n} inputs to measure it on, {FEWEST} are needed; add data to the recipe or give --data")
     dropped = drops(Trial(model, inputs, *judged, data_aware))
+    tried: list[tuple[CompressionPlan, float]] = []
+
+    def survives(plan: CompressionPlan) -> bool:
+        tried.append((plan, dropped(plan)))
+        return tried[-1][1] <= max_drop
+
     made = at(1.0)
-    first = dropped(made)
-    best = made if first <= max_drop else largest(at, lambda plan: dropped(plan) <= max_drop, track=track)
-    found = first if best is made else dropped(best) if best.layers else 0.0
-    measure = "top-1" if judged[1] is not None else "agreement with the dense network"
-    note = f"before fine-tuning it loses {found:.2f} points of {measure} on {n} inputs; {max_drop:g} are allowed"
-    if not best.layers:
-        least = f"the first {0.5**BISECTIONS:.1%} of what could be saved"
-        note = f"nothing is worth decomposing: {least} costs more than {max_drop:g} points of {measure} on {n} inputs; ship it quantized"
+    best = made if survives(made) else largest(at, survives, track=track)
+    failed = [(plan, lost) for plan, lost in tried if lost > max_drop]
+    measure = f"points of {'top-1' if judged[1] is not None else 'agreement with the dense network'} on {n} inputs"
+    if failed and not best.layers:
+        least, lost = failed[-1]
+        saved = f"saving {1 - least.macs / least.macs_before:.1%} of the MACs costs {lost:.2f} {measure}"
+        note = f"nothing is worth decomposing: {saved}, {max_drop:g} are allowed; ship it quantized"
+    else:
+        known = [lost for plan, lost in tried if plan is best]  # none where layers were fixed by hand and nothing more survives
+        lost = known[0] if known else dropped(best)
+        note = f"before fine-tuning it loses {lost:.2f} {measure}; {max_drop:g} are allowed"
     return msgspec.structs.replace(best, notes=(*best.notes, note))

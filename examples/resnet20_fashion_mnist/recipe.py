@@ -70,5 +70,5 @@ def augment(x: Tensor) -> Tensor:
 
 def _named(samples: Samples, which: str) -> Samples:
     samples.class_names = labels()
-    samples.source = f"Fashion-MNIST, {which} ({samples.source})"
+    samples.source = f"Fashion-MNIST, {which}: {len(samples)} images"
     return samples
