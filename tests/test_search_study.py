@@ -10,17 +10,20 @@ import warnings
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support.searches import SPACE, point, score, study
+from support.searches import SPACE, SPEC, point, score, study
 
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError, ParityError, ToolchainError
-from edgecompress.records import FailedTrial, SearchPoint
+from edgecompress.records import FailedTrial, Score, SearchPoint
 from edgecompress.searching import claims
 from edgecompress.searching.loop import Refused, explore, outcome_of
 from edgecompress.searching.samplers import POPULATION, SAMPLERS, STARTUP
+from edgecompress.searching.speeds import at_one_speed
 from edgecompress.searching.storage import open_storage, open_study
+from edgecompress.searching.study import result_of
 from edgecompress.targets import SAMPLERS as NAMES
 
 
@@ -48,6 +51,40 @@ def starts(folder, number):
 def child(folder, place, trials, seconds=0.0):
     argv = [sys.executable, "-m", "support.searches", str(folder), str(place), str(trials), str(seconds)]
     return subprocess.Popen(argv, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# --- latencies ---
+
+
+def drifting(number, folder, choice, speeds=(1.0, 4.0, 0.5, 2.0)):
+    """A trial on a machine that is faster or slower each time, which its dense file meets too."""
+    made, speed = point(number, folder, choice), speeds[number % len(speeds)]
+    slowed = msgspec.structs.replace(made.score, latency_ms=made.score.latency_ms * speed)
+    return msgspec.structs.replace(made, score=slowed, dense=Score(accuracy=1.0, latency_ms=1.5 * speed, size_bytes=10**6))
+
+
+def test_a_machine_that_drifts_changes_neither_what_is_proposed_nor_what_is_found(tmp_path):
+    trials = 2 * POPULATION
+    steady = choices(tmp_path / "steady", trials, sampler="nsga2")
+    with study(tmp_path / "drifting", sampler="nsga2") as ours:
+        explore(ours, SPACE, drifting, trials=trials)
+        assert [trial.params for trial in ours.trials()] == steady
+        found = result_of(ours, SPEC).points
+    assert [p.score for p in found] == [score(p.choice) for p in found]
+    assert {p.dense.latency_ms for p in found} == {1.5}
+
+
+def test_latencies_are_compared_within_a_format_and_a_resolution(tmp_path):
+    (tmp_path / "0").mkdir()
+    one = drifting(1, tmp_path / "0", {"macs_ratio": 0.5, "method": "auto", "output": "tflite fp16"})
+    others = [msgspec.structs.replace(one, **change) for change in ({"artifact": "net.onnx"}, {"choice": {**one.choice, "resolution": 24}})]
+    assert at_one_speed([drifting(0, tmp_path / "0", one.choice), *others])[1:] == others
+
+
+def test_a_point_without_a_dense_file_stays_as_it_was_measured(tmp_path):
+    (tmp_path / "0").mkdir()
+    alone = msgspec.structs.replace(drifting(1, tmp_path / "0", {"macs_ratio": 0.5, "method": "auto", "output": "tflite fp16"}), dense=None)
+    assert at_one_speed([drifting(0, tmp_path / "0", alone.choice), alone])[1] == alone
 
 
 # --- samplers ---

@@ -50,6 +50,8 @@ class SearchPoint(Record, frozen=True, kw_only=True):
         run: The trial's run folder, inside that of the search on `host`.
         choice: The value of each axis.
         macs_ratio: What the plan reached.
+        score: Its latency, and that of `dense`, are as measured in the run, and in a result at the speed that the machine had when the
+            dense file was first measured.
         dense: The undecomposed fp32 file of the same format, measured interleaved with it; None when that one was refused.
         noisy: Why its time should be measured again.
         on_front: No other trial is at least as good in everything and better in something.
@@ -102,5 +104,5 @@ class SearchResult(Record, frozen=True, kw_only=True):
 
     @property
     def references(self) -> dict[str, Score]:
-        """The dense fp32 file of each format on the front, as it was measured beside the fastest point of that format."""
+        """The dense fp32 file of each format on the front, at the resolution of the fastest point of that format."""
         return {point.artifact.rpartition(".")[2]: point.dense for point in reversed(self.front) if point.dense is not None}

@@ -22,6 +22,7 @@ from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_j
 from edgecompress.records.search import Value
 from edgecompress.searching.claims import OWNER, claimed, is_abandoned
 from edgecompress.searching.samplers import distributions
+from edgecompress.searching.speeds import at_one_speed
 from edgecompress.searching.storage import GRACE_S, Study, noted, storing
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ def _run(study: Study, number: int, make: Make) -> tuple[SearchPoint | FailedTri
         raise
     except Exception as error:
         return _failed(study, number, choice, error)
-    score = point.score
+    earlier = (outcome_of(trial) for trial in known if trial.state == TrialState.COMPLETE)
+    score = at_one_speed([*(p for p in earlier if isinstance(p, SearchPoint)), point])[-1].score
     ours = noted(study, number, **{POINT: to_json(point).decode()})
     return (point, None) if ours and _told(study, number, values=[score.accuracy, score.latency_ms, score.size_bytes]) else None
 

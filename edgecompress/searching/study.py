@@ -23,6 +23,7 @@ from edgecompress.reporting.search import render
 from edgecompress.runs import Run, RunRecord, key
 from edgecompress.searching.front import front
 from edgecompress.searching.space import applied, space_of
+from edgecompress.searching.speeds import at_one_speed
 from edgecompress.targets import SAMPLERS, choose
 from edgecompress.weights import fingerprint
 
@@ -96,8 +97,8 @@ def search(
             return try_out(number, inside, choice, recipe=recipe, options=applied(base, choice), device=device, track=track)
 
         def keep(number: int, outcome: SearchPoint | FailedTrial) -> None:
-            _write(folder, result_of(ours, spec))
-            on_trial(number, outcome)
+            result = _write(folder, result_of(ours, spec))
+            on_trial(number, next((point for point in result.points if point.trial == outcome.trial), outcome))
 
         loop.explore(ours, spec.space, make, trials=trials, on_trial=keep, track=track)
         result = _write(folder, result_of(ours, spec))
@@ -110,7 +111,7 @@ def result_of(study: Study, spec: SearchSpec) -> SearchResult:
     """Return what the study holds by now, of whichever process and host."""
     known = study.trials()
     outcomes = [loop.outcome_of(trial) for trial in known]
-    points = [outcome for outcome in outcomes if isinstance(outcome, SearchPoint)]
+    points = at_one_speed(outcome for outcome in outcomes if isinstance(outcome, SearchPoint))
     on_front = set(front([point.score for point in points]))
     return SearchResult(
         study=study.optuna.study_name,
