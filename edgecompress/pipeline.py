@@ -76,11 +76,27 @@ class Pipeline(QuantizationSteps):
         self.report()
         return result
 
-    def bench(self, *, device: str = LOCAL, artifacts: tuple[Path, ...] = (), runner: Path | None = None) -> tuple[BenchmarkResult, ...]:
-        """Measure artifacts, all of the run's by default, interleaved; keep each result under `results/`."""
+    def bench(
+        self,
+        *,
+        device: str = LOCAL,
+        artifacts: tuple[Path, ...] = (),
+        runner: Path | None = None,
+        repetitions: int = 0,
+        compare: bool = False,
+    ) -> tuple[BenchmarkResult, ...]:
+        """Measure artifacts, all of the run's by default, interleaved, as often as its options say; keep each result under `results/`."""
         o = self.options
         paths = artifacts or tuple(self._artifacts / a.path for a in read(self.run.path(FILES["export"]), ExportResult).artifacts)
-        results = bench(paths, device=device, threads=o.threads, repetitions=o.repetitions, runner=runner, track=self.track)
+        results = bench(
+            paths,
+            device=device,
+            threads=o.threads,
+            repetitions=repetitions or o.repetitions,
+            runner=runner,
+            compare=compare,
+            track=self.track,
+        )
         return tuple(self._kept(result)[0] for result in results)
 
     def report(self) -> Report:

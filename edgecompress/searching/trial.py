@@ -1,5 +1,6 @@
 """One trial: an ordinary run folder, exported and measured, that later commands can go on with."""
 
+import math
 import platform
 import shutil
 import time
@@ -9,18 +10,20 @@ from typing import Final
 from edgecompress.errors import ConfigError
 from edgecompress.files import replacing
 from edgecompress.options import Options
-from edgecompress.pipeline import LOCAL, Pipeline
+from edgecompress.pipeline import Pipeline
 from edgecompress.progress import Track, silent
 from edgecompress.recipe import Recipe
 from edgecompress.records import Artifact, BenchmarkResult, Score, SearchPoint
 from edgecompress.records.search import Value
 from edgecompress.runs import Run, is_run, open_run, read_run
 from edgecompress.searching.loop import Refused
-from edgecompress.statistics import median
+from edgecompress.statistics import median, ratio
 from edgecompress.verbs.export import artifact_name
 from edgecompress.verification import compare, run
 
 TOP1: Final = "top-1"
+LEAST_S: Final = 2.0  # of measuring; machines are slower for tenths of a second at a time, all of a hundred inferences of a small network
+MOST: Final = 1000  # inferences
 AGREEMENT: Final = "agreement with the dense network"
 
 
@@ -46,22 +49,22 @@ def try_out(
         if made is None:
             raise Refused(str(steps.failures[-1]))
         dense = next((a for a in artifacts if a.model == "dense" and a.format == made.format), None)
-        both = tuple(a for a in (dense, made) if a is not None)
-        measured = steps.measured
-        if device != LOCAL:
-            measured = steps.bench(device=device, artifacts=tuple(opened.path("artifacts") / a.path for a in both))
-            steps.report()
+        measured = compared(steps, tuple(a for a in (dense, made) if a is not None), device)
+        steps.report()
         plan, times = steps.plan(), {result.artifact: result for result in measured}
+        ms = median(times[made.path].latency_ms)
+        if dense is not None:
+            ms = ratio(times[made.path], times[dense.path]).ratio * median(times[dense.path].latency_ms)
         return SearchPoint(
             trial=number,
             run=f"trials/{folder.name}",
             host=platform.node(),
             choice=choice,
             artifact=made.path,
-            score=_score(steps, made, times),
+            score=_score(steps, made, ms),
             accuracy_of=AGREEMENT if made.top1 is None else TOP1,
             macs_ratio=plan.macs / max(1, plan.macs_before),
-            dense=_score(steps, dense, times) if dense is not None else None,
+            dense=None if dense is None else _score(steps, dense, median(times[dense.path].latency_ms)),
             backend=times[made.path].backend,
             seconds=round(time.perf_counter() - started, 3),
             noisy=times[made.path].noisy,
@@ -87,11 +90,22 @@ def inherit(ours: Run) -> None:
             ours.finish(name, step.made_from, tuple(step.files), step.seconds)
 
 
-def _score(steps: Pipeline, artifact: Artifact, times: dict[str, BenchmarkResult]) -> Score:
+def compared(steps: Pipeline, artifacts: tuple[Artifact, ...], device: str) -> tuple[BenchmarkResult, ...]:
+    """Measure a trial's file and the dense one in turns, each loaded many times, for as long as a disturbance of the machine may last.
+
+    How often that is tells what they took here, whatever the device.
+    """
+    here = sum(median(result.latency_ms) for result in steps.measured if result.artifact in {a.path for a in artifacts})
+    repetitions = min(MOST, math.ceil(1000 * LEAST_S / max(here, 1e-3)))
+    paths = tuple(steps.run.path("artifacts") / a.path for a in artifacts)
+    return steps.bench(device=device, artifacts=paths, repetitions=max(repetitions, steps.options.repetitions), compare=len(paths) > 1)
+
+
+def _score(steps: Pipeline, artifact: Artifact, latency_ms: float) -> Score:
     accuracy = artifact.top1
     if accuracy is None:
         accuracy = _agreement(steps, artifact)
-    return Score(accuracy=accuracy, latency_ms=median(times[artifact.path].latency_ms), size_bytes=artifact.size_bytes)
+    return Score(accuracy=accuracy, latency_ms=latency_ms, size_bytes=artifact.size_bytes)
 
 
 def _agreement(steps: Pipeline, artifact: Artifact) -> float:
