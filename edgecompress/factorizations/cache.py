@@ -32,6 +32,7 @@ from edgecompress.files import replacing
 LOG = logging.getLogger(__name__)
 LIMIT_BYTES: Final = 1_000_000_000
 ENTRY_BYTES: Final = 16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
+CODE: Final = ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.tensors")  # what fits
 KEPT: Final = 0.9  # of the limit, once it is exceeded
 
 
@@ -43,19 +44,19 @@ class Fit(NamedTuple):
     note: str
 
 
-def folder_of(given: str | Path | None) -> Path | None:
-    """Return where results are kept: in the folder given, None for this user's; None for nowhere, as "" says."""
+def folder_of(given: str | Path | None, kind: str = "factorizations") -> Path | None:
+    """Return where results of a kind are kept: in the folder given, None for this user's; None for nowhere, as "" says."""
     chosen = os.environ.get("EDGECOMPRESS_CACHE") if given is None else given
     if chosen is None:
-        return user_cache_path("edgecompress") / "factorizations"
-    return Path(chosen) / "factorizations" if str(chosen) else None
+        return user_cache_path("edgecompress") / kind
+    return Path(chosen) / kind if str(chosen) else None
 
 
 def key_of(layer: Layer, method: str, rank: tuple[int, ...], options: Mapping[str, Any], moments: Moments | None) -> str:
     """Hash all that a fit depends on; `options` are the complete ones."""
     state = {"weight": layer.weight} | ({} if layer.bias is None else {"bias": layer.bias})
     read = "" if moments is None else digest(moments._asdict())
-    parts = (_version(), type(layer).__name__, arguments_of(layer), digest(state), method, rank, options, read)
+    parts = (code_of(*CODE), type(layer).__name__, arguments_of(layer), digest(state), method, rank, options, read)
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
@@ -155,10 +156,10 @@ def _seal(key: str, fit: Fit, inside: str) -> str:
 
 
 @cache
-def _version() -> str:
-    """Hash the code that fits: a changed method finds no results of the old one."""
+def code_of(*packages: str) -> str:
+    """Hash the code of packages and the version of torch: changed code finds no results of the old one."""
     made = hashlib.sha256(torch.__version__.encode())
-    for package in ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.tensors"):
+    for package in packages:
         for path in sorted(files(package).iterdir(), key=lambda path: path.name):
             if path.name.endswith(".py"):
                 made.update(path.name.encode() + path.read_bytes())

@@ -12,6 +12,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -25,6 +26,7 @@ from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations.parallel import Job
 from edgecompress.models import replace
+from edgecompress.planning import known
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.factors import factors_of
 from edgecompress.planning.replay import Recording, record, resumed
@@ -47,6 +49,8 @@ def measure(
 ) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 
+    What was measured once is kept in the user's cache, see `known`.
+
     Args:
         model: Left as it is.
         options: Per layer its candidates, as `candidates` returns them.
@@ -61,17 +65,30 @@ def measure(
         by_batch(trial)
     n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
     parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about the same size, two samples at least
+    path = known.file_of(model, inputs, map(partial(_outputs, trial), parts), data_aware=data_aware)
+    losses = known.load(path)
     points: dict[str, list[Point]] = {layer: [] for layer in options}
     for pick, title in ((first, "measuring sensitivity"), (further, "measuring sensitivity between")):
         work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
-        summed = [0.0] * len(work)
-        measured = _losses(model, trial, work, parts, inputs if data_aware else None)
-        for i, loss in track(measured, title, len(work) * len(parts)) if work else ():
-            summed[i] += loss
-        for (layer, probe), loss in zip(work, summed, strict=True):
-            mean = loss / batches.size(inputs)
-            points[layer].append((probe.relative_error, min(max(mean, FLOOR), CEILING) if math.isfinite(mean) else CEILING))
+        if missing := [(layer, probe) for layer, probe in work if known.name_of(layer, probe) not in losses]:
+            summed = [0.0] * len(missing)
+            measured = _losses(model, trial, missing, parts, inputs if data_aware else None)
+            for i, loss in track(measured, title, len(missing) * len(parts)):
+                summed[i] += loss
+            losses |= {known.name_of(*each): _bounded(loss / batches.size(inputs)) for each, loss in zip(missing, summed, strict=True)}
+            known.store(path, losses)
+        for layer, probe in work:
+            points[layer].append((probe.relative_error, losses[known.name_of(layer, probe)]))
     return {(layer, c.method, c.rank): interpolate(points[layer], c.relative_error) for layer, found in options.items() for c in found}
+
+
+@torch.no_grad()
+def _outputs(trial: nn.Module, part: Batch) -> Batch:
+    return batches.run(trial, part)
+
+
+def _bounded(loss: float) -> float:
+    return min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING
 
 
 def _losses(
