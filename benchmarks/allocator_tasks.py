@@ -17,9 +17,10 @@ from torch.utils.data import Dataset, Subset
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
+from edgecompress import data as datasets  # noqa: E402
 from edgecompress.batches import Batch  # noqa: E402
 from edgecompress.data import Samples, fetch  # noqa: E402
-from edgecompress.recipe import load  # noqa: E402
+from examples.resnet20_fashion_mnist import recipe  # noqa: E402
 from examples.resnet20_fashion_mnist.network import ResNet20  # noqa: E402
 
 FASHION: Final = "fashion_mnist"
@@ -55,14 +56,16 @@ class Pixels:
 
 
 def fashion(*, images: int | None = None) -> Task:
-    """Return the example of this repository.
+    """Return the example of this repository, with all test images where Debian's package has them: plans differ by less than 5,000 tell.
 
     Args:
         images: So many of the training and of the test images; None for all.
     """
-    recipe = load(str(REPOSITORY / "examples" / "resnet20_fashion_mnist"))
     train, calibration = (some(data(), images) for data in (recipe.train_data, recipe.calibration_data))
-    return Task(FASHION, recipe.model(), recipe.example_inputs, train, calibration, labelled(*fetch(recipe.eval_data(), images)))
+    test = recipe.eval_data()
+    if recipe.FULL_SET.is_dir():
+        test = datasets.load(recipe.FULL_SET, "eval", preprocessing=recipe.preprocessing(), example=recipe.example_inputs())
+    return Task(FASHION, recipe.model(), recipe.example_inputs(), train, calibration, labelled(*fetch(test, images)))
 
 
 def cifar(data: Path, weights: Path, *, images: int | None = None) -> Task:

@@ -38,8 +38,10 @@ class ResNet18(nn.Module):
 
 @torch.no_grad()
 def resnet18(stages: int = 4) -> nn.Module:
-    """Return ResNet-18, or its first stages, in eval mode; activations keep their size from layer to layer."""
-    model = ResNet18(stages)
+    """Return ResNet-18, or its first stages, in eval mode, always the same; activations keep their size from layer to layer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNet18(stages)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             fan_in = layer.weight[0].numel()

@@ -1,10 +1,5 @@
 """Cost tables: what is measured is what the converter makes, tables keep and read it back, and say when they cannot."""
 
-import os
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from importlib.metadata import version
 
 import msgspec
@@ -15,6 +10,7 @@ from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given
 from hypothesis import strategies as st
 from support.networks import Net, trained
+from support.processes import busy
 from torch import nn
 
 from edgecompress import programs
@@ -327,24 +323,11 @@ def test_a_table_of_other_threads_is_refused_without_a_device_too(tmp_path):
         open_source(device="", table=path, threads=2)
 
 
-@contextmanager
-def busy(processes):
-    """Keep that many processors busy."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
-    try:
-        time.sleep(0.5)
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
 def test_a_busy_machine_is_refused(tmp_path):
     path = tmp_path / "costs.json"
     source = open_source(device="local://", table=path, threads=1)
     with (
-        busy(os.cpu_count() or 1),
+        busy(),
         pytest.raises(DeviceError, match=r"processors.* in each of 3 runs; a table measured now would be wrong"),
     ):
         source.measure([Wanted(form("linear"), "fp32", 240)])

@@ -48,11 +48,13 @@ def name_of(layer: str, form: Candidate) -> str:
 
 def load(path: Path | None) -> Known:
     """Return what is known; nothing of a file that is not there or is damaged."""
+    if path is None:
+        return {}
     try:
-        seal, losses = msgspec.json.decode(b"" if path is None else path.read_bytes(), type=tuple[str, Known])
+        seal, losses = msgspec.json.decode(path.read_bytes(), type=tuple[str, Known])
     except (OSError, msgspec.DecodeError):
         return {}
-    return losses if path is not None and seal == _seal(path, losses) else {}
+    return losses if seal == _seal(path, losses) else {}
 
 
 def store(path: Path | None, losses: Known) -> None:
