@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -130,6 +132,19 @@ def test_the_death_of_a_worker_is_an_error_with_the_names_of_the_layers_it_may_h
     assert_same(
         factorize_all(jobs[:2], processes=2, cache=""), factorize_all(jobs[:2], processes=1, cache="")
     )  # the next call has new ones
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_factors_do_not_come_through_the_pipe_where_death_would_leave_half_of_them(disk_is_full, tmp_path):
+    atomic = select.PIPE_BUF  # bytes that are written at once or not at all
+    job = Job("wide", nn.Linear(600, 600), "svd", (200,))
+    handed = tmp_path / "handed"
+    if disk_is_full:
+        handed.write_text("no folder")
+    answer = parallel._work_on(3, parallel._packed(job), "", None, handed)
+    assert len(pickle.dumps(answer)) < atomic
+    taken = parallel._taken(handed, 3, job)
+    torch.testing.assert_close(taken.state_dict(), factorize_all([job], cache="")[0].compact.state_dict(), rtol=0, atol=0)
 
 
 INTERRUPTED = """

@@ -2,6 +2,9 @@
 
 Each fit computes in one thread wherever it runs, so that it gives the same bits here and there. Those of huge layers, of layers on an
 accelerator and the only one of a call compute here in all threads; of these the last bits depend on how many threads there are.
+
+Workers hand factors over in files. A pipe would hold them half written where a worker dies while it sends them, and whoever reads there,
+as loky's own thread does, waits for the rest for ever; what is small is written at once or not at all.
 """
 
 import time
@@ -10,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -129,20 +133,33 @@ def _from_workers(
     count = min(len(jobs), processes or joblib.cpu_count())
     left = dict(jobs)
     pool = joblib.Parallel(count, backend="loky", return_as="generator_unordered", batch_size=1, idle_worker_timeout=IDLE_S)
-    tasks = (joblib.delayed(_work_on)(i, _packed(job), keys[i], folder, keep=keep) for i, job in jobs.items())
-    results = pool(tasks)
-    try:
-        for i, compact, fit in results:
-            del left[i]
-            yield i, compact, fit
-    except BrokenExecutor as error:
-        names = " or ".join(dict.fromkeys(job.name for job in list(left.values())[:count]))
-        raise ToolchainError(
-            f"{names}: a worker process died while factorizing it, for want of memory most likely; "
-            f"free some, or set LOKY_MAX_CPU_COUNT=1 for one layer at a time"
-        ) from error
-    finally:
-        results.close()
+    with TemporaryDirectory(prefix="edgecompress-", ignore_cleanup_errors=True) as name:
+        handed = Path(name) if keep else None
+        tasks = (joblib.delayed(_work_on)(i, _packed(job), keys[i], folder, handed) for i, job in jobs.items())
+        results = pool(tasks)
+        try:
+            for i, fit in results:
+                del left[i]
+                yield i, _taken(handed, i, jobs[i]), fit
+        except BrokenExecutor as error:
+            names = " or ".join(dict.fromkeys(job.name for job in list(left.values())[:count]))
+            raise ToolchainError(
+                f"{names}: a worker process died while factorizing it, for want of memory most likely; "
+                f"free some, or set LOKY_MAX_CPU_COUNT=1 for one layer at a time"
+            ) from error
+        finally:
+            results.close()
+
+
+def _taken(handed: Path | None, i: int, job: Job) -> Factors | None:
+    """Return the factors that a worker has put down, and make them here where the disk was too full for them."""
+    if handed is None:
+        return None
+    compact = _factorize(job, fit=False)
+    if cache.fill(handed, str(i), compact):
+        return compact
+    with threads(1), _noting():
+        return _factorize(job)
 
 
 class _Packed(NamedTuple):
@@ -163,13 +180,17 @@ def _packed(job: Job) -> _Packed:
     return _Packed(job._replace(layer=nn.Identity()), type(layer), cache.arguments_of(layer), weight, bias, layer.training)
 
 
-def _work_on(i: int, packed: _Packed, key: str, folder: Path | None, *, keep: bool) -> Result:
+def _work_on(i: int, packed: _Packed, key: str, folder: Path | None, handed: Path | None) -> tuple[int, Fit]:
     layer = packed.kind(**packed.arguments, device="meta")
     layer.weight = nn.Parameter(packed.weight, requires_grad=False)
     if packed.bias is not None:
         layer.bias = nn.Parameter(packed.bias, requires_grad=False)
+    job = packed.job._replace(layer=layer.train(packed.training))
     with threads(1):
-        return i, *_fitted(packed.job._replace(layer=layer.train(packed.training)), key, folder, keep=keep)
+        compact, fit = _fitted(job, key, folder, keep=handed is not None)
+    if handed and compact is not None:
+        cache.store(handed, str(i), fit, compact)
+    return i, fit
 
 
 def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Factors | None, Fit]:
