@@ -102,7 +102,40 @@ def quantized(model: onnx.ModelProto, scheme: str, feeds: Feeds, kept: Collectio
     except Exception as error:  # onnxruntime's errors have no common class
         raise ToolchainError(f"onnx: onnxruntime.quantization failed: {first_line(error)}; choose fp32 or another format") from error
     made = onnx.load(after)
+    _unshare(made)
     return made, _stayed_float(made)
+
+
+def _unshare(model: onnx.ModelProto) -> None:
+    """Give each reader of a quantized constant one of its own: onnxruntime refuses shared ones where it has to be told to be precise.
+
+    That is on x86 without VNNI, see the runner. Weights of layers stay shared: two of them would take twice the space.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants}
+    nodes: list[onnx.NodeProto] = []
+    read: set[str] = set()
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in makers and name in read and node.op_type not in LAYERS:
+                prefix = f"{node.name}/{i}"
+                node.input[i] = f"{prefix}/constant"
+                copies = [(constants[each], f"{prefix}/{each}") for each in makers[name].input]
+                model.graph.initializer.extend(_renamed(constant, copy) for constant, copy in copies)
+                own = helper.make_node("DequantizeLinear", [copy for _, copy in copies], [node.input[i]], name=f"{prefix}/dequantize")
+                own.attribute.extend(makers[name].attribute)
+                nodes.append(own)
+            read.add(name)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _renamed(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
 
 
 def _stayed_float(model: onnx.ModelProto) -> tuple[str, ...]:

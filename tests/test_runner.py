@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ REQUEST = RunnerRequest(
     nonce="n1", mode="measure", artifacts=(FileRequest(path="a.tflite", sha256="aa", format="tflite"),), threads=1, reply="reply.json"
 )
 REPLY = {"schema": 1, "nonce": "n1", "runner": "r", "threads": 1, "started_at": "", "peak_rss_bytes": 1}
+SIGNS = np.tile([1, 1, -1, -1], 16)
 RESULT = {"sha256": "aa", "backend": "b", "load_ms": 1.0, "first_ms": 1.0, "latency_ms": [1.0]}
 
 
@@ -107,6 +109,47 @@ def test_onnx_files_run_where_onnxruntime_is(local, tmp_path, tiny_samples):
     path.write_bytes(b"not a model")
     with pytest.raises(ConfigError, match="refused it"):
         infer(local, path, [inputs])
+
+
+def overflows():
+    """Whether onnxruntime adds int8 products in int16 here: x86 with AVX2 and without VNNI."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return "avx2" in flags and "vnni" not in flags
+
+
+def int8_products(path, names):
+    """Write an ONNX file that multiplies by the int8 weights called `names` one after the other; as large as int8 products get."""
+    onnx = pytest.importorskip("onnx", reason="pip install onnx")
+    tensor, node = onnx.numpy_helper.from_array, onnx.helper.make_node
+    constants = [tensor(np.float32(0.01), "scale"), tensor(np.int8(-128), "zero"), tensor(np.int8(0), "middle")]
+    constants += [tensor(np.repeat(127 * SIGNS[:, None], 64, axis=1).astype(np.int8), name) for name in sorted(set(names))]
+    nodes = [node("DequantizeLinear", [name, "scale", "middle"], [f"{name}_f"], name=name) for name in sorted(set(names))]
+    last = "x"
+    for i, name in enumerate(names):
+        nodes.append(node("QuantizeLinear", [last, "scale", "zero"], [f"q{i}"]))
+        nodes.append(node("DequantizeLinear", [f"q{i}", "scale", "zero"], [f"d{i}"]))
+        nodes.append(node("MatMul", [f"d{i}", f"{name}_f"], [f"m{i}"]))
+        last = f"m{i}"
+    nodes += [node("QuantizeLinear", [last, "scale", "zero"], ["q"]), node("DequantizeLinear", ["q", "scale", "zero"], ["y"])]
+    ends = [[onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 64])] for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "products", *ends, constants)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_int8_sums_of_onnxruntime_do_not_overflow(local, tmp_path):
+    path = int8_products(tmp_path / "one.onnx", ["w"])
+    x = np.where(SIGNS > 0, 2.55, 2.52).astype(np.float32)
+    (y,) = infer(local, path, [x[None]])
+    assert np.abs(y - (x * 1.27 * SIGNS).sum()).max() < 0.01  # 255 · 127, twice at once, is more than an int16 holds
+    (result,) = measure(local, [path], Measuring(repetitions=2))
+    assert not any("overflow" in note for note in result.notes)
+
+
+def test_int8_sums_that_may_overflow_are_told(local, tmp_path):
+    path = int8_products(tmp_path / "shared.onnx", ["w", "w"])  # onnxruntime does not make shared weights precise
+    (result,) = measure(local, [path], Measuring(repetitions=2))
+    assert any("int8 sums may overflow" in note for note in result.notes) == overflows()
 
 
 def test_a_runtime_that_is_not_there_is_said(local, tmp_path):
