@@ -1,6 +1,7 @@
 """Laws of the cache of factors: nothing is fitted twice, and nothing in it is believed that was not put there."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -83,6 +84,22 @@ def test_quick_fits_are_not_kept_and_factors_only_if_they_were_asked_for_or_slow
     assert (len(found), sum(len(load_file(path)) for path in found)) == (files, tensors)
     assert_same(factorize_all(jobs, cache=tmp_path), factorize_all(jobs, cache=""))
     assert measure_all(jobs, cache=tmp_path) == measure_all(jobs, cache="")
+
+
+def test_a_quick_fit_whose_error_takes_long_is_kept(tmp_path, monkeypatch):
+    waited = 0.5  # far above what this fit takes, also on a busy machine
+
+    def slowly(*arguments):
+        time.sleep(waited)
+        return errors(*arguments)
+
+    errors = parallel.errors
+    monkeypatch.setattr(parallel, "errors", slowly)
+    monkeypatch.setattr(parallel, "QUICK_S", waited)
+    jobs = some_jobs()[:1]
+    made = measure_all(jobs, cache=tmp_path)
+    monkeypatch.setattr(parallel, "errors", lambda *_: pytest.fail("was measured again"))
+    assert measure_all(jobs, cache=tmp_path) == made
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

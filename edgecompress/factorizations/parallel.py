@@ -31,8 +31,8 @@ from edgecompress.threads import threads
 PATIENCE_S: Final = 2.0  # what starting processes that import torch costs
 IDLE_S: Final = 30  # workers wait so long for the next call
 HUGE: Final = 4_000_000  # weights; several of these at once would take too much memory, and one by one they use threads well
-QUICK_S: Final = 0.01  # a fit that takes no longer is not worth an entry in the cache
-SLOW_S: Final = 0.25  # a fit that takes longer is kept there with its factors even if only its error was asked for: that is of many
+QUICK_S: Final = 0.01  # a fit that takes no longer, with its error, is not worth an entry in the cache
+SLOW_S: Final = 0.25  # one that takes longer is kept there with its factors even if only its error was asked for: that is of many
 
 
 class Job(NamedTuple):
@@ -198,8 +198,8 @@ def _fitted(job: Job, key: str, folder: Path | None, *, keep: bool) -> tuple[Fac
     started = time.perf_counter()
     with _noting() as notes:
         compact = _factorize(job)
-    seconds = time.perf_counter() - started
     fit = Fit(*errors(job.layer, job.method, compact), "; ".join(note.removeprefix(f"{job.name}: ") for note in notes))
+    seconds = time.perf_counter() - started
     if folder and seconds > QUICK_S:
         cache.store(folder, key, fit, compact if keep or seconds > SLOW_S else None)
     return compact if keep else None, fit
