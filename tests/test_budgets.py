@@ -17,7 +17,7 @@ from edgecompress.batchnorm import before, reestimate
 from edgecompress.distillation import top1
 from edgecompress.errors import ConfigError
 from edgecompress.models import forward
-from edgecompress.planning import budgets
+from edgecompress.planning import budgets, dtypes
 from edgecompress.planning.dtypes import rounding_losses
 from edgecompress.planning.latencies import Costs, priced
 from edgecompress.records import Budget
@@ -363,7 +363,17 @@ def test_without_a_latency_to_spend_mixed_precision_is_no_slower_than_the_dense_
     assert made.macs <= 0.9 * made.macs_before
 
 
-def test_the_model_is_left_as_it_is_by_measuring_what_rounding_costs(uneven, inputs):
+def test_what_rounding_costs_is_measured_once(uneven, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
+    once = rounding_losses(uneven, ["dw1", "head"], inputs)
+    all_of_it = rounding_losses(uneven, ["dw1", "head", "expand"], inputs)
+    assert {name: all_of_it[name] for name in once} == once
+    monkeypatch.setattr(dtypes, "divergence", lambda *_: pytest.fail("was measured again"))
+    assert rounding_losses(uneven, ["expand", "dw1"], inputs) == {name: all_of_it[name] for name in ("expand", "dw1")}
+
+
+def test_the_model_is_left_as_it_is_by_measuring_what_rounding_costs(uneven, inputs, monkeypatch):
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
     before = {name: value.clone() for name, value in uneven.state_dict().items()}
     rounding_losses(uneven, ["dw1", "head"], inputs)
     assert all(torch.equal(value, before[name]) for name, value in uneven.state_dict().items())

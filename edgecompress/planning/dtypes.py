@@ -12,6 +12,7 @@ from edgecompress.batches import Batch
 from edgecompress.distillation import divergence
 from edgecompress.factorizations.blocks.layers import fill, kernel
 from edgecompress.models import forward
+from edgecompress.planning import known
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.sensitivity import CEILING
 from edgecompress.progress import Track, silent
@@ -30,23 +31,32 @@ def with_float(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, list[
 def rounding_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, *, track: Track = silent) -> dict[str, float]:
     """Return the loss increase when a layer alone computes in int8: its weights with a scale a channel, what it reads with one scale.
 
+    What was measured once is kept in the user's cache, see `known`.
+
     Args:
         model: Left as it is.
         inputs: Real ones.
     """
     model = copy.deepcopy(model).eval()
     reference = forward(model, inputs)
-    lost = {}
-    for name in track(layers, "measuring rounding", len(layers)):
-        layer = model.get_submodule(name)
-        whole = cast(Tensor, layer.weight).clone()
-        fill(layer, _rounded_kernel(kernel(cast(Any, layer))))
-        hook = layer.register_forward_pre_hook(_round_inputs)
-        loss = float(divergence(forward(model, inputs), reference))
-        hook.remove()
-        cast(Tensor, layer.weight).copy_(whole)
-        lost[name] = min(max(loss, 0.0), CEILING) if math.isfinite(loss) else CEILING
-    return lost
+    path = known.file_of(model, inputs, [reference], data_aware=False)
+    lost = known.load(path)
+    if missing := [name for name in layers if known.rounded(name) not in lost]:
+        for name in track(missing, "measuring rounding", len(missing)):
+            lost[known.rounded(name)] = _rounding_loss(model, name, inputs, reference)
+        known.store(path, lost)
+    return {name: lost[known.rounded(name)] for name in layers}
+
+
+def _rounding_loss(model: nn.Module, name: str, inputs: Batch, reference: Batch) -> float:
+    layer = model.get_submodule(name)
+    whole = cast(Tensor, layer.weight).clone()
+    fill(layer, _rounded_kernel(kernel(cast(Any, layer))))
+    hook = layer.register_forward_pre_hook(_round_inputs)
+    loss = float(divergence(forward(model, inputs), reference))
+    hook.remove()
+    cast(Tensor, layer.weight).copy_(whole)
+    return min(max(loss, 0.0), CEILING) if math.isfinite(loss) else CEILING
 
 
 def _rounded_kernel(k: Tensor) -> Tensor:

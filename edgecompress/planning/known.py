@@ -24,7 +24,7 @@ from edgecompress.weights import fingerprint
 LOG = logging.getLogger(__name__)
 LIMIT_BYTES: Final = 100_000_000
 
-Known = dict[str, float]  # name of a layer's form → loss in nats a sample
+Known = dict[str, float]  # name of a layer's form, or of its rounding → loss in nats a sample
 
 
 def file_of(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, data_aware: bool) -> Path | None:
@@ -44,6 +44,10 @@ def file_of(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, data_a
 
 def name_of(layer: str, form: Candidate) -> str:
     return msgspec.json.encode((layer, form.method, form.rank, dict(form.options)), order="sorted").decode()
+
+
+def rounded(layer: str) -> str:
+    return msgspec.json.encode((layer, "int8")).decode()
 
 
 def load(path: Path | None) -> Known:
