@@ -13,21 +13,21 @@ from allocator_tasks import Task
 from torch import nn
 from torch.nn import functional as F
 
-from edgecompress import batches
-from edgecompress.allocators import ALLOCATORS, vbmf
-from edgecompress.batches import Batch
 from edgecompress.data import fetch
-from edgecompress.distillation import divergence, top1
+from edgecompress.factorizations.fitting import factors_of
 from edgecompress.factorizations.parallel import Job
-from edgecompress.models import forward, replace
+from edgecompress.network import batches
+from edgecompress.network.analyze import analyze
+from edgecompress.network.batches import Batch
+from edgecompress.network.outputs import divergence, top1
+from edgecompress.network.surgery import forward, replace
 from edgecompress.planning import sensitivity
+from edgecompress.planning.allocators import ALLOCATORS, vbmf
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.choices import candidates_of, forms_of
-from edgecompress.planning.factors import factors_of
 from edgecompress.planning.offers import offers
 from edgecompress.records import Record
-from edgecompress.verbs.analyze import analyze
-from edgecompress.verbs.finetune import FinetuneOptions, finetune
+from edgecompress.recovery.finetune import FinetuneOptions, finetune
 
 AUTO: Final = "auto"
 MEASURED, ERRORS = "measured", "squared errors"  # what the losses of layers are

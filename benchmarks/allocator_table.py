@@ -7,7 +7,7 @@ from typing import Final
 from allocator_cells import AUTO, DENSE, ERRORS, Result, Score, mean
 from allocator_tasks import TITLES
 
-from edgecompress.allocators import ALLOCATORS
+from edgecompress.planning.allocators import ALLOCATORS
 
 BEGIN: Final = "<!-- accuracy against MACs: written by benchmarks/allocators.py -->"
 END: Final = "<!-- end of accuracy against MACs -->"

@@ -18,8 +18,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
 from edgecompress import data as datasets  # noqa: E402
-from edgecompress.batches import Batch  # noqa: E402
 from edgecompress.data import Samples, fetch  # noqa: E402
+from edgecompress.network.batches import Batch  # noqa: E402
 from examples.resnet20_fashion_mnist import recipe  # noqa: E402
 from examples.resnet20_fashion_mnist.network import ResNet20  # noqa: E402
 

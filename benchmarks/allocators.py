@@ -27,7 +27,7 @@ from allocator_table import write_table
 from allocator_tasks import CIFAR, FASHION, REPOSITORY, TITLES, Task, cifar, fashion
 from rows import Rows
 
-from edgecompress.allocators import ALLOCATORS
+from edgecompress.planning.allocators import ALLOCATORS
 from edgecompress.records import from_json
 
 RESULTS: Final = Path(__file__).with_suffix(".jsonl")

@@ -18,34 +18,34 @@ from rows import Rows, parse
 from tensorly.decomposition import parafac
 from torch import nn
 
-from edgecompress import programs
-from edgecompress.batches import Batch, take
-from edgecompress.batchnorm import reestimate
-from edgecompress.calibration import save_calibration
-from edgecompress.conversion import convert
+from edgecompress import toolchains
+from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.execution import run
+from edgecompress.artifacts.publish import Converting, Description, export
 from edgecompress.data import fetch
-from edgecompress.distillation import top1
+from edgecompress.data.recipe import Recipe, load
+from edgecompress.devices.bench import bench
+from edgecompress.devices.statistics import median
 from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations import Factors, factorize
 from edgecompress.factorizations.blocks import cp_chain
 from edgecompress.factorizations.blocks.layers import fill_bias, kernel
 from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.models import forward, replace
+from edgecompress.factorizations.tensors.cp import kernel_of
+from edgecompress.network.batches import Batch, take
+from edgecompress.network.batchnorm import reestimate
+from edgecompress.network.exported import to_program, write_program
+from edgecompress.network.outputs import top1
+from edgecompress.network.surgery import forward, replace
 from edgecompress.options import Options, updated
-from edgecompress.pipeline import Pipeline, limits_of
-from edgecompress.program import to_program, write_program
-from edgecompress.recipe import Recipe, load
+from edgecompress.pipeline.steps_publish import Pipeline, limits_of
+from edgecompress.quantization.calibration import save_calibration
+from edgecompress.quantization.quantize import spec
 from edgecompress.records import BenchmarkResult, ConversionRequest
 from edgecompress.runs import open_run, trying
-from edgecompress.statistics import median
 from edgecompress.targets import FORMATS
-from edgecompress.tensors.cp import kernel_of
-from edgecompress.verbs.bench import bench
-from edgecompress.verbs.export import Converting, Description, export
-from edgecompress.verbs.quantize import spec
-from edgecompress.verification import run
 
-PREBUILT = programs.REPOSITORY / "examples" / "prebuilt"
+PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
 RATE = 2.0  # times fewer parameters in each layer
 SWEEPS = 100
 CALIBRATION = 500
@@ -170,7 +170,7 @@ def quantized(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch, fo
 
 
 def main() -> None:
-    quick, rows, recipe = parse(__doc__).quick, Rows(), load(str(programs.example()))
+    quick, rows, recipe = parse(__doc__).quick, Rows(), load(str(toolchains.example()))
     with tempfile.TemporaryDirectory() as folder:
         files(rows, recipe, Path(folder), quick=quick)
         factors(rows, recipe, Path(folder), quick=quick)

@@ -12,10 +12,10 @@ os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 from lines import serve  # noqa: E402
 
-from edgecompress import programs  # noqa: E402
+from edgecompress import toolchains  # noqa: E402
 from edgecompress.records import ConversionRequest, from_json  # noqa: E402
 
-sys.path.insert(0, str(programs.converter("tflite").parent))
+sys.path.insert(0, str(toolchains.converter("tflite").parent))
 import tflite_by_litert_torch  # noqa: E402, F401 - loads the toolchain before it is asked for
 import to_tflite  # noqa: E402
 

@@ -18,22 +18,22 @@ def bare(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from edgecompress import programs
+    from edgecompress import toolchains
 
-    sys.path.insert(0, str(programs.example()))
+    sys.path.insert(0, str(toolchains.example()))
     from network import ResNet20
 
     model = ResNet20()
-    model.load_state_dict(load_file(programs.example() / "weights.safetensors"))
+    model.load_state_dict(load_file(toolchains.example() / "weights.safetensors"))
     litert_torch.convert(model.eval(), (torch.zeros(1, 1, 28, 28),)).export(str(folder / "bare.tflite"))
 
 
 def convert(folder: Path) -> None:
-    from edgecompress.conversion import converting
+    from edgecompress.artifacts.converter_process import converting
     from edgecompress.records import ConversionRequest
 
     with converting("tflite", ahead="litert-torch") as convert:
-        from edgecompress.program import to_program, write_program
+        from edgecompress.network.exported import to_program, write_program
 
         recipe = loaded()
         write_program(to_program(recipe.model().eval(), recipe.example_inputs), folder / "program.pt2")
@@ -41,10 +41,10 @@ def convert(folder: Path) -> None:
 
 
 def export(folder: Path) -> None:
+    from edgecompress.artifacts.publish import Description, Evidence, export
     from edgecompress.data import fetch
     from edgecompress.records import QuantSpec
     from edgecompress.targets import SCHEMES
-    from edgecompress.verbs.export import Description, Evidence, export
 
     recipe = loaded()
     inputs, labels = fetch(recipe.eval_data(), SAMPLES)
@@ -61,10 +61,10 @@ def export(folder: Path) -> None:
 
 
 def loaded() -> Any:
-    from edgecompress import programs
-    from edgecompress.recipe import load
+    from edgecompress import toolchains
+    from edgecompress.data.recipe import load
 
-    return load(str(programs.example()))
+    return load(str(toolchains.example()))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from rows import Rows, parse
 from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
-from edgecompress import programs
-from edgecompress.recipe import load
-from edgecompress.tensors.cp import CP, composed, kernel_of
-from edgecompress.tensors.epc import stable
-from edgecompress.tensors.quantized_cp import quantize, rounded
+from edgecompress import toolchains
+from edgecompress.data.recipe import load
+from edgecompress.factorizations.tensors.cp import CP, composed, kernel_of
+from edgecompress.factorizations.tensors.epc import stable
+from edgecompress.factorizations.tensors.quantized_cp import quantize, rounded
 
 NETWORKS = ("resnet20_fashion_mnist", "efficientnet_lite0")
 GRIDS = ((8, False, 0.01, "int8, one scale a layer", 1.01), (4, True, 0.1, "int4, one scale a channel", 1.3))
@@ -26,7 +26,7 @@ GRIDS = ((8, False, 0.01, "int8, one scale a layer", 1.01), (4, True, 0.1, "int4
 def kernels() -> Iterator[tuple[str, Tensor]]:
     """The kernels that CP can take: neither of size 1 nor depthwise."""
     for network in NETWORKS:
-        model = load(str(programs.REPOSITORY / "examples" / network)).model()
+        model = load(str(toolchains.REPOSITORY / "examples" / network)).model()
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) and layer.groups == 1 and layer.in_channels > 1:
                 yield f"{network} {name}", layer.weight.detach().double()

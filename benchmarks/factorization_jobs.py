@@ -17,9 +17,9 @@ from edgecompress.factorizations import METHODS, FitWarning, factorize, options_
 from edgecompress.factorizations.parallel import Job, factorize_all
 from edgecompress.factorizations.ranks import evbmf as evbmf_ranks
 from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.tensors.cp import als, kernel_of, random
-from edgecompress.tensors.epc import approach, correct
-from edgecompress.tensors.vbmf import evbmf_rank
+from edgecompress.factorizations.tensors.cp import als, kernel_of, random
+from edgecompress.factorizations.tensors.epc import approach, correct
+from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
 
 def evbmf(matrix: NDArray[np.float32]) -> dict[str, Any]:

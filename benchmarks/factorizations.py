@@ -17,8 +17,8 @@ from kernels import Kernels, shapes_3x3
 from lines import Worker
 from rows import Rows, parse
 
-from edgecompress.statistics import median
-from edgecompress.tensors.sensitivity import balanced, sensitivity
+from edgecompress.devices.statistics import median
+from edgecompress.factorizations.tensors.sensitivity import balanced, sensitivity
 
 Call = Callable[[], dict[str, Any]]
 

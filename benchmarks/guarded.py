@@ -14,17 +14,18 @@ from rows import Rows, parse
 from torch import nn
 from torch.nn import functional as F
 
-from edgecompress import batches, programs
-from edgecompress.batches import Batch
-from edgecompress.batchnorm import before, reestimate
+from edgecompress import toolchains
 from edgecompress.data import fetch
-from edgecompress.distillation import agreement
-from edgecompress.models import forward
-from edgecompress.recipe import Data, load
+from edgecompress.data.recipe import Data, load
+from edgecompress.factorizations.decompose import decompose
+from edgecompress.network import batches
+from edgecompress.network.analyze import analyze
+from edgecompress.network.batches import Batch
+from edgecompress.network.batchnorm import before, reestimate
+from edgecompress.network.parity import agreement
+from edgecompress.network.surgery import forward
+from edgecompress.planning.plan import plan
 from edgecompress.records import Budget, CompressionPlan
-from edgecompress.verbs.analyze import analyze
-from edgecompress.verbs.decompose import decompose
-from edgecompress.verbs.plan import plan
 
 NAME = "efficientnet_lite0"
 DROP = 10.0  # points of agreement
@@ -43,7 +44,7 @@ def agreed(model: nn.Module, made: CompressionPlan, inputs: Batch, held_out: Bat
 
 def main() -> None:
     quick = parse(__doc__ or "").quick
-    recipe = load(str(programs.REPOSITORY / "examples" / NAME))
+    recipe = load(str(toolchains.REPOSITORY / "examples" / NAME))
     assert recipe.calibration_data
     assert recipe.eval_data
     model, side = recipe.model(), 96 if quick else 224

@@ -36,11 +36,11 @@ from support.ssh_server import SshServer, running_sshd  # noqa: E402
 
 from edgecompress.devices import open_device  # noqa: E402
 from edgecompress.devices.base import Device  # noqa: E402
-from edgecompress.devices.lease_store import SETTING as LEASES  # noqa: E402
-from edgecompress.devices.store import send  # noqa: E402
-from edgecompress.farm import run_farm  # noqa: E402
-from edgecompress.statistics import ratio  # noqa: E402
-from edgecompress.verbs.bench import bench  # noqa: E402
+from edgecompress.devices.bench import bench  # noqa: E402
+from edgecompress.devices.farm import run_farm  # noqa: E402
+from edgecompress.devices.leases.store import SETTING as LEASES  # noqa: E402
+from edgecompress.devices.runners.store import send  # noqa: E402
+from edgecompress.devices.statistics import ratio  # noqa: E402
 
 MODEL = REPOSITORY / "examples" / "prebuilt" / "resnet20_fashion_mnist-fp32.tflite"
 PUSHED_BYTES = 50_000_000

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from rows import Rows, parse
 
-from edgecompress import programs
+from edgecompress import toolchains
+from edgecompress.artifacts.execution import manifest_path, run
 from edgecompress.data import fetch
-from edgecompress.distillation import top1
-from edgecompress.recipe import load
+from edgecompress.data.recipe import load
+from edgecompress.devices.bench import bench
+from edgecompress.devices.statistics import median
+from edgecompress.network.outputs import top1
+from edgecompress.network.parity import compare
 from edgecompress.records import Artifact, CompressionPlan, read
-from edgecompress.statistics import median
-from edgecompress.verbs.bench import bench
-from edgecompress.verification import compare, manifest_path, run
 
-PREBUILT = programs.REPOSITORY / "examples" / "prebuilt"
-NAME = programs.DEFAULT_EXAMPLE
+PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
+NAME = toolchains.DEFAULT_EXAMPLE
 
 
 def measure(artifacts: Path, plan: Path, *, repetitions: int) -> None:
@@ -33,7 +34,7 @@ def measure(artifacts: Path, plan: Path, *, repetitions: int) -> None:
     fp32 = artifacts / f"{NAME}-fp32.tflite"
     rows.add("bytes, int8 static over dense fp32", ours=ours.stat().st_size, peer=dense.stat().st_size, bound=1 / 6)
 
-    x, labels = fetch(load(str(programs.example())).eval_data())
+    x, labels = fetch(load(str(toolchains.example())).eval_data())
     manifests = {path: read(manifest_path(path), Artifact) for path in (dense, fp32, ours)}
     outputs = {path: run(path, manifest.inputs, manifest.outputs, x)[0] for path, manifest in manifests.items()}
     accuracy = {path: 100 * top1(scores, labels) for path, (scores,) in outputs.items()}

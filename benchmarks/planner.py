@@ -29,26 +29,26 @@ from networks import resnet18
 from rows import Rows, parse
 from torch import Tensor, nn
 
-from edgecompress import programs
-from edgecompress.batches import Batch
-from edgecompress.calibration import save_calibration
-from edgecompress.costs.source import Network, Source, open_source
+from edgecompress import toolchains
+from edgecompress.data.recipe import load
+from edgecompress.devices.bench import bench
+from edgecompress.devices.statistics import ratio
+from edgecompress.factorizations.decompose import decompose
+from edgecompress.network.analyze import analyze
+from edgecompress.network.batches import Batch
+from edgecompress.network.exported import to_program, write_program
 from edgecompress.planning.latencies import Costs
+from edgecompress.planning.latency_tables.source import Network, Source, open_source
+from edgecompress.planning.plan import plan
+from edgecompress.planning.profile import profile
 from edgecompress.planning.reduced import forms, reduced
 from edgecompress.planning.sensitivity import FEWEST
-from edgecompress.program import to_program, write_program
-from edgecompress.recipe import load
+from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats, to_json
-from edgecompress.statistics import ratio
-from edgecompress.verbs.analyze import analyze
-from edgecompress.verbs.bench import bench
-from edgecompress.verbs.decompose import decompose
-from edgecompress.verbs.plan import plan
-from edgecompress.verbs.profile import profile
 
 Plans = dict[tuple[str, str], CompressionPlan]  # (variant, scheme)
 SCHEMES = ("fp32", "int8-static")
-EXAMPLES = programs.REPOSITORY / "examples"
+EXAMPLES = toolchains.REPOSITORY / "examples"
 REPETITIONS = 200
 WHOLE, QUICK = (4, 224), (2, 112)  # stages of ResNet-18, side of its images
 

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from rows import Rows, parse
 
-from edgecompress import batches, programs
-from edgecompress.calibration import save_calibration
-from edgecompress.conversion import convert
+from edgecompress import toolchains
+from edgecompress.artifacts.converter_process import convert
+from edgecompress.devices.bench import bench
+from edgecompress.devices.statistics import median, ratio
 from edgecompress.errors import UnsupportedError
-from edgecompress.program import to_program, write_program
+from edgecompress.network import batches
+from edgecompress.network.exported import to_program, write_program
+from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import ConversionRequest
-from edgecompress.statistics import median, ratio
 from edgecompress.targets import SCHEMES, TFLITE_TOOLCHAINS
-from edgecompress.verbs.bench import bench
 
-sys.path.insert(0, str(programs.REPOSITORY / "tests"))
+sys.path.insert(0, str(toolchains.REPOSITORY / "tests"))
 from support.matrix_networks import DENSE, NETWORKS, made
 
 QUICK = ("resnet20",)

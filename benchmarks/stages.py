@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from edgecompress import programs
+from edgecompress import toolchains
+from edgecompress.data.recipe import Recipe, load
 from edgecompress.options import updated
-from edgecompress.pipeline import Pipeline
-from edgecompress.recipe import Recipe, load
+from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.runs import open_run
 
 QUICK_IMAGES = 500  # to score on
@@ -29,7 +29,7 @@ QUICK_IMAGES = 500  # to score on
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default=str(programs.example()))
+    parser.add_argument("recipe", nargs="?", default=str(toolchains.example()))
     parser.add_argument("--ratio", type=float, action="append", help="MACs to keep [0.25]")
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--weakening", type=float, default=0.8)

@@ -14,10 +14,10 @@ from constant_folding import add_constant, fold_constants
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from edgecompress.cutting import graph_of
-from edgecompress.graphs import get_constant
-from edgecompress.grids import BARRED, SOFTMAX
-from edgecompress.program import example_inputs
+from edgecompress.network.constants import get_constant
+from edgecompress.network.exported import example_inputs
+from edgecompress.network.subgraph import graph_of
+from edgecompress.quantization.fake_quantize import BARRED, SOFTMAX
 
 aten = torch.ops.aten
 

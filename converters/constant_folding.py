@@ -5,7 +5,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from edgecompress.graphs import get_constant
+from edgecompress.network.constants import get_constant
 
 LARGEST_FOLDED: Final = 1 << 22  # elements; beyond it a computed constant stays computed, the file would grow
 

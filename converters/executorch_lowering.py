@@ -15,7 +15,7 @@ from executorch.runtime import Runtime
 from torch import fx
 
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.program import first_line
+from edgecompress.network.exported import first_line
 from edgecompress.records import Undelegated
 
 WEIGHTS: Final = "quantized_decomposed.dequantize_per_channel.default"

@@ -14,8 +14,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgecompress.errors import ToolchainError
-from edgecompress.folding import drop_unused_constants
-from edgecompress.program import first_line
+from edgecompress.network.exported import first_line
+from edgecompress.network.folding import drop_unused_constants
 
 aten = torch.ops.aten
 CONVOLUTIONS: Final = {

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from edgecompress.conversion import answer
+from edgecompress.artifacts.converter_process import answer
 from edgecompress.errors import ConfigError
 from edgecompress.records import Inspection, InspectionRequest
 

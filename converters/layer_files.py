@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
-from edgecompress.conversion import answer
+from edgecompress.artifacts.converter_process import answer
 from edgecompress.errors import EdgeCompressError, UnsupportedError
 from edgecompress.records import ConversionRequest, LayerFile, LayerForm, LayersReply, LayersRequest
 
@@ -64,7 +64,7 @@ def _lower(form: LayerForm) -> bytes:
         return content
     from tflite_by_litert_torch import lower_program
 
-    from edgecompress.program import to_program
+    from edgecompress.network.exported import to_program
 
     return cast(bytes, lower_program(to_program(module, (torch.zeros(1, *form.input_shape),)), "NHWC"))
 

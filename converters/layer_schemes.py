@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from edgecompress.cutting import scopes
 from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.network.subgraph import scopes
 from edgecompress.records import ConversionRequest
 
 

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.program import example_inputs, example_outputs, first_line
+from edgecompress.network.exported import example_inputs, example_outputs, first_line
 
 LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes a node's modules, as the text of a Python list that ends in the node

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from edgecompress.errors import ToolchainError
-from edgecompress.program import first_line
+from edgecompress.network.exported import first_line
 
 Feeds = list[dict[str, np.ndarray]]
 LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")

@@ -12,7 +12,7 @@ from tflite_file import IMAGE_AXES
 from tflite_recipe import quantize
 
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.program import example_inputs, example_outputs, first_line
+from edgecompress.network.exported import example_inputs, example_outputs, first_line
 from edgecompress.records import ConversionRequest
 
 LACKING = re.compile(r"(?i)(?:lowering not found|no lowering|not supported|not implemented|unsupported)[^\n]*?((?:aten|prims)[.:]+\w+)")

@@ -19,7 +19,7 @@ import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would 
 from tflite_file import IMAGE_AXES
 
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.program import example_inputs, first_line
+from edgecompress.network.exported import example_inputs, first_line
 from edgecompress.records import ConversionRequest
 
 INTEGER_OPS = {

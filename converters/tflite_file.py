@@ -12,11 +12,11 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from layer_schemes import layer_of, scheme_of
 
-from edgecompress.cutting import scopes
 from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.folding import FORWARD, TRANSPOSED
-from edgecompress.graphs import get_constant
-from edgecompress.program import example_inputs, example_outputs, first_line
+from edgecompress.network.constants import get_constant
+from edgecompress.network.exported import example_inputs, example_outputs, first_line
+from edgecompress.network.folding import FORWARD, TRANSPOSED
+from edgecompress.network.subgraph import scopes
 from edgecompress.records import ConversionRequest, TensorSpec
 
 SIGNATURE: Final = "serving_default"

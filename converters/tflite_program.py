@@ -13,9 +13,9 @@ from constant_folding import add_constant, fold_constants
 from max_pools import pad_by_numbers
 from torch import Tensor, fx
 
-from edgecompress.folding import scale_and_shift
-from edgecompress.graphs import get_constant, set_constant
-from edgecompress.program import example_inputs
+from edgecompress.network.constants import get_constant, set_constant
+from edgecompress.network.exported import example_inputs
+from edgecompress.network.folding import scale_and_shift
 
 aten = torch.ops.aten
 

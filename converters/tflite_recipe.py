@@ -10,7 +10,7 @@ from tflite_edits import edit, widen_biases
 from tflite_file import layer_ops
 
 from edgecompress.errors import ToolchainError
-from edgecompress.program import first_line
+from edgecompress.network.exported import first_line
 from edgecompress.records import ConversionRequest
 
 OPS: Final = qtyping.TFLOperationName

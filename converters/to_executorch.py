@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.conversion import serve
+from edgecompress.artifacts.converter_process import serve
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -28,10 +28,10 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import executorch_quantization
     import layer_schemes
 
-    from edgecompress.calibration import read_calibration
-    from edgecompress.cutting import scopes
-    from edgecompress.program import example_inputs, read_program
-    from edgecompress.rounding import INT8, round_weights
+    from edgecompress.network.exported import example_inputs, read_program
+    from edgecompress.network.subgraph import scopes
+    from edgecompress.quantization.calibration import read_calibration
+    from edgecompress.quantization.gptq import INT8, round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="executorch")
@@ -84,7 +84,7 @@ def _describe(content: bytes, program: Any, notes: tuple[str, ...], found: dict[
     """Load the file as a phone does, run it once, and say what it took and gave."""
     from executorch.runtime import Runtime
 
-    from edgecompress.program import example_inputs, example_outputs, first_line
+    from edgecompress.network.exported import example_inputs, example_outputs, first_line
 
     inputs = example_inputs(program)
     try:

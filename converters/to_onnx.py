@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.conversion import serve
+from edgecompress.artifacts.converter_process import serve
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -33,10 +33,10 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import onnx_export
     import onnx_quantization
 
-    from edgecompress.calibration import read_calibration
-    from edgecompress.cutting import scopes
-    from edgecompress.program import example_inputs, read_program
-    from edgecompress.rounding import INT8, round_weights
+    from edgecompress.network.exported import example_inputs, read_program
+    from edgecompress.network.subgraph import scopes
+    from edgecompress.quantization.calibration import read_calibration
+    from edgecompress.quantization.gptq import INT8, round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="onnx")
@@ -91,7 +91,7 @@ def _write_metadata(model: Any, request: ConversionRequest) -> None:
 def _checked(model: Any) -> bytes:
     import onnx
 
-    from edgecompress.program import first_line
+    from edgecompress.network.exported import first_line
 
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -102,7 +102,7 @@ def _checked(model: Any) -> bytes:
 
 
 def _describe(model: Any, program: Any, notes: tuple[str, ...]) -> ConversionReply:
-    from edgecompress.program import example_inputs, example_outputs
+    from edgecompress.network.exported import example_inputs, example_outputs
 
     inputs, outputs = ([_spec(value) for value in values] for values in (model.graph.input, model.graph.output))
     for found, wanted in ((inputs, example_inputs(program)), (outputs, example_outputs(program))):

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from edgecompress.conversion import serve
+from edgecompress.artifacts.converter_process import serve
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest
 
@@ -37,8 +37,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from tflite_metadata import add_metadata
     from tflite_program import prepare
 
-    from edgecompress.calibration import read_calibration
-    from edgecompress.program import read_program
+    from edgecompress.network.exported import read_program
+    from edgecompress.quantization.calibration import read_calibration
 
     program = read_program(Path(request.program))
     check_layers(request, program, subject="tflite")
@@ -79,9 +79,9 @@ def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
     from layer_schemes import scheme_of
 
-    from edgecompress.cutting import scopes
-    from edgecompress.grids import RULES, rule_of
-    from edgecompress.rounding import LARGEST, round_weights
+    from edgecompress.network.subgraph import scopes
+    from edgecompress.quantization.fake_quantize import RULES, rule_of
+    from edgecompress.quantization.gptq import LARGEST, round_weights
 
     if not seen or not any(RULES[scheme].weight_bits for scheme in (request.scheme, *request.layers.values())):
         return program

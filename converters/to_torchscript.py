@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.conversion import serve
+from edgecompress.artifacts.converter_process import serve
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -34,11 +34,11 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import torch
     import torch_quantization
 
-    from edgecompress.calibration import read_calibration
-    from edgecompress.cutting import scopes
-    from edgecompress.grids import rule_of
-    from edgecompress.program import example_inputs, first_line, read_program
-    from edgecompress.rounding import LARGEST, round_weights
+    from edgecompress.network.exported import example_inputs, first_line, read_program
+    from edgecompress.network.subgraph import scopes
+    from edgecompress.quantization.calibration import read_calibration
+    from edgecompress.quantization.fake_quantize import rule_of
+    from edgecompress.quantization.gptq import LARGEST, round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="torchscript")
@@ -101,7 +101,7 @@ def _for_mobile(module: Any) -> tuple[Any, list[str]]:
 
 
 def _specs(program: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    from edgecompress.program import example_inputs, example_outputs
+    from edgecompress.network.exported import example_inputs, example_outputs
 
     names = (str(name) for name in program.graph_signature.user_inputs)
     inputs = tuple(_spec(name, x) for name, x in zip(names, example_inputs(program), strict=True))
@@ -124,7 +124,7 @@ def _backport(content: bytes, version: int | None) -> tuple[bytes, tuple[str, ..
     """Return the file in another bytecode version, which numbers its constants by addresses in memory."""
     from torch.jit.mobile import _backport_for_mobile_to_buffer, _get_model_bytecode_version
 
-    from edgecompress.program import first_line
+    from edgecompress.network.exported import first_line
 
     if version in (None, _get_model_bytecode_version(io.BytesIO(content))):
         return content, ()
@@ -140,7 +140,7 @@ def _prove(content: bytes, program: Any) -> None:
     import torch
     from torch.jit.mobile import _load_for_lite_interpreter
 
-    from edgecompress.program import example_inputs, example_outputs, first_line
+    from edgecompress.network.exported import example_inputs, example_outputs, first_line
 
     try:
         with torch.no_grad():

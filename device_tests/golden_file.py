@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgecompress.devices.statistics import median, unlike
 from edgecompress.errors import ConfigError
 from edgecompress.files import sha256, write_atomic
 from edgecompress.records import SCHEMA, BenchmarkResult, Record, read, to_json
-from edgecompress.statistics import median, unlike
 
 MAX_VALUES = 4096  # of each output; of larger ones every k-th is kept
 

@@ -1,8 +1,8 @@
 """The artifacts run on the device as often as asked, and what was measured is kept."""
 
-from edgecompress.devices.runner import measure
+from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.statistics import median
 from edgecompress.records import Measuring, to_json
-from edgecompress.statistics import median
 from edgecompress.targets import SUFFIXES
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runner import infer, manifest_of
+from edgecompress.devices.runners.runner import infer, manifest_of
 
 SAMPLES = 4
 FLOAT_TOLERANCE = 1e-5  # kernels of different CPUs add in another order

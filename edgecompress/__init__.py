@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgecompress.accuracy import Evaluation
     from edgecompress.api import export, profile
+    from edgecompress.artifacts.inspect import inspect
+    from edgecompress.artifacts.verify import verify
     from edgecompress.devices import list_devices, open_device
+    from edgecompress.devices.bench import bench
+    from edgecompress.devices.evaluate import evaluate
+    from edgecompress.factorizations.decompose import decompose
+    from edgecompress.network.analyze import analyze
+    from edgecompress.planning.plan import plan
+    from edgecompress.quantization.quantize import quantize
     from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
-    from edgecompress.searching.study import search
-    from edgecompress.verbs.analyze import analyze
-    from edgecompress.verbs.bench import bench
-    from edgecompress.verbs.decompose import decompose
-    from edgecompress.verbs.evaluate import evaluate
-    from edgecompress.verbs.finetune import finetune
-    from edgecompress.verbs.inspect import inspect
-    from edgecompress.verbs.plan import plan
-    from edgecompress.verbs.qat import qat
-    from edgecompress.verbs.quantize import quantize
-    from edgecompress.verbs.report import report
-    from edgecompress.verbs.verify import verify
+    from edgecompress.records.evaluation import Evaluation
+    from edgecompress.recovery.finetune import finetune
+    from edgecompress.recovery.qat import qat
+    from edgecompress.reporting.report import report
+    from edgecompress.studies.study import search
 
 __all__ = [
     "Artifact",
@@ -50,19 +50,28 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_VERBS = {"analyze", "bench", "decompose", "evaluate", "finetune", "inspect", "plan", "qat", "quantize", "report", "verify"}
 _HOME = {
-    "Evaluation": "accuracy",
+    "Evaluation": "records.evaluation",
+    "analyze": "network.analyze",
+    "bench": "devices.bench",
+    "decompose": "factorizations.decompose",
+    "evaluate": "devices.evaluate",
     "export": "api",
+    "finetune": "recovery.finetune",
+    "inspect": "artifacts.inspect",
     "list_devices": "devices",
     "open_device": "devices",
+    "plan": "planning.plan",
     "profile": "api",
-    "search": "searching.study",
+    "qat": "recovery.qat",
+    "quantize": "quantization.quantize",
+    "report": "reporting.report",
+    "search": "studies.study",
+    "verify": "artifacts.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'edgecompress' has no attribute {name!r}")
-    home = f"verbs.{name}" if name in _VERBS else _HOME.get(name, "records")
-    return getattr(import_module(f"edgecompress.{home}"), name)
+    return getattr(import_module(f"edgecompress.{_HOME.get(name, 'records')}"), name)

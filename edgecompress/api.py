@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from edgecompress.data.recipe import Recipe, of_model
 from edgecompress.options import updated
-from edgecompress.pipeline import Pipeline
+from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.progress import Track, silent
-from edgecompress.recipe import Recipe, of_model
 from edgecompress.records import CostTable, ExportResult, Preprocessing
 from edgecompress.runs import open_run, trying
 
@@ -37,7 +37,7 @@ def export(
         model: The trained dense model; left untouched.
         example_inputs: One tensor an input, with a batch axis; every artifact has these shapes.
         run: The run folder, `runs/NAME` by default; running again continues there.
-        train_data: Items as `edgecompress.recipe` says, for fine-tuning and calibration. Without it nothing is decomposed that
+        train_data: Items as `edgecompress.data.recipe` says, for fine-tuning and calibration. Without it nothing is decomposed that
             BatchNorm re-estimation alone would not repair.
         eval_data: For accuracies and for the proof of each artifact.
         options: Any of `edgecompress.options.Options`, e.g. `macs_ratio=0.35, epochs=6, scheme=("int8-static",)`.

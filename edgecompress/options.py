@@ -7,12 +7,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from edgecompress.confinement import MEMORY_GB, TIMEOUT_S
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Record
 from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme, choose
 
 AUTO: Final = "auto"
+TIMEOUT_S: Final = 900.0  # the slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine
+MEMORY_GB: Final = 16.0  # a ResNet-18 needs 2 to 4
 MACS_RATIO: Final = 0.35  # where nothing else is asked for
 
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 import msgspec
 from filelock import FileLock, Timeout
 
-from edgecompress.accuracy import Evaluation
 from edgecompress.errors import ConfigError
 from edgecompress.files import NO_SPACE, explain, sha256, write_atomic
 from edgecompress.options import Options
@@ -36,6 +35,7 @@ from edgecompress.records import (
     read,
     to_json,
 )
+from edgecompress.records.evaluation import Evaluation
 from edgecompress.records.stages import StageResult
 
 RUN_FILE: Final = "run.json"

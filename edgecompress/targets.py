@@ -50,7 +50,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 # The gate of every scheme. A float file is held to its numbers, since only the order of additions may differ; a quantized one to its
 # answers, since its numbers differ by design: top-1 agreement of each output that is a vector of scores, SQNR of each other. Limits hold
 # on the evaluation data, and with two standard errors of allowance on the first of the calibration data. Beyond them a quantized file
-# fails that is mostly noise (below 10 dB) where its scheme, simulated in PyTorch, is not (`edgecompress.proof`).
+# fails that is mostly noise (below 10 dB) where its scheme, simulated in PyTorch, is not (`edgecompress.artifacts.gate`).
 SCHEMES: Final = {
     # Networks of the tests lie at 3e-7; 1e-4 leaves room for depth and a fast kernel's other sums, and none for a wrong op.
     "fp32": Scheme(max_rel=1e-4),

@@ -48,7 +48,7 @@ def verify(paths: Paths, also_python: p.AlsoPython = None, json: p.Json = False)
 
     Example: edgecompress verify examples/prebuilt
     """
-    from edgecompress.verbs.verify import verify as verify_one
+    from edgecompress.artifacts.verify import verify as verify_one
 
     files = files_of(paths)
     with bars() as track:
@@ -78,8 +78,8 @@ def bench(
     Example: edgecompress bench runs/resnet20_fashion_mnist --device ssh://pi@raspberrypi.local
     """
     from edgecompress.cli.farm import shown
-    from edgecompress.farm import FarmError, bench_pool, is_pool
-    from edgecompress.verbs.bench import bench_on
+    from edgecompress.devices.bench import bench_on
+    from edgecompress.devices.farm import FarmError, bench_pool, is_pool
 
     asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
@@ -134,7 +134,7 @@ def report(
 
     Example: edgecompress report runs/resnet20_fashion_mnist --open
     """
-    from edgecompress.verbs.report import report as write
+    from edgecompress.reporting.report import report as write
 
     if not is_run(run):
         raise ConfigError(f"{run}: no run folder; run `edgecompress export --run {run}`")

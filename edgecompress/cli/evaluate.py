@@ -9,7 +9,6 @@ from typing import Annotated, Final
 import typer
 from rich.table import Table
 
-from edgecompress.accuracy import Evaluation, Scoring
 from edgecompress.cli import parameters as p
 from edgecompress.cli.artifacts import Paths, files_of
 from edgecompress.cli.numbers import percent
@@ -17,6 +16,7 @@ from edgecompress.cli.session import bars, console
 from edgecompress.cli.tables import table
 from edgecompress.options import Options, updated
 from edgecompress.records import to_json
+from edgecompress.records.evaluation import Evaluation, Scoring
 from edgecompress.runs import is_run, keep_result
 
 Labelled = Annotated[str | None, typer.Option(help="Labelled data, or a recipe [the run's].", show_default=False)]
@@ -44,8 +44,8 @@ def evaluate(
     Example: edgecompress evaluate runs/resnet20 --device adb://SERIAL
     """
     from edgecompress.cli.farm import shown
-    from edgecompress.farm import evaluate_pool, is_pool
-    from edgecompress.verbs.evaluate import evaluate_on
+    from edgecompress.devices.evaluate import evaluate_on
+    from edgecompress.devices.farm import evaluate_pool, is_pool
 
     asked = updated(Options(), {"threads": threads})
     files = files_of(paths)

@@ -13,8 +13,8 @@ from edgecompress.cli.tables import table
 from edgecompress.devices.base import clean
 
 if TYPE_CHECKING:
-    from edgecompress.farm import Schedule
-    from edgecompress.farm.run import Watch
+    from edgecompress.devices.farm import Schedule
+    from edgecompress.devices.farm.run import Watch
 
 STATE_LENGTH = 100
 

@@ -25,7 +25,7 @@ def inspect(
 
     Example: edgecompress inspect examples/prebuilt/resnet20_fashion_mnist-int8-static.tflite
     """
-    from edgecompress.verbs.inspect import inspect as look
+    from edgecompress.artifacts.inspect import inspect as look
 
     found = look(file)
     if json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from edgecompress import programs
+from edgecompress import toolchains
 from edgecompress.cli import parameters as p
 from edgecompress.cli.numbers import ms, percent, size
 from edgecompress.cli.session import absolute, bars, console
@@ -17,7 +17,7 @@ from edgecompress.cli.tables import table
 from edgecompress.options import Options, updated
 from edgecompress.records import FailedTrial, SearchPoint, SearchResult, to_json
 from edgecompress.records.search import Value
-from edgecompress.searching.space import space_of
+from edgecompress.studies.space import space_of
 
 Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe: file, folder, module.", show_default=False)]
 Folder = Annotated[Path | None, typer.Option("--run", help="Folder of the search; default searches/NAME.", show_default=False)]
@@ -54,7 +54,7 @@ def _search(
 ) -> None:
     given = {name: value for name, value in absolute(given).items() if value is not None}
     space_of(updated(Options(), given), given, vary or ())  # before the seconds it takes to import torch
-    from edgecompress.searching.study import search
+    from edgecompress.studies.study import search
 
     notes = console(stderr=True)
 
@@ -63,7 +63,7 @@ def _search(
 
     with redirect_stdout(sys.stderr), bars() as track:  # what a recipe prints is no data of ours
         found = search(
-            recipe or programs.example(),
+            recipe or toolchains.example(),
             run=run or "",
             trials=trials,
             vary=vary or (),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edgecompress import programs
+from edgecompress import toolchains
 from edgecompress.cli.steplines import STEP_LINES
 from edgecompress.errors import ConfigError
 from edgecompress.options import updated
@@ -17,7 +17,7 @@ from edgecompress.records import DecomposeResult, Record
 from edgecompress.runs import is_run, open_run, read_run, trying
 
 if TYPE_CHECKING:
-    from edgecompress.pipeline import Pipeline
+    from edgecompress.pipeline.steps_publish import Pipeline
 
 T = TypeVar("T")
 
@@ -69,10 +69,10 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         if source == "python":
             raise ConfigError(f"{target}: was made from Python; go on there, or use bench, verify and report on its artifacts")
     else:
-        folder, source = run or Path(), str(programs.example()) if target is None else target
+        folder, source = run or Path(), str(toolchains.example()) if target is None else target
     updated_early(given)
-    from edgecompress.pipeline import Pipeline
-    from edgecompress.recipe import load
+    from edgecompress.data.recipe import load
+    from edgecompress.pipeline.steps_publish import Pipeline
 
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))  # what a recipe prints is no data of ours

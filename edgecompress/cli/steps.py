@@ -13,7 +13,7 @@ from edgecompress.records import ExportResult, to_json
 from edgecompress.targets import TARGETS
 
 if TYPE_CHECKING:
-    from edgecompress.pipeline import Pipeline
+    from edgecompress.pipeline.steps_publish import Pipeline
 
 
 class Step(NamedTuple):

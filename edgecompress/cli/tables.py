@@ -9,6 +9,7 @@ from rich.text import Text
 from edgecompress.cli.numbers import count, ms, percent, rank, size
 from edgecompress.devices.base import clean
 from edgecompress.devices.probe import NOTABLE
+from edgecompress.devices.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -21,7 +22,6 @@ from edgecompress.records import (
     QatResult,
     QuantizeResult,
 )
-from edgecompress.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
 from edgecompress.targets import TARGETS
 
 TEXTS: Final = {"why", "model", "os", "cpu", "governor", "labels"}

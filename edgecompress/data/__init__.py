@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from edgecompress.batches import Batch
 from edgecompress.data import idx, imagefolder, npz
 from edgecompress.data.images import open_image, preprocess
 from edgecompress.data.samples import Samples, check_finite, check_labels, check_shape, describe, fetch
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 __all__ = [

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgecompress.batches import Batch
 from edgecompress.data.images import ImageArray, image_shape
 from edgecompress.data.samples import Samples
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 UINT8 = 8

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from edgecompress.batches import Batch
 from edgecompress.data.images import ImageFiles, image_shape
 from edgecompress.data.samples import Samples
 from edgecompress.data.split import HELD_OUT, part
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

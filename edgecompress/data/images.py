@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from edgecompress.batches import Batch
 from edgecompress.data.samples import check_shape
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 MODES = {1: "L", 3: "RGB"}

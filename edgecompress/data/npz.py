@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgecompress.batches import Batch
 from edgecompress.data.images import ImageArray
 from edgecompress.data.samples import Column, Samples, check_finite, check_labels, check_shape
 from edgecompress.data.split import HELD_OUT, part
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 NAMES = {"train": ("x_train", "y_train"), "eval": ("x_test", "y_test")}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
 
 FORMS: Final = "(input, label), ((input_0, input_1), label), or the same without the label as input, ((input_0, input_1),)"
 

@@ -15,19 +15,19 @@ __all__ = ["OPENERS", "Completed", "Device", "list_devices", "open_device"]
 
 
 def _local(rest: str) -> Device:
-    from edgecompress.devices.local import open_local
+    from edgecompress.devices.transports.local import open_local
 
     return open_local(rest)
 
 
 def _ssh(rest: str) -> Device:
-    from edgecompress.devices.ssh import open_ssh
+    from edgecompress.devices.transports.ssh import open_ssh
 
     return open_ssh(rest)
 
 
 def _adb(rest: str) -> Device:
-    from edgecompress.devices.adb import open_adb
+    from edgecompress.devices.transports.adb import open_adb
 
     return open_adb(rest)
 

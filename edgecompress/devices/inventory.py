@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from platformdirs import user_config_path
 
-from edgecompress.accuracy import Scoring
 from edgecompress.devices import OPENERS
 from edgecompress.devices.base import clean
 from edgecompress.errors import ConfigError
 from edgecompress.records import Measuring, Record
+from edgecompress.records.evaluation import Scoring
 
 SETTING: Final = "EDGECOMPRESS_INVENTORY"
 MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")

@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 
 from edgecompress.devices import open_device
-from edgecompress.devices.adb import attached
 from edgecompress.devices.base import Device
 from edgecompress.devices.inventory import Entry, named, same_address
 from edgecompress.devices.probe import TIMEOUT_S
+from edgecompress.devices.transports.adb import attached
 from edgecompress.errors import EdgeCompressError
 from edgecompress.progress import Track
 from edgecompress.records import DeviceInfo

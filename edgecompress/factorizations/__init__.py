@@ -27,7 +27,8 @@ from edgecompress.factorizations.blocks.chain import dense
 from edgecompress.factorizations.blocks.cores import around, cored
 from edgecompress.factorizations.blocks.layers import CONVOLUTIONS, Layer
 from edgecompress.factorizations.moments import fits, readable
-from edgecompress.factorizations.protocol import Factorization, Factors, Moments
+from edgecompress.factorizations.protocol import Factorization, Moments
+from edgecompress.network.factors import Factors
 
 __all__ = [
     "METHODS",

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
 from edgecompress.files import replacing
+from edgecompress.network.factors import Factors
 
 LOG = logging.getLogger(__name__)
 LIMIT_BYTES: Final = 1_000_000_000
 ENTRY_BYTES: Final = 16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
-CODE: Final = ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.tensors")  # what fits
+CODE: Final = ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.factorizations.tensors")  # what fits
 KEPT: Final = 0.9  # of the limit, once it is exceeded
 
 

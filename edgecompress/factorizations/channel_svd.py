@@ -23,8 +23,9 @@ from edgecompress.factorizations.blocks.layers import (
     unfit,
 )
 from edgecompress.factorizations.moments import correct_bias, seen_by
-from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
-from edgecompress.tensors.lowrank import truncated
+from edgecompress.factorizations.protocol import Moments, NoOptions
+from edgecompress.factorizations.tensors.lowrank import truncated
+from edgecompress.network.factors import Factors
 
 Options = NoOptions
 DATA_AWARE = True

@@ -10,7 +10,8 @@ from torch import nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
+from edgecompress.network.factors import Factors
 
 Options = cp_chain.AlsOptions
 DATA_AWARE = False

@@ -13,11 +13,12 @@ from torch import nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
-from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative
+from edgecompress.factorizations.protocol import Count, Moments, NotNegative
+from edgecompress.factorizations.tensors.cp import CP, Kernel
+from edgecompress.factorizations.tensors.epc import stable
+from edgecompress.factorizations.tensors.quantized_cp import quantize
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
-from edgecompress.tensors.cp import CP, Kernel
-from edgecompress.tensors.epc import stable
-from edgecompress.tensors.quantized_cp import quantize
 
 
 class Options(Record, frozen=True, kw_only=True):

@@ -14,9 +14,10 @@ from torch import nn
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations.blocks import chain
 from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, fill, fill_bias, kernel, pointwise, spatial, unfit
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
+from edgecompress.factorizations.tensors.lowrank import truncated
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
-from edgecompress.tensors.lowrank import truncated
 
 
 class Options(Record, frozen=True, kw_only=True):

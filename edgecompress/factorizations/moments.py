@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress.batches import Batch
 from edgecompress.factorizations.blocks.chain import composed
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
+from edgecompress.network.batches import Batch
+from edgecompress.network.factors import Factors
 
 ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
 

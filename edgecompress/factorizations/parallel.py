@@ -24,9 +24,10 @@ from edgecompress.errors import EdgeCompressError, ToolchainError
 from edgecompress.factorizations import FitWarning, cache, errors, factorize, method_named, options_of
 from edgecompress.factorizations.blocks.layers import Layer
 from edgecompress.factorizations.cache import Fit
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
+from edgecompress.network.factors import Factors
+from edgecompress.network.threads import threads
 from edgecompress.progress import Track, silent
-from edgecompress.threads import threads
 
 PATIENCE_S: Final = 2.0  # what starting processes that import torch costs
 IDLE_S: Final = 30  # workers wait so long for the next call

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 from msgspec import Meta
 from torch import Tensor, nn
 
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
 Count = Annotated[int, Meta(ge=1)]
@@ -12,16 +13,6 @@ Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 
 L = TypeVar("L", bound=nn.Module, contravariant=True)
-
-
-class Factors(nn.Sequential):
-    """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised.
-
-    Attributes:
-        rank: Set by methods whose layers do not show it.
-    """
-
-    rank: tuple[int, ...] = ()
 
 
 class NoOptions(Record, frozen=True, kw_only=True):

@@ -20,8 +20,8 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import check_values, method_named, options_of, tensor_train
 from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, kernel
 from edgecompress.factorizations.protocol import Factorization
-from edgecompress.tensors.lowrank import gram
-from edgecompress.tensors.vbmf import evbmf_rank
+from edgecompress.factorizations.tensors.lowrank import gram
+from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
 ROUNDING: Final = 1e-9  # m · (step / steps) may come out below the integer it is
 Unfoldings = tuple[list[Tensor], ...]  # for each number of a rank, the matrices of which that many components are kept

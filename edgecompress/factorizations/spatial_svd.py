@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from edgecompress.factorizations.blocks import chain
 from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, fill, kernel, spatial, unfit
 from edgecompress.factorizations.moments import correct_bias, seen_by
-from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
-from edgecompress.tensors.lowrank import balanced, truncated
+from edgecompress.factorizations.protocol import Moments, NoOptions
+from edgecompress.factorizations.tensors.lowrank import balanced, truncated
+from edgecompress.network.factors import Factors
 
 Options = NoOptions
 DATA_AWARE = True

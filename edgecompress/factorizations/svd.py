@@ -15,8 +15,9 @@ from torch import nn
 from edgecompress.factorizations.blocks import chain
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer, area, channels, fill, is_pointwise, kernel, pointwise, unfit
 from edgecompress.factorizations.moments import correct_bias, seen_by
-from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
-from edgecompress.tensors.lowrank import truncated
+from edgecompress.factorizations.protocol import Moments, NoOptions
+from edgecompress.factorizations.tensors.lowrank import truncated
+from edgecompress.network.factors import Factors
 
 Options = NoOptions
 DATA_AWARE = True

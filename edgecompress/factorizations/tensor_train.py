@@ -36,10 +36,11 @@ from edgecompress.factorizations.blocks.layers import (
     unfit,
 )
 from edgecompress.factorizations.blocks.tensor_train import Layout, Rematerialised, TrainLinear, matrix, read, write
-from edgecompress.factorizations.protocol import Factors, Moments
+from edgecompress.factorizations.protocol import Moments
+from edgecompress.factorizations.tensors import tensor_train as trains
 from edgecompress.factorizations.timing import median_ms
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
-from edgecompress.tensors import tensor_train as trains
 
 Run = Literal["chain", "dense"]
 Latency = Callable[[Sequence[nn.Module], tuple[int, ...]], Sequence[float]]  # (layers, input shape without batch) → ms of each

@@ -26,8 +26,9 @@ from edgecompress.factorizations.blocks.layers import (
     spatial,
     unfit,
 )
-from edgecompress.factorizations.protocol import Factors, Moments, NoOptions
-from edgecompress.tensors import tucker
+from edgecompress.factorizations.protocol import Moments, NoOptions
+from edgecompress.factorizations.tensors import tucker
+from edgecompress.network.factors import Factors
 
 Options = NoOptions
 DATA_AWARE = False

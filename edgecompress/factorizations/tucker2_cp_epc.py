@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution, area, channels, fill, fill_bias, kernel, pointwise, spatial
-from edgecompress.factorizations.protocol import Count, Factors, Moments, NotNegative, Positive
+from edgecompress.factorizations.protocol import Count, Moments, NotNegative, Positive
+from edgecompress.factorizations.tensors import tucker
+from edgecompress.factorizations.tensors.cp import exact, exact_rank, kernel_of
+from edgecompress.factorizations.tensors.epc import stable
+from edgecompress.factorizations.tensors.sensitivity import balanced
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
-from edgecompress.tensors import tucker
-from edgecompress.tensors.cp import exact, exact_rank, kernel_of
-from edgecompress.tensors.epc import stable
-from edgecompress.tensors.sensitivity import balanced
 
 
 class Options(Record, frozen=True, kw_only=True):

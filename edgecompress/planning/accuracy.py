@@ -5,9 +5,9 @@ from typing import Final
 import msgspec
 from torch import Tensor, nn
 
-from edgecompress import batches
-from edgecompress.batches import Batch
 from edgecompress.errors import ConfigError
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
 from edgecompress.planning.trials import At, Trial, drops, largest
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan

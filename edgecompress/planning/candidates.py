@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.counting import cost_of
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS, factorize, options_of, tensor_train
 from edgecompress.factorizations.blocks.layers import Layer, channels
 from edgecompress.factorizations.parallel import Job, measure_all
+from edgecompress.network.counting import cost_of
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats
 

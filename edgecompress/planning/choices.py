@@ -9,7 +9,7 @@ from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import options_of
-from edgecompress.models import tied_layers
+from edgecompress.network.surgery import tied_layers
 from edgecompress.options import AUTO, Choice
 from edgecompress.planning import stages
 from edgecompress.planning.candidates import DENSE, Candidate, Form, Range, dense, fitted, front, one, worthwhile

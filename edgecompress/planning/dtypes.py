@@ -8,11 +8,11 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.batches import Batch
-from edgecompress.distillation import divergence
 from edgecompress.factorizations.blocks.layers import fill, kernel
-from edgecompress.models import forward
-from edgecompress.planning import known
+from edgecompress.network.batches import Batch
+from edgecompress.network.outputs import divergence
+from edgecompress.network.surgery import forward
+from edgecompress.planning import loss_cache
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.sensitivity import CEILING
 from edgecompress.progress import Track, silent
@@ -39,13 +39,13 @@ def rounding_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, *, t
     """
     model = copy.deepcopy(model).eval()
     reference = forward(model, inputs)
-    path = known.file_of(model, inputs, [reference], data_aware=False)
-    lost = known.load(path)
-    if missing := [name for name in layers if known.rounded(name) not in lost]:
+    path = loss_cache.file_of(model, inputs, [reference], data_aware=False)
+    lost = loss_cache.load(path)
+    if missing := [name for name in layers if loss_cache.rounded(name) not in lost]:
         for name in track(missing, "measuring rounding", len(missing)):
-            lost[known.rounded(name)] = _rounding_loss(model, name, inputs, reference)
-        known.store(path, lost)
-    return {name: lost[known.rounded(name)] for name in layers}
+            lost[loss_cache.rounded(name)] = _rounding_loss(model, name, inputs, reference)
+        loss_cache.store(path, lost)
+    return {name: lost[loss_cache.rounded(name)] for name in layers}
 
 
 def _rounding_loss(model: nn.Module, name: str, inputs: Batch, reference: Batch) -> float:

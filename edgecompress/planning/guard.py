@@ -5,8 +5,8 @@ from typing import Final
 import msgspec
 from torch import nn
 
-from edgecompress import batches
-from edgecompress.batches import Batch
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
 from edgecompress.planning.trials import At, Trial, agrees, largest
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan

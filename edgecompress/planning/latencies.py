@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from edgecompress.costs.forms import form_of
-from edgecompress.costs.table import Wanted
 from edgecompress.planning.candidates import DENSE, Candidate, dense, repeats
+from edgecompress.planning.latency_tables.forms import form_of
+from edgecompress.planning.latency_tables.table import Wanted
 from edgecompress.records import CompressionPlan, LayerForm, ModelStats
 
 Form = tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...], str]

@@ -5,9 +5,9 @@ from types import MappingProxyType
 
 from torch import nn
 
-from edgecompress.allocators import Offer
 from edgecompress.factorizations import METHODS, options_of
 from edgecompress.factorizations.ranks import evbmf
+from edgecompress.planning.allocators import Offer
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.sensitivity import Losses
 

@@ -9,12 +9,12 @@ from typing import Final
 
 from torch import nn
 
-from edgecompress.costs.forms import form_of
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS, factorize
 from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.models import replace
+from edgecompress.network.surgery import replace
 from edgecompress.planning.candidates import repeats
+from edgecompress.planning.latency_tables.forms import form_of
 from edgecompress.records import LayerForm, ModelStats
 
 RATE: Final = 3.0  # parameters before over after: about where plans end

@@ -19,17 +19,17 @@ from typing import Final
 import torch
 from torch import nn
 
-from edgecompress import batches
-from edgecompress.batches import Batch
-from edgecompress.batchnorm import by_batch
-from edgecompress.distillation import divergence
 from edgecompress.errors import ConfigError
+from edgecompress.factorizations.fitting import factors_of
 from edgecompress.factorizations.parallel import Job
-from edgecompress.models import replace
-from edgecompress.planning import known
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.batchnorm import by_batch
+from edgecompress.network.outputs import divergence
+from edgecompress.network.surgery import replace
+from edgecompress.planning import loss_cache
+from edgecompress.planning.activation_cache import Recording, record, resumed
 from edgecompress.planning.candidates import DENSE, Candidate
-from edgecompress.planning.factors import factors_of
-from edgecompress.planning.replay import Recording, record, resumed
 from edgecompress.progress import Track, silent
 
 Point = tuple[float, float]  # relative error, loss
@@ -65,20 +65,20 @@ def measure(
         by_batch(trial)
     n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
     parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about the same size, two samples at least
-    path = known.file_of(model, inputs, map(partial(_outputs, trial), parts), data_aware=data_aware)
-    losses = known.load(path)
+    path = loss_cache.file_of(model, inputs, map(partial(_outputs, trial), parts), data_aware=data_aware)
+    losses = loss_cache.load(path)
     points: dict[str, list[Point]] = {layer: [] for layer in options}
     for pick, title in ((first, "measuring sensitivity"), (further, "measuring sensitivity between")):
         work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
-        if missing := [(layer, probe) for layer, probe in work if known.name_of(layer, probe) not in losses]:
+        if missing := [(layer, probe) for layer, probe in work if loss_cache.name_of(layer, probe) not in losses]:
             summed = [0.0] * len(missing)
             measured = _losses(model, trial, missing, parts, inputs if data_aware else None)
             for i, loss in track(measured, title, len(missing) * len(parts)):
                 summed[i] += loss
-            losses |= {known.name_of(*each): _bounded(loss / batches.size(inputs)) for each, loss in zip(missing, summed, strict=True)}
-            known.store(path, losses)
+            losses |= {loss_cache.name_of(*each): _bounded(loss / batches.size(inputs)) for each, loss in zip(missing, summed, strict=True)}
+            loss_cache.store(path, losses)
         for layer, probe in work:
-            points[layer].append((probe.relative_error, losses[known.name_of(layer, probe)]))
+            points[layer].append((probe.relative_error, losses[loss_cache.name_of(layer, probe)]))
     return {(layer, c.method, c.rank): interpolate(points[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 

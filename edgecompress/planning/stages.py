@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.factorizations import METHODS, Factors
-from edgecompress.models import replace
+from edgecompress.network.surgery import replace
 from edgecompress.planning.candidates import Candidate
 from edgecompress.records import CompressionPlan, DecomposeResult, LayerPlan
 

@@ -6,13 +6,14 @@ from typing import Final, NamedTuple
 
 from torch import Tensor, nn
 
-from edgecompress import batches
-from edgecompress.batches import Batch
-from edgecompress.batchnorm import Before, before, reestimate
-from edgecompress.distillation import agreement, scores_of, top1
+from edgecompress.factorizations.fitting import factors_of
 from edgecompress.factorizations.parallel import Job
-from edgecompress.models import forward, replace
-from edgecompress.planning.factors import factors_of
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.batchnorm import Before, before, reestimate
+from edgecompress.network.outputs import scores_of, top1
+from edgecompress.network.parity import agreement
+from edgecompress.network.surgery import forward, replace
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from edgecompress.accuracy import Evaluation
 from edgecompress.records import Artifact
+from edgecompress.records.evaluation import Evaluation
 from edgecompress.reporting.document import Accuracy, Scored
 
 Key = tuple[str, ...]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from edgecompress.devices.statistics import median, ratio
 from edgecompress.records import Artifact, BenchmarkResult
 from edgecompress.reporting.document import Group, Latency, Note, Row
-from edgecompress.statistics import median, ratio
 
 Key = tuple[str, ...]
 KEY_NAMES = ("in another session", "on another device", "under another governor", "with another runtime", "by another runner",

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections import Counter
 
-from edgecompress.accuracy import Evaluation
+from edgecompress.devices.statistics import repeats
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -18,6 +18,7 @@ from edgecompress.records import (
     RefusedArtifact,
     SkippedLayer,
 )
+from edgecompress.records.evaluation import Evaluation
 from edgecompress.records.stages import StageResult
 from edgecompress.reporting.accuracies import accuracies
 from edgecompress.reporting.comparing import compare, newest
@@ -26,7 +27,6 @@ from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point,
 from edgecompress.reporting.predictions import measured_as_planned
 from edgecompress.reporting.stages import stage_rows
 from edgecompress.reporting.verdict import conclude
-from edgecompress.statistics import repeats
 
 
 def build(

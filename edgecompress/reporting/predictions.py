@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from edgecompress.costs.table import conditions_of, where
+from edgecompress.devices.statistics import median
+from edgecompress.planning.latency_tables.table import conditions_of, where
 from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan
-from edgecompress.statistics import median
 
 
 def measured_as_planned(plan: CompressionPlan | None, artifacts: Sequence[Artifact], results: Sequence[BenchmarkResult]) -> float | None:

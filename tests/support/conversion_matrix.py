@@ -14,18 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
-from edgecompress import batches
-from edgecompress.batches import Batch
-from edgecompress.bisection import Blame
+from edgecompress.artifacts.bisection import Blame
+from edgecompress.artifacts.gate import strays
+from edgecompress.devices.layouts import from_layout
 from edgecompress.errors import ParityError
 from edgecompress.factorizations import METHODS
-from edgecompress.models import forward
-from edgecompress.program import to_program, write_program
-from edgecompress.proof import strays
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.exported import to_program, write_program
+from edgecompress.network.parity import compare, shortfalls, sqnr_db
+from edgecompress.network.surgery import forward
+from edgecompress.quantization.simulation import Simulation, can_simulate
 from edgecompress.records import ConversionReply, ConversionRequest, Parity, QuantSpec, Record, from_json, to_json
-from edgecompress.simulation import Simulation, can_simulate
 from edgecompress.targets import FORMATS, SCHEMES, TFLITE_TOOLCHAINS
-from edgecompress.verification import compare, from_layout, shortfalls, sqnr_db
 from support.matrix_networks import DENSE, NETWORKS, made
 
 BATCH: Final = 24  # cells a process

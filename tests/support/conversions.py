@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from converter_models import Attention, Branching, Clamped, Forked, Heads, Median, Placed, Residual, Sound, causal, settled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgecompress.artifacts.execution import run
 from edgecompress.errors import ConfigError
-from edgecompress.program import to_program, write_program
-from edgecompress.programs import converter, runner_parts
+from edgecompress.network.exported import to_program, write_program
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
-from edgecompress.verification import run
+from edgecompress.toolchains import converter, runner_parts
+from support.converter_models import Attention, Branching, Clamped, Forked, Heads, Median, Placed, Residual, Sound, causal, settled
 
 SAMPLES = 32
 DRIVER = """

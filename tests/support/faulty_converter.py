@@ -7,9 +7,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from edgecompress import program as programs
-from edgecompress.cutting import graph_of, scopes
-from edgecompress.graphs import get_constant
+from edgecompress.network import exported as programs
+from edgecompress.network.constants import get_constant
+from edgecompress.network.subgraph import graph_of, scopes
 
 
 def main() -> None:

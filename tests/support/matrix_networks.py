@@ -10,23 +10,23 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import torch
-from converter_models import settled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress import programs
-from edgecompress.attention import opened
-from edgecompress.batches import Batch
-from edgecompress.batchnorm import reestimate
+from edgecompress import toolchains
 from edgecompress.data import fetch
+from edgecompress.data.recipe import load
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
+from edgecompress.factorizations.fitting import factors_of
 from edgecompress.factorizations.parallel import Job
 from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.models import replace
-from edgecompress.planning.factors import factors_of
-from edgecompress.recipe import load
+from edgecompress.network.attention import opened
+from edgecompress.network.batches import Batch
+from edgecompress.network.batchnorm import reestimate
+from edgecompress.network.surgery import replace
 from support import odd_networks
+from support.converter_models import settled
 
 CLASSES: Final = 10
 FITTED, HELD_OUT = 256, 100  # samples
@@ -357,7 +357,7 @@ def _give_spectrum(layer: nn.Module) -> None:
 
 @cache
 def _recipe():
-    return load(str(programs.example()))
+    return load(str(toolchains.example()))
 
 
 def _resnet20() -> nn.Module:

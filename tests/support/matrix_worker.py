@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from safetensors.numpy import load_file
 
 from edgecompress.errors import EdgeCompressError
-from edgecompress.programs import converter, runner_parts
 from edgecompress.records import ConversionRequest, from_json, to_json
+from edgecompress.toolchains import converter, runner_parts
 
 THREADS = 1
 KEPT = 2  # one model with its weights as they are, and with weights rounded for integer activations
@@ -55,7 +55,7 @@ def main(form: str, *paths: str) -> None:
             path.with_suffix(".reply").write_bytes(to_json(reply))
         except EdgeCompressError as error:
             path.with_suffix(".refused").write_text(f"{type(error).__name__}: {error}")
-        except Exception:  # of any toolchain; `answer` in edgecompress.conversion would let it end the process
+        except Exception:  # of any toolchain; `answer` in edgecompress.artifacts.converter_process would let it end the process
             path.with_suffix(".refused").write_text(f"uncaught: {traceback.format_exc().strip().splitlines()[-1]}")
             traceback.print_exc()
 

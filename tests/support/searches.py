@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgecompress.records import Axis, Score, SearchPoint, SearchSpec
-from edgecompress.searching.loop import explore
-from edgecompress.searching.samplers import PerTrial
-from edgecompress.searching.storage import Study, keep_spec, name_of, open_storage, open_study
+from edgecompress.studies.loop import explore
+from edgecompress.studies.samplers import PerTrial
+from edgecompress.studies.storage import Study, keep_spec, name_of, open_storage, open_study
 
 SPACE = {
     "macs_ratio": Axis(low=0.2, high=1.0),

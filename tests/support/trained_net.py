@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgecompress.verbs.analyze import analyze
+from edgecompress.network.analyze import analyze
 from support.networks import Net, digits, trained
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.factorizations.blocks.layers import CONVOLUTIONS, PLAIN, TRANSPOSED, Convolution, Layer, groups_of, kernel
-from edgecompress.factorizations.protocol import Factors
+from edgecompress.network.factors import Factors
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from edgecompress.factorizations.blocks.chain import dense
 from edgecompress.factorizations.blocks.layers import Layer, channels, fill, groups_of, kernel, only_mixes
-from edgecompress.factorizations.protocol import Factors
+from edgecompress.network.factors import Factors
 
 
 class Cored(NamedTuple):

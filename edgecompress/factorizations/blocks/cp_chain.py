@@ -20,10 +20,11 @@ from edgecompress.factorizations.blocks.layers import (
     spatial,
     unfit,
 )
-from edgecompress.factorizations.protocol import Count, Factors, NotNegative
+from edgecompress.factorizations.protocol import Count, NotNegative
+from edgecompress.factorizations.tensors.cp import CP, Kernel, Run, als, exact, exact_rank, kernel_of
+from edgecompress.factorizations.tensors.sensitivity import balanced, orthogonal, sensitivity
+from edgecompress.network.factors import Factors
 from edgecompress.records import Record
-from edgecompress.tensors.cp import CP, Kernel, Run, als, exact, exact_rank, kernel_of
-from edgecompress.tensors.sensitivity import balanced, orthogonal, sensitivity
 
 DEGENERATE = 10.0
 """Times the sensitivity of orthogonal components from which on components cancel so much that rounding them shows."""

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from edgecompress.errors import UnsupportedError
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
-from edgecompress.factorizations.protocol import Factors
-from edgecompress.tensors.tensor_train import contract
+from edgecompress.factorizations.tensors.tensor_train import contract
+from edgecompress.network.factors import Factors
 
 SLICES: Final = 64  # at least, where there are three cores or more
 

@@ -1,0 +1,110 @@
+"""What proves an artifact: run it in its own runtime, compare with the eager model, let it pass or not."""
+
+from pathlib import Path
+
+from edgecompress.devices import open_device
+from edgecompress.devices.layouts import from_layout, to_layout
+from edgecompress.devices.runners.protocol import RunnerReply
+from edgecompress.devices.runners.runner import infer
+from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
+from edgecompress.network.batches import Batch
+from edgecompress.network.parity import compare, shortfalls
+from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
+from edgecompress.targets import Scheme
+
+
+def run(
+    path: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    batch: Batch,
+    *,
+    threads: int = 2,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+) -> tuple[Batch, str]:
+    """Return each of the artifact's outputs `(n, …)` on `batch`, both in the model's layout, and which runtime computed them.
+
+    Args:
+        inputs, outputs: As the manifest tells them; () for outputs that are no images.
+        python: The interpreter whose runtime is meant; this one when None.
+
+    Raises:
+        ConfigError: The runtime refuses the file, or the inputs do not fit it.
+        ToolchainError: The runtime died, took too long, or is not there.
+    """
+    arrays = to_layout(batch, inputs)
+    told: list[RunnerReply] = []
+    try:
+        with open_device("local://") as device:
+            found = infer(
+                device,
+                path,
+                arrays,
+                threads=threads,
+                timeout_s=timeout_s,
+                python=python,
+                on_reply=told.append,
+            )
+    except (ConfigError, DeviceError) as error:  # this machine is no device to its user
+        kind = ToolchainError if isinstance(error, DeviceError) else ConfigError
+        raise kind(str(error).removeprefix("local://: ")) from error
+    return from_layout(found, outputs), told[0].results[0].backend
+
+
+def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:
+    """Let an artifact pass, or not.
+
+    Raises:
+        ParityError: A number is beyond its limit; names both.
+    """
+    if failed := shortfalls(parity, limits):
+        raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
+
+
+def check_interpreter(python: str) -> None:
+    """Refuse an interpreter that is not there.
+
+    Raises:
+        ConfigError: It is no file.
+    """
+    if not Path(python).is_file():
+        raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
+
+
+def check_runtime(
+    path: Path,
+    manifest: Artifact | ConversionReply,
+    python: str,
+    inputs: Batch,
+    reference: Batch,
+    limits: Scheme,
+    *,
+    subject: str,
+) -> str:
+    """Hold an artifact that agrees with its model here to the same limits in another interpreter's runtime; return what was found.
+
+    Raises:
+        ConfigError: No such interpreter.
+        ParityError: That runtime computes it wrongly.
+        ToolchainError: It has no runtime for the file, refused it, or died of it.
+    """
+    check_interpreter(python)
+    try:
+        outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+    except ConfigError as error:  # here it runs: nothing that was given is wrong
+        raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
+    named = f"{subject} in {runtime}"
+    try:
+        parity = compare(outputs, reference)
+    except ParityError as error:
+        raise ParityError(f"{named}: {error}") from error
+    remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"
+    gate(parity, limits, subject=named, remedy=remedy)
+    told = f"top-1 agreement {parity.top1_agreement:.2%}" if parity.top1_agreement is not None else f"SQNR {parity.sqnr_db:.1f} dB"
+    return f"also verified in {runtime}: {told} on {parity.samples} samples"
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the manifest of an artifact is."""
+    return path.with_name(f"{path.name}.json")

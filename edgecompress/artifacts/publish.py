@@ -1,0 +1,205 @@
+"""Convert a model to one artifact, prove it against the model, and only then publish it with its manifest."""
+
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from edgecompress.artifacts.converter_process import converting
+from edgecompress.artifacts.execution import check_interpreter, manifest_path
+from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, Conversion, Proof, prove
+from edgecompress.files import replacing, sha256, write_atomic
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.exported import to_program, write_program
+from edgecompress.network.outputs import scores_of, top1
+from edgecompress.network.surgery import forward
+from edgecompress.options import MEMORY_GB, TIMEOUT_S
+from edgecompress.progress import Track, silent
+from edgecompress.quantization.calibration import save_calibration
+from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Preprocessing, QuantSpec, Record, to_json
+from edgecompress.targets import FORMATS, Scheme
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What an artifact is proved on: real inputs, each `(n, …)`, their labels if there are any, and where they came from."""
+
+    inputs: Batch
+    labels: Tensor | None = None
+    data: str = ""
+
+
+class Description(Record, frozen=True, kw_only=True):
+    """What an artifact and its manifest say of the model. `variant` is "dense" or "compressed": which of the run's models it is."""
+
+    name: str
+    variant: str
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
+    plan_sha256: str = ""
+    weights_sha256: str = ""
+
+
+class Converting(Record, frozen=True, kw_only=True):
+    """How a model is converted.
+
+    Attributes:
+        route, layout, io, bytecode_version: As the `ConversionRequest` has them.
+        python: The interpreter that has the toolchain.
+        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
+    """
+
+    route: str = ""
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    io: Literal["float32", "int8"] = "float32"
+    bytecode_version: int | None = None
+    timeout_s: float = TIMEOUT_S
+    memory_gb: float = MEMORY_GB
+    python: str = sys.executable
+    also_python: str = ""
+
+
+def export(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    folder: Path,
+    about: Description,
+    format: str,  # noqa: A002 - the field's word
+    quant: QuantSpec,
+    limits: Scheme,
+    evidence: Evidence,
+    program: ExportedProgram | None = None,
+    reference: Batch | None = None,
+    calibration: Batch | None = None,
+    how: Converting | None = None,
+    track: Track = silent,
+) -> Artifact:
+    """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
+
+    Args:
+        limits: The gate. A file that fails it is kept aside as `….rejected`, and nothing is published.
+        program: What `to_program` makes of `model`, where that is known already.
+        reference: What `model` gives for the evidence, where that is known already.
+        calibration: Each `(samples, …)` in the model's layout.
+
+    Raises:
+        UnsupportedError: The model or the scheme cannot be expressed in the format.
+        ToolchainError: The converter is missing or failed; its log stays in `folder/logs`.
+        ParityError: The artifact disagrees with the model; says whether the scheme or the converter is at fault, and where.
+    """
+    how = how or Converting()
+    if how.also_python:
+        check_interpreter(how.also_python)
+    path = folder / artifact_name(about.name, about.variant, format, quant.scheme)
+    rejected = path.with_name(f"{path.name}.rejected")
+    within: dict[str, Any] = {"timeout_s": how.timeout_s, "memory_gb": how.memory_gb, "python": how.python}
+    with (
+        tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
+        replacing(path) as made,
+        converting(format, ahead=how.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
+    ):
+        request = _request(Path(work), made, quant, about, how, calibrated=calibration is not None)
+        if program is None:
+            program = to_program(model, example_inputs, name=about.name)
+        write_program(program, Path(request.program))
+        if calibration is not None:
+            save_calibration(calibration, Path(request.calibration))
+        reply = convert(request)
+        proof = prove(
+            made,
+            Conversion(program=program, format=format, request=request, calibration=calibration, **within),
+            reply,
+            subject=path.name,
+            limits=limits,
+            inputs=evidence.inputs,
+            reference=forward(model, evidence.inputs) if reference is None else reference,
+            calibration_reference=forward(model, batches.take(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
+            also_python=how.also_python if format == "tflite" else "",
+            track=track,
+        )
+        manifest = _manifest(path, made, reply, proof, format=format, quant=quant, about=about, how=how, evidence=evidence)
+        if proof.error is not None:
+            made.replace(rejected)
+            write_atomic(manifest_path(rejected), to_json(manifest))
+            _withdraw(path)
+            raise proof.error
+    write_atomic(manifest_path(path), to_json(manifest))
+    _withdraw(rejected)
+    return manifest
+
+
+def _request(work: Path, output: Path, quant: QuantSpec, about: Description, how: Converting, *, calibrated: bool) -> ConversionRequest:
+    return ConversionRequest(
+        program=str(work / "program.pt2"),
+        output=str(output),
+        scheme=quant.scheme,
+        route=how.route,
+        calibration=str(work / "calibration.safetensors") if calibrated else "",
+        layers=quant.layers,
+        io=how.io,
+        layout=how.layout,
+        name=about.name,
+        preprocessing=about.preprocessing,
+        labels=about.labels,
+        bytecode_version=how.bytecode_version,
+    )
+
+
+def _manifest(
+    path: Path,
+    made: Path,
+    reply: ConversionReply,
+    proof: Proof,
+    *,
+    format: str,  # noqa: A002
+    quant: QuantSpec,
+    about: Description,
+    how: Converting,
+    evidence: Evidence,
+) -> Artifact:
+    """Return what there is to say of the file `made` that shall be `path`."""
+    scores = scores_of(proof.outputs)
+    return Artifact(
+        path=path.name,
+        name=path.stem,
+        model=about.variant,
+        format=format,
+        route=how.route,
+        sha256=sha256(made),
+        size_bytes=made.stat().st_size,
+        quant=quant,
+        inputs=reply.inputs,
+        outputs=reply.outputs,
+        preprocessing=about.preprocessing,
+        labels=about.labels,
+        plan_sha256=about.plan_sha256,
+        weights_sha256=about.weights_sha256,
+        toolchain=reply.toolchain,
+        notes=(*reply.notes, *proof.notes),
+        ops=reply.ops,
+        undelegated=reply.undelegated,
+        bytecode_version=reply.bytecode_version,
+        parity=proof.parity,
+        simulated=proof.simulated,
+        departure=proof.error.departure if proof.error else None,
+        top1=top1(scores, evidence.labels) if evidence.labels is not None and scores is not None else None,
+        data=evidence.data,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _withdraw(path: Path) -> None:
+    """Remove a file of an earlier export that the one just made has made out of date."""
+    path.unlink(missing_ok=True)
+    manifest_path(path).unlink(missing_ok=True)
+
+
+def artifact_name(name: str, variant: str, format_name: str, scheme: str) -> str:
+    """Return the file name of an artifact, e.g. `resnet20-int8-static.tflite` or `resnet20-dense-fp32.ptl`."""
+    return f"{name}{'-dense' if variant == 'dense' else ''}-{scheme}{FORMATS[format_name].suffix}"

@@ -1,0 +1,59 @@
+"""Check a published artifact again: its hash against the manifest, its outputs against the model's."""
+
+from pathlib import Path
+
+import msgspec
+
+from edgecompress.artifacts.execution import check_runtime, gate, manifest_path, run
+from edgecompress.errors import ConfigError, ParityError
+from edgecompress.files import sha256
+from edgecompress.network.parity import allowing, compare
+from edgecompress.network.reference import read_reference
+from edgecompress.records import Artifact, read
+from edgecompress.targets import SCHEMES, Scheme
+
+
+def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -> Artifact:
+    """Check a published artifact: its hash against the manifest, its outputs against the eager outputs kept beside it.
+
+    Args:
+        path: The artifact; `PATH.json` is its manifest, `reference.safetensors` in its folder the inputs and eager outputs.
+        limits: The gate; default is that of its scheme, or what the file was published with where a run asked for less.
+        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
+
+    Returns:
+        The manifest with the parity measured now.
+
+    Raises:
+        ConfigError: The artifact, its manifest or the reference is missing.
+        ParityError: The file is not the one the manifest describes, or its outputs depart from the model's.
+        ToolchainError: The runtime died of the file.
+    """
+    manifest = read(manifest_path(path), Artifact)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such artifact; export it again")
+    if (found := sha256(path)) != manifest.sha256:
+        raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
+    inputs, reference = read_reference(path.parent, manifest.model)
+    outputs, _ = run(path, manifest.inputs, manifest.outputs, inputs)
+    try:
+        parity = compare(outputs, reference)
+    except ParityError as error:
+        raise ParityError(f"{path}: {error}") from error
+    limits = limits or _usual(manifest, parity.samples)
+    gate(parity, limits, subject=str(path))
+    notes = manifest.notes
+    if also_python and manifest.format == "tflite":
+        notes = (*notes, check_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path)))
+    return msgspec.structs.replace(manifest, parity=parity, notes=notes)
+
+
+def _usual(manifest: Artifact, samples: int) -> Scheme:
+    """Return the gate for as few as `samples`, by what was measured on many."""
+    limits, published = SCHEMES[manifest.quant.scheme], manifest.parity
+    max_rel, share, sqnr_db = limits.max_rel, limits.min_agreement, limits.min_sqnr_db
+    if published is not None:
+        max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)
+        share = min(share, published.top1_agreement) if share is not None and published.top1_agreement is not None else share
+        sqnr_db = min(sqnr_db, (published.sqnr_db if published.values_sqnr_db is None else published.values_sqnr_db) - 3)
+    return allowing(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)

@@ -1,0 +1,112 @@
+"""Measure artifacts on a device."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgecompress.devices import Device, open_device
+from edgecompress.devices.cooling import cool_down
+from edgecompress.devices.inventory import filled, settings
+from edgecompress.devices.runners.runner import check_runner, manifest_of, measure
+from edgecompress.devices.statistics import noise
+from edgecompress.errors import ConfigError
+from edgecompress.progress import Track, silent
+from edgecompress.records import BenchmarkResult, Measuring
+from edgecompress.targets import SUFFIXES
+
+LOADS = 20
+FEWEST_ROUNDS = 3  # after a loading, before the next
+
+
+def check(artifacts: Sequence[Path], how: Measuring) -> None:
+    """Refuse what cannot be measured, or compared, before any device is asked.
+
+    Raises:
+        ConfigError: No artifacts, one that was changed after export, no two of one format to compare, or no such runner.
+    """
+    check_runner(how.runner)
+    if not artifacts:
+        raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
+    for path in artifacts:
+        if path.suffix not in SUFFIXES or not path.is_file():
+            raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
+        manifest_of(path)
+    formats = dict.fromkeys(path.suffix for path in artifacts)
+    if how.compare and (len(artifacts) < 2 or len(formats) > 1):
+        raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
+
+
+def on_connected(device: Device, artifacts: Sequence[Path], how: Measuring, *notes: str) -> tuple[BenchmarkResult, ...]:
+    """Measure artifacts of one format on a device that has cooled down; `notes` go into every result."""
+    loads = min(LOADS, max(1, how.repetitions // FEWEST_ROUNDS)) if how.compare else 1
+    return tuple(
+        msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
+        for result in measure(device, artifacts, how, loads=loads)
+    )
+
+
+def bench(
+    artifacts: Sequence[Path],
+    *,
+    device: str = "local://",
+    threads: int = 1,
+    repetitions: int = 50,
+    warmup_s: float = 0.5,
+    time_limit_s: float = 150.0,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    cpu_mask: str = "",
+    cooldown_c: float | None = None,
+    profile: bool = False,
+    compare: bool = False,
+    inventory: Path | None = None,
+    track: Track = silent,
+) -> tuple[BenchmarkResult, ...]:
+    """Return every latency of `artifacts` on `device`, in the order given.
+
+    Artifacts of one format are interleaved A B A B in one process and may be compared by ratio; each format has a process of its own,
+    since one runtime's threads can disturb another's.
+
+    Args:
+        device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, interpreter, mask and
+            temperature are then used where none is given here.
+        inventory: The file that has the name in `device`, in place of the usual one.
+        track: Shows how far it is. The other arguments are the fields of `Measuring`, which says what they mean.
+
+    Raises:
+        ConfigError: No artifacts, one that was changed after export, one that the runtime refuses, or no two of one format to compare.
+        DeviceError: The device or the run on it failed.
+    """
+    how = Measuring(
+        threads=threads,
+        repetitions=repetitions,
+        warmup_s=warmup_s,
+        time_limit_s=time_limit_s,
+        timeout_s=timeout_s,
+        python=python or "",
+        runner=str(runner or ""),
+        cpu_mask=cpu_mask,
+        cooldown_c=cooldown_c,
+        profile=profile,
+        compare=compare,
+    )
+    return bench_on(artifacts, how, device=device, inventory=inventory, track=track)
+
+
+def bench_on(
+    artifacts: Sequence[Path], how: Measuring, *, device: str, inventory: Path | None = None, track: Track = silent
+) -> tuple[BenchmarkResult, ...]:
+    """Return what `bench` does, for options that are a record already."""
+    check(artifacts, how)
+    entry = settings(device, inventory)
+    how = filled(how, entry)
+    formats = dict.fromkeys(path.suffix for path in artifacts)
+    groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
+    results: dict[int, BenchmarkResult] = {}
+    with open_device(entry.url) as connected:
+        note = "" if how.cooldown_c is None else cool_down(connected, how.cooldown_c, track=track)
+        for group in track(groups, f"measuring on {device}", total=len(groups)):
+            results.update(zip(group, on_connected(connected, [artifacts[i] for i in group], how, note), strict=True))
+    return tuple(results[i] for i in sorted(results))

@@ -1,0 +1,148 @@
+"""Labelled data for an artifact: where they come from, whether they fit it, and what its classes are called there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgecompress import data as datasets
+from edgecompress.data.recipe import at_resolution, call, load
+from edgecompress.devices.runners.runner import manifest_of
+from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
+from edgecompress.records import Artifact, TensorSpec
+from edgecompress.runs import is_run, read_run
+from edgecompress.targets import SUFFIXES
+
+INDICES: Final = ("int64", "int32")
+Data = Path | str | Dataset[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An artifact with what it is to be scored on."""
+
+    path: Path
+    manifest: Artifact
+    samples: "Dataset[Any]"
+    indices: tuple[int, ...]
+    example: Batch  # what the model takes, in its layout; without values
+    scores: int  # which output holds the scores of `classes`
+    classes: int
+    renumbered: tuple[int, ...]  # the artifact's class of each class of the data; () where they are the same
+    notes: tuple[str, ...]
+
+
+def prepare(path: Path, data: Data, samples: int) -> Job:
+    """Check everything that can be checked before the device is asked.
+
+    Raises:
+        ConfigError: No manifest or class scores, no data or labels, or data that do not fit the artifact.
+    """
+    if path.suffix not in SUFFIXES or not path.is_file():
+        raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
+    manifest = manifest_of(path)
+    if manifest is None:
+        raise ConfigError(
+            f"{path}: {path.name}.json is not beside it, so its inputs and classes are unknown; copy both, or export it again"
+        )
+    shapes = [output.shape for output in manifest.outputs]
+    vectors = [i for i, shape in enumerate(shapes) if len(shape) == 2 and shape[1] > 1]
+    if len(vectors) != 1:
+        kind = f"may be {len(vectors)} sets of" if vectors else "are no"
+        raise ConfigError(f"{path}: its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
+    classes = shapes[vectors[0]][1]
+    example = tuple(_example(spec) for spec in manifest.inputs)
+    found = _dataset(path, manifest, data, example)
+    if not hasattr(found, "__len__"):
+        raise ConfigError(f"{datasets.describe(found)}: has no length; give a map-style torch Dataset")
+    indices = _draw(len(found), samples)
+    renumbered = _renumbered(path, manifest, found)
+    job = Job(path, manifest, found, indices, example, vectors[0], classes, renumbered, tuple(_notes(manifest, found)))
+    fetch(job, job.indices[:1])
+    return job
+
+
+def _draw(total: int, samples: int) -> tuple[int, ...]:
+    """Return which samples are taken: all, or as many as asked for, the same each time. Data may be sorted by class, so not the first."""
+    if samples >= total:
+        return tuple(range(total))
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:samples]
+    return tuple(sorted(drawn.tolist()))
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Return one input as the model, and so the data, has it: channels first, and numbers where the artifact has them quantized."""
+    shape = (spec.shape[0], spec.shape[3], *spec.shape[1:3]) if spec.layout == "NHWC" else spec.shape
+    indices = spec.scale is None and spec.dtype in INDICES
+    return torch.empty(shape, dtype=torch.int64 if indices else torch.float32, device="meta")
+
+
+def _dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "Dataset[Any]":
+    if data is None:
+        return _of_run(path, manifest, example)
+    if not isinstance(data, (str, Path)):
+        return data
+    file = Path(data).expanduser()
+    if file.suffix == ".py" or (file / "recipe.py").is_file():
+        return _of_recipe(str(file))
+    return datasets.load(file, "eval", preprocessing=manifest.preprocessing, example=example)
+
+
+def _of_run(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
+    """Return what the run scored its artifacts on."""
+    folder = path.resolve().parent.parent
+    if not is_run(folder):
+        raise ConfigError(f"{path}: lies in no run folder, so there is no recipe to take data from; give --data, or a recipe as --data")
+    run = read_run(folder)
+    if run.options.data:
+        return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
+    if run.recipe == "python":
+        raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
+    return _of_recipe(run.recipe, run.options.resolution)
+
+
+def _of_recipe(source: str, resolution: int = 0) -> "Dataset[Any]":
+    recipe = at_resolution(load(source), resolution)
+    if recipe.eval_data is None:
+        raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
+    found: Dataset[Any] = call(recipe.eval_data, f"{source}: eval_data()")
+    return found
+
+
+def _renumbered(path: Path, manifest: Artifact, found: "Dataset[Any]") -> tuple[int, ...]:
+    """Return the artifact's class of each class of the data: folders stand in alphabetical order, the artifact's labels may not."""
+    theirs, ours = tuple(getattr(found, "class_names", ())), manifest.labels
+    if not theirs or not ours or theirs == ours[: len(theirs)]:
+        return ()
+    known = [name for name in theirs if name in ours]
+    if not known:
+        return ()  # other names for the same classes; `_notes` says so
+    if unknown := sorted(set(theirs) - set(ours)):
+        raise ConfigError(f"{path}: class {unknown[0]!r} of the data is not among its labels ({', '.join(ours[:12])}); name it as they do")
+    return tuple(ours.index(name) for name in theirs)
+
+
+def _notes(manifest: Artifact, found: "Dataset[Any]") -> Iterator[str]:
+    theirs = tuple(getattr(found, "class_names", ()))
+    if theirs and manifest.labels and not set(theirs) & set(manifest.labels):
+        yield "the classes of the data have other names than the artifact's labels; they were taken in the order of the data"
+    if manifest.preprocessing is None and hasattr(getattr(found, "inputs", None), "preprocessing"):
+        yield "the manifest knows no preprocessing; pixels were scaled to [0, 1]"
+
+
+def fetch(job: Job, indices: Sequence[int]) -> tuple[Batch, Tensor]:
+    """Return inputs, each `(n, …)`, in the model's layout and labels `(n,)` in the artifact's numbering.
+
+    Raises:
+        ConfigError: No labels, a wrong shape, or a label that is no class of the artifact.
+    """
+    known = len(job.renumbered) or job.classes
+    x, y = datasets.fetch(job.samples, list(indices), example=job.example, classes=known)
+    if y is None:
+        raise ConfigError(f"{datasets.describe(job.samples)}: no labels; give data with a class index for each input")
+    return x, torch.tensor(job.renumbered)[y] if job.renumbered else y

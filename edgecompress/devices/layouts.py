@@ -1,0 +1,25 @@
+"""Tensors of a model in the layouts that an artifact takes and gives."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from edgecompress.errors import ParityError
+from edgecompress.network.batches import Batch
+from edgecompress.records import TensorSpec
+
+
+def to_layout(batch: Batch, specs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
+    """Return inputs in the layouts that an artifact takes."""
+    moved = (x.permute(0, 2, 3, 1) if spec.layout == "NHWC" else x for x, spec in zip(batch, specs, strict=True))
+    return [np.ascontiguousarray(x.numpy()) for x in moved]
+
+
+def from_layout(arrays: Sequence[np.ndarray], specs: tuple[TensorSpec, ...]) -> Batch:
+    """Return what an artifact gave in the model's layouts; without specs no output is an image."""
+    if specs and len(arrays) != len(specs):
+        raise ParityError(f"{len(arrays)} outputs, the converter told of {len(specs)}; export again")
+    layouts = [spec.layout for spec in specs] or [""] * len(arrays)
+    tensors = (torch.from_numpy(np.array(y)) for y in arrays)
+    return tuple(y.permute(0, 3, 1, 2) if layout == "NHWC" else y for y, layout in zip(tensors, layouts, strict=True))

@@ -1,0 +1,188 @@
+"""Leases on devices: two processes never measure on one device at the same time, also on different hosts that share the store.
+
+A lease runs out unless it is renewed, which a thread does while it is held; so a holder that died does not keep a device for ever. Whoever
+was stopped for so long that another took the device over learns it at the latest at the end of the block, which then fails.
+"""
+
+import logging
+import os
+import platform
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from platformdirs import user_state_path
+
+from edgecompress.devices.base import Device, clean
+from edgecompress.devices.leases.store import SETTING, Row, Store
+from edgecompress.errors import ConfigError, DeviceError
+
+log = logging.getLogger(__name__)
+
+TTL_S: Final = 30.0
+KEEP_TURNS_S: Final = 30 * 86400.0
+
+
+class Busy(DeviceError):
+    """Another process has the device."""
+
+
+class LeaseLost(DeviceError):
+    """Another process may have had the device while it was thought to be ours."""
+
+
+class Lease:
+    """A device that is ours for now. Use `hold`."""
+
+    def __init__(self, store: Store, device: str, holder: str, ttl_s: float, renewed: float) -> None:
+        self.store, self.device, self.holder, self.ttl_s = store, device, holder, ttl_s
+        self.is_lost = False
+        self._renewed = renewed
+
+    def renew(self) -> None:
+        """Extend the lease by its whole term, counted by the store's clock.
+
+        Raises:
+            LeaseLost: It ran out, or another process has taken the device over.
+            ConfigError: The store cannot be reached; the lease may still be good.
+        """
+        asked = time.monotonic()
+        try:
+            with self.store.transaction() as execute:
+                rows = execute(
+                    "UPDATE edgecompress_leases SET expires_at = {now} + :ttl WHERE device = :device AND holder = :holder "
+                    "AND expires_at > {now} RETURNING expires_at",
+                    device=self.device, holder=self.holder, ttl=self.ttl_s,
+                )  # fmt: skip
+                for (until,) in rows:
+                    execute("UPDATE edgecompress_turns SET ended_at = :until WHERE holder = :holder", holder=self.holder, until=until)
+        except ConfigError:
+            self.is_lost = asked > self._renewed + self.ttl_s
+            raise
+        if self.is_lost or not rows:
+            self.is_lost = True
+            remedy = "its result does not count; run it again"
+            raise LeaseLost(f"{self.device}: the lease ran out after {self.ttl_s:g} s without renewal, another may be on it; {remedy}")
+        self._renewed = asked
+
+    def release(self) -> None:
+        """Give the device back, unless it is no longer ours."""
+        with self.store.transaction() as execute:
+            execute("DELETE FROM edgecompress_leases WHERE device = :device AND holder = :holder", device=self.device, holder=self.holder)
+            execute("UPDATE edgecompress_turns SET ended_at = {now} WHERE holder = :holder AND ended_at > {now}", holder=self.holder)
+
+
+class _Held(threading.local):
+    """The leases of this thread: whoever holds a device may be asked to hold it again by what it calls."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, Lease] = {}
+
+
+_held = _Held()
+
+
+def open_store() -> Store:
+    """Return the store that EDGECOMPRESS_LEASES names (a path, or `postgresql://…`), else a file among the user's state.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    return Store(os.environ.get(SETTING) or str(user_state_path("edgecompress") / "leases.sqlite3"))
+
+
+def name_of(device: Device) -> str:
+    """Return what a lease on `device` is called: the same for everybody who shares the store."""
+    return f"{device.url.partition('://')[0]}:{device.serial}"
+
+
+@contextmanager
+def hold(
+    device: str, *, wait_s: float, store: Store | None = None, ttl_s: float = TTL_S, lost: Callable[[], None] | None = None
+) -> Iterator[Lease]:
+    """Hold the device of that name; wait for another process that holds it. In a thread that holds it already this does nothing.
+
+    Args:
+        wait_s: 0 tries once.
+        ttl_s: The device is free this long after we died.
+        lost: Called in another thread when the lease turns out to be lost.
+
+    Raises:
+        Busy: It is still taken after `wait_s`; names the holder.
+        LeaseLost: The lease was lost; what the block did does not count.
+        ConfigError: The store cannot be used.
+    """
+    if outer := _held.leases.get(device):
+        yield outer
+        return
+    lease = _take(store or open_store(), device, wait_s=wait_s, ttl_s=ttl_s)
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(lease, over, lost), name=f"lease on {device}", daemon=True)
+    heart.start()
+    _held.leases[device] = lease
+    try:
+        yield lease
+        lease.renew()
+    finally:
+        del _held.leases[device]
+        over.set()
+        heart.join()
+        try:
+            lease.release()
+        except ConfigError as error:  # what failed first is the one to report; the lease runs out
+            log.warning("%s: not given back, free in %g s: %s", device, ttl_s, error)
+
+
+def _take(store: Store, device: str, *, wait_s: float, ttl_s: float) -> Lease:
+    holder, deadline = secrets.token_hex(16), time.monotonic() + wait_s
+    while True:
+        asked = time.monotonic()
+        other = _try(store, device, holder, ttl_s)
+        if other is None:
+            return Lease(store, device, holder, ttl_s, asked)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            host, pid = clean(str(other[0]), limit=80), other[1]
+            raise Busy(f"{device}: another process has it (process {pid} on {host}) since {wait_s:g} s; wait for it or stop it")
+        time.sleep(min(left, random.uniform(0.05, 0.3)))  # noqa: S311 - so that those who wait do not ask in step
+
+
+def _try(store: Store, device: str, holder: str, ttl_s: float) -> Row | None:
+    """Take the lease when it is free or has run out; else return who has it, as (host, pid)."""
+    own = {"device": device, "holder": holder, "host": platform.node() or "localhost", "pid": os.getpid()}
+    with store.transaction() as execute:
+        rows = execute(
+            "INSERT INTO edgecompress_leases (device, holder, host, pid, taken_at, expires_at) "
+            "VALUES (:device, :holder, :host, :pid, {now}, {now} + :ttl) ON CONFLICT (device) DO UPDATE SET "
+            "holder = :holder, host = :host, pid = :pid, taken_at = {now}, expires_at = {now} + :ttl "
+            "WHERE edgecompress_leases.expires_at <= {now} RETURNING taken_at, expires_at",
+            ttl=ttl_s, **own,
+        )  # fmt: skip
+        if not rows:
+            return execute("SELECT host, pid FROM edgecompress_leases WHERE device = :device", device=device)[0]
+        taken, until = rows[0]
+        execute("DELETE FROM edgecompress_turns WHERE ended_at < {now} - :keep", keep=KEEP_TURNS_S)
+        execute(
+            "INSERT INTO edgecompress_turns (holder, device, host, pid, taken_at, ended_at) "
+            "VALUES (:holder, :device, :host, :pid, :taken, :until)",
+            taken=taken, until=until, **own,
+        )  # fmt: skip
+    return None
+
+
+def _beat(lease: Lease, over: threading.Event, lost: Callable[[], None] | None) -> None:
+    while not over.wait(lease.ttl_s / 3):
+        try:
+            lease.renew()
+        except LeaseLost:
+            break
+        except ConfigError as error:
+            log.warning("%s: its lease was not renewed: %s", lease.device, error)
+            if lease.is_lost:
+                break
+    if lease.is_lost and lost is not None and not over.is_set():
+        lost()

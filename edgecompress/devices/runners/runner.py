@@ -1,0 +1,182 @@
+"""Run artifacts on any device with the runner program: measure their latency, or compute their outputs."""
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
+
+from edgecompress import toolchains
+from edgecompress.devices import cpu_mask
+from edgecompress.devices.base import Device
+from edgecompress.devices.leases.leases import hold, name_of
+from edgecompress.devices.retry import info_if_there, twice
+from edgecompress.devices.runners.attempt import Run, execute
+from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest
+from edgecompress.devices.runners.results import benchmark_result, doubts, read_outputs
+from edgecompress.errors import ConfigError
+from edgecompress.files import explain as explain_write
+from edgecompress.files import sha256
+from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read
+from edgecompress.targets import SUFFIXES
+
+Values = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+
+def measure(
+    device: Device,
+    files: Sequence[Path],
+    how: Measuring = Measuring(),
+    *,
+    loads: int = 1,
+    wait_s: float = 600.0,
+) -> tuple[BenchmarkResult, ...]:
+    """Return the latencies of `files`, interleaved A B A B in one process on `device`, in the order given.
+
+    Args:
+        how: Without the device's entry in the inventory, without waiting for it to cool down.
+        loads: How often each file is loaded anew; the repetitions are shared among the loadings.
+        wait_s: How long to wait for another process that measures on the same device.
+
+    Raises:
+        ConfigError: A file that is missing, of an unknown format, or refused by the runtime.
+        DeviceError: The device or the runner failed, or the reply cannot be trusted.
+    """
+    if how.threads < 1 or how.repetitions < 1 or how.timeout_s <= 0:
+        said = f"threads {how.threads}, repetitions {how.repetitions}, timeout {how.timeout_s:g} s"
+        raise ConfigError(f"{said}: each must be positive; give larger ones")
+    if not 0 <= how.warmup_s < math.inf or loads < 1:
+        raise ConfigError(f"warm-up {how.warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
+    mask, runner = cpu_mask.plain(how.cpu_mask), Path(how.runner) if how.runner else None
+    requested = tuple(_file_request(path, i) for i, path in enumerate(files))
+    request = RunnerRequest(
+        nonce="",  # each attempt has its own
+        mode="measure",
+        artifacts=requested,
+        threads=how.threads,
+        reply="reply.json",
+        warmup_s=how.warmup_s,
+        repetitions=how.repetitions,
+        time_limit_s=min(how.time_limit_s, how.timeout_s / 2),
+        loads=loads,
+        cpu_mask=mask,
+        profile=how.profile,
+    )
+    with hold(name_of(device), wait_s=wait_s):
+        info = twice(device, device.info)
+        cpu_mask.check(device, mask)
+        run = Run(device, info, how.python or device.python, runner, how.timeout_s)
+        reply = execute(run, request, files, {}, None)
+        after = info_if_there(device) if runner else info
+    ran = _hash_of(runner)
+    results = (benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
+    return tuple(
+        structs.replace(r, notes=(*r.notes, *doubts(r.backend, manifest_of(path)))) for r, path in zip(results, files, strict=True)
+    )
+
+
+def infer(
+    device: Device,
+    file: Path,
+    inputs: Sequence[Values],
+    *,
+    threads: int = 1,
+    timeout_s: float = 600.0,
+    python: str | None = None,
+    runner: Path | None = None,
+    wait_s: float = 600.0,
+    on_reply: Callable[[RunnerReply], None] | None = None,
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Return the outputs of `file` for each sample, computed on `device` with batch 1.
+
+    Args:
+        inputs: One array per model input, `(n, …)` in the artifact's layout; floats are quantized there where the artifact takes integers,
+            integers go in as they are; outputs are dequantized.
+        on_reply: Told what the runner said of itself and the machine, once it is checked.
+
+    Returns:
+        One array per output, `(n, …)`, float32.
+
+    Raises:
+        ConfigError: The file is unusable or the inputs do not fit it.
+        DeviceError: The device or the runner failed, or the reply cannot be trusted.
+    """
+    if not inputs or not len(inputs[0]) or any(len(array) != len(inputs[0]) for array in inputs):
+        raise ConfigError(f"{file}: inputs of {[len(array) for array in inputs]} samples; give every input the same number, at least one")
+    values = [array if array.dtype.kind == "i" else array.astype(np.float32, copy=False) for array in inputs]
+    shapes, dtypes = tuple((1, *array.shape[1:]) for array in values), tuple(array.dtype.name for array in values)
+    request = RunnerRequest(
+        nonce="",  # each attempt has its own
+        mode="infer",
+        artifacts=(_file_request(file, 0, shapes, dtypes),),
+        threads=threads,
+        reply="reply.json",
+        inputs="inputs.npz",
+        outputs="outputs.npz",
+    )
+    # On this machine nothing is timed here, so nobody needs to wait.
+    lock = nullcontext() if device.url == "local://" else hold(name_of(device), wait_s=wait_s)
+    with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
+        sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
+        arrays = {f"input_{i}": np.ascontiguousarray(array) for i, array in enumerate(values)}
+        try:
+            np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
+        except OSError as error:
+            raise explain_write(error, sent) from error
+        run = Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
+        reply = execute(run, request, (file,), {"inputs.npz": sent}, received)
+        if on_reply is not None:
+            on_reply(reply)
+        return read_outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
+
+
+def check_runner(runner: str) -> None:
+    """Refuse a runner that is not there; "" is none.
+
+    Raises:
+        ConfigError: It is no file.
+    """
+    if runner and not Path(runner).is_file():
+        raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
+
+
+def manifest_of(path: Path) -> Artifact | None:
+    """Return the manifest beside an artifact, None when there is none.
+
+    Raises:
+        ConfigError: There is one and it belongs to other bytes.
+    """
+    beside = path.with_name(f"{path.name}.json")
+    if not beside.is_file():
+        return None
+    manifest = read(beside, Artifact)
+    if manifest.sha256 != sha256(path):
+        raise ConfigError(f"{path}: its SHA-256 is not the one in {beside.name}; it was changed after export, export it again")
+    return manifest
+
+
+def _hash_of(runner: Path | None) -> str:
+    """Return the hash of the program that ran: of the given file, or of the hashes of our parts."""
+    if runner is not None:
+        return sha256(runner)
+    return hashlib.sha256("".join(sha256(part) for part in toolchains.runner_parts()).encode()).hexdigest()
+
+
+def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None, dtypes: tuple[str, ...] = ()) -> FileRequest:
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run `edgecompress export` first")
+    manifest = manifest_of(path)
+    if manifest is None and shapes is None and path.suffix == ".ptl":
+        raise ConfigError(f"{path}: a .ptl file does not tell its input shapes and {path.name}.json is not beside it; export it again")
+    if shapes is None:
+        shapes = tuple(tensor.shape for tensor in manifest.inputs) if manifest else ()
+        dtypes = tuple(tensor.dtype for tensor in manifest.inputs) if manifest else ()
+    name = f"artifact_{index}{path.suffix}"
+    return FileRequest(path=name, sha256=sha256(path), format=SUFFIXES[path.suffix], input_shapes=shapes, input_dtypes=dtypes)

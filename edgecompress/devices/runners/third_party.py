@@ -1,0 +1,185 @@
+"""Runners that do not obey our protocol but print what they measured: Google's `benchmark_model`, ExecuTorch's `executor_runner`.
+
+Neither writes every sample, so each is started many times for few inferences, of which it prints all. A script runs those processes on the
+device, artifacts in turn, and collects what they print between marks with this run's nonce; the log is whole or absent, as a reply is.
+A new one is a module with the names of `Foreign` and a line in `FOREIGN`.
+"""
+
+import mmap
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from edgecompress.devices.base import clean
+from edgecompress.devices.runners import benchmark_model, executor_runner
+from edgecompress.devices.runners.printed import Printed
+from edgecompress.devices.runners.protocol import FileResult, RunnerReply, RunnerRequest
+from edgecompress.errors import ConfigError, DeviceError
+from edgecompress.records import SCHEMA, OpTime
+
+LAST: Final = "end"
+
+
+class Foreign(Protocol):
+    """A module with these constants and functions."""
+
+    @property
+    def FORMAT(self) -> str:
+        """Of the artifacts it runs."""
+
+    @property
+    def SAYS(self) -> tuple[bytes, ...]:
+        """Texts that every build of the program contains, since it prints them."""
+
+    @property
+    def TIMED(self) -> int:
+        """The most inferences of which one process prints every time."""
+
+    def arguments(self, artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]: ...
+
+    def profile_arguments(self, artifact: str, *, threads: int, profile: bool) -> list[str] | None:
+        """Return how to learn times per op and peak memory, apart from the timed runs; None when it tells neither."""
+
+    def read(self, text: str, *, timed: int) -> Printed:
+        """Return what one process printed.
+
+        Raises:
+            ValueError: It is not what the program prints; says what is missing.
+        """
+
+    def read_profile(self, text: str) -> tuple[tuple[OpTime, ...], int]:
+        """Return (times per op, peak memory in bytes); () and 0 when they are not told."""
+
+
+FOREIGN: Final[dict[str, Foreign]] = {"benchmark_model": benchmark_model, "executor_runner": executor_runner}
+
+
+def recognise(runner: Path) -> str:
+    """Return the key in `FOREIGN` of a program, by the texts in it, whatever its file is called; "" when it is none of them."""
+    if not runner.stat().st_size:
+        return ""
+    with runner.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+        return next((name for name, foreign in FOREIGN.items() if all(program.find(text) >= 0 for text in foreign.SAYS)), "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One process: which artifact, how many timed inferences; 0 of them to learn times per op and memory."""
+
+    artifact: int
+    loading: int
+    timed: int
+    argv: tuple[str, ...]
+
+
+def refuse(name: str, request: RunnerRequest) -> None:
+    """Refuse what this runner cannot do.
+
+    Raises:
+        ConfigError: Another format, or outputs are wanted.
+    """
+    if request.mode != "measure":
+        raise ConfigError(f"{name}: measures only, it does not give outputs; use the runner of device_tests/runners/native")
+    if any(file.format != FOREIGN[name].FORMAT for file in request.artifacts):
+        raise ConfigError(f"{name}: runs {FOREIGN[name].FORMAT} files only; leave the others out, or give another runner")
+
+
+def script(name: str, request: RunnerRequest) -> str:
+    """Return the shell script that runs everything asked for and writes the log to `request.reply`; it lies in the work folder."""
+    lines = [
+        'cd "${0%/*}" || exit 1',
+        f"log={shlex.quote(request.reply)} began=$(date +%s)",
+        'exec 3>&2 >"$log.tmp" 2>&1',
+        f'step() {{ printf \'\\n%s %s\\n\' {request.nonce} "$1"; shift; "$@" </dev/null || failed $?; }}',
+        'failed() { tail -n 5 "$log.tmp" >&3; exit "$1"; }',
+        f'finish() {{ printf \'\\n%s {LAST}\\n\' {request.nonce}; mv "$log.tmp" "$log"; exit; }}',
+        "date -u +%Y-%m-%dT%H:%M:%S+00:00",
+    ]
+    loading = 0
+    for number, step in enumerate(_steps(name, request)):
+        if step.loading != loading:
+            lines.append(f"[ $(($(date +%s) - began)) -lt {max(1, int(request.time_limit_s))} ] || finish")
+            loading = step.loading
+        lines.append(f"step {number} ./runner {shlex.join(step.argv)}")
+    return "\n".join([*lines, "finish", ""])
+
+
+def read_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -> RunnerReply:
+    """Return the log of such a script as the reply of a runner.
+
+    Raises:
+        DeviceError: It is of another run, cut off, or not what this program prints.
+    """
+    head, *parts = re.split(rf"^{request.nonce} (\d{{1,9}}|{LAST})$", clean(data.decode(errors="replace")), flags=re.MULTILINE)
+    if len(parts) < 2 or parts[-2] != LAST:
+        raise DeviceError(f"{subject}: the log of {name} is not of this run or was cut off; run it again")
+    steps, told = tuple(_steps(name, request)), dict(zip(map(int, parts[:-2:2]), parts[1:-2:2], strict=True))
+    if list(told) != list(range(len(told))) or len(told) > len(steps):
+        raise DeviceError(f"{subject}: the log of {name} is out of order; run it again")
+    try:
+        results, peak = _results(FOREIGN[name], request, [(steps[number], text) for number, text in told.items()])
+    except ValueError as error:
+        raise DeviceError(f"{subject}: what {name} printed cannot be used: {clean(str(error), limit=200)}; is it a current one?") from error
+    return RunnerReply(
+        schema=SCHEMA,
+        nonce=request.nonce,
+        runner=name,
+        threads=request.threads,
+        started_at=head.strip()[:40],
+        peak_rss_bytes=peak,
+        results=results,
+        cpu_mask=request.cpu_mask,
+    )
+
+
+def _steps(name: str, request: RunnerRequest) -> Iterator[_Step]:
+    foreign = FOREIGN[name]
+    loadings = max(request.loads, -(-request.repetitions // foreign.TIMED))
+    for k in range(loadings):
+        timed = request.repetitions * (k + 1) // loadings - request.repetitions * k // loadings
+        order = range(len(request.artifacts))
+        for i in order if k % 2 == 0 else reversed(order):  # each file follows and precedes the others equally often
+            argv = foreign.arguments(request.artifacts[i].path, timed=timed, threads=request.threads, warmup_s=request.warmup_s / loadings)
+            yield _Step(i, k, timed, tuple(argv))
+    for i, file in enumerate(request.artifacts):
+        if extra := foreign.profile_arguments(file.path, threads=request.threads, profile=request.profile):
+            yield _Step(i, loadings, 0, tuple(extra))
+
+
+def _results(foreign: Foreign, request: RunnerRequest, told: Sequence[tuple[_Step, str]]) -> tuple[tuple[FileResult, ...], int]:
+    results, peaks = [], [0]
+    for i, file in enumerate(request.artifacts):
+        printed = [foreign.read(text, timed=step.timed) for step, text in told if step.artifact == i and step.timed]
+        profile: tuple[OpTime, ...] = ()
+        for step, text in told:
+            if step.artifact == i and not step.timed:
+                profile, peak = foreign.read_profile(text)
+                peaks.append(peak)
+        if not printed:
+            raise ValueError(f"nothing about {file.path}")
+        results.append(
+            FileResult(
+                sha256=file.sha256,  # confirmed there by `store.send`
+                backend=printed[0].backend,
+                load_ms=printed[0].load_ms,
+                first_ms=printed[0].first_ms,
+                warmup_ms=tuple(ms for one in printed for ms in one.warmup_ms),
+                latency_ms=tuple(ms for one in printed for ms in one.latency_ms),
+                rounds=tuple(len(one.latency_ms) for one in printed),
+                profile=profile if request.profile else (),
+                notes=_notes(len(printed), profile, peaks[-1], request),
+            )
+        )
+    return tuple(results), max(peaks)
+
+
+def _notes(processes: int, profile: Sequence[OpTime], peak: int, request: RunnerRequest) -> tuple[str, ...]:
+    notes = [f"{processes} processes, since one prints the times of few inferences; each loaded the file and warmed up anew"]
+    if request.profile and not profile:
+        notes.append("no times per op: this runner did not tell them")
+    if not peak:
+        notes.append("no peak memory: this runner did not tell it")
+    return tuple(notes)

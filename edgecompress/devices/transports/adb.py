@@ -1,0 +1,232 @@
+"""Android by adb, `adb://SERIAL`: the `adb` program, always with a serial and a hard timeout.
+
+adb's own exit status is not believed: adb 29 exits 0 without a word when the link drops in the middle of a command. Each command prints a
+random mark with its status at its end, and a command without the mark was cut off.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, Late, LinkLost, clean, last_lines, remote_command
+from edgecompress.devices.probe import probe
+from edgecompress.devices.transports import process
+from edgecompress.devices.transports.local import too_large
+from edgecompress.devices.transports.process import late
+from edgecompress.errors import DeviceError
+from edgecompress.records import DeviceInfo
+
+SHORT_S = 15.0
+BACK_S = 15.0  # how long a device that went away may take to come back
+PAUSES_S = (0.0, 0.2, 0.5)  # adb is trying by itself too, and its attempt and ours can end each other
+ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
+
+PROBLEMS = {
+    "unauthorized": "is unauthorized; unlock it and accept this computer's key, or run `adb kill-server` and plug it in again",
+    "authorizing": "is authorizing; wait a moment, unlock it and accept this computer's key",
+    "offline": "is offline; unplug and plug it, switch USB debugging off and on, or run `adb reconnect offline`",
+    "connecting": "is still connecting; wait a moment and run it again",
+    "no permissions": "may not be opened by you; install android-sdk-platform-tools-common and join the group plugdev",
+    "recovery": "is in recovery; start Android on it",
+    "sideload": "is in sideload mode; start Android on it",
+    "bootloader": "is in its bootloader; start Android on it",
+    "host": "is not ready; start Android on it",
+}
+
+REFUSALS = {
+    "No space left": "free some space there (`adb shell df /data`) and run it again",
+    "Read-only file system": "the storage there is mounted read-only; restart the device, and look for a disk error if it stays so",
+    "Permission denied": "the shell user may not write there; remove what an earlier run as root left, or restart the device",
+}
+
+
+def find_adb() -> str:
+    """Return the adb program: the setting ADB, else the one on PATH, else the one that the package adbutils bundles.
+
+    Raises:
+        DeviceError: None of them is there.
+    """
+    if named := os.environ.get("ADB"):
+        if found := shutil.which(named):
+            return found
+        raise DeviceError(f"ADB={named}: no such program; set ADB to the adb of the Android platform-tools, or unset it")
+    if found := shutil.which("adb"):
+        return found
+    try:
+        import adbutils
+    except ImportError as error:
+        raise DeviceError("adb: not found; install platform-tools, pip install 'edgecompress[devices]', or set ADB") from error
+    return str(adbutils.adb_path())
+
+
+def attached() -> tuple[DeviceInfo, ...]:
+    """Return every device adb sees; an unusable one carries its state and what to do about it. Without adb: one entry saying so."""
+    try:
+        states = _states(find_adb())
+    except DeviceError as error:
+        return (DeviceInfo(url="adb://", serial="", state="failed", problem=str(error)),)
+    return tuple(
+        DeviceInfo(url=_url(serial), serial=serial, state="ready" if state == "device" else state, problem=_problem(serial, state))
+        for serial, state in states.items()
+    )
+
+
+class AdbDevice(Closing):
+    """One attached device. Use `open_adb`."""
+
+    def __init__(self, serial: str, adb: str) -> None:
+        self.url = _url(serial)
+        self.serial = serial
+        self.python = "python3"
+        self.base = PurePosixPath("/data/local/tmp")  # /sdcard is mounted noexec
+        self._adb = adb
+
+    def info(self) -> DeviceInfo:
+        return probe(self)
+
+    def push(self, local: Path, remote: PurePosixPath) -> None:
+        done = self._call(["push", str(local), str(remote)], timeout_s=_transfer_time_s(local.stat().st_size))
+        if done.returncode != 0:
+            raise self._failure(f"cannot write {remote}", done)
+        changed = self.run(["chmod", "755", str(remote)], timeout_s=SHORT_S)
+        if changed.returncode != 0:
+            raise self._failure(f"cannot write {remote}", changed)
+
+    def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
+        sized = self.run(["stat", "-c", "%s", str(remote)], timeout_s=SHORT_S)
+        text = sized.stdout.strip()
+        if sized.returncode != 0 or not re.fullmatch(r"\d{1,15}", text):
+            raise self._failure(f"cannot read {remote}", sized)
+        if int(text) > max_bytes:
+            raise too_large(self.url, remote, int(text), max_bytes)
+        # The device may send more than it said, so adb may not write more than was agreed.
+        done = self._call(["pull", str(remote), str(local)], timeout_s=_transfer_time_s(max_bytes), max_file_bytes=max_bytes)
+        if done.returncode != 0 or not local.is_file():
+            raise self._failure(f"cannot read {remote}", done)
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        mark = f"edgecompress:{secrets.token_hex(8)}:"
+        say = f"printf '\\n%s%d\\n' {mark} $?"
+        # Also inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ended before it looked.
+        command = remote_command(["sh", "-c", f'"$@"; {say}', "sh", *argv], timeout_s=timeout_s)
+        done = self._call(["shell", f"{command} </dev/null; {say}"], timeout_s=timeout_s + LINK_MARGIN_S)
+        stdout, found, status = done.stdout.rpartition(f"\n{mark}")
+        if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
+            raise LinkLost(str(self._failure(f"the connection was lost while running {argv[0]}", done)))
+        if (inside := stdout.rpartition(f"\n{mark}"))[1] and re.fullmatch(r"\d{1,3}", inside[2].strip()):
+            stdout, _, status = inside
+        if int(status) == 124:
+            raise late(self.url, argv, timeout_s)
+        return Completed(tuple(argv), int(status), stdout, done.stderr)
+
+    def reconnect(self) -> None:
+        """Raise an error that says what state it is in when it does not come back."""
+        for pause_s in PAUSES_S:
+            time.sleep(pause_s)
+            self._connect_anew()
+            state = _states(self._adb).get(self.serial, "gone")
+            if state == "device":
+                return
+        raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
+
+    def _connect_anew(self) -> None:
+        if ADDRESS.fullmatch(self.serial):
+            # adb keeps an address that fell silent as connected, and would go on using it.
+            process.run([self._adb, "disconnect", self.serial], timeout_s=SHORT_S, subject=self.url)
+            process.run([self._adb, "connect", self.serial], timeout_s=BACK_S, subject=self.url)
+        else:
+            process.run([self._adb, "-s", self.serial, "wait-for-device"], timeout_s=BACK_S, subject=self.url)
+
+    def _call(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> Completed:
+        argv = [self._adb, "-s", self.serial, *arguments]
+        try:
+            return process.run(argv, timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
+        except Late as error:
+            why = f"adb {arguments[0]} did not finish within {timeout_s:g} s and was stopped"
+            raise Late(f"{self.url}: {why}; the device may have fallen silent; check the cable, then run it again") from error
+
+    def _failure(self, what: str, done: Completed) -> DeviceError:
+        """Name the state the device is in now, when that explains the failure; else what adb or the device said."""
+        state = _states(self._adb).get(self.serial, "gone")
+        if state != "device":
+            return LinkLost(f"{self.url}: {what}: {_problem(self.serial, state)}")
+        said = last_lines(done.stderr or done.stdout) or "adb said nothing"
+        if remedy := next((remedy for sign, remedy in REFUSALS.items() if sign in said), None):
+            return DeviceError(f"{self.url}: {what}: {said}; {remedy}")
+        # A command's own status came from there, and what the device refuses adb calls "remote …"; all else went wrong in between.
+        kind = DeviceError if done.argv[0] != self._adb or "remote " in said else LinkLost
+        return kind(f"{self.url}: {what}: {said}; check the cable, then run it again")
+
+
+def _states(adb: str) -> dict[str, str]:
+    """Return {serial: state} of `adb devices -l`, starting adb's server if none runs."""
+    subject = "adb"
+    started = process.run([adb, "start-server"], timeout_s=SHORT_S, subject=subject)
+    listed = process.run([adb, "devices", "-l"], timeout_s=SHORT_S, subject=subject)
+    if started.returncode != 0 or listed.returncode != 0:
+        said = last_lines(listed.stderr or started.stderr)
+        raise DeviceError(f"adb: its server does not answer: {said}; run `adb kill-server` and try again")
+    states = {}
+    for line in listed.stdout.splitlines():
+        if line.startswith(("List of devices", "*")):
+            continue
+        # "SERIAL       device product:… model:…", and wireless serials may contain " (2)"
+        if match := re.match(r"(\S.*?)(?:\t+| {2,}|\s+)(no permissions|[a-z]+)(?=$|\s|;)", line):
+            states[match[1].strip()] = match[2]
+    return states
+
+
+def _problem(serial: str, state: str) -> str:
+    if state == "device":
+        return ""
+    if state == "gone":
+        return f"adb://{serial} is no longer attached; check the cable and run it again"
+    return f"adb://{serial} {PROBLEMS.get(state, f'is in state {clean(state)}; start Android on it and switch USB debugging on')}"
+
+
+def _transfer_time_s(size_bytes: int) -> float:
+    return 60.0 + size_bytes / BYTES_PER_S
+
+
+def _url(serial: str) -> str:
+    """Return the address that `open_adb` reads as this serial; a blank may stand as it is, `%41` would be read as A."""
+    return f"adb://{serial.replace('%', '%25')}"
+
+
+def open_adb(rest: str) -> AdbDevice:
+    """Return the device with that serial; "" takes the only one attached; `host:port` is connected to first when it is not yet.
+
+    Raises:
+        DeviceError: Not attached, several attached, unauthorized, offline, or refused; says what to do.
+    """
+    adb = find_adb()
+    serial = unquote(rest)
+    states = _states(adb)
+    if not serial:
+        serial = _only(states)
+    if serial not in states and ADDRESS.fullmatch(serial):
+        said = process.run([adb, "connect", serial], timeout_s=SHORT_S, subject=f"adb://{serial}")
+        states = _states(adb)
+        if serial not in states:  # adb 36 exits 0 also when it was refused
+            why = last_lines(said.stdout or said.stderr)
+            raise DeviceError(f"adb://{serial}: cannot connect: {why}; check the address, and run `adb tcpip 5555` or pair the device")
+    if serial not in states:
+        there = ", ".join(states) or "none (plug it in and switch USB debugging on)"
+        raise DeviceError(f"adb://{serial}: no such device; attached: {there}; see `edgecompress devices`")
+    if problem := _problem(serial, states[serial]):
+        raise DeviceError(problem.replace(f"adb://{serial} ", f"adb://{serial}: ", 1))
+    return AdbDevice(serial, adb)
+
+
+def _only(states: dict[str, str]) -> str:
+    if len(states) == 1:
+        return next(iter(states))
+    if not states:
+        raise DeviceError("adb://: no device attached; plug one in and switch USB debugging on")
+    raise DeviceError(f"adb://: {len(states)} devices attached: {', '.join(states)}; name one, adb://SERIAL")

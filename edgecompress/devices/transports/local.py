@@ -1,0 +1,66 @@
+"""The machine edgecompress runs on, `local://`."""
+
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from edgecompress.devices.base import Closing, Completed
+from edgecompress.devices.probe import probe
+from edgecompress.devices.transports import process
+from edgecompress.errors import ConfigError, DeviceError
+from edgecompress.files import explain
+from edgecompress.records import DeviceInfo
+
+
+class LocalDevice(Closing):
+    def __init__(self) -> None:
+        self.url = "local://"
+        self.serial = platform.node() or "localhost"
+        self.python = sys.executable
+        self.base = PurePosixPath(tempfile.gettempdir())
+
+    def info(self) -> DeviceInfo:
+        return probe(self)
+
+    def push(self, local: Path, remote: PurePosixPath) -> None:
+        target = Path(remote)
+        try:
+            shutil.copyfile(local, target)
+            target.chmod(0o755)
+        except OSError as error:
+            raise explain(error, target) from error
+
+    def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
+        source = Path(remote)
+        try:
+            size = source.stat().st_size
+        except OSError as error:
+            raise DeviceError(f"{self.url}: {remote} is not there: {error.strerror}; run it again") from error
+        if size > max_bytes:
+            raise too_large(self.url, remote, size, max_bytes)
+        try:
+            shutil.copyfile(source, local)
+        except OSError as error:
+            raise explain(error, local) from error
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        return process.run(argv, timeout_s=timeout_s, subject=self.url)
+
+
+def too_large(url: str, remote: PurePosixPath, size: int, max_bytes: int) -> DeviceError:
+    """Return the error for a file from a device that is larger than what was agreed."""
+    return DeviceError(f"{url}: {remote.name} has {size} bytes, more than the {max_bytes} allowed; the runner there misbehaves")
+
+
+def open_local(rest: str) -> LocalDevice:
+    """Return this machine.
+
+    Raises:
+        ConfigError: Something follows `local://`.
+    """
+    if rest:
+        raise ConfigError(f"local://{rest}: local:// takes nothing behind it; use ssh://{rest} for another machine")
+    return LocalDevice()

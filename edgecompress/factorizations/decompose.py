@@ -1,0 +1,59 @@
+"""Apply a plan: replace layers by their factorizations in a copy of the model."""
+
+import copy
+
+from torch import nn
+
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import factorize
+from edgecompress.factorizations.fitting import factors_of
+from edgecompress.factorizations.parallel import Job
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.surgery import replace, tied_layers
+from edgecompress.progress import Track, silent
+from edgecompress.records import CompressionPlan, DecomposeResult
+
+
+def decompose(
+    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Batch | None = None, track: Track = silent
+) -> tuple[nn.Module, DecomposeResult]:
+    """Return a copy of `model` with the planned layers factorized, and the errors measured on them.
+
+    Args:
+        model: Left untouched.
+        plan: Which layers, which method, which rank.
+        fit: False leaves the factors unfitted, ready for `load_state_dict`; the errors are then the plan's.
+        inputs: Real ones, a tuple of tensors `(n, …)`: the methods that can minimise the error of the layers' outputs on them, not of their
+            weights.
+
+    Raises:
+        ConfigError: The plan names a layer or method that is not there, or a weight is not finite.
+        UnsupportedError: A method cannot take its layer, or the layer's weight is another layer's too.
+        ToolchainError: A process that factorized layers died.
+    """
+    tied = tied_layers(model)
+    jobs = []
+    for step in plan.layers:
+        try:
+            layer = model.get_submodule(step.layer)
+        except AttributeError as error:
+            raise ConfigError(f"{step.layer}: the plan names it, the model has no such layer; plan again") from error
+        if step.layer in tied:
+            raise UnsupportedError(f"{step.layer}: its weight is shared with {tied[step.layer]}; leave it dense or give each its own")
+        jobs.append(Job(step.layer, layer, step.method, step.rank, step.options))
+    errors = {step.layer: step.relative_error for step in plan.layers}
+    notes: list[str] = []
+    if fit:
+        made = factors_of(model, jobs, inputs=inputs if inputs is None else batches.check(inputs, "inputs"), track=track)
+        errors = {job.name: one.relative_error for job, one in zip(jobs, made, strict=True)}
+        notes = [f"{job.name}: {one.note}" for job, one in zip(jobs, made, strict=True) if one.note]
+        factors = [one.compact for one in made]
+    else:
+        factors = [factorize(job.layer, job.method, job.rank, name=job.name, options=job.options, fit=False) for job in jobs]
+    model = copy.deepcopy(model)
+    for job, compact in zip(jobs, factors, strict=True):
+        replace(model, job.name, compact)
+    mean = sum(errors.values()) / len(errors) if errors else 0.0
+    result = DecomposeResult(relative_errors=errors, mean_relative_error=mean, params=plan.params, macs=plan.macs, notes=tuple(notes))
+    return model, result

@@ -1,0 +1,65 @@
+"""The factors of planned layers, fitted to their weights, or to what the layers read where a method can."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Final, cast
+
+from torch import nn
+
+from edgecompress.factorizations import method_named
+from edgecompress.factorizations.blocks.layers import Layer, kernel
+from edgecompress.factorizations.moments import collect, readable
+from edgecompress.factorizations.parallel import Factorized, Job, factorize_all
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.progress import Track, silent
+
+MOMENTS_BYTES: Final = 1_000_000_000  # held at a time
+WIDEST: Final = MOMENTS_BYTES // 2  # of one layer
+
+
+def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Batch | None = None, track: Track = silent) -> list[Factorized]:
+    """Factorize layers of `model`, which stays as it is; see `factorize_all`.
+
+    Args:
+        jobs: Named as in `model`, without moments.
+        inputs: Real inputs of the model: the methods that can minimise the error of each layer's output on them.
+    """
+    sizes = {i: _moments_bytes(job) for i, job in enumerate(jobs)} if inputs is not None else {}
+    wide = {i for i, size in sizes.items() if size > WIDEST}
+    aware = [i for i, size in sizes.items() if 0 < size <= WIDEST]
+    plain = [i for i in range(len(jobs)) if i not in aware]
+    made = dict(zip(plain, factorize_all([jobs[i] for i in plain], track=track), strict=True))
+    for i in wide:
+        note = f"second moments of its input would take {sizes[i] / 1e9:.1f} GB, so it was fitted to its weight"
+        made[i] = made[i]._replace(note="; ".join(filter(None, (made[i].note, note))))
+    if aware and inputs is not None:
+        reader = copy.deepcopy(model).eval() if any(m.training for m in model.modules()) else model
+        for group in _groups(aware, jobs, sizes):
+            moments = collect(reader, sorted({jobs[i].name for i in group}), batches.split(inputs, batches.SAMPLES))
+            read = [jobs[i]._replace(moments=moments.get(jobs[i].name)) for i in group]
+            made |= zip(group, factorize_all(read, track=track), strict=True)
+    return [made[i] for i in range(len(jobs))]
+
+
+def _moments_bytes(job: Job) -> int:
+    """Memory of the second moments of what a layer reads; 0 where they are of no use."""
+    form = method_named(job.method)
+    if not form.DATA_AWARE or form.reject(job.layer) or not readable(cast(Layer, job.layer)):
+        return 0
+    k = kernel(cast(Layer, job.layer))
+    return 8 * len(k) * k[0, 0].numel() ** 2
+
+
+def _groups(chosen: Sequence[int], jobs: Sequence[Job], sizes: dict[int, int]) -> Iterator[list[int]]:
+    """Part jobs so that the moments of each part's layers fit into memory together."""
+    group: list[int] = []
+    held: dict[str, int] = {}
+    for i in chosen:
+        if group and sum((held | {jobs[i].name: sizes[i]}).values()) > MOMENTS_BYTES:
+            yield group
+            group, held = [], {}
+        group.append(i)
+        held[jobs[i].name] = sizes[i]
+    if group:
+        yield group

@@ -1,0 +1,155 @@
+"""Tensor trains: A[i₁, …, i_d] = G₁[i₁] … G_d[i_d] with cores G_k of shape `(r_{k−1}, n_k, r_k)` and r₀ = r_d = 1.
+
+Unfoldings are never decomposed by an SVD, only the Gram matrix of their short side is.
+
+References:
+    I. V. Oseledets. Tensor-train decomposition. SIAM J. Sci. Comput. 33(5), 2011.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgecompress.factorizations.tensors.lowrank import CHUNK, balanced, gram, times
+
+SWEEPS: Final = 10  # of balancing; each brings neighbours nearer by a constant factor
+Choice = Callable[[int, list[Tensor]], int]  # (bond, squared singular values of each tensor, largest first) → rank
+
+
+def max_ranks(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the smallest ranks that are exact for any tensor of `sizes`."""
+    return tuple(min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, len(sizes)))
+
+
+def feasible(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Lower ranks to what their neighbours can make use of: r_k ≤ r_{k−1} n_k and r_k ≤ n_{k+1} r_{k+1}; the trains are the same."""
+    made = list(ranks)
+    for k in range(len(made)):
+        made[k] = min(made[k], sizes[k] * (made[k - 1] if k else 1))
+    for k in reversed(range(len(made))):
+        made[k] = min(made[k], sizes[k + 1] * (made[k + 1] if k + 1 < len(made) else 1))
+    return tuple(made)
+
+
+def tt_svd(tensor: Tensor, *, ranks: Sequence[int] | None = None, epsilon: float = 0.0) -> list[Tensor]:
+    """Return the cores, float64, all but the last with orthonormal `(r_{k−1} n_k, r_k)`.
+
+    The error is at most √(d−1) times that of the best train of the same ranks.
+
+    Args:
+        tensor: Of any floating dtype; no float64 copy of it is made.
+        ranks: One for each bond, `feasible`. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
+    """
+    return _sweep([tensor], _choice([tensor], epsilon) if ranks is None else lambda k, _: ranks[k])[0]
+
+
+def common_ranks(tensors: Sequence[Tensor], epsilon: float) -> tuple[int, ...]:
+    """Return ranks at which `tt_svd` brings each of several tensors of one shape within `epsilon` of its norm."""
+    return tuple(core.shape[2] for core in _sweep(tensors, _choice(tensors, epsilon))[0][:-1])
+
+
+def contract(cores: Sequence[Tensor]) -> Tensor:
+    """Return the tensor, shape `(*batch, n₁, …, n_d)`, of cores `(*batch, r, n, s)`.
+
+    Ends may be open: r₀ is then counted into the first size, r_d into the last.
+    """
+    batch = cores[0].shape[:-3]
+    total = cores[0].flatten(-3, -2)  # (*batch, everything so far, r)
+    for core in cores[1:]:
+        total = (total @ core.flatten(-2)).reshape(*batch, -1, core.shape[-1])
+    sizes = [core.shape[-2] for core in cores]
+    sizes[0] *= cores[0].shape[-3]
+    sizes[-1] *= cores[-1].shape[-1]
+    return total.reshape(*batch, *sizes)
+
+
+def round_tt(cores: Sequence[Tensor], *, ranks: Sequence[int] | None = None, epsilon: float = 0.0) -> list[Tensor]:
+    """Return a train of lower ranks near one that exists, without contracting it: a QR sweep, then truncation bond by bond.
+
+    All but the last core come out with orthonormal `(r_{k−1} n_k, r_k)`. No rank rises.
+
+    Args:
+        ranks: The most each bond may keep, `feasible` or not. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
+    """
+    made = [core.double() for core in cores]
+    wanted = None
+    if ranks is not None:
+        wanted = feasible([min(r, core.shape[2]) for r, core in zip(ranks, made, strict=False)], [core.shape[1] for core in made])
+    for k in range(len(made) - 1, 0, -1):
+        q, upper = torch.linalg.qr(made[k].flatten(1).T)  # (n s, t), (t, r)
+        made[k] = q.T.reshape(-1, *made[k].shape[1:])
+        made[k - 1] = made[k - 1] @ upper.T
+    bound = epsilon**2 * float(made[0].square().sum()) / max(1, len(made) - 1)
+    for k in range(len(made) - 1):
+        q, upper = torch.linalg.qr(made[k].flatten(0, 1))  # (r n, t), (t, s)
+        u, s, vh = torch.linalg.svd(upper, full_matrices=False)
+        rank = _rank_within(s.square(), bound) if wanted is None else wanted[k]
+        made[k] = (q @ u[:, :rank]).reshape(*made[k].shape[:2], rank)
+        made[k + 1] = torch.tensordot(s[:rank, None] * vh[:rank], made[k + 1], 1)
+    return made
+
+
+def spread(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Share the norm of each bond's components between the two cores they join; the tensor stays."""
+    made = list(cores)
+    for _, k in itertools.product(range(SWEEPS), range(len(made) - 1)):
+        left, right = balanced(made[k].flatten(0, 1), made[k + 1].flatten(1))
+        made[k], made[k + 1] = left.view_as(made[k]), right.view_as(made[k + 1])
+    return made
+
+
+def _sweep(tensors: Sequence[Tensor], choose: Choice) -> list[list[Tensor]]:
+    """Split off core after core from the left, of all tensors at the same rank."""
+    sizes = tensors[0].shape
+    rests = [tensor.reshape(1, -1) for tensor in tensors]
+    trains: list[list[Tensor]] = [[] for _ in tensors]
+    rank = 1
+    for k, n in enumerate(sizes[:-1]):
+        before, rests = rank, [rest.reshape(rank * n, -1) for rest in rests]
+        spectra = [torch.linalg.eigh(gram(_wide(rest))) for rest in rests]
+        rank = choose(k, [spectrum.eigenvalues.flip(0) for spectrum in spectra])
+        for i, spectrum in enumerate(spectra):
+            left, rests[i] = _projected(rests[i], spectrum.eigenvectors[:, -rank:].flip(1))
+            trains[i].append(left.reshape(before, n, rank))
+    return [[*train, rest.double().reshape(rank, -1, 1)] for train, rest in zip(trains, rests, strict=True)]
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+def _projected(matrix: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Project `(m, n)` on the singular vectors `top` of its short side; return orthonormal `(m, r)` and what is left, `(r, n)`."""
+    if matrix.shape[0] <= matrix.shape[1]:
+        return top, times(top.T, matrix)
+    q, upper = torch.linalg.qr(times(top.T, matrix.T).T)
+    return q, upper @ top.T
+
+
+def _choice(tensors: Sequence[Tensor], epsilon: float) -> Choice:
+    """Truncate each bond by ε‖A‖/√(d−1) at most: the errors are orthogonal, so their squares add up to ε²‖A‖² at most."""
+    bonds = max(1, tensors[0].ndim - 1)
+    bounds = [epsilon**2 * _norm_squared(tensor) / bonds for tensor in tensors]
+
+    def choose(_: int, spectra: list[Tensor]) -> int:
+        return max(_rank_within(values, bound, noise(values)) for values, bound in zip(spectra, bounds, strict=True))
+
+    def noise(values: Tensor) -> float:  # of the eigenvalues of a Gram matrix: counted as error, so that the bound holds for any ε
+        return len(values) * torch.finfo(values.dtype).eps * float(values[0])
+
+    return choose
+
+
+def _rank_within(values: Tensor, bound: float, noise: float = 0.0) -> int:
+    """Return the fewest of `values`, largest first and at least one, that leave at most `bound` to the others."""
+    tails = values.clamp_min(0).flip(0).cumsum(0).flip(0)  # [r]: what keeping r loses
+    fine = (tails[1:] + noise <= bound).nonzero()
+    return int(fine[0]) + 1 if len(fine) else len(values)
+
+
+def _norm_squared(tensor: Tensor) -> float:
+    return sum(float(part.double().square().sum()) for part in torch.split(tensor.reshape(-1), CHUNK))

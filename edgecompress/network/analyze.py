@@ -1,0 +1,109 @@
+"""Count and time every layer of a model."""
+
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.errors import ConfigError
+from edgecompress.network.counting import params_of, watching
+from edgecompress.network.threads import threads
+from edgecompress.progress import Track, silent
+from edgecompress.records import LayerStats, ModelStats
+
+REPETITIONS = 15
+
+
+@torch.inference_mode()
+def analyze(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model", measure: bool = True, track: Track = silent
+) -> ModelStats:
+    """Return params, MACs, shapes and (with `measure`) median eager milliseconds of each Linear and convolution, batch size 1, one thread.
+
+    Raises:
+        ConfigError: The model does not run on the example inputs.
+    """
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with threads(1):
+            with watching(model, len(example_inputs[0])) as seen:
+                model(*example_inputs)
+            times, total = _measure(model, example_inputs, track) if measure else ({}, None)
+    except Exception as error:  # whatever the user's forward raises is theirs to read
+        shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
+        raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {_first_line(error)}; mend example_inputs()") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    modules = dict(model.named_modules())
+    layers = tuple(
+        LayerStats(
+            name=layer,
+            kind=type(modules[layer]).__name__,
+            weight_shape=tuple(modules[layer].weight.shape),
+            input_shape=one.input_shape,
+            output_shape=one.output_shape,
+            params=params_of(modules[layer]),
+            macs=one.macs,
+            calls=one.calls,
+            activation_bytes=one.activation_bytes,
+            latency_ms=times.get(layer),
+        )
+        for layer, one in seen.items()
+    )
+    return ModelStats(
+        model=name,
+        input_shapes=tuple(tuple(x.shape) for x in example_inputs),
+        layers=layers,
+        params=params_of(model),
+        macs=sum(layer.macs for layer in layers),
+        latency_ms=total,
+        conditions={"runtime": f"torch {torch.__version__} eager", "threads": "1", "repetitions": str(REPETITIONS)} if measure else {},
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+
+
+def _measure(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tuple[dict[str, float], float]:
+    """Return median ms of each module that is a layer, and of the whole model without the clocks in it."""
+    spent: defaultdict[str, float] = defaultdict(float)
+    samples: defaultdict[str, list[float]] = defaultdict(list)
+
+    def clocks(name: str) -> tuple[Any, Any]:
+        started = 0.0
+
+        def before(*_: object) -> None:
+            nonlocal started
+            started = time.perf_counter()
+
+        def after(*_: object) -> None:
+            spent[name] += 1e3 * (time.perf_counter() - started)
+
+        return before, after
+
+    handles = []
+    for name, module in model.named_modules():
+        if name and not list(module.children()):
+            before, after = clocks(name)
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        for _ in track(range(REPETITIONS), "timing layers", REPETITIONS):
+            spent.clear()
+            model(*inputs)
+            for name, ms in spent.items():
+                samples[name].append(ms)
+    finally:
+        for handle in handles:
+            handle.remove()
+    whole = []
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
+        model(*inputs)
+        whole.append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in samples.items()}, statistics.median(whole)

@@ -1,0 +1,136 @@
+"""Re-estimate BatchNorm statistics after weights were replaced: no gradients, one pass, most of the accuracy back."""
+
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+
+Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
+
+
+class Before(NamedTuple):
+    """A network before its layers were replaced.
+
+    Attributes:
+        known: BatchNorm → the statistics it has, of all the data it was trained on.
+        read: BatchNorm → those of what it reads of a few inputs, of each batch in turn.
+    """
+
+    known: dict[str, Statistics]
+    read: dict[str, list[Statistics]]
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    return bool(_layers(model))
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | None = None) -> None:
+    """Replace running means and variances by those of `inputs`, in place; every batch counts the same.
+
+    Args:
+        since: The network before its layers were replaced, on the same inputs. Statistics then become that network's own, moved by as
+            much as replacing moved those of `inputs`: inputs that are few, or unlike what it was trained on, do no harm of their own.
+
+    References:
+        P. Izmailov et al. Averaging Weights Leads to Wider Optima and Better Generalization. UAI 2018, section 3.
+        M. Nagel et al. Data-Free Quantization Through Weight Equalization and Bias Correction. ICCV 2019, section 4.2: means moved so.
+    """
+    layers = _layers(model)
+    if since:
+        _follow(model, inputs, since)
+    if since or not layers:
+        return
+    modes = {m: m.training for m in model.modules()}
+    momenta = {m: m.momentum for m in layers.values()}
+    model.eval()
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average over batches
+        layer.train()
+    try:
+        for x in inputs:
+            batches.run(model, x)
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def before(model: nn.Module, inputs: Iterable[Batch]) -> Before:
+    """Return the statistics of a network, which keeps them, and those of what it reads of `inputs` in eval mode."""
+    reader = copy.deepcopy(model).eval()
+    layers = _layers(reader)
+    read: dict[str, list[Statistics]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: read[name].append(_read(args[0])))
+    for x in inputs if layers else ():
+        batches.run(reader, x)
+    return Before({name: _statistics(layer) for name, layer in layers.items()}, read)
+
+
+@torch.no_grad()
+def _follow(model: nn.Module, inputs: Iterable[Batch], since: Before) -> None:
+    """Move statistics in the order of the network, so that each layer reads what those before it give with theirs moved already."""
+    layers = {name: layer for name, layer in _layers(model).items() if name in since.known}
+    moves: dict[str, list[Statistics]] = {name: [] for name in layers}
+    modes = {m: m.training for m in model.modules()}
+
+    def move(name: str, layer: _BatchNorm, x: Tensor) -> None:
+        if len(moves[name]) < len(since.read[name]):
+            (mean, var), (mean_before, var_before) = _read(x), since.read[name][len(moves[name])]
+            # a channel that is silent on these inputs keeps its variance
+            moves[name].append((mean - mean_before, (var + layer.eps) / (var_before + layer.eps)))
+            _move(layer, since.known[name], *moves[name][-1])
+
+    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: move(name, m, args[0])) for name, layer in layers.items()]
+    model.eval()
+    try:
+        for x in inputs if layers else ():
+            batches.run(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    for name, moved in moves.items():
+        if moved:
+            shifts, ratios = zip(*moved, strict=True)
+            _move(layers[name], since.known[name], torch.stack(shifts).mean(0), torch.stack(ratios).mean(0))
+
+
+def by_batch(model: nn.Module) -> None:
+    """Let every BatchNorm normalise by each batch's own statistics, in place: what re-estimation comes to, without a pass of its own."""
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train()
+            layer.momentum = 0.0  # what it has estimated stays
+
+
+def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorms that keep statistics."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def _statistics(layer: _BatchNorm) -> Statistics:
+    return cast(Tensor, layer.running_mean).clone(), cast(Tensor, layer.running_var).clone()
+
+
+def _read(x: Tensor) -> Statistics:
+    """Return the statistics of what a BatchNorm reads, `(n, channels, …)`."""
+    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    return mean, var
+
+
+def _move(layer: _BatchNorm, known: Statistics, shift: Tensor, ratio: Tensor) -> None:
+    """Set statistics to known ones, means moved by a difference, variances by a ratio."""
+    cast(Tensor, layer.running_mean).copy_(known[0] + shift)
+    cast(Tensor, layer.running_var).copy_(known[1] * ratio)

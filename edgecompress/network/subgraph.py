@@ -1,0 +1,126 @@
+"""The layers of an exported program: what they are called, where each ends, and the program cut off behind some of them.
+
+A layer here is one computation with the activation that kernels fuse into it, since converters compute both as one op.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from edgecompress.network.exported import example_inputs, quiet_export
+
+aten = torch.ops.aten
+
+SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+MASKING = {aten.add.Tensor, aten.masked_fill.Scalar, aten.baddbmm.default}
+FUSED = {aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
+
+
+class Layer(NamedTuple):
+    """`node` is the last of its nodes, by name; `name` is the module's qualified name, with the node where a module computes several."""
+
+    node: str
+    name: str
+    op: str
+
+
+def graph_of(program: ExportedProgram) -> fx.GraphModule:
+    """Return the program as a graph of its own: constants are attributes, shared with the program."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def scopes(node: fx.Node) -> tuple[str, ...]:
+    """Return the qualified names of the modules whose forward made `node`, the outermost first; () where none is known."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(str(name).partition("@")[0] for name, _ in stack.values())  # a module's second call is name@1
+
+
+def is_fused(node: fx.Node) -> bool:
+    """Whether `node` is an activation that is computed with the op before it, whose output nothing else reads."""
+    before = node.args[0] if node.target in FUSED else None
+    return isinstance(before, fx.Node) and before.op == "call_function" and len(before.users) == 1
+
+
+def is_values(node: fx.Node) -> bool:
+    """Whether `node` is one tensor of real numbers."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def layers_of(graph: fx.GraphModule) -> list[Layer]:
+    """Return the layers that depend on the inputs, in the order of computation.
+
+    Scores with a mask are none: cut off from their softmax, a converter takes its −∞ for a number.
+    """
+    known = _depending(graph)
+    computed = (n for n in graph.graph.nodes if n in known and is_values(n) and not _is_masked(n))
+    ends = [n for n in computed if not any(is_fused(user) for user in n.users)]
+    modules = [next(reversed(scopes(n.args[0] if is_fused(n) else n)), "") for n in ends]
+    found = []
+    for node, module in zip(ends, modules, strict=True):
+        single = module and modules.count(module) == 1
+        chain = [cast("fx.Node", node.args[0]), node] if is_fused(node) else [node]
+        op = " + ".join(str(n.target).removeprefix("aten.").partition(".")[0] for n in chain)
+        found.append(Layer(node.name, module if single else f"{module}:{node.name}".removeprefix(":"), op))
+    return found
+
+
+def ancestors(graph: fx.GraphModule) -> dict[str, set[str]]:
+    """Return the names of all nodes that each node is computed from."""
+    found: dict[str, set[str]] = {}
+    for node in graph.graph.nodes:
+        found[node.name] = {b.name for b in node.all_input_nodes}.union(*(found[b.name] for b in node.all_input_nodes))
+    return found
+
+
+def cut(program: ExportedProgram, nodes: Sequence[str]) -> tuple[ExportedProgram, tuple[int, ...]]:
+    """Return the program that ends with `nodes` as its outputs, and which of the inputs it still takes.
+
+    An output whose first axis is not the batch becomes one row, because an artifact gives one row for each sample.
+    """
+    graph, inputs = graph_of(program), example_inputs(program)
+    names = {node.name: node for node in graph.graph.nodes}
+    output = graph.graph.output_node()
+    with graph.graph.inserting_before(output):
+        ends = tuple(_as_row(graph.graph, names[name]) for name in nodes)
+    output.args = (ends[0] if len(ends) == 1 else ends,)
+    graph.graph.eliminate_dead_code()
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    taken = tuple(i for i, node in enumerate(placeholders) if node.users)
+    for node in placeholders:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    graph.delete_all_unused_submodules()
+    with torch.no_grad(), quiet_export():
+        kept = fx.GraphModule(graph, graph.graph).eval()  # copies only the constants that the graph reads
+        return torch.export.export(kept, tuple(inputs[i] for i in taken), strict=False), taken
+
+
+def values_at(run: Callable[..., Any], outputs: int, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return `run`'s outputs for every sample of `batch`, each `(n, …)`; it takes one sample a call, as programs do."""
+    rows = [run(*(x[i : i + 1] for x in batch)) for i in range(len(batch[0]))]
+    rows = [row if isinstance(row, tuple | list) else (row,) for row in rows]
+    return tuple(torch.cat([row[k] for row in rows]) for k in range(outputs))
+
+
+def _is_masked(node: fx.Node) -> bool:
+    return node.target in MASKING and any(user.target in SOFTMAX for user in node.users)
+
+
+def _as_row(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return node if node.meta["val"].shape[0] == 1 else graph.call_function(aten.reshape.default, (node, [1, -1]))
+
+
+def _depending(graph: fx.GraphModule) -> set[fx.Node]:
+    """Return the computed nodes that the inputs have a part in."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and any(b.op == "placeholder" or b in found for b in node.all_input_nodes):
+            found.add(node)
+    return found

@@ -1,0 +1,54 @@
+"""Small operations on modules that several steps need."""
+
+import torch
+from torch import nn
+
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.factors import Factors
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put `module` in place of the submodule `name`, in place; return what was there."""
+    parent, _, child = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    before: nn.Module = getattr(holder, child)
+    setattr(holder, child, module)
+    return before
+
+
+@torch.inference_mode()
+def forward(model: nn.Module, inputs: Batch) -> Batch:
+    """Return the outputs of a model in eval mode for many inputs.
+
+    Raises:
+        ConfigError, UnsupportedError: See `batches.run`.
+    """
+    parts = [batches.run(model, x) for x in batches.split(inputs, batches.chunk(inputs))]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def tied_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose weight is a parameter of another module too, each with that other.
+
+    A parameter that is a view of another (a transpose, a slice) is not tied: whatever copies a module makes it one of its own.
+    """
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, key))
+    return {
+        name: others[0]
+        for held in owners.values()
+        for name, key in held
+        if key == "weight" and (others := [o if k == "weight" else f"{o}.{k}".lstrip(".") for o, k in held if o != name])
+    }
+
+
+def is_decomposed(model: nn.Module) -> bool:
+    return any(isinstance(module, Factors) for module in model.modules())
+
+
+def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay the weights of `model` out in another memory format, in place; values and shapes stay."""
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]

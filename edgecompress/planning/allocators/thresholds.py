@@ -1,0 +1,34 @@
+"""Allocation by one threshold: every layer takes its cheapest offer that is no worse than the threshold, the lowest that fits.
+
+What is no worse than a higher threshold is cheaper or the same, so the total cost falls as the threshold rises, and bisection over the
+values that occur finds the lowest one exactly.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+
+from edgecompress.planning.allocators.protocol import Offer
+
+
+def lowest(offers: Sequence[Sequence[Offer]], budget: float, badness: Callable[[Sequence[Offer], Offer], float]) -> list[int] | None:
+    """Return the index of each layer's offer at the lowest threshold whose total cost is within `budget`, None when there is none.
+
+    Args:
+        badness: Of an offer among those of its layer; each layer's threshold is at least its least badness.
+    """
+    values = [[badness(row, offer) for offer in row] for row in offers]
+    levels = sorted({value for row in values for value in row})
+
+    def picked(level: float) -> list[int]:
+        return [_cheapest(row, value, max(level, min(value))) for row, value in zip(offers, values, strict=True)]
+
+    def fits(level: float) -> bool:
+        return sum(row[i].cost for row, i in zip(offers, picked(level), strict=True)) <= budget
+
+    first = bisect.bisect_left(levels, True, key=fits)
+    return picked(levels[first]) if first < len(levels) else None
+
+
+def _cheapest(row: Sequence[Offer], values: Sequence[float], level: float) -> int:
+    """Return the cheapest offer within the level; of equally cheap ones the best."""
+    return min((i for i, value in enumerate(values) if value <= level), key=lambda i: (row[i].cost, values[i]))

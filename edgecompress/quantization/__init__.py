@@ -1,0 +1,1 @@
+"""Quantization in PyTorch: schemes simulated on exported programs, weights rounded with compensation, calibration inputs."""

@@ -1,0 +1,1 @@
+"""Training that recovers accuracy after a network was compressed."""

@@ -1,0 +1,218 @@
+"""Recipes: every form that loads, and every way one can be wrong."""
+
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from edgecompress.data.recipe import at_resolution, check_example, load, of_model
+from edgecompress.errors import ConfigError
+from edgecompress.records import Preprocessing
+
+GOOD = """
+import torch
+from torch import nn
+
+def model():
+    return nn.Linear(4, 2)
+
+def example_inputs():
+    return (torch.zeros(1, 4),)
+"""
+FULL = """
+from edgecompress import Preprocessing
+
+def train_data():
+    return [1, 2]
+
+def preprocessing():
+    return Preprocessing(mean=(0.5,), std=(0.5,), resize=256, crop=224)
+
+def labels():
+    return ["cat", "dog"]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="recipe.py"):
+        path = tmp_path / "my_net" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("form", "name"), [("file", "my_net"), ("folder", "my_net"), ("other-name", "lenet")])
+def test_a_recipe_is_a_file_or_its_folder(write, form, name):
+    path = write(GOOD, "lenet.py" if form == "other-name" else "recipe.py")
+    recipe = load(str(path.parent if form == "folder" else path))
+    assert recipe.name == name
+    assert recipe.source == str(path)
+    assert isinstance(recipe.model(), nn.Linear)
+    assert [tuple(x.shape) for x in recipe.example_inputs] == [(1, 4)]
+    assert (recipe.train_data, recipe.eval_data, recipe.preprocessing, recipe.labels) == (None, None, None, ())
+
+
+def test_a_recipe_is_a_module(write, monkeypatch):
+    path = write(GOOD + FULL, "net_of_mine.py")
+    write("", "__init__.py")
+    monkeypatch.syspath_prepend(path.parent.parent)
+    recipe = load("my_net.net_of_mine")
+    assert (recipe.name, recipe.source) == ("net_of_mine", "my_net.net_of_mine")
+    assert recipe.train_data() == [1, 2]
+    assert recipe.preprocessing == Preprocessing(mean=(0.5,), std=(0.5,), resize=256, crop=224)
+    assert recipe.labels == ("cat", "dog")
+
+
+def test_files_beside_it_are_imported_relatively_and_read_again_when_edited(write):
+    write("from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n", "network.py")
+    path = write(GOOD.replace("def model():\n    return nn.Linear(4, 2)", "from .network import net as model"))
+    first = load(str(path))
+    assert first.model().out_features == 2
+    write("from torch import nn\n\ndef net():\n    return nn.Linear(4, 33)\n", "network.py")
+    second = load(str(path))
+    assert second.model().out_features == 33
+    assert second.sources_sha256 != first.sources_sha256
+    assert load(str(path)).sources_sha256 == second.sources_sha256
+
+
+def test_two_recipes_of_one_file_name_do_not_clash(tmp_path):
+    for i in (3, 5):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "net.py").write_text(f"width = {i}\n")
+        (tmp_path / str(i) / "recipe.py").write_text(
+            GOOD.replace("import torch\n", "import torch\nfrom .net import width\n").replace("2)", "width)")
+        )
+    recipes = [load(str(tmp_path / str(i))) for i in (3, 5)]
+    assert [r.model().out_features for r in recipes] == [3, 5]
+    assert "net" not in sys.modules
+
+
+def without(function):
+    return re.sub(rf"def {function}\(\):\n    return .*\n", "", GOOD)
+
+
+BROKEN = {
+    "no model": (without("model"), r"has no function model\(\); a recipe defines model\(\) and example_inputs\(\)"),
+    "no example": (without("example_inputs"), r"has no function example_inputs\(\)"),
+    "model no function": (GOOD + "model = 3\n", r"has no function model\(\)"),
+    "import": (
+        "import no_such_package_at_all\n" + GOOD,
+        r"cannot be imported \(No module named 'no_such_package_at_all'\); install what it needs",
+    ),
+    "relative": ("from .gone import Net\n" + GOOD, r"cannot be imported .*gone"),
+    "syntax": (GOOD + "def (:\n", "fails while it is imported: SyntaxError"),
+    "raises": ("raise ValueError('on my own')\n", "fails while it is imported: ValueError: on my own; mend the recipe"),
+    "exits": ("import sys\nsys.exit(3)\n", "fails while it is imported: SystemExit: 3; mend the recipe"),
+    "example raises": (GOOD.replace("(torch.zeros(1, 4),)", "1 / 0"), r"example_inputs\(\) fails: ZeroDivisionError: division by zero"),
+    "dynamic": (GOOD.replace("torch.zeros(1, 4),", "1, None"), r"example_inputs\(\) must return a tuple of tensors"),
+    "dynamic zero": (GOOD.replace("zeros(1, 4)", "zeros(0, 4)"), r"shape \(0, 4\); artifacts have static shapes, give every size"),
+    "no batch": (GOOD.replace("zeros(1, 4)", "tensor(1.0)"), r"shape \(\); artifacts have static shapes"),
+    "nothing": (GOOD.replace("(torch.zeros(1, 4),)", "()"), r"must return a tuple of tensors"),
+    "nan": (GOOD.replace("torch.zeros(1, 4)", "torch.full((1, 4), float('nan'))"), "an example input holds NaN or infinity"),
+    "preprocessing": (
+        GOOD + "def preprocessing():\n    return {'mean': 1}\n",
+        r"preprocessing\(\) returned dict; return edgecompress\.Preprocessing",
+    ),
+    "preprocessing raises": (GOOD + "def preprocessing():\n    return {}['mean']\n", r"preprocessing\(\) fails: KeyError: 'mean'"),
+    "labels none": (GOOD + "def labels():\n    return None\n", r"labels\(\) returned NoneType; return a list of class names"),
+    "labels text": (GOOD + "def labels():\n    return 'cat'\n", r"labels\(\) returned str; return a list of class names"),
+    "labels raise": (GOOD + "def labels():\n    return open('/gone')\n", r"labels\(\) fails: FileNotFoundError"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
+    text, message = BROKEN[name]
+    path = write(text)
+    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}:? .*{message}|{re.escape(str(path))}: {message}"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("gone.py", "gone.py: no such recipe; give a Python file, a folder with recipe.py, or a module name"),
+        ("gone/deep", "gone/deep: no such recipe"),
+        ("../gone", r"\.\./gone: no such recipe"),
+        ("", ": no such recipe"),
+        ("no_such_module_here", r"no_such_module_here: cannot be imported \(No module named 'no_such_module_here'\)"),
+        ("weights.safetensors", r"cannot be imported"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_refused(tmp_path, monkeypatch, target, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load(target)
+
+
+def test_a_folder_without_recipe_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no such recipe; give a Python file, a folder with recipe\.py"):
+        load(str(tmp_path))
+
+
+def test_example_inputs_are_copies_of_batch_one():
+    x = torch.ones(5, 3)
+    (kept,) = check_example([x], "net")
+    assert kept.shape == (1, 3)
+    kept.zero_()
+    assert float(x.sum()) == 15
+    assert check_example(x, "net")[0].shape == (1, 3)
+    assert check_example((torch.zeros(1, 2, dtype=torch.int64),), "net")[0].dtype == torch.int64
+
+
+def test_a_model_in_memory_is_never_touched():
+    net = nn.Linear(3, 2).train()
+    recipe = of_model(net, (torch.zeros(1, 3),), labels=("a", "b"))
+    assert (recipe.name, recipe.source, recipe.labels) == ("linear", "python", ("a", "b"))
+    copy = recipe.model()
+    assert torch.equal(copy.weight, net.weight)
+    nn.init.zeros_(copy.eval().weight)
+    assert net.training
+    assert bool((net.weight != 0).any())
+
+
+def test_data_in_memory_is_given_as_it_is():
+    data = [1, 2, 3]
+    recipe = of_model(nn.Linear(3, 2), (torch.zeros(1, 3),), train_data=data)
+    assert recipe.train_data() is data
+    assert recipe.eval_data is None
+
+
+SIZED = """
+import torch
+from torch import nn
+
+def model():
+    return nn.AdaptiveAvgPool2d(1)
+
+def example_inputs(resolution=32):
+    return (torch.zeros(1, 3, resolution, resolution),)
+
+def eval_data(resolution=32):
+    return [torch.ones(3, resolution, resolution)]
+"""
+
+
+def test_functions_that_take_a_resolution_are_called_with_it(write):
+    recipe = load(str(write(SIZED)))
+    smaller = at_resolution(recipe, 24)
+    assert [tuple(r.example_inputs[0].shape) for r in (recipe, smaller, at_resolution(smaller, 40))] == [
+        (1, 3, 32, 32),
+        (1, 3, 24, 24),
+        (1, 3, 40, 40),
+    ]
+    assert smaller.eval_data()[0].shape == (3, 24, 24)
+    assert (smaller.name, smaller.source, smaller.sources_sha256) == (recipe.name, recipe.source, recipe.sources_sha256)
+    assert at_resolution(recipe, 0) is recipe
+
+
+@pytest.mark.parametrize("kind", ["recipe", "memory"])
+def test_a_resolution_that_a_recipe_does_not_take_is_refused(write, kind):
+    recipe = load(str(write(GOOD))) if kind == "recipe" else of_model(nn.Linear(4, 2), (torch.zeros(1, 4),))
+    with pytest.raises(ConfigError, match=r"takes no resolution; let it take one"):
+        at_resolution(recipe, 24)

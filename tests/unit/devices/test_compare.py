@@ -1,0 +1,341 @@
+"""bench --compare: what an interval means, when a result is noisy, and what an unlike comparison gets."""
+
+import json
+import math
+import re
+
+import msgspec
+import numpy as np
+import pytest
+import report_records as records
+from support.runs import complaint
+
+from edgecompress.devices import open_device
+from edgecompress.devices.bench import bench
+from edgecompress.devices.cooling import cool_down
+from edgecompress.devices.runners.store import send
+from edgecompress.devices.statistics import mad, noise, ratio, repeats
+from edgecompress.errors import ConfigError, DeviceError
+from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
+from edgecompress.reporting.data import build
+from edgecompress.reporting.render import render
+from edgecompress.runs import keep_result
+
+QUIET = BenchmarkResult(
+    session="s",
+    artifact="a.tflite",
+    artifact_sha256="0",
+    size_bytes=1,
+    device=DeviceInfo(url="local://", serial="x", cores=4),
+    runner="r",
+    backend="b 1",
+    threads=1,
+    load_ms=1.0,
+    first_ms=1.0,
+    warmup_ms=(),
+    latency_ms=(1.0,) * 100,
+    peak_rss_bytes=1,
+    started_at="2026-01-01T00:00:00+00:00",
+    temperature_c=(40.0, 42.0),
+    load_average=(0.1, 0.5),
+    frequencies_mhz=((1800.0, 600.0), (600.0, 1800.0)),
+    governors=("schedutil", "schedutil"),
+    throttled=False,
+    busy_elsewhere=0.1,
+)
+
+
+def changed(**changes):
+    return msgspec.structs.replace(QUIET, **changes)
+
+
+def synthetic(generator, *, blocks=20, rounds=5, factor=1.0, second=1.0):
+    """Two files whose times share drift and disturbances, each loading with a luck of its own; which is timed `second` alternates."""
+    n = blocks * rounds
+    turns = np.resize((False, True, True, False), blocks)
+    shared = 1 + 0.2 * np.linspace(0, 1, n) + 0.3 * np.repeat(generator.random(blocks) < 0.3, rounds)
+    both = []
+    for scale, is_second in ((1.0, turns), (factor, ~turns)):
+        luck = np.repeat(generator.normal(1, 0.02, blocks), rounds)
+        values = scale * np.where(np.repeat(is_second, rounds), second, 1.0) * shared * luck * (1 + 0.02 * generator.exponential(size=n))
+        both.append(changed(latency_ms=tuple(values.tolist()), rounds=(rounds,) * blocks))
+    return both
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 1.05])
+def test_the_interval_holds_the_true_ratio_in_19_of_20_runs_under_drift_and_lucky_loadings(factor):
+    generator = np.random.default_rng(0)
+    found = [ratio(b, a) for a, b in (synthetic(generator, factor=factor) for _ in range(20))]
+    assert sum(interval.low <= factor <= interval.high for interval in found) >= 19
+    assert all(interval.high - interval.low < 0.3 * factor for interval in found)
+
+
+def test_a_real_difference_is_outside_the_interval():
+    a, b = synthetic(np.random.default_rng(1), factor=0.8)
+    interval = ratio(b, a)
+    assert interval.low <= interval.ratio <= interval.high < 1
+
+
+def bursts(generator, n):
+    """Slow stretches of any length among quick ones, as beside a process that works at times: each inference in one may be hit or not."""
+    slow, shown = np.zeros(n, bool), 0
+    while shown < n:
+        length = int(generator.integers(1, 120))
+        slow[shown : shown + length] = True
+        shown += length + 60
+    return slow
+
+
+def test_a_file_is_itself_in_99_of_100_runs_also_in_bursts_of_load_and_when_the_second_of_a_round_is_faster():
+    generator, held, runs = np.random.default_rng(2), 0, 300
+    for _ in range(runs):
+        a, b = synthetic(generator, rounds=10, second=0.99)
+        slow = bursts(generator, 400)
+        hit = np.where(slow & (generator.random(400) < 0.5), 1 + generator.exponential(0.5, 400), 1.0)
+        found = ratio(
+            changed(latency_ms=tuple(b.latency_ms * hit[1::2]), rounds=b.rounds),
+            changed(latency_ms=tuple(a.latency_ms * hit[::2]), rounds=a.rounds),
+        )
+        held += found.low <= 1 <= found.high
+    assert held >= 0.98 * runs
+
+
+@pytest.mark.parametrize(
+    ("rounds", "why"), [((100,), "loaded 1×"), ((25,) * 4, "loaded 4×"), ((), "does not tell its rounds"), ((7,), "does not tell")]
+)
+def test_too_few_loadings_have_a_ratio_without_an_interval(rounds, why):
+    found = ratio(changed(rounds=rounds), changed(rounds=rounds))
+    assert (found.ratio, found.low, found.high) == (1.0, None, None)
+    assert why in found.why
+
+
+def test_a_clock_that_is_too_coarse_is_said():
+    with pytest.raises(ConfigError, match="too coarse"):
+        ratio(QUIET, changed(latency_ms=(0.0,) * 100))
+
+
+@pytest.mark.parametrize("change", [{"cpu_mask": "f0"}, {"session": "t"}, {"threads": 2}, {"backend": "b 2"}], ids=str)
+def test_unlike_results_have_no_interval(change):
+    with pytest.raises(ConfigError, match="another"):
+        ratio(QUIET, changed(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"latency_ms": (1.0, 1.25) * 48}, "spread by 11%"),
+        ({"latency_ms": (*(1.0,) * 50, *(1.1,) * 50)}, r"drifted by \+10%"),
+        ({"busy_elsewhere": 1.5}, "others kept 1.5 of 4"),
+        ({"busy_elsewhere": None, "load_average": (3.0, 3.0)}, "load average 3.0 on 4"),
+        ({"temperature_c": (40.0, 55.0)}, "warmed from 40 to 55"),
+        ({"frequencies_mhz": ((1800.0,), (1200.0,))}, "from 1800 to 1200 MHz"),
+        ({"governors": ("performance", "powersave")}, "governor changed from performance to powersave"),
+        ({"throttled": True}, "throttled itself"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_disturbs_makes_a_result_noisy_and_is_named(change, why):
+    assert noise(QUIET) == ()
+    (found,) = noise(changed(**change))
+    assert re.search(why, found)
+
+
+def test_a_condition_nobody_told_is_no_noise():
+    unknown = {"temperature_c": (None, None), "load_average": (None, None), "busy_elsewhere": None, "throttled": None}
+    assert noise(changed(**unknown, frequencies_mhz=((), ()), governors=("", ""))) == ()
+
+
+def test_mad_is_the_median_distance_from_the_median():
+    assert mad((1.0, 2.0, 4.0, 100.0, 3.0)) == 1.0
+
+
+def test_repeated_runs_of_one_file_in_one_place_are_found_by_age():
+    other = {"session": "t", "started_at": "2025-01-01T00:00:00+00:00", "latency_ms": (2.0,)}
+    results = [QUIET, changed(**other), changed(**{**other, "session": "u", "threads": 2}), changed(artifact="b.tflite")]
+    assert repeats(results) == {"a.tflite on local://": (2.0, 1.0)}
+
+
+def test_compare_measures_each_loading_in_a_block_and_no_result_is_overwritten(edgecompress, tiny, tmp_path):
+    path = tiny / "tiny.tflite"
+    answer = edgecompress("bench", path, path, "--compare", "--repetitions", "60", "--warmup", "0.01", "--cpu-mask", "1", "--json")
+    assert answer.code == 0, answer.err
+    results = msgspec.json.decode(answer.out, type=list[BenchmarkResult])
+    assert [result.rounds for result in results] == [(3,) * 20] * 2
+    assert [len(result.latency_ms) for result in results] == [60, 60]
+    assert results[0].cpu_mask == "1"
+    assert len(results[0].runner_sha256) == 64
+    assert ratio(results[1], results[0]).blocks == 20
+    kept = [BenchmarkResult(**json.loads(file.read_bytes())).latency_ms for file in tmp_path.glob("results/*/*.json")]
+    assert sorted(map(tuple, kept)) == sorted(result.latency_ms for result in results)
+
+
+def test_the_table_shows_the_interval_and_the_noise(edgecompress, tiny):
+    path = tiny / "tiny.tflite"
+    answer = edgecompress("bench", path, path, "--compare", "--repetitions", "60", "--warmup", "0")
+    assert answer.code == 0, answer.err
+    assert "99% interval" in answer.out
+    assert answer.out.count("[") == 1
+    assert ("noisy" in answer.out) == ("noisy: " in answer.err)
+
+
+def test_results_of_one_name_stand_side_by_side(tmp_path):
+    paths = {keep_result(tmp_path, QUIET) for _ in range(3)}
+    assert len(paths) == 3
+    assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["tiny.tflite", "--compare"], "at least two of one format"),
+        (["tiny.tflite", "tiny.ptl", "--compare"], "at least two of one format"),
+        (["tiny.tflite", "--cpu-mask", "0"], "not a hexadecimal number above 0"),
+        (["tiny.tflite", "--cpu-mask", "cpu1"], "not a hexadecimal number above 0"),
+        (["tiny.tflite", "--cpu-mask", "8000000000000001"], "are not there"),
+        (["tiny.tflite", "--warmup", "-1"], "at least 0 s"),
+        (["tiny.tflite", "--warmup", "nan"], "at least 0 s"),
+        (["tiny.tflite", "--cooldown-c", "0"], "above 0 and below 150"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be_met_are_refused(edgecompress, tiny, options, said, monkeypatch):
+    names = [tiny / word if word.startswith("tiny") else word for word in options]
+    answer = edgecompress("bench", *names)
+    assert answer.code == 2
+    assert said in complaint(answer)
+
+
+class Warm:
+    """A device of which only the temperature matters: it cools down by a degree each time it is asked."""
+
+    url = "adb://warm"
+
+    def __init__(self, *temperatures):
+        self.temperatures = iter(temperatures)
+
+    def info(self):
+        return DeviceInfo(url=self.url, serial="warm", temperature_c=next(self.temperatures))
+
+
+def test_a_warm_device_is_waited_for_with_a_bar():
+    seen = []
+
+    def track(iterable, description, total=None):
+        for item in iterable:
+            seen.append((description, total))
+            yield item
+
+    assert cool_down(Warm(40.0, 39.0, 38.0, 37.0), 37.0, step_s=0.001, limit_s=1, track=track) == ""
+    assert seen == [("cooling adb://warm from 40 to 37 °C", 1000)] * 3
+
+
+def test_a_cool_device_is_not_waited_for():
+    assert cool_down(Warm(36.0), 37.0) == ""
+
+
+def test_a_device_without_a_sensor_gets_a_note():
+    assert "no temperature" in cool_down(Warm(None), 37.0)
+
+
+def test_a_device_that_stays_warm_is_given_up():
+    with pytest.raises(DeviceError, match=r"still at 50 °C after 0.01 s"):
+        cool_down(Warm(*[50.0] * 1000), 37.0, step_s=0.001, limit_s=0.01)
+
+
+def test_torch_tells_times_per_op_and_tflite_says_why_not(tiny):
+    torch, tflite = bench([tiny / "tiny.ptl", tiny / "tiny.tflite"], repetitions=3, warmup_s=0.0, profile=True)
+    assert all(isinstance(op, OpTime) and op.ms > 0 and math.isfinite(op.calls) for op in torch.profile)
+    assert any("conv" in op.name for op in torch.profile)
+    assert tflite.profile == ()
+    assert any("no times per op" in note for note in tflite.notes)
+
+
+@pytest.fixture(params=["adb", "ssh"])
+def remote(request, tmp_path):
+    url = request.getfixturevalue("adb_end")().url if request.param == "adb" else request.getfixturevalue("ssh_server").url
+    with open_device(url) as device:
+        if request.param == "ssh":
+            (tmp_path / "base").mkdir()
+            device.base = type(device.base)(tmp_path / "base")
+        yield device
+
+
+def store_of(device):
+    return str(device.base / f".edgecompress-{device.run(['id', '-u'], timeout_s=10).stdout.strip()}")
+
+
+def send_to(device, path, n, keep=("file",)):
+    work = device.base / f"edgecompress-test{n}"
+    found = send(device, work, {"file": path}, keep=keep)
+    assert device.run(["cmp", str(work / "file"), str(path)], timeout_s=10).returncode == 0
+    device.run(["rm", "-rf", str(work)], timeout_s=10)
+    return found
+
+
+def test_an_unchanged_file_is_sent_once_a_changed_or_damaged_one_again(remote, tmp_path):
+    path = tmp_path / "sent"
+    path.write_bytes(b"a" * 1000)
+    assert send_to(remote, path, 1).pushed_bytes == 1000
+    assert send_to(remote, path, 2).pushed_bytes == 0
+    path.write_bytes(b"b" * 1000)
+    assert send_to(remote, path, 3).pushed_bytes == 1000
+    (name, *_) = remote.run(["ls", "-t", store_of(remote)], timeout_s=10).stdout.split()
+    remote.run(["sh", "-c", 'echo damaged >"$0"', f"{store_of(remote)}/{name}"], timeout_s=10)
+    assert send_to(remote, path, 4).pushed_bytes == 1000
+
+
+def test_what_is_not_to_be_kept_is_not(remote, tmp_path):
+    path = tmp_path / "inputs"
+    path.write_bytes(b"private")
+    for n in range(2):
+        assert send_to(remote, path, n, keep=()).pushed_bytes == 7
+    assert remote.run(["ls", store_of(remote)], timeout_s=10).stdout == ""
+
+
+def test_the_store_is_private_and_a_link_in_its_place_is_not_followed(remote, tmp_path):
+    path = tmp_path / "sent"
+    path.write_bytes(b"a" * 10)
+    send_to(remote, path, 1)
+    assert remote.run(["stat", "-c", "%a", store_of(remote)], timeout_s=10).stdout.strip() == "700"
+    elsewhere = str(remote.base / "elsewhere")
+    script = 'rm -rf "$0" && mkdir "$1" && ln -s "$1" "$0"'
+    assert remote.run(["sh", "-c", script, store_of(remote), elsewhere], timeout_s=10).returncode == 0
+    for n in (2, 3):
+        assert send_to(remote, path, n).pushed_bytes == 10
+    assert remote.run(["ls", elsewhere], timeout_s=10).stdout == ""
+
+
+def reported(*results):
+    artifacts = tuple(
+        records.artifact(f"{name}.tflite", sha256=digest) for name, digest in (("resnet20-dense-fp32", "0"), ("resnet20-fp32", "1"))
+    )
+    return build(run="r", created_at="", version="0", artifacts=artifacts, results=results)
+
+
+def test_the_report_shows_intervals_noise_conditions_and_the_spread_of_sessions():
+    base, fast = synthetic(np.random.default_rng(2), factor=0.5)
+    base = msgspec.structs.replace(base, artifact="resnet20-dense-fp32.tflite", noisy=("times drifted",))
+    fast = msgspec.structs.replace(fast, artifact="resnet20-fp32.tflite", artifact_sha256="1")
+    later = msgspec.structs.replace(base, session="t", started_at="2025-12-31", latency_ms=(5.0,), rounds=(1,))
+    made = reported(base, fast, later)
+    rows = {row.artifact: row for row in made.groups[0].rows}
+    low, high = rows["resnet20-fp32.tflite"].speed_interval
+    assert low <= 2 <= high
+    assert low <= rows["resnet20-fp32.tflite"].speed_up <= high
+    assert rows["resnet20-dense-fp32.tflite"].latency.noisy == ("times drifted",)
+    entries = dict(entry for part in made.conditions for entry in part.entries)
+    assert entries["Noise"] == "times drifted"
+    assert entries["Fastest processor before → after"] == "1800 → 1800 MHz"
+    assert (entries["Throttled"], entries["Loadings of each file"]) == ("no", "20")
+    assert any("2 sessions" in note.text for note in made.notes)
+    page = render(made)
+    assert f"{low:.2f}–{high:.2f}×" in page
+    assert ", noisy" in page
+
+
+def test_the_report_makes_no_ratio_of_runs_on_other_processors():
+    base = msgspec.structs.replace(QUIET, artifact="resnet20-dense-fp32.tflite")
+    fast = msgspec.structs.replace(QUIET, artifact="resnet20-fp32.tflite", artifact_sha256="1", cpu_mask="f0")
+    rows = {row.artifact: row for group in reported(base, fast).groups for row in group.rows}
+    assert rows["resnet20-fp32.tflite"].speed_up is None
+    assert "on other processors" in rows["resnet20-fp32.tflite"].speed_reason

@@ -1,0 +1,268 @@
+"""Canonical polyadic decompositions: sweeps, sensitivity, error-preserving correction, border rank."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import tensorly
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecompress.factorizations.tensors import cp, epc
+from edgecompress.factorizations.tensors.sensitivity import balanced, cost_of, orthogonal, sensitivity, total_norm
+
+few = settings(max_examples=10, deadline=None, derandomize=True)
+shapes = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(1, 3), st.integers(2, 3))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def smooth(out=12, inside=10, size=3, seed=0):
+    """A kernel whose singular values fall in every axis, as those of a trained layer do."""
+
+    def falling(n, i):
+        q, _ = torch.linalg.qr(normal(n, n, seed=seed + i))
+        return q * torch.arange(1, n + 1, dtype=torch.float64) ** -0.8
+
+    x = normal(out, inside, size * size, seed=seed)
+    return torch.einsum("tsa,ut,vs,ba->uvb", x, falling(out, 1), falling(inside, 2), falling(size * size, 3)).reshape(
+        out, inside, size, size
+    )
+
+
+def border():
+    """a∘a∘b + a∘b∘a + b∘a∘a: of rank 3, and the limit of tensors of rank 2."""
+    a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    x = sum(torch.einsum("t,s,k->tsk", *vectors) for vectors in ((a, a, b), (a, b, a), (b, a, a)))
+    return x.reshape(2, 2, 2, 1)
+
+
+def relative_error(k, factors):
+    return float(torch.linalg.vector_norm(k.flatten(2) - cp.composed(factors).flatten(2)) / torch.linalg.vector_norm(k))
+
+
+@pytest.fixture(scope="module")
+def started():
+    """A kernel, and what plain ALS makes of it."""
+    k = smooth()
+    kernel = cp.kernel_of(k)
+    return k, kernel, cp.als(kernel, 16, sweeps=100)
+
+
+# ---- sweeps
+
+
+@few
+@given(shape=shapes, rank=st.integers(1, 5), separable=st.booleans(), seed=st.integers(0, 9))
+def test_a_sweep_hands_out_the_matricized_products_and_the_error(shape, rank, separable, seed):
+    k = normal(*shape, seed=seed)
+    kernel = cp.kernel_of(k, separable=separable)
+    start = cp.random(kernel.shape, rank, seed)
+    seen = []
+
+    def update(factors, mode, normal, product):
+        x = kernel.x.reshape(kernel.shape)
+        others = [f for i, f in enumerate(factors) if i != mode]
+        unfolded = x.movedim(mode, 0).flatten(1)
+        rows = cp.khatri_rao(others)
+        torch.testing.assert_close(product, unfolded @ rows, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(normal, rows.T @ rows, rtol=1e-10, atol=1e-10)
+        seen.append(mode)
+        return cp.least_squares(factors, mode, normal, product)
+
+    factors, square = cp.sweep(kernel, start, update)
+    assert set(seen) == set(range(len(kernel.shape)))
+    assert math.sqrt(square / kernel.square) == pytest.approx(relative_error(k, factors), abs=1e-7)
+
+
+def test_plain_sweeps_are_those_of_tensorly():
+    k = normal(5, 4, 3, 1)
+    kernel = cp.kernel_of(k)
+    start = cp.random(kernel.shape, 3, 0)
+    order = []
+
+    def update(factors, mode, normal, product):
+        order.append(mode)
+        return cp.least_squares(factors, mode, normal, product)
+
+    ours, _ = cp.sweep(kernel, start, update)
+    theirs = [f.numpy().copy() for f in start]
+    x = kernel.x.numpy()
+    for mode in order:
+        gram = math.prod(f.T @ f for i, f in enumerate(theirs) if i != mode)
+        product = tensorly.tenalg.unfolding_dot_khatri_rao(x, (None, theirs), mode)
+        theirs[mode] = tensorly.solve(gram.T, product.T).T
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, torch.from_numpy(b), rtol=1e-8, atol=1e-8)
+
+
+def test_als_never_returns_worse_than_an_earlier_stop():
+    kernel = cp.kernel_of(smooth())
+    errors = [cp.als(kernel, 9, sweeps=n, tolerance=0).error for n in (5, 10, 20, 40, 80)]
+    assert all(later <= earlier for earlier, later in pairwise(errors))
+
+
+def test_extrapolation_reaches_the_error_of_plain_sweeps_in_fewer():
+    k = smooth(24, 20)
+    kernel = cp.kernel_of(k)
+    factors = cp.random(kernel.shape, 24, 0)
+    for _ in range(100):
+        factors, square = cp.sweep(kernel, factors, cp.least_squares)
+    run = cp.als(kernel, 24, sweeps=100, tolerance=0, until=math.sqrt(square / kernel.square))
+    assert run.sweeps < 60
+
+
+def test_several_starts_are_no_worse_than_the_best_of_them_after_its_trial():
+    kernel = cp.kernel_of(smooth())
+    alone = [cp.als(kernel, 6, seed=seed, sweeps=cp.TRIAL).error for seed in range(4)]
+    assert cp.als(kernel, 6, starts=4, sweeps=cp.TRIAL).error == min(alone)
+
+
+@few
+@given(shape=shapes, separable=st.booleans(), seed=st.integers(0, 9))
+def test_the_closed_form_is_exact(shape, separable, seed):
+    k = normal(*shape, seed=seed)
+    kernel = cp.kernel_of(k, separable=separable)
+    for extra in (0, 2):
+        rank = cp.exact_rank(kernel.shape) + extra
+        factors = balanced(cp.exact(kernel, rank))
+        assert all(f.shape == (n, rank) for f, n in zip(factors, kernel.shape, strict=True))
+        assert relative_error(k, factors) < 1e-14
+
+
+def test_a_kernel_of_exact_rank_is_found_again():
+    factors = cp.random((9, 8, 7), 3, 1)
+    k = cp.composed(factors)
+    run = cp.als(cp.kernel_of(k), 3, starts=3, sweeps=500, tolerance=0)
+    assert run.converged
+    assert relative_error(k, run.factors) < 1e-6
+
+
+# ---- sensitivity
+
+
+@pytest.mark.parametrize("shape", [(9, 6, 8), (3, 3, 5, 7)])
+def test_sensitivity_is_what_noise_does(shape):
+    factors = cp.random(shape, 12, 0)
+    exact, sigma = cp.composed(factors), 1e-5
+    generator = torch.Generator().manual_seed(1)
+    total = 0.0
+    for _ in range(2000):
+        moved = [f + sigma * torch.randn(f.shape, generator=generator, dtype=f.dtype) for f in factors]
+        total += float((cp.composed(moved) - exact).square().sum())
+    assert total / 2000 / sigma**2 == pytest.approx(sensitivity(factors), rel=0.02)
+
+
+@few
+@given(rank=st.integers(1, 6), seed=st.integers(0, 99), order=st.integers(3, 5))
+def test_balancing_keeps_the_tensor_and_is_the_least_sensitive_scaling(rank, seed, order):
+    shape = (3, 2, 4, 5, 6)[-order:]
+    factors = cp.random(shape, rank, seed)
+    made = balanced(factors)
+    torch.testing.assert_close(cp.composed(made), cp.composed(factors), rtol=1e-12, atol=1e-12)
+    norms = math.prod(f.norm(dim=0) for f in factors)
+    closed = order * math.prod(shape) ** (1 / order) * float((norms ** (2 * (order - 1) / order)).sum())
+    assert sensitivity(made) == pytest.approx(closed, rel=1e-9)
+    for other in range(5):
+        scale = 1 + 0.1 * normal(rank, seed=other)
+        assert sensitivity([made[0] * scale, made[1] / scale, *made[2:]]) >= sensitivity(made)
+
+
+def test_orthogonal_components_of_equal_norm_have_the_reference_sensitivity():
+    unit = [torch.eye(n, 4, dtype=torch.float64) for n in (5, 6, 7)]
+    factors = balanced([3 * unit[0], *unit[1:]])
+    assert sensitivity(factors) == pytest.approx(orthogonal((5, 6, 7), 4, total_norm(factors)), rel=1e-12)
+    assert total_norm(factors) == pytest.approx(4 * 9)
+
+
+def test_a_dead_component_does_not_break_balancing():
+    factors = cp.random((3, 4, 5), 3, 0)
+    factors[1][:, 1] = 0
+    made = balanced(factors)
+    assert all(bool(f.isfinite().all()) for f in made)
+    torch.testing.assert_close(cp.composed(made), cp.composed(factors))
+
+
+# ---- correction
+
+
+@pytest.mark.parametrize("cost", ["sensitivity", "norm"])
+@pytest.mark.parametrize("slack", [1.0, 1.01, 1.2])
+def test_correction_stays_within_the_error_and_never_raises_its_cost(started, cost, slack):
+    k, kernel, run = started
+    costs = [cost_of(balanced(run.factors), cost)]
+    for sweeps in range(1, 12):
+        made = epc.correct(kernel, run.factors, bound=slack * run.error, cost=cost, sweeps=sweeps, tolerance=0)
+        assert relative_error(k, made.factors) <= slack * run.error * (1 + 1e-6)
+        costs.append(cost_of(made.factors, cost))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(costs))
+    assert costs[-1] < (0.995 if slack == 1 else 0.9) * costs[0]
+    assert total_norm(made.factors) <= total_norm(run.factors)
+
+
+def test_correction_at_no_error_leaves_separated_components_alone():
+    factors = balanced([torch.linalg.qr(normal(n, 3, seed=n)).Q for n in (6, 5, 7)])
+    k = cp.composed(factors)
+    made = epc.correct(cp.kernel_of(k), factors, bound=1e-9, sweeps=5)
+    torch.testing.assert_close(cp.composed(made.factors), k, rtol=1e-6, atol=1e-6)
+    assert sensitivity(made.factors) == pytest.approx(sensitivity(factors), rel=1e-6)
+
+
+def test_without_a_penalty_the_ridge_is_the_als_update():
+    factors = cp.random((9, 6, 8), 5, 0)
+    product = normal(9, 5)
+    gram = (factors[1].T @ factors[1]) * (factors[2].T @ factors[2])
+    torch.testing.assert_close(cp.ridge(gram, product, 1e-12), cp.least_squares(factors, 0, gram, product), rtol=1e-8, atol=1e-8)
+
+
+def test_bounded_sensitivity_is_kept_and_the_error_never_rises(started):
+    k, kernel, run = started
+    limit = orthogonal(kernel.shape, 16, kernel.square)
+    errors = []
+    for sweeps in range(1, 12):
+        made = epc.bounded(kernel, run.factors, limit=limit, sweeps=sweeps, tolerance=0)
+        assert sensitivity(made.factors) <= limit * (1 + 1e-6)
+        errors.append(relative_error(k, made.factors))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
+
+
+def test_order_and_scale_of_the_components_do_not_matter(started):
+    _, kernel, run = started
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    scale = 1 + normal(16).abs()
+    shuffled = [f[:, order] for f in (run.factors[0] * scale, run.factors[1] / scale, run.factors[2])]
+    ours, theirs = (epc.correct(kernel, f, bound=1.01 * run.error, sweeps=10, tolerance=0) for f in (run.factors, shuffled))
+    assert sensitivity(ours.factors) == pytest.approx(sensitivity(theirs.factors), rel=1e-3)
+
+
+def test_the_approach_is_less_sensitive_than_a_correction_of_als(started):
+    k, kernel, run = started
+    corrected = epc.correct(kernel, run.factors, bound=1.01 * run.error, sweeps=50)
+    made = epc.stable(kernel, 16, stability=math.inf)
+    assert relative_error(k, made.factors) <= 1.01 * cp.als(kernel, 16, starts=3, sweeps=100).error * (1 + 1e-6)
+    assert sensitivity(made.factors) < sensitivity(corrected.factors) < sensitivity(balanced(run.factors))
+
+
+# ---- border rank
+
+
+def test_on_a_tensor_of_border_rank_als_diverges_and_the_stable_form_stays_bounded():
+    k = border()
+    kernel = cp.kernel_of(k)
+    norms, errors = [], []
+    factors = cp.random(kernel.shape, 2, 0)
+    for sweep in range(1, 5001):
+        factors, square = cp.sweep(kernel, factors, cp.least_squares)
+        factors = cp.evened(factors)
+        if sweep in (200, 1000, 5000):
+            norms.append(total_norm(factors) / kernel.square)
+            errors.append(math.sqrt(square / kernel.square))
+    assert errors[0] > errors[1] > errors[2]  # the error has no minimum,
+    assert norms[2] > 2 * norms[1] > 4 * norms[0]  # because components grow without bound and cancel
+    made = epc.stable(kernel, 2, sweeps=2000)
+    assert sensitivity(made.factors) <= 1.5 * orthogonal(kernel.shape, 2, kernel.square) * (1 + 1e-6)
+    assert total_norm(made.factors) <= 5 * kernel.square
+    assert made.error > errors[2]

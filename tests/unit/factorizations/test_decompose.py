@@ -1,0 +1,150 @@
+"""Laws of decompose."""
+
+import copy
+
+import msgspec
+import pytest
+import torch
+from support.networks import Net
+from torch import nn
+
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.factorizations import fitting
+from edgecompress.factorizations.decompose import decompose
+from edgecompress.network.analyze import analyze
+from edgecompress.network.surgery import is_decomposed, replace
+from edgecompress.network.weights import fingerprint
+from edgecompress.planning.plan import plan
+
+IMAGE = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def made(net):
+    return plan(net, analyze(net, (IMAGE[:1],), measure=False), macs_ratio=0.5, rank_multiple=4)
+
+
+@pytest.fixture
+def svds(net):
+    """A plan of methods that can read inputs."""
+    chosen = {"body": ("channel_svd", (6,)), "mix": ("svd", (5,)), "head": ("svd", (3,))}
+    return plan(net, analyze(net, (IMAGE[:1],), measure=False), macs_ratio=1.0, layers=chosen)
+
+
+def test_the_original_is_left_alone(net, made):
+    before, y = fingerprint(net), net(IMAGE)
+    compact, _ = decompose(net, made)
+    with torch.no_grad():
+        for p in compact.parameters():
+            p.zero_()
+    assert fingerprint(net) == before
+    assert torch.equal(net(IMAGE), y)
+    assert is_decomposed(compact)
+    assert not is_decomposed(net)
+
+
+def test_what_was_measured_is_what_was_planned(net, made):
+    compact, result = decompose(net, made)
+    assert result.relative_errors == pytest.approx({p.layer: p.relative_error for p in made.layers})
+    assert result.mean_relative_error == pytest.approx(sum(p.relative_error for p in made.layers) / len(made.layers))
+    after = analyze(compact, (IMAGE[:1],), measure=False)
+    assert (result.params, result.macs) == (made.params, made.macs) == (after.params, after.macs)
+
+
+def test_a_saved_state_loads_into_the_unfitted_form_bit_for_bit(net, made):
+    fitted, _ = decompose(net, made)
+    empty, result = decompose(net, made, fit=False)
+    empty.load_state_dict(fitted.state_dict(), strict=True)
+    assert torch.equal(empty.eval()(IMAGE), fitted.eval()(IMAGE))
+    assert result.relative_errors == {p.layer: p.relative_error for p in made.layers}
+
+
+def test_an_empty_plan_gives_an_equal_copy(net, made):
+    empty = msgspec.structs.replace(made, layers=())
+    compact, result = decompose(net, empty)
+    assert compact is not net
+    assert torch.equal(compact(IMAGE), net(IMAGE))
+    assert (result.relative_errors, result.mean_relative_error) == ({}, 0.0)
+
+
+def test_a_plan_that_names_a_tied_layer_is_refused_with_the_name_of_the_other(net, svds):
+    net.again = nn.Conv2d(32, 32, 1)
+    net.again.weight = net.mix.weight
+    with pytest.raises(UnsupportedError, match=r"^mix: its weight is shared with again; leave it dense or give each its own$"):
+        decompose(net, svds)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_given_inputs_it_loses_less_of_each_output_on_them_and_leaves_the_model_alone(net, svds, training):
+    inputs = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    reader, seen = copy.deepcopy(net), {}
+    for step in svds.layers:
+        reader.get_submodule(step.layer).register_forward_hook(lambda m, args, y, name=step.layer: seen.update({name: (args[0], y)}))
+    reader(inputs)
+    before = fingerprint(net.train(training))
+    (aware, read), (plain, unread) = (decompose(net, svds, inputs=x) for x in ((inputs,), None))
+    assert fingerprint(net) == before
+    assert all(m.training is training for m in net.modules())
+    assert len(seen) == 3
+    for name, (x, y) in seen.items():
+        lost = [float((form.get_submodule(name)(x) - y).square().sum()) for form in (aware, plain)]
+        assert lost[0] < lost[1]
+        assert read.relative_errors[name] > unread.relative_errors[name]  # of the weight, which is not what it minimised
+
+
+def test_inputs_do_not_matter_to_a_method_that_does_not_read_them(net, made):
+    assert {p.method for p in made.layers} == {"tucker2"}
+    with_inputs, without = (decompose(net, made, inputs=x)[0].state_dict() for x in ((IMAGE,), None))
+    torch.testing.assert_close(with_inputs, without, rtol=0, atol=0)
+
+
+def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net, svds, monkeypatch):
+    monkeypatch.setattr(fitting, "WIDEST", 8 * 128**2 - 1)
+    model, result = decompose(net, svds, inputs=(IMAGE,))
+    wide = [f"{name}: second moments of its input would take 0.0 GB, so it was fitted to its weight" for name in ("body", "head")]
+    assert result.notes == tuple(wide)
+    plain = decompose(net, svds)[0].state_dict()
+    assert {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, plain[k])} == {"mix"}
+
+
+def test_layers_whose_moments_do_not_fit_together_are_read_one_after_the_other(net, svds, monkeypatch):
+    together = decompose(net, svds, inputs=(IMAGE,))
+    monkeypatch.setattr(fitting, "MOMENTS_BYTES", 1)
+    apart = decompose(net, svds, inputs=(IMAGE,))
+    assert apart[1] == together[1]
+    torch.testing.assert_close(apart[0].state_dict(), together[0].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"layer": "gone"}, ConfigError, "gone: the plan names it, the model has no such layer; plan again"),
+        ({"layer": "body.deeper"}, ConfigError, "body.deeper: the plan names it"),
+        ({"layer": "bn1"}, UnsupportedError, "bn1: BatchNorm2d"),
+        ({"method": "cp"}, ConfigError, "unknown method 'cp'"),
+        ({"rank": (999, 1)}, ConfigError, r"rank \(999, 1\)"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused(net, made, change, kind, message):
+    step = next(p for p in made.layers if p.layer == "body")
+    wrong = msgspec.structs.replace(made, layers=(msgspec.structs.replace(step, **change),))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(kind, match=message):
+        decompose(net, wrong)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+def test_replace_works_at_every_depth():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 3))}))
+    new = nn.Linear(2, 4)
+    before = replace(model, "1.a.0", new)
+    assert before.out_features == 3
+    assert model.get_submodule("1.a.0") is new
+    assert replace(model, "0", nn.Identity()).out_features == 2

@@ -1,0 +1,217 @@
+"""Laws of the cache of factors: nothing is fitted twice, and nothing in it is believed that was not put there."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from support.factor_jobs import assert_same, entries, some_jobs
+from torch import nn
+
+from edgecompress.factorizations import Moments, cache, factorize, options_of, parallel, svd
+from edgecompress.factorizations.parallel import Job, factorize_all, measure_all
+from edgecompress.network.surgery import replace
+
+
+def key(layer, method="svd", rank=(2,), options=None, moments=None):
+    return cache.key_of(layer, method, rank, msgspec.structs.asdict(options_of(method, options)), moments)
+
+
+def test_a_second_call_fits_nothing(everything_is_kept, tmp_path, monkeypatch):
+    jobs = some_jobs()[:1]
+    first = factorize_all(jobs, cache=tmp_path)
+    monkeypatch.setattr(svd, "fit", lambda *_: pytest.fail("was fitted again"))
+    renamed = [jobs[0]._replace(name="another")]
+    assert_same(factorize_all(renamed, cache=tmp_path), first)
+    assert measure_all(renamed, cache=tmp_path) == [first[0][1:]]
+
+
+def test_all_that_a_fit_depends_on_is_in_the_key_and_nothing_else():
+    def conv(seed=0, bias=True, **other):
+        torch.manual_seed(seed)
+        return nn.Conv2d(*(4, 6, 3), bias=bias, **other)
+
+    eye = Moments(torch.eye(36, dtype=torch.float64)[None], torch.zeros(1, 36, dtype=torch.float64))
+    torch.manual_seed(0)
+    other_bias = conv()
+    with torch.no_grad():
+        other_bias.bias.add_(1)
+    keys = [
+        key(conv()),
+        key(conv(seed=1)),
+        key(conv(bias=False)),
+        key(other_bias),
+        key(conv().double()),
+        *(key(conv(**{name: 2})) for name in ("stride", "padding", "dilation", "groups")),
+        key(conv(padding=2, padding_mode="reflect")),
+        key(conv(), "channel_svd"),
+        key(conv(), "channel_svd", moments=eye),
+        key(conv(), "channel_svd", moments=eye._replace(mean=eye.mean + 1)),
+        key(conv(), rank=(3,)),
+        key(conv(), "cp3"),
+        key(conv(), "cp3", options={"seed": 1}),
+        key(nn.ConvTranspose2d(4, 6, 3)),
+    ]
+    assert len(set(keys)) == len(keys)
+    hooked = conv().eval()
+    hooked.register_forward_hook(lambda *_: None)
+    assert key(hooked) == key(conv()) == key(conv().to(memory_format=torch.channels_last))
+    assert key(conv(), "cp3", options={"seed": 0}) == key(conv(), "cp3")
+
+
+@pytest.mark.parametrize(
+    ("quick", "slow", "call", "files", "tensors"),
+    [
+        (1e9, 1e9, factorize_all, 0, 0),
+        (1e9, 1e9, measure_all, 0, 0),
+        (-1.0, 1e9, factorize_all, 1, 3),
+        (-1.0, 1e9, measure_all, 1, 0),
+        (-1.0, -1.0, measure_all, 1, 3),
+    ],
+)
+def test_quick_fits_are_not_kept_and_factors_only_if_they_were_asked_for_or_slow(quick, slow, call, files, tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "QUICK_S", quick)
+    monkeypatch.setattr(parallel, "SLOW_S", slow)
+    jobs = some_jobs()[:1]
+    call(jobs, cache=tmp_path)
+    found = entries(tmp_path)
+    assert (len(found), sum(len(load_file(path)) for path in found)) == (files, tensors)
+    assert_same(factorize_all(jobs, cache=tmp_path), factorize_all(jobs, cache=""))
+    assert measure_all(jobs, cache=tmp_path) == measure_all(jobs, cache="")
+
+
+def test_a_quick_fit_whose_error_takes_long_is_kept(tmp_path, monkeypatch):
+    waited = 0.5  # far above what this fit takes, also on a busy machine
+
+    def slowly(*arguments):
+        time.sleep(waited)
+        return errors(*arguments)
+
+    errors = parallel.errors
+    monkeypatch.setattr(parallel, "errors", slowly)
+    monkeypatch.setattr(parallel, "QUICK_S", waited)
+    jobs = some_jobs()[:1]
+    made = measure_all(jobs, cache=tmp_path)
+    monkeypatch.setattr(parallel, "errors", lambda *_: pytest.fail("was measured again"))
+    assert measure_all(jobs, cache=tmp_path) == made
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_damaged_entry_is_never_believed(data):
+    layer, where = some_jobs()[0].layer, Path(os.environ["EDGECOMPRESS_CACHE"]) / "damaged"
+    compact = factorize(layer, "svd", (2,))
+    known, fit = key(layer), cache.Fit(0.25, 0.25, "a note")
+    cache.store(where, known, fit, compact)
+    (path,) = entries(where)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    broken = data.draw(
+        st.sampled_from([whole[:cut], whole[:cut] + bytes([whole[cut] ^ data.draw(st.integers(1, 255))]) + whole[cut + 1 :]])
+    )
+    path.write_bytes(broken)
+    empty = factorize(layer, "svd", (2,), fit=False)
+    found = cache.load(where, known)
+    assert found in (None, fit)
+    if found is not None and cache.fill(where, known, empty):
+        torch.testing.assert_close(empty.state_dict(), compact.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["empty", "foreign", "renamed", "another-shape", "folder-of-files"])
+def test_an_entry_that_is_none_is_a_miss_and_written_anew(damage, everything_is_kept, tmp_path):
+    job = some_jobs()[0]
+    wanted = factorize_all([job], cache=tmp_path)
+    (path,) = entries(tmp_path)
+    good = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not the mapped file, it is about to change
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "foreign":
+        save_file({"weight": torch.zeros(3)}, path, {"relative_error": "0.0", "note": "", "factors": "", "seal": ""})
+    elif damage == "renamed":
+        factorize_all([job._replace(rank=(3,))], cache=tmp_path)
+        (other,) = (p for p in entries(tmp_path) if p != path)
+        other.replace(path)
+    elif damage == "another-shape":
+        folder = tmp_path / "factorizations"
+        cache.store(folder, path.stem, cache.Fit(wanted[0].relative_error, wanted[0].relative_error, ""), factorize(job.layer, "svd", (3,)))
+    else:
+        path.write_bytes(b"\xff" * 100_000)
+    assert_same(factorize_all([job], cache=tmp_path), wanted)
+    torch.testing.assert_close(load_file(path), good, rtol=0, atol=0)
+    assert cache.load(tmp_path / "factorizations", path.stem) == wanted[0][1:]
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_an_empty_name_means_no_cache(how, everything_is_kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", "" if how == "environment" else str(tmp_path / "environment"))
+    factorize_all(some_jobs()[:1], cache="" if how == "argument" else None)
+    assert entries(tmp_path) == []
+
+
+def test_the_cache_is_where_the_environment_says_and_by_default_where_this_user_keeps_caches(everything_is_kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
+    factorize_all(some_jobs()[:1])
+    assert len(entries(tmp_path / "factorizations")) == 1
+    monkeypatch.delenv("EDGECOMPRESS_CACHE")
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "user" / name)
+    assert cache.folder_of(None) == tmp_path / "user" / "edgecompress" / "factorizations"
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(everything_is_kept, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    jobs = some_jobs()
+    assert_same(factorize_all(jobs, cache=tmp_path / "file"), factorize_all(jobs, cache=""))
+
+
+def test_the_oldest_go_first_when_the_cache_is_full_and_what_is_used_is_not_old(tmp_path):
+    for i in range(10):
+        cache.store(tmp_path, f"{i:064}", cache.Fit(i / 10, i / 10, ""), None)
+        os.utime(cache._path(tmp_path, f"{i:064}"), ns=(i, i))
+    cache.load(tmp_path, f"{0:064}")
+    size = sum(path.stat().st_size + cache.ENTRY_BYTES for path in entries(tmp_path))
+    cache.trim(tmp_path, size)
+    assert len(entries(tmp_path)) == 10
+    cache.trim(tmp_path, size // 2)
+    left = [int(path.stem) for path in entries(tmp_path)]
+    assert left == [0, 7, 8, 9]  # 10 × 0.9 / 2, rounded down
+
+
+def test_many_at_once_write_and_read_and_trim_one_cache_without_harm(tmp_path):
+    layer = some_jobs()[0].layer
+    forms = {key(layer, rank=(r,)): factorize(layer, "svd", (r,)) for r in (2, 3, 4)}
+    empty = {name: factorize(layer, "svd", (r,), fit=False) for name, r in zip(forms, (2, 3, 4), strict=True)}
+
+    def work(i):
+        name = list(forms)[i % 3]
+        cache.store(tmp_path, name, cache.Fit(0.5, 0.5, "note"), forms[name])
+        if i % 7 == 0:
+            cache.trim(tmp_path, 40_000)
+        return cache.load(tmp_path, name)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(work, range(120))) <= {None, cache.Fit(0.5, 0.5, "note")}
+    for name, form in forms.items():
+        cache.store(tmp_path, name, cache.Fit(0.5, 0.5, "note"), form)
+        assert cache.fill(tmp_path, name, empty[name])
+        torch.testing.assert_close(empty[name].state_dict(), form.state_dict(), rtol=0, atol=0)
+    assert len(entries(tmp_path)) == 3
+
+
+def test_cached_factors_work_in_a_model(everything_is_kept, tmp_path):
+    model = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+    job = Job("0", model[0], "svd", (10,))
+    x = torch.randn(3, 12)
+    wanted = model(x)
+    for _ in range(2):
+        trial = nn.Sequential(*model)
+        replace(trial, "0", factorize_all([job], cache=tmp_path)[0].compact)
+        torch.testing.assert_close(trial(x), wanted)
+        trial(x).sum().backward()
+        assert all(p.grad is not None for p in trial[0].parameters())

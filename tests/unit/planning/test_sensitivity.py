@@ -1,0 +1,153 @@
+"""Laws of what replacing a layer costs."""
+
+import copy
+
+import pytest
+import torch
+from support.networks import digits
+
+from edgecompress.factorizations.fitting import factors_of
+from edgecompress.factorizations.parallel import Job
+from edgecompress.network.batchnorm import reestimate
+from edgecompress.network.outputs import divergence
+from edgecompress.network.surgery import forward, replace
+from edgecompress.planning import sensitivity
+from edgecompress.planning.choices import candidates_of, forms_of
+
+
+@pytest.fixture(scope="module")
+def candidates(net, stats):
+    return candidates_of(net, stats, forms_of("auto", None, measured=False), multiple=2).candidates
+
+
+def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
+    """The same network with other running averages gets the same losses, and keeps its averages."""
+    inputs = (digits()[0].inputs[:128],)
+    other = copy.deepcopy(net)
+    other.bn1.running_mean += 1
+    other.bn2.running_var *= 3
+    before = copy.deepcopy(other.state_dict())
+    assert sensitivity.measure(other, candidates, inputs) == sensitivity.measure(net, candidates, inputs)
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidates):
+    """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
+    inputs = (digits()[0].inputs[:512],)
+    losses = sensitivity.measure(net, candidates, inputs)
+    probe = sensitivity.first(candidates["body"])[0]
+    job = Job("body", net.body, probe.method, probe.rank, dict(probe.options))
+    trial = copy.deepcopy(net)
+    replace(trial, "body", factors_of(net, [job])[0].compact)
+    shifted = float(divergence(forward(trial, inputs), forward(net, inputs)))
+    both = [copy.deepcopy(net), trial]
+    for model in both:
+        reestimate(model, [inputs])
+    repaired = float(divergence(forward(both[1], inputs), forward(both[0], inputs)))
+    assert losses["body", probe.method, probe.rank] == pytest.approx(repaired, rel=0.15)
+    assert shifted > 1.5 * repaired
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 65])
+def test_any_number_of_samples_will_do(net, candidates, samples):
+    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:samples],))
+    assert all(loss >= 0 for loss in losses.values())
+
+
+def test_a_probe_that_overflows_is_the_worst_there_is_and_leaves_nothing_behind(net, candidates, monkeypatch):
+    fit = sensitivity.factors_of
+
+    def overflowing(model, jobs, **given):
+        assert all(bool(kept.isfinite().all()) for kept in model.state_dict().values())
+        made = fit(model, jobs, **given)
+        next(made[0].compact.parameters()).data.fill_(torch.inf)
+        return made
+
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
+    monkeypatch.setattr(sensitivity, "factors_of", overflowing)
+    monkeypatch.setattr(sensitivity, "HELD", 1)  # one probe at a time
+    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:64],), data_aware=True)
+    assert max(losses.values()) == pytest.approx(sensitivity.CEILING)
+    assert all(kept.isfinite().all() for kept in net.state_dict().values())
+
+
+# --- what was measured once ---
+
+
+class Counted:
+    """A bar that counts what is measured."""
+
+    def __init__(self):
+        self.total = 0
+
+    def __call__(self, items, title, total):
+        assert title.startswith("measuring sensitivity")
+        self.total += total
+        return items
+
+
+@pytest.fixture
+def measured(net, candidates, monkeypatch, tmp_path):
+    """Return how much is measured for a network and the losses, beside a cache of the test's own that knows `net` on 64 digits."""
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
+    inputs = (digits()[0].inputs[:64],)
+
+    def measure(model=net, *, found=candidates, inputs=inputs, **options):
+        bar = Counted()
+        losses = sensitivity.measure(model, found, inputs, track=bar, **options)
+        return bar.total, losses
+
+    assert measure()[0] > 0
+    return measure
+
+
+def test_a_network_is_not_measured_again(measured, candidates, monkeypatch):
+    total, losses = measured()
+    assert total == 0
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
+    again, fresh = measured()
+    assert again > 0
+    assert losses == fresh
+
+
+def test_what_layers_share_with_an_earlier_plan_is_not_measured_again(measured, candidates):
+    assert measured(found={"body": candidates["body"]})[0] == 0
+    fewer = {name: found[1:] if name == "body" else found for name, found in candidates.items()}
+    assert 0 < measured(found=fewer)[0] < measured(found=fewer, data_aware=True)[0]
+
+
+@pytest.mark.parametrize("what", ["weights", "inputs", "code", "data-aware"])
+def test_another_network_or_other_inputs_are_measured(what, net, measured):
+    other = copy.deepcopy(net)
+    if what == "weights":
+        other.body.weight.data[0, 0, 0, 0] += 1e-3
+    if what == "code":
+        other.register_forward_hook(lambda _, __, y: 2 * y)
+    given = {"inputs": {"inputs": (digits()[0].inputs[64:128],)}, "data-aware": {"data_aware": True}}.get(what, {})
+    assert measured(other, **given)[0] > 0
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b.replace(b"0.0", b"0.1"), lambda b: b"", lambda b: b"[1, 2]"])
+def test_a_damaged_file_is_not_believed(damage, measured, tmp_path):
+    losses = measured()[1]
+    (path,) = (tmp_path / "losses").rglob("*.json")
+    path.write_bytes(damage(path.read_bytes()))
+    total, again = measured()
+    assert total > 0
+    assert again == losses
+
+
+def test_a_file_of_another_network_is_not_believed_under_this_name(net, measured, tmp_path):
+    (path,) = (tmp_path / "losses").rglob("*.json")
+    other = copy.deepcopy(net)
+    other.body.weight.data *= 0.5
+    measured(other)
+    (theirs,) = set((tmp_path / "losses").rglob("*.json")) - {path}
+    theirs.replace(path)
+    assert measured()[0] > 0
+
+
+def test_a_cache_that_cannot_be_written_costs_no_plan(measured, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path / "file"))
+    assert measured()[0] > 0

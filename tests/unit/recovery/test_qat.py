@@ -1,0 +1,187 @@
+"""Training under int8 rounding: it starts where rounding ends, helps where rounding loses, and goes on where it stopped."""
+
+import msgspec
+import pytest
+import torch
+from support.networks import Net, Uneven, digits, trained
+from torch import nn
+
+import edgecompress
+from edgecompress.artifacts.publish import Description, Evidence, export
+from edgecompress.data import Samples
+from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.network.constants import get_constant
+from edgecompress.network.exported import to_program
+from edgecompress.network.subgraph import graph_of
+from edgecompress.quantization.qat_module import FakeQuantized, with_constants
+from edgecompress.quantization.simulation import Simulation, rounded
+from edgecompress.records import QuantSpec
+from edgecompress.recovery.qat import QatOptions, qat
+from edgecompress.targets import SCHEMES
+
+IMAGE = (torch.zeros(1, 1, 8, 8),)
+INT8 = QuantSpec(scheme="int8-static")
+QUICK = QatOptions(epochs=2, samples=256, threads=1)
+LOOSE = msgspec.structs.replace(SCHEMES["int8-static"], min_agreement=0.5)
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """A network that loses when its weights and activations are only rounded."""
+    return trained(Uneven(octaves=8), epochs=10).spread()
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return (digits()[0].inputs[:128],)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_before_training_it_computes_what_the_simulation_does_gradients_wanted_or_not(uneven, calibration):
+    program = rounded(to_program(uneven, IMAGE), INT8, calibration)
+    student = FakeQuantized(program, INT8, calibration)
+    (wanted,) = Simulation(program, INT8, calibration, format="onnx").run(calibration)
+    (found,) = student(*calibration)
+    assert found.requires_grad
+    assert torch.equal(found, wanted)
+
+
+def test_gradients_reach_every_weight_and_bias(uneven, calibration):
+    student = FakeQuantized(to_program(uneven, IMAGE), INT8, calibration)
+    student(*calibration)[0].square().sum().backward()
+    layers = [m for m in uneven.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(student.targets) == 2 * len(layers)
+    for name, change in zip(student.targets, student.changes, strict=True):
+        assert bool(change.grad.isfinite().all()), name
+        assert bool(change.grad.any()), name
+
+
+def test_a_rate_of_next_to_nothing_changes_nothing(uneven, calibration):
+    train, held_out = digits()
+    few = Samples(train.inputs[:256], train.labels[:256], source="few digits")  # all of them in each epoch, in another order
+    options = msgspec.structs.replace(QUICK, learning_rate=1e-12)
+    _, result = qat(uneven, few, example_inputs=IMAGE, calibration=calibration, eval_data=held_out, options=options)
+    assert (result.top1, result.agreement) == (result.before_top1, result.before_agreement)
+    assert result.epochs[1].loss == pytest.approx(result.epochs[0].loss, rel=1e-4)
+
+
+def test_trained_weights_lie_on_the_grid_that_converters_choose(uneven, calibration):
+    constants, _ = qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, epochs=1))
+    for name in ("stem.weight", "dw1.weight", "project.weight", "expand.weight", "dw2.weight", "head.weight"):
+        weight = constants[name].flatten(1)
+        steps = 127 * weight / weight.abs().amax(1, keepdim=True)
+        assert float((steps - steps.round()).abs().max()) < 1e-3, name
+    program = with_constants(to_program(uneven, IMAGE), constants)
+    again = graph_of(rounded(program, INT8, calibration))
+    assert torch.allclose(get_constant(again, "project.weight"), constants["project.weight"], rtol=1e-5)
+
+
+def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off_the_grid(calibration):
+    model = trained(Net(8), epochs=1)
+    model.mix.bias = None
+    kept = QuantSpec(scheme="int8-static", layers={"stem": "fp32"})
+    constants, _ = qat(model, digits()[0], example_inputs=IMAGE, calibration=calibration, quant=kept, options=QUICK)
+    assert "mix_weight_rounding_bias" in constants
+    program = with_constants(to_program(model, IMAGE), constants)
+    graph = graph_of(program)
+    assert torch.equal(get_constant(graph, "mix_weight_rounding_bias"), constants["mix_weight_rounding_bias"])
+    (name,) = (name for name in constants if name.startswith("stem") and name.endswith("weight"))
+    steps = 127 * constants[name].flatten(1) / constants[name].abs().amax((1, 2, 3))[:, None]
+    assert float((steps - steps.round()).abs().max()) > 0.1
+
+
+def test_the_file_agrees_better_than_one_that_was_only_rounded(uneven, calibration, tmp_path):
+    train, held_out = digits()
+    options = QatOptions(epochs=4, samples=1400, threads=1)
+    constants, result = qat(uneven, train, example_inputs=IMAGE, calibration=calibration, eval_data=held_out, options=options)
+    program = to_program(uneven, IMAGE)
+    made = [
+        export(
+            uneven,
+            IMAGE,
+            folder=tmp_path / name,
+            about=Description(name="net", variant="compressed"),
+            format="tflite",
+            quant=INT8,
+            limits=LOOSE,
+            evidence=Evidence(inputs=(held_out.inputs,), labels=held_out.labels),
+            program=chosen,
+            calibration=calibration,
+        )
+        for name, chosen in (("rounded", program), ("trained", with_constants(program, constants)))
+    ]
+    before, after = (artifact.parity for artifact in made)
+    assert before.top1_agreement < 0.96
+    assert after.top1_agreement > before.top1_agreement + 0.01
+    assert after.sqnr_db > before.sqnr_db + 2
+    # What was promised of the simulation is what the runtime gives.
+    assert before.top1_agreement == pytest.approx(result.before_agreement, abs=0.015)
+    assert after.top1_agreement == pytest.approx(result.agreement, abs=0.015)
+
+
+class Killed(Exception):
+    """What stands for a kill in the middle of an epoch."""
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(uneven, calibration, tmp_path):
+    def killing(iterable, description, total=None):
+        for i, item in enumerate(iterable):
+            if description == "int8 epoch 2/2" and i == 2:
+                raise Killed
+            yield item
+
+    call = {"example_inputs": IMAGE, "calibration": calibration, "options": QUICK}
+    train, _ = digits()
+    whole, expected = qat(uneven, train, **call)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        qat(uneven, train, **call, checkpoint_path=path, track=killing)
+    resumed, result = qat(uneven, train, **call, checkpoint_path=path)
+    assert same(whole, resumed)
+    assert [e.loss for e in result.epochs] == [e.loss for e in expected.epochs]
+
+
+def test_training_that_does_not_help_is_thrown_away(uneven, calibration):
+    options = msgspec.structs.replace(QUICK, epochs=1, learning_rate=30.0)
+    constants, result = qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=options)
+    program = rounded(to_program(uneven, IMAGE), INT8, calibration)
+    assert same(constants, FakeQuantized(program, INT8, calibration).constants())
+    assert "no closer" in result.note
+    assert result.agreement == result.before_agreement
+
+
+def test_the_callers_model_is_left_alone(uneven, calibration):
+    before = {name: value.clone() for name, value in uneven.state_dict().items()}
+    qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, epochs=1))
+    assert same(before, uneven.state_dict())
+    assert all(p.grad is None for p in uneven.parameters())
+
+
+@pytest.mark.parametrize(
+    ("data", "change", "message"),
+    [
+        (None, {}, r"fewer than two training samples; give train_data\(\) or --data"),
+        (Samples(torch.zeros(1, 1, 8, 8), None, source="one"), {}, "fewer than two training samples"),
+        (digits()[0], {"epochs": -1}, "epochs must be ≥ 1"),
+        (digits()[0], {"learning_rate": 0.0}, "learning rate > 0"),
+        (digits()[0], {"batch_size": 1}, "batch size ≥ 2"),
+    ],
+)
+def test_too_little_data_and_options_out_of_range_are_refused(uneven, calibration, data, change, message):
+    with pytest.raises(ConfigError, match=message):
+        qat(uneven, data, example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, **change))
+
+
+def test_a_run_without_training_data_says_what_is_missing(tmp_path):
+    few = {"format": ("torchscript",), "scheme": ("int8-static",), "calibration_samples": 16, "verify_samples": 16}
+    data = {"calibration_data": digits()[0], "eval_data": digits()[1]}
+    with pytest.raises(ConfigError, match=r"no training data for --qat-epochs; add train_data\(\) or give --data"):
+        edgecompress.export(trained(Net()), IMAGE, run=tmp_path / "r", qat_epochs=1, **data, **few)
+
+
+def test_a_network_without_integer_layers_is_refused(calibration):
+    with pytest.raises(UnsupportedError, match="no layer has int8 weights to train"):
+        qat(nn.Flatten(), digits()[0], example_inputs=IMAGE, calibration=calibration)

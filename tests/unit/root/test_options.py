@@ -1,0 +1,149 @@
+"""Options: what is taken, what is refused, and what they stand for."""
+
+import inspect
+
+import msgspec
+import pytest
+
+from edgecompress.errors import ConfigError
+from edgecompress.factorizations import METHODS
+from edgecompress.options import Choice, Options, fixed_layers, method_of, outputs, updated
+from edgecompress.recovery.finetune import USUAL_RATE, FinetuneOptions
+from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS
+
+
+def test_what_is_given_replaces_and_none_keeps():
+    first = updated(Options(), {"macs_ratio": 0.5, "scheme": ["fp32"], "epochs": None})
+    assert (first.macs_ratio, first.scheme, first.epochs) == (0.5, ("fp32",), 8)
+    assert updated(first, {"epochs": 2}).macs_ratio == 0.5
+    assert updated(Options(), {"learning_rate": 1}).learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"macs_ration": 0.5}, "unknown option 'macs_ration'; did you mean macs_ratio?"),
+        ({"zzzz": 0.5}, "unknown option 'zzzz'; see edgecompress.options.Options"),
+        ({"macs_ratio": "half"}, r"options: Expected `float \| null`, got `str` - at `\$.macs_ratio`"),
+        ({"epochs": 2.5}, "options: Expected `int`"),
+        ({"target": "iphone"}, "unknown target 'iphone'; choose from android, raspberry-pi"),
+        ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript, "),
+        ({"tflite_route": "magic"}, "unknown TFLite route 'magic'; choose from auto, litert-torch, onnx2tf, fastest"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'; choose from sgd, adamw"),
+        ({"macs_ratio": 0.0}, "macs_ratio 0.0: must be above 0 and at most 1"),
+        ({"macs_ratio": 1.5}, "macs_ratio 1.5: must be"),
+        ({"macs_ratio": float("nan")}, "macs_ratio nan: must be"),
+        ({"min_agreement": 0.0}, "min_agreement 0.0: must be"),
+        ({"min_int8_agreement": 98.0}, "min_int8_agreement 98.0: must be above 0 and at most 1"),
+        ({"max_rel": 0.0}, "max_rel 0.0: must be above 0"),
+        ({"max_rel": float("nan")}, "max_rel nan: must be above 0"),
+        ({"epochs": -1}, "epochs must be at least 0"),
+        ({"batch_size": 1}, "batch size and epoch samples at least 2"),
+        ({"epoch_samples": 1}, "batch size and epoch samples at least 2"),
+        ({"learning_rate": -0.1}, "learning_rate -0.1: must be at least 0"),
+        ({"learning_rate": float("inf")}, "learning_rate inf: must be at least 0"),
+        ({"threads": 0}, "threads 0: must be at least 1"),
+        ({"repetitions": 0}, "repetitions 0: must be at least 1"),
+        ({"calibration_samples": -5}, "calibration_samples -5: must be at least 1"),
+    ],
+)
+def test_a_wrong_option_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        updated(Options(), given)
+
+
+def test_every_target_has_outputs_that_exist():
+    for name, target in TARGETS.items():
+        made = outputs(updated(Options(), {"target": name}))
+        assert made == target.outputs
+        assert all(f in FORMATS and s in SCHEMES for f, s in made)
+
+
+def test_formats_and_schemes_narrow_the_target():
+    made = outputs(updated(Options(), {"format": ("tflite",), "scheme": ("fp32", "int8-static")}))
+    assert made == (("tflite", "int8-static"), ("tflite", "fp32"))
+
+
+def test_a_format_that_the_target_leaves_out_is_exported_by_name():
+    made = outputs(updated(Options(), {"target": "raspberry-pi", "format": ("torchscript",), "scheme": ("fp32",)}))
+    assert made == (("torchscript", "fp32"),)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scheme": ("int4",)}, "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),
+        ({"format": ("torchscript",), "scheme": ("fp16",)}, "scheme fp16: none of the formats has it; there is torchscript: int8-static, "),
+        ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript"),
+    ],
+)
+def test_what_no_format_has_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        outputs(updated(Options(), given))
+
+
+def test_fixed_layers_are_parsed():
+    options = updated(Options(), {"layer": ("a.b=tucker2:8x4", "c=svd:3", "d=dense", "e=tucker2:8,4", "f=grouped_svd:3:slices=4")})
+    assert fixed_layers(options) == {
+        "a.b": Choice("tucker2", (8, 4)),
+        "c": Choice("svd", (3,)),
+        "d": Choice("dense"),
+        "e": Choice("tucker2", (8, 4)),
+        "f": Choice("grouped_svd", (3,), {"slices": 4}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "options"),
+    [
+        ("auto", "auto", {}),
+        ("cp3:seed=1,tolerance=1e-6", "cp3", {"seed": 1, "tolerance": 1e-6}),
+        ("cp_epc:separable=true,cost=norm", "cp_epc", {"separable": True, "cost": "norm"}),
+        ("tensor_train:in_modes=[4,8],out_modes=[2,5]", "tensor_train", {"in_modes": [4, 8], "out_modes": [2, 5]}),
+    ],
+)
+def test_a_method_is_parsed_with_its_options(text, method, options):
+    assert method_of(updated(Options(), {"method": text})) == Choice(method, (), options)
+
+
+@pytest.mark.parametrize("text", ["", ":", ":seed=1", "cp3:seed", "cp3:seed=", "cp3:=1", "cp3:seed=1,", "cp3:seed=1,starts"])
+def test_a_malformed_method_is_refused(text):
+    with pytest.raises(ConfigError, match=rf"--method {text}: write METHOD or METHOD:KEY=VALUE, e\.g\."):
+        method_of(updated(Options(), {"method": text}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "conv",
+        "conv=",
+        "=svd:3",
+        "conv=svd",
+        "conv=svd:",
+        "conv=svd:three",
+        "conv=tucker2:8x",
+        "conv=:3",
+        "conv=svd:3:x",
+        "conv=dense:3",
+    ],
+)
+def test_a_malformed_fixed_layer_is_refused(text):
+    with pytest.raises(ConfigError, match=rf"--layer {text}: write NAME=METHOD:RANK, e\.g\."):
+        fixed_layers(updated(Options(), {"layer": (text,)}))
+
+
+def test_names_that_stand_in_two_places_agree():
+    assert tuple(USUAL_RATE) == OPTIMIZERS
+    assert "dense" not in METHODS
+    assert "auto" not in METHODS
+    tuning, every = FinetuneOptions(), Options()
+    for own, theirs in {"epochs": "epochs", "samples": "epoch_samples", "batch_size": "batch_size", "optimizer": "optimizer"}.items():
+        assert getattr(tuning, own) == getattr(every, theirs)
+
+
+def test_options_survive_json_and_each_is_described():
+    made = updated(Options(), {"layer": ("a=svd:3",), "scheme": ("fp32",)})
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Options) == made
+    described = inspect.getdoc(Options)
+    assert [name for name in Options.__struct_fields__ if name not in described] == []
