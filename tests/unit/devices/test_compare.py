@@ -7,7 +7,7 @@ import re
 import msgspec
 import numpy as np
 import pytest
-import report_records as records
+from support import report_records as records
 from support.runs import complaint
 
 from edgecompress.devices import open_device
