@@ -37,7 +37,7 @@ from edgecompress.network.batchnorm import reestimate
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import top1
 from edgecompress.network.surgery import forward, replace
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.pipeline.steps_publish import Pipeline, limits_of
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.quantize import spec
@@ -53,7 +53,7 @@ CALIBRATION = 500
 
 def publish(recipe: Recipe, folder: Path) -> list[Path]:
     """Publish the dense and the compressed network in every format and scheme; what is refused says so and is left out."""
-    with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, trying(opened, updated(Options(), {})):
+    with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, trying(opened, update_options(Options(), {})):
         steps = Pipeline(opened, recipe)
         steps.finetune()
         models, evidence = {"dense": steps.dense, "compressed": steps.compressed}, steps.evidence

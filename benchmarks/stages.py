@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 
 from edgecompress import toolchains
 from edgecompress.data.recipe import Recipe, load
-from edgecompress.options import updated
+from edgecompress.options import update_options
 from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.runs import open_run
 
@@ -59,7 +59,7 @@ def main() -> None:
 def run(recipe: Recipe, **options: float) -> float:
     """Compress and fine-tune; return the top-1 on the evaluation data."""
     with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run", name=recipe.name, recipe=recipe.source) as opened:
-        opened.set_options(updated(opened.record.options, options))
+        opened.set_options(update_options(opened.record.options, options))
         steps = Pipeline(opened, recipe)
         plan, result = steps.plan(), steps.finetune()
     row = {**options, "macs": plan.macs / plan.macs_before, "dense": result.dense_top1, "before": result.before_top1, "top1": result.top1}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress.data.recipe import Recipe, of_model
-from edgecompress.options import updated
+from edgecompress.options import update_options
 from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.progress import Track, silent
 from edgecompress.records import CostTable, ExportResult, Preprocessing
@@ -97,6 +97,6 @@ def _steps_of(recipe: Recipe, run: str | Path, options: dict[str, Any], track: T
     """Open the run of a recipe; its options stay what they were if one of these is found to be wrong."""
     with (
         open_run(Path(run or Path("runs") / recipe.name), name=recipe.name, recipe=recipe.source) as opened,
-        trying(opened, updated(opened.record.options, options)),
+        trying(opened, update_options(opened.record.options, options)),
     ):
         yield Pipeline(opened, recipe, track=track)

@@ -9,12 +9,11 @@ import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Record
-from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme, choose
+from edgecompress.records.fields import check_choice
+from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme
 
 AUTO: Final = "auto"
-TIMEOUT_S: Final = 900.0  # the slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine
-MEMORY_GB: Final = 16.0  # a ResNet-18 needs 2 to 4
-MACS_RATIO: Final = 0.35  # where nothing else is asked for
+DEFAULT_MACS_RATIO: Final = 0.35  # where no budget at all is given
 
 
 class Choice(NamedTuple):
@@ -107,8 +106,8 @@ class Options(Record, frozen=True, kw_only=True):
     verify_samples: int = 5000
     max_rel: float = 1e-4
     min_int8_agreement: float = 0.98
-    convert_timeout_s: float = TIMEOUT_S
-    convert_memory_gb: float = MEMORY_GB
+    convert_timeout_s: float = 900.0  # the slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine
+    convert_memory_gb: float = 16.0  # a ResNet-18 needs 2 to 4
     bytecode_version: int = 0
     also_python: str = ""
     threads: int = 1
@@ -116,7 +115,10 @@ class Options(Record, frozen=True, kw_only=True):
     seed: int = 0
 
 
-def updated(options: Options, given: dict[str, Any]) -> Options:
+DEFAULTS: Final = Options()
+
+
+def update_options(options: Options, given: dict[str, Any]) -> Options:
     """Return `options` with the given ones; None means not given.
 
     Raises:
@@ -131,25 +133,25 @@ def updated(options: Options, given: dict[str, Any]) -> Options:
         made = msgspec.convert({**msgspec.structs.asdict(options), **given}, Options)
     except msgspec.ValidationError as error:
         raise ConfigError(f"options: {error}; see edgecompress.options.Options") from error
-    choose("target", made.target, tuple(TARGETS))
-    choose("TFLite route", made.tflite_route, TFLITE_ROUTES)
-    choose("layout", made.layout, LAYOUTS)
-    choose("type of inputs and outputs", made.io, IO_TYPES)
+    check_choice("target", made.target, tuple(TARGETS))
+    check_choice("TFLite route", made.tflite_route, TFLITE_ROUTES)
+    check_choice("layout", made.layout, LAYOUTS)
+    check_choice("type of inputs and outputs", made.io, IO_TYPES)
     for format_name in made.format:
-        choose("format", format_name, tuple(FORMATS))
-    choose("allocator", made.allocator, ALLOCATORS)
-    choose("optimizer", made.optimizer, OPTIMIZERS)
+        check_choice("format", format_name, tuple(FORMATS))
+    check_choice("allocator", made.allocator, ALLOCATORS)
+    check_choice("optimizer", made.optimizer, OPTIMIZERS)
     _check_training(made)
-    layer_schemes(made)
+    parse_layer_schemes(made)
     for name in ("max_rel", "convert_timeout_s", "convert_memory_gb"):
         if not 0 < getattr(made, name) < math.inf:
-            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0, e.g. {getattr(Options(), name):g}")
+            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0, e.g. {getattr(DEFAULTS, name):g}")
     for name in ("stages", "sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
         if getattr(made, name) < 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
     if made.resolution < 0:
         raise ConfigError(f"resolution {made.resolution}: must be at least 1, or 0 for the recipe's own")
-    choose("cost scheme", made.cost_scheme, ("", *FORMATS["tflite"].schemes))
+    check_choice("cost scheme", made.cost_scheme, ("", *FORMATS["tflite"].schemes))
     for name in ("weakening", "min_agreement", "min_int8_agreement"):
         if not 0 < getattr(made, name) <= 1:
             raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")
@@ -185,7 +187,7 @@ def _check_training(options: Options) -> None:
         raise ConfigError(f"learning_rate {options.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
 
 
-def outputs(options: Options) -> tuple[tuple[str, str], ...]:
+def select_outputs(options: Options) -> tuple[tuple[str, str], ...]:
     """Return the (format, scheme) pairs a run exports: those of the target that were not excluded, or else whatever was named.
 
     A format or a scheme that the target leaves out is exported when it is named.
@@ -194,7 +196,7 @@ def outputs(options: Options) -> tuple[tuple[str, str], ...]:
         ConfigError: No format named has a scheme named.
     """
     for scheme in options.scheme:
-        choose("scheme", scheme, tuple(SCHEMES))
+        check_choice("scheme", scheme, tuple(SCHEMES))
     usual = TARGETS[options.target].outputs
     formats = options.format or tuple(dict.fromkeys(f for f, _ in usual))
     chosen: list[tuple[str, str]] = []
@@ -211,15 +213,15 @@ def outputs(options: Options) -> tuple[tuple[str, str], ...]:
 def budget_of(options: Options) -> Budget:
     """Return what the compressed network may cost, the usual ratio of MACs where nothing is asked for."""
     budget = Budget(**{name: getattr(options, name) for name in Budget.__struct_fields__})
-    return budget if budget != Budget() else Budget(macs_ratio=MACS_RATIO)
+    return budget if budget != Budget() else Budget(macs_ratio=DEFAULT_MACS_RATIO)
 
 
 def cost_scheme_of(options: Options) -> str:
     """Return the scheme of TFLite files that latencies and sizes are of."""
-    return options.cost_scheme or next((s for f, s in outputs(options) if f == "tflite"), FORMATS["tflite"].schemes[0])
+    return options.cost_scheme or next((s for f, s in select_outputs(options) if f == "tflite"), FORMATS["tflite"].schemes[0])
 
 
-def method_of(options: Options) -> Choice:
+def parse_method(options: Options) -> Choice:
     """Parse `METHOD` or `METHOD:KEY=VALUE,…`.
 
     Raises:
@@ -232,7 +234,7 @@ def method_of(options: Options) -> Choice:
     return Choice(method, (), settings)
 
 
-def fixed_layers(options: Options) -> dict[str, Choice]:
+def parse_fixed_layers(options: Options) -> dict[str, Choice]:
     """Parse `NAME=METHOD:RANK` or `NAME=METHOD:RANK:KEY=VALUE,…`; ranks are separated by x or a comma.
 
     Raises:
@@ -254,7 +256,7 @@ def fixed_layers(options: Options) -> dict[str, Choice]:
     return choices
 
 
-def layer_schemes(options: Options) -> dict[str, str]:
+def parse_layer_schemes(options: Options) -> dict[str, str]:
     """Parse `NAME=SCHEME`.
 
     Raises:
@@ -265,7 +267,7 @@ def layer_schemes(options: Options) -> dict[str, str]:
         name, _, scheme = text.rpartition("=")
         if not name:
             raise ConfigError(f"--layer-scheme {text}: write NAME=SCHEME, e.g. stem=fp32")
-        chosen[name] = choose("scheme", scheme, tuple(SCHEMES))
+        chosen[name] = check_choice("scheme", scheme, tuple(SCHEMES))
     return chosen
 
 

@@ -1,11 +1,8 @@
 """Where artifacts go. A target is a preset that stands here whole: what is exported, how ranks are rounded, where it is measured."""
 
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgspec
-
-from edgecompress.errors import ConfigError
 
 
 class Scheme(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,15 +84,3 @@ IO_TYPES: Final = ("float32", "int8")
 ALLOCATORS: Final = ("latency", "minmax", "energy", "vbmf", "uniform")
 OPTIMIZERS: Final = ("sgd", "adamw")
 SAMPLERS: Final = ("tpe", "nsga2")
-
-
-def choose(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return `name` if it is known.
-
-    Raises:
-        ConfigError: It is not; lists the known.
-    """
-    known = tuple(known)
-    if name not in known:
-        raise ConfigError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
-    return name

@@ -24,7 +24,7 @@ from edgecompress import files
 from edgecompress.artifacts import sandbox
 from edgecompress.artifacts.sandbox import LimitReached
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
-from edgecompress.options import MEMORY_GB, TIMEOUT_S
+from edgecompress.options import DEFAULTS
 from edgecompress.records import ConversionReply, ConversionRequest, Record, from_json
 
 MISSING_PACKAGE = 20
@@ -53,8 +53,8 @@ def convert(
     format: str,  # noqa: A002
     request: ConversionRequest,
     *,
-    timeout_s: float = TIMEOUT_S,
-    memory_gb: float = MEMORY_GB,
+    timeout_s: float = DEFAULTS.convert_timeout_s,
+    memory_gb: float = DEFAULTS.convert_memory_gb,
     python: str = sys.executable,
     log: Path | None = None,
 ) -> ConversionReply:
@@ -78,8 +78,8 @@ def converting(
     format: str,  # noqa: A002
     *,
     ahead: str | None = None,
-    timeout_s: float = TIMEOUT_S,
-    memory_gb: float = MEMORY_GB,
+    timeout_s: float = DEFAULTS.convert_timeout_s,
+    memory_gb: float = DEFAULTS.convert_memory_gb,
     python: str = sys.executable,
     log: Path | None = None,
 ) -> Iterator[Callable[[ConversionRequest], ConversionReply]]:

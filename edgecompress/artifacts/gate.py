@@ -21,7 +21,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.exported import write_program
 from edgecompress.network.parity import allowing, compare, shortfalls, sqnr_db
 from edgecompress.network.subgraph import scopes
-from edgecompress.options import MEMORY_GB, TIMEOUT_S
+from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, silent
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.simulation import Simulation, can_simulate
@@ -47,8 +47,8 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     request: ConversionRequest
     calibration: Batch | None
     python: str
-    timeout_s: float = TIMEOUT_S
-    memory_gb: float = MEMORY_GB
+    timeout_s: float = DEFAULTS.convert_timeout_s
+    memory_gb: float = DEFAULTS.convert_memory_gb
 
 
 class Proof(msgspec.Struct, kw_only=True):

@@ -19,7 +19,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import scores_of, top1
 from edgecompress.network.surgery import forward
-from edgecompress.options import MEMORY_GB, TIMEOUT_S
+from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, silent
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Preprocessing, QuantSpec, Record, to_json
@@ -58,8 +58,8 @@ class Converting(Record, frozen=True, kw_only=True):
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     io: Literal["float32", "int8"] = "float32"
     bytecode_version: int | None = None
-    timeout_s: float = TIMEOUT_S
-    memory_gb: float = MEMORY_GB
+    timeout_s: float = DEFAULTS.convert_timeout_s
+    memory_gb: float = DEFAULTS.convert_memory_gb
     python: str = sys.executable
     also_python: str = ""
 

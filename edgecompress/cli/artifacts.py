@@ -10,7 +10,7 @@ from edgecompress.cli import parameters as p
 from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.records import BenchmarkResult, ExportResult, Measuring, read, to_json
 from edgecompress.runs import FILES, is_run, keep_result, read_records
 from edgecompress.targets import FORMATS, TARGETS
@@ -81,7 +81,7 @@ def bench(
     from edgecompress.devices.bench import bench_on
     from edgecompress.devices.farm import FarmError, bench_pool, is_pool
 
-    asked = updated(Options(), {"threads": threads, "repetitions": repetitions})
+    asked = update_options(Options(), {"threads": threads, "repetitions": repetitions})
     files = files_of(paths)
     home = paths[0] if is_run(paths[0]) else Path()
     kept: list[Path] = []

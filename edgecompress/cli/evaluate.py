@@ -14,7 +14,7 @@ from edgecompress.cli.artifacts import Paths, files_of
 from edgecompress.cli.numbers import percent
 from edgecompress.cli.session import bars, console
 from edgecompress.cli.tables import table
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.records import to_json
 from edgecompress.records.evaluation import Evaluation, Scoring
 from edgecompress.runs import is_run, keep_result
@@ -47,7 +47,7 @@ def evaluate(
     from edgecompress.devices.evaluate import evaluate_on
     from edgecompress.devices.farm import evaluate_pool, is_pool
 
-    asked = updated(Options(), {"threads": threads})
+    asked = update_options(Options(), {"threads": threads})
     files = files_of(paths)
     home = paths[0] if is_run(paths[0]) else Path()
     made: list[Evaluation] = []

@@ -14,7 +14,7 @@ from edgecompress.cli import parameters as p
 from edgecompress.cli.numbers import ms, percent, size
 from edgecompress.cli.session import absolute, bars, console
 from edgecompress.cli.tables import table
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.records import FailedTrial, SearchPoint, SearchResult, to_json
 from edgecompress.records.search import Value
 from edgecompress.studies.space import space_of
@@ -53,7 +53,7 @@ def _search(
     **given: Any,
 ) -> None:
     given = {name: value for name, value in absolute(given).items() if value is not None}
-    space_of(updated(Options(), given), given, vary or ())  # before the seconds it takes to import torch
+    space_of(update_options(Options(), given), given, vary or ())  # before the seconds it takes to import torch
     from edgecompress.studies.study import search
 
     notes = console(stderr=True)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgecompress import toolchains
 from edgecompress.cli.steplines import STEP_LINES
 from edgecompress.errors import ConfigError
-from edgecompress.options import updated
+from edgecompress.options import update_options
 from edgecompress.records import DecomposeResult, Record
 from edgecompress.runs import is_run, open_run, read_run, trying
 
@@ -70,7 +70,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
             raise ConfigError(f"{target}: was made from Python; go on there, or use bench, verify and report on its artifacts")
     else:
         folder, source = run or Path(), str(toolchains.example()) if target is None else target
-    updated_early(given)
+    update_early(given)
     from edgecompress.data.recipe import load
     from edgecompress.pipeline.steps_publish import Pipeline
 
@@ -81,7 +81,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         notes.print(f"{recipe.name} → {folder}")
         track = stack.enter_context(bars())
         opened = stack.enter_context(open_run(folder, name=recipe.name, recipe=recipe.source))
-        stack.enter_context(trying(opened, updated(opened.record.options, given)))
+        stack.enter_context(trying(opened, update_options(opened.record.options, given)))
 
         def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             spent = "reused" if reused else f"{seconds:.1f} s"
@@ -104,11 +104,11 @@ def absolute(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def updated_early(given: dict[str, Any]) -> None:
+def update_early(given: dict[str, Any]) -> None:
     """Refuse a wrong option before the seconds it takes to import torch."""
-    from edgecompress.options import Options, fixed_layers, method_of, outputs
+    from edgecompress.options import Options, parse_fixed_layers, parse_method, select_outputs
 
-    made = updated(Options(), given)
-    outputs(made)
-    fixed_layers(made)
-    method_of(made)
+    made = update_options(Options(), given)
+    select_outputs(made)
+    parse_fixed_layers(made)
+    parse_method(made)

@@ -13,7 +13,7 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.weights import fingerprint
-from edgecompress.options import budget_of, cost_scheme_of, method_of
+from edgecompress.options import budget_of, cost_scheme_of, parse_method
 from edgecompress.pipeline.context import RunSteps
 from edgecompress.planning.latencies import Costs
 from edgecompress.planning.latency_tables.source import Network, Source, open_source
@@ -42,7 +42,7 @@ class CostSteps(RunSteps):
 
     def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
         """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
-        source, form = self._source(self.options.device or LOCAL, refresh=refresh, noisy=noisy), method_of(self.options)
+        source, form = self._source(self.options.device or LOCAL, refresh=refresh, noisy=noisy), parse_method(self.options)
         multiple = TARGETS[self.options.target].rank_multiple
         network = self._network_of(stats)
         found = profile(

@@ -20,7 +20,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import load_into, save_state
-from edgecompress.options import budget_of, cost_scheme_of, fixed_layers, method_of
+from edgecompress.options import budget_of, cost_scheme_of, parse_fixed_layers, parse_method
 from edgecompress.pipeline.steps_cost import CostSteps
 from edgecompress.planning import stages
 from edgecompress.planning.plan import plan
@@ -83,7 +83,7 @@ class ModelSteps(CostSteps):
         left = stages.left(number, o.stages, o.weakening)
         guard = o.min_agreement if self._unrepaired else None
         multiple = TARGETS[o.target].rank_multiple
-        fixed, form = fixed_layers(o), method_of(o)
+        fixed, form = parse_fixed_layers(o), parse_method(o)
 
         def make() -> CompressionPlan:
             before = self._before(number)

@@ -24,7 +24,7 @@ from edgecompress.network.outputs import scores_of
 from edgecompress.network.reference import keep_reference
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint
-from edgecompress.options import limits_of, outputs
+from edgecompress.options import limits_of, select_outputs
 from edgecompress.pipeline.context import OnStep, ignore
 from edgecompress.pipeline.steps_quantize import CALIBRATION, QuantizationSteps
 from edgecompress.progress import Track, silent
@@ -56,7 +56,7 @@ class Pipeline(QuantizationSteps):
         self.quantize()
         if self.trained:
             self.qat()
-        jobs = [("compressed", f, s) for f, s in outputs(self.options)]
+        jobs = [("compressed", f, s) for f, s in select_outputs(self.options)]
         jobs = [("dense", f, "fp32") for f in dict.fromkeys(f for _, f, _ in jobs)] + jobs
         made: list[Artifact] = []
         refused: list[RefusedArtifact] = []

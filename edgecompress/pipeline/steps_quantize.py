@@ -16,7 +16,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program
 from edgecompress.network.weights import save_state
-from edgecompress.options import layer_schemes, limits_of, outputs
+from edgecompress.options import limits_of, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.steps_model import SMALL_NETWORK, ModelSteps
 from edgecompress.quantization.calibration import load_calibration, save_calibration
 from edgecompress.quantization.mixed_precision import plan_precision
@@ -38,7 +38,7 @@ class QuantizationSteps(ModelSteps):
     @property
     def trained(self) -> bool:
         """Whether int8-static files have weights of their own."""
-        return self.options.qat_epochs > 0 and TRAINED in {scheme for _, scheme in outputs(self.options)}
+        return self.options.qat_epochs > 0 and TRAINED in {scheme for _, scheme in select_outputs(self.options)}
 
     @cached_property
     def compressed_program(self) -> ExportedProgram:
@@ -55,14 +55,14 @@ class QuantizationSteps(ModelSteps):
             return {}
         plan = read(self.run.path(FILES["quantize"]), QuantizeResult).precision
         found = plan.schemes if plan and plan.scheme == scheme else {}
-        return {**(self.plan().schemes if scheme == TRAINED else {}), **found, **layer_schemes(self.options)}
+        return {**(self.plan().schemes if scheme == TRAINED else {}), **found, **parse_layer_schemes(self.options)}
 
     def quantize(self) -> QuantizeResult:
         self.finetune()
         o = self.options
-        schemes = tuple(dict.fromkeys(scheme for _, scheme in outputs(o)))
+        schemes = tuple(dict.fromkeys(scheme for _, scheme in select_outputs(o)))
         planned = o.mixed_precision and TRAINED in schemes
-        by_hand = layer_schemes(o)
+        by_hand = parse_layer_schemes(o)
         kept = {**self.plan().schemes, **by_hand}
 
         def make() -> QuantizeResult:

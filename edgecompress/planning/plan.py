@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.options import AUTO, MACS_RATIO, Choice, check_budget
+from edgecompress.options import AUTO, DEFAULT_MACS_RATIO, Choice, check_budget
 from edgecompress.planning import accuracy, constraints, dtypes, guard, sensitivity, stages
 from edgecompress.planning.allocators import allocator_named
 from edgecompress.planning.choices import candidates_of, forms_of
@@ -75,7 +75,7 @@ def plan(
         ToolchainError: A process that factorized layers died.
         DeviceError: Costs could not be measured.
     """
-    budget = check_budget(budget or Budget(macs_ratio=MACS_RATIO if macs_ratio is None else macs_ratio))
+    budget = check_budget(budget or Budget(macs_ratio=DEFAULT_MACS_RATIO if macs_ratio is None else macs_ratio))
     if costs is None and (budget.latency_ms is not None or budget.speedup is not None):
         raise ConfigError(f"{constraints.said(budget)}: milliseconds are a device's; give costs measured there, or a MACs ratio")
     chooser = allocator_named(allocator)

@@ -14,7 +14,8 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.counting import COUNTED
 from edgecompress.network.surgery import forward
 from edgecompress.records import LayerQuantization, QuantizeResult, QuantSpec
-from edgecompress.targets import SCHEMES, choose
+from edgecompress.records.fields import check_choice
+from edgecompress.targets import SCHEMES
 
 INT8_MAX: Final = 127
 EXACT_DB: Final = 200.0  # what an error of zero is written as
@@ -38,7 +39,7 @@ def quantize(
         ConfigError: Unknown scheme, no data, or inputs that are not finite or no index of their embedding.
     """
     for scheme in schemes:
-        choose("scheme", scheme, SCHEMES)
+        check_choice("scheme", scheme, SCHEMES)
     if samples < 1 or len(data) < 1:  # type: ignore[arg-type]
         raise ConfigError("calibration: no samples; give calibration_data() or --data, and --samples of at least 1")
     inputs, _ = fetch(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]

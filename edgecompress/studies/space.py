@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from edgecompress.errors import ConfigError
-from edgecompress.options import Options, outputs, updated
+from edgecompress.options import Options, select_outputs, update_options
 from edgecompress.records import Axis
 from edgecompress.records.search import Value
 
 OUTPUT: Final = "output"  # "FORMAT SCHEME": a format has schemes of its own, so they are one choice
 
 
-class Option(NamedTuple):
+class VariedOption(NamedTuple):
     """How an option is varied.
 
     Attributes:
@@ -27,15 +27,15 @@ class Option(NamedTuple):
 
 
 VARIED: Final = {
-    "macs_ratio": Option(float, Axis(low=0.2, high=1.0), is_budget=True),
-    "params_ratio": Option(float, is_budget=True),
-    "size_mb": Option(float, is_budget=True),
-    "latency_ms": Option(float, is_budget=True),
-    "speedup": Option(float, is_budget=True),
-    "max_drop": Option(float, is_budget=True),
-    "method": Option(str, Axis(values=("auto", "spatial_svd", "channel_svd"))),
-    "allocator": Option(str, Axis(values=("latency", "minmax", "energy"))),
-    "resolution": Option(int),
+    "macs_ratio": VariedOption(float, Axis(low=0.2, high=1.0), is_budget=True),
+    "params_ratio": VariedOption(float, is_budget=True),
+    "size_mb": VariedOption(float, is_budget=True),
+    "latency_ms": VariedOption(float, is_budget=True),
+    "speedup": VariedOption(float, is_budget=True),
+    "max_drop": VariedOption(float, is_budget=True),
+    "method": VariedOption(str, Axis(values=("auto", "spatial_svd", "channel_svd"))),
+    "allocator": VariedOption(str, Axis(values=("latency", "minmax", "energy"))),
+    "resolution": VariedOption(int),
 }
 
 
@@ -60,7 +60,7 @@ def space_of(options: Options, given: Collection[str], vary: Sequence[str], befo
         before = {name: option.usual for name, option in VARIED.items() if option.usual and not (told and option.is_budget)}
     axes = {name: axis for name, axis in before.items() if name not in given} | asked
     axes = {name: axes[name] for name in VARIED if name in axes}
-    axes[OUTPUT] = Axis(values=tuple(" ".join(pair) for pair in outputs(options)))
+    axes[OUTPUT] = Axis(values=tuple(" ".join(pair) for pair in select_outputs(options)))
     for name, axis in axes.items():
         for value in axis.values or (axis.low, axis.high):
             applied(options, {name: value})
@@ -77,7 +77,7 @@ def applied(options: Options, choice: Mapping[str, Value]) -> Options:
     if OUTPUT in changes:
         format_name, _, scheme = str(changes.pop(OUTPUT)).partition(" ")
         changes |= {"format": (format_name,), "scheme": (scheme,)}
-    return updated(options, changes)
+    return update_options(options, changes)
 
 
 def _parsed(vary: Sequence[str]) -> dict[str, Axis]:

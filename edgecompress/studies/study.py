@@ -15,17 +15,18 @@ from edgecompress.files import stamp, write_atomic
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.pipeline.steps_publish import LOCAL, Pipeline
 from edgecompress.progress import Track, silent
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
+from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
 from edgecompress.reporting.search import render
 from edgecompress.runs import Run, RunRecord, key
 from edgecompress.studies.front import front
 from edgecompress.studies.space import applied, space_of
 from edgecompress.studies.speeds import at_one_speed
-from edgecompress.targets import SAMPLERS, choose
+from edgecompress.targets import SAMPLERS
 
 try:
     from edgecompress.studies import loop
@@ -89,7 +90,7 @@ def search(
                 keep_spec(found, spec)
         else:
             _check_same(before, spec, f"{name_of(place)}: study {found.study_name!r}")
-        base = updated(Options(), spec.options)
+        base = update_options(Options(), spec.options)
         found.sampler = PerTrial(spec.sampler, base.seed)
         ours = Study(found, opened, name_of(place), folder)
 
@@ -136,17 +137,17 @@ def _spec(
 ) -> SearchSpec:
     """Return what is asked for, with what a study that exists has where nothing is."""
     given = {name: value for name, value in given.items() if value is not None}
-    base = updated(Options() if before is None else updated(Options(), before.options), given)
+    base = update_options(Options() if before is None else update_options(Options(), before.options), given)
     space = space_of(base, given, vary, before.space if before else None)
     if device != LOCAL and {"latency_ms", "speedup"} & {*space, *given}:  # what is measured there is planned for there
-        base = updated(base, {"device": device})
+        base = update_options(base, {"device": device})
     _check_space(recipe, space)
     return SearchSpec(
         model=recipe.name,
         network=_network(recipe, base),
         options=msgspec.json.decode(msgspec.json.encode(base)),
         space=space,
-        sampler=choose("sampler", sampler or (before.sampler if before else SAMPLERS[0]), SAMPLERS),
+        sampler=check_choice("sampler", sampler or (before.sampler if before else SAMPLERS[0]), SAMPLERS),
         device=_device(device),
     )
 

@@ -19,7 +19,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.files import sha256
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, read
 from edgecompress.runs import open_run
@@ -33,7 +33,7 @@ def steps(folder, recipe, **options):
     """The steps of a run, and a list of those it makes anew."""
     made = []
     with open_run(folder, name="digits", recipe=recipe.source) as run:
-        run.set_options(updated(run.record.options, options))
+        run.set_options(update_options(run.record.options, options))
         yield Pipeline(run, recipe, on_step=lambda name, _record, _seconds, reused: None if reused else made.append(name)), made
 
 
@@ -228,7 +228,7 @@ def test_killed_in_the_second_stage_it_goes_on_to_the_same_bits(recipe, digits_r
 )
 def test_a_wrong_option_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        updated(Options(), options)
+        update_options(Options(), options)
 
 
 def test_no_stage_loses_more_than_max_drop_before_its_fine_tuning(edgecompress, digits_recipe, tmp_path):

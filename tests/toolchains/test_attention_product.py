@@ -20,7 +20,7 @@ from edgecompress.network.attention import opened
 from edgecompress.network.exported import read_program, to_program, write_program
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint, save_state
-from edgecompress.options import updated
+from edgecompress.options import update_options
 from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.planning.plan import plan
 from edgecompress.records import CompressionPlan, LayerPlan, ModelStats, read
@@ -141,7 +141,7 @@ def pipeline(model, folder, **options):
     given = {"method": "svd", "macs_ratio": 0.7, "sensitivity_samples": 32, "epochs": 0} | options
     with open_run(folder, name="vision", recipe="python") as run:
         steps = Pipeline(run, recipe)
-        with trying(run, updated(run.record.options, given)):
+        with trying(run, update_options(run.record.options, given)):
             yield steps
 
 

@@ -11,7 +11,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.network.exported import to_program
 from edgecompress.network.parity import shortfalls, sqnr_db
 from edgecompress.network.subgraph import graph_of
-from edgecompress.options import Options, layer_schemes, updated
+from edgecompress.options import Options, parse_layer_schemes, update_options
 from edgecompress.quantization.mixed_precision import Trial, plan_precision, with_margin
 from edgecompress.quantization.simulation import Simulation, run_at
 from edgecompress.records import ExportResult, QatResult, QuantizeResult, QuantSpec, read
@@ -117,16 +117,16 @@ def test_too_few_calibration_inputs_are_refused(uneven, n):
 
 
 def test_schemes_by_hand_are_parsed():
-    assert layer_schemes(Options(layer_scheme=("a.b=fp32", "c=int8-dynamic"))) == {"a.b": "fp32", "c": "int8-dynamic"}
+    assert parse_layer_schemes(Options(layer_scheme=("a.b=fp32", "c=int8-dynamic"))) == {"a.b": "fp32", "c": "int8-dynamic"}
     for text, message in (
         ("stem", "write NAME=SCHEME, e.g. stem=fp32"),
         ("=fp32", "write NAME=SCHEME"),
         ("a=int3", "unknown scheme 'int3'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            updated(Options(), {"layer_scheme": (text,)})
+            update_options(Options(), {"layer_scheme": (text,)})
     with pytest.raises(ConfigError, match="qat-epochs must be at least 0"):
-        updated(Options(), {"qat_epochs": -1})
+        update_options(Options(), {"qat_epochs": -1})
 
 
 def test_an_export_takes_the_schemes_and_the_trained_weights(edgecompress, digits_recipe, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from edgecompress.errors import ConfigError, EdgeCompressError
 from edgecompress.files import replacing, sha256, write_atomic
 from edgecompress.network.weights import save_state
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.runs import open_run
 
 
@@ -106,7 +106,7 @@ def test_a_run_on_a_full_disk_keeps_its_finished_steps(small_disk):
     with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r"):
         fill(small_disk / "filler")
     with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r") as run:
-        run.set_options(updated(Options(), {"layer": tuple(f"layer{i}=dense" for i in range(5000))}))
+        run.set_options(update_options(Options(), {"layer": tuple(f"layer{i}=dense" for i in range(5000))}))
     (small_disk / "filler").unlink()
     with open_run(folder, name="n", recipe="r") as run:
         assert run.is_done("plan", "made-from")

@@ -7,16 +7,16 @@ import pytest
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
-from edgecompress.options import Choice, Options, fixed_layers, method_of, outputs, updated
+from edgecompress.options import Choice, Options, parse_fixed_layers, parse_method, select_outputs, update_options
 from edgecompress.recovery.finetune import USUAL_RATE, FinetuneOptions
 from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS
 
 
 def test_what_is_given_replaces_and_none_keeps():
-    first = updated(Options(), {"macs_ratio": 0.5, "scheme": ["fp32"], "epochs": None})
+    first = update_options(Options(), {"macs_ratio": 0.5, "scheme": ["fp32"], "epochs": None})
     assert (first.macs_ratio, first.scheme, first.epochs) == (0.5, ("fp32",), 8)
-    assert updated(first, {"epochs": 2}).macs_ratio == 0.5
-    assert updated(Options(), {"learning_rate": 1}).learning_rate == 1.0
+    assert update_options(first, {"epochs": 2}).macs_ratio == 0.5
+    assert update_options(Options(), {"learning_rate": 1}).learning_rate == 1.0
 
 
 @pytest.mark.parametrize(
@@ -49,23 +49,23 @@ def test_what_is_given_replaces_and_none_keeps():
 )
 def test_a_wrong_option_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
-        updated(Options(), given)
+        update_options(Options(), given)
 
 
 def test_every_target_has_outputs_that_exist():
     for name, target in TARGETS.items():
-        made = outputs(updated(Options(), {"target": name}))
+        made = select_outputs(update_options(Options(), {"target": name}))
         assert made == target.outputs
         assert all(f in FORMATS and s in SCHEMES for f, s in made)
 
 
 def test_formats_and_schemes_narrow_the_target():
-    made = outputs(updated(Options(), {"format": ("tflite",), "scheme": ("fp32", "int8-static")}))
+    made = select_outputs(update_options(Options(), {"format": ("tflite",), "scheme": ("fp32", "int8-static")}))
     assert made == (("tflite", "int8-static"), ("tflite", "fp32"))
 
 
 def test_a_format_that_the_target_leaves_out_is_exported_by_name():
-    made = outputs(updated(Options(), {"target": "raspberry-pi", "format": ("torchscript",), "scheme": ("fp32",)}))
+    made = select_outputs(update_options(Options(), {"target": "raspberry-pi", "format": ("torchscript",), "scheme": ("fp32",)}))
     assert made == (("torchscript", "fp32"),)
 
 
@@ -79,12 +79,12 @@ def test_a_format_that_the_target_leaves_out_is_exported_by_name():
 )
 def test_what_no_format_has_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
-        outputs(updated(Options(), given))
+        select_outputs(update_options(Options(), given))
 
 
 def test_fixed_layers_are_parsed():
-    options = updated(Options(), {"layer": ("a.b=tucker2:8x4", "c=svd:3", "d=dense", "e=tucker2:8,4", "f=grouped_svd:3:slices=4")})
-    assert fixed_layers(options) == {
+    options = update_options(Options(), {"layer": ("a.b=tucker2:8x4", "c=svd:3", "d=dense", "e=tucker2:8,4", "f=grouped_svd:3:slices=4")})
+    assert parse_fixed_layers(options) == {
         "a.b": Choice("tucker2", (8, 4)),
         "c": Choice("svd", (3,)),
         "d": Choice("dense"),
@@ -103,13 +103,13 @@ def test_fixed_layers_are_parsed():
     ],
 )
 def test_a_method_is_parsed_with_its_options(text, method, options):
-    assert method_of(updated(Options(), {"method": text})) == Choice(method, (), options)
+    assert parse_method(update_options(Options(), {"method": text})) == Choice(method, (), options)
 
 
 @pytest.mark.parametrize("text", ["", ":", ":seed=1", "cp3:seed", "cp3:seed=", "cp3:=1", "cp3:seed=1,", "cp3:seed=1,starts"])
 def test_a_malformed_method_is_refused(text):
     with pytest.raises(ConfigError, match=rf"--method {text}: write METHOD or METHOD:KEY=VALUE, e\.g\."):
-        method_of(updated(Options(), {"method": text}))
+        parse_method(update_options(Options(), {"method": text}))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_malformed_method_is_refused(text):
 )
 def test_a_malformed_fixed_layer_is_refused(text):
     with pytest.raises(ConfigError, match=rf"--layer {text}: write NAME=METHOD:RANK, e\.g\."):
-        fixed_layers(updated(Options(), {"layer": (text,)}))
+        parse_fixed_layers(update_options(Options(), {"layer": (text,)}))
 
 
 def test_names_that_stand_in_two_places_agree():
@@ -143,7 +143,7 @@ def test_names_that_stand_in_two_places_agree():
 
 
 def test_options_survive_json_and_each_is_described():
-    made = updated(Options(), {"layer": ("a=svd:3",), "scheme": ("fp32",)})
+    made = update_options(Options(), {"layer": ("a=svd:3",), "scheme": ("fp32",)})
     assert msgspec.json.decode(msgspec.json.encode(made), type=Options) == made
     described = inspect.getdoc(Options)
     assert [name for name in Options.__struct_fields__ if name not in described] == []

@@ -9,7 +9,7 @@ import pytest
 
 from edgecompress.errors import ConfigError
 from edgecompress.files import write_atomic
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.records import Budget, CompressionPlan, to_json
 from edgecompress.runs import is_run, key, open_run, read_records, read_run
 
@@ -76,7 +76,7 @@ def test_a_step_done_again_replaces_its_entry_and_keeps_the_others(planned):
 
 def test_options_are_kept(folder):
     with opened(folder) as run:
-        run.set_options(updated(run.record.options, {"macs_ratio": 0.5}))
+        run.set_options(update_options(run.record.options, {"macs_ratio": 0.5}))
     with opened(folder) as run:
         assert run.record.options.macs_ratio == 0.5
     assert is_run(folder)

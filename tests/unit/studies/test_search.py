@@ -11,7 +11,7 @@ from support.require import require
 from support.searches import SPEC, point
 
 from edgecompress.errors import ConfigError
-from edgecompress.options import Options, updated
+from edgecompress.options import Options, update_options
 from edgecompress.records import Axis, FailedTrial, Score, SearchResult
 from edgecompress.reporting.scatter import Dot, scatter
 from edgecompress.reporting.search import render
@@ -22,7 +22,7 @@ from edgecompress.studies.space import OUTPUT, VARIED, applied, space_of
 
 
 def test_what_is_given_is_not_varied_and_what_a_target_exports_is():
-    space = space_of(updated(Options(), {"method": "tucker2", "format": ("tflite",)}), {"method", "format"}, ())
+    space = space_of(update_options(Options(), {"method": "tucker2", "format": ("tflite",)}), {"method", "format"}, ())
     assert list(space) == ["macs_ratio", "allocator", OUTPUT]
     assert space[OUTPUT].values == ("tflite int8-static", "tflite int8-dynamic", "tflite fp16", "tflite fp32")
 
@@ -40,7 +40,7 @@ def test_every_choice_is_options_of_a_run():
     made = applied(Options(), {name: axis.values[-1] for name, axis in space.items()})
     assert (made.macs_ratio, made.resolution, made.method, made.allocator) == (0.6, 24, "channel_svd", "energy")
     assert (made.format, made.scheme) == (("torchscript",), ("fp32",))
-    assert made == updated(made, {})
+    assert made == update_options(made, {})
 
 
 def test_another_budget_takes_the_place_of_the_usual_one():
