@@ -1,12 +1,14 @@
-# make demo   set up, then compress, export and measure the embedded example
-# make test   set up, then run the tests
+# make demo          set up, then compress, export and measure the embedded example
+# make test          set up, then run the quick tests of every tier, 10 minutes on two cores
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests that share what is expensive to make stay in one worker; tests/support/tiers.py orders them.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 DEBIAN := $(shell cat debian-packages.txt)
 
-.PHONY: demo test test-slow lint format prebuilt native-runner debian clean help
+.PHONY: demo test test-unit test-slow lint format prebuilt native-runner debian clean help
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -15,33 +17,37 @@ demo: .venv/demo
 	$(BIN)/edgecompress export --target android
 
 test: .venv/all .venv-tflite-runtime/installed debian
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
-# make test-slow   the tests that take more than a minute
+# make test-unit     the quick tests of single modules and the laws, 3 minutes
+test-unit: .venv/all
+	$(PYTEST) -m "not slow" tests/unit tests/laws
+
+# make test-slow     all the other tests, hours
 test-slow: .venv/all .venv-tflite-runtime/installed debian
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
-# make lint   style, types and import contracts
+# make lint          style, types and import contracts
 lint: .venv/all
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# make format   put every file into the project's style
+# make format        put every file into the project's style
 format: .venv/all
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# make prebuilt   build examples/prebuilt anew from the embedded example
+# make prebuilt      build examples/prebuilt anew from the embedded example
 prebuilt: .venv/demo
 	$(BIN)/python examples/prebuilt/build.py
 
-# make native-runner   build the runner for 64-bit ARM devices without Python; docs/devices.md
+# make native-runner build the runner for 64-bit ARM devices without Python; docs/devices.md
 native-runner: .venv/python
 	$(BIN)/python device_tests/runners/native/build.py
 
-# make clean   remove what make made
+# make clean         remove what make made
 clean:
 	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated .native-runner
 

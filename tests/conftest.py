@@ -13,6 +13,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = (
+    "support.tiers",
     "support.ssh_server",
     "support.adb_server",
     "support.emulated_pi",
@@ -26,7 +27,7 @@ pytest_plugins = (
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Keep this user's locks, caches and devices out of it: a measurement that runs beside the tests must not make them wait."""
+    """Keep this user's locks, caches and devices out of the tests, and each worker's apart from the others'."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

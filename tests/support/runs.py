@@ -1,12 +1,13 @@
 """A real recipe on real data, the command line, and one whole export that many tests look at."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from edgecompress.cli import main
 from edgecompress.runs import FILES
 from support.networks import Net, trained
 from support.processes import with_us
+from support.shared import made_once
 
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
@@ -75,7 +77,7 @@ class Answer:
 @pytest.fixture(scope="session")
 def digits_recipe(tmp_path_factory):
     """A recipe's folder with weights trained for a second."""
-    return write_recipe(tmp_path_factory.mktemp("recipes") / "digits")
+    return made_once(tmp_path_factory, "recipes", lambda folder: write_recipe(folder / "digits")) / "digits"
 
 
 def write_recipe(folder):
@@ -135,10 +137,14 @@ def edgecompress(capsys, monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def exported(digits_recipe, tmp_path_factory):
     """(run folder, what the command said) of one whole export; look, and copy to change."""
-    folder = tmp_path_factory.mktemp("runs")
-    answer = command("export", digits_recipe, "--target", "android", "--run", "digits", *OPTIONS, *QUICK, cwd=folder)
-    assert answer.code == 0, answer.err
-    return folder / "digits", answer
+
+    def export(folder):
+        answer = command("export", digits_recipe, "--target", "android", "--run", "digits", *OPTIONS, *QUICK, cwd=folder)
+        assert answer.code == 0, answer.err
+        (folder / "answer.json").write_text(json.dumps(asdict(answer)))
+
+    folder = made_once(tmp_path_factory, "runs", export)
+    return folder / "digits", Answer(**json.loads((folder / "answer.json").read_text()))
 
 
 @pytest.fixture

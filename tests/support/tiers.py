@@ -1,0 +1,58 @@
+"""The tiers of the tests, and which tests one worker of pytest-xdist runs together.
+
+A test's tier is the folder of `tests/` that its file stands in. Two workers each make the fixtures of a session or a module for themselves.
+Where that takes seconds, or where the fixture is a server, the tests that use the fixture stand in one `xdist_group`: one worker runs them
+all. Results on disk that tests of several groups read are shared between workers instead (`support.shared`).
+"""
+
+from typing import Final
+
+import pytest
+
+from support.paths import TESTS
+
+# In the order in which workers take them: the tests that run longest start first, so that no worker is left with one at the end.
+TIERS: Final = {
+    "toolchains": "real converters and their runtimes",
+    "system": "commands from end to end",
+    "devices": "devices over real servers, emulated where there is no hardware",
+    "unit": "a module or a room",
+    "laws": "rules that every method, allocator or source file obeys",
+}
+SERVERS: Final = {
+    "pi_device": "raspberry-pi", "adb_environment": "adb", "bundled_adb_environment": "adb", "sshd": "ssh", "postgres": "postgres",
+    "browser": "browser",
+}  # fmt: skip
+# Expensive fixtures of a module: the tests of that file that use one stay together.
+EXPENSIVE: Final = {
+    "answers", "bench", "converted", "covered", "folder", "golden", "inspected", "large", "made", "measured", "searched", "staged",
+    "uneven", "uninterrupted", "written",
+}  # fmt: skip
+
+
+def tier_of(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
+
+
+def group_of(item: pytest.Item) -> str:
+    """Return the name of the group that the test's fixtures put it in, "" for none."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    servers = sorted({SERVERS[name] for name in fixtures & set(SERVERS)})
+    return "-".join(servers) or (item.path.stem if fixtures & EXPENSIVE else "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for tier, contents in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {contents}; set by the folder that the file stands in")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects, and before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if item.path.is_relative_to(TESTS)]
+    for item in ours:
+        item.add_marker(tier_of(item))
+        if not item.get_closest_marker("xdist_group") and (group := group_of(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        order = list(TIERS)
+        items[:] = sorted(ours, key=lambda item: order.index(tier_of(item)))
