@@ -35,11 +35,11 @@ from support.runs import OPTIONS, QUICK, command, write_recipe  # noqa: E402
 from support.ssh_server import SshServer, running_sshd  # noqa: E402
 
 from edgecompress.devices import open_device  # noqa: E402
-from edgecompress.devices.base import Device  # noqa: E402
 from edgecompress.devices.bench import bench  # noqa: E402
+from edgecompress.devices.device import Device  # noqa: E402
 from edgecompress.devices.farm import run_farm  # noqa: E402
-from edgecompress.devices.leases.store import SETTING as LEASES  # noqa: E402
-from edgecompress.devices.runners.store import send  # noqa: E402
+from edgecompress.devices.leases.store import LEASES_VARIABLE as LEASES  # noqa: E402
+from edgecompress.devices.runners.file_store import send_files  # noqa: E402
 from edgecompress.devices.statistics import ratio  # noqa: E402
 
 MODEL = REPOSITORY / "examples" / "prebuilt" / "resnet20_fashion_mnist-fp32.tflite"
@@ -98,7 +98,7 @@ def push(rows: Rows, kind: str, url: str, peer: Callable[[Path, str], list[objec
 def sent(device: Device, path: Path, i: int) -> float:
     work = device.base / f"edgecompress-harness{i}"
     try:
-        return seconds(lambda: send(device, work, {"file": path}, keep={"file"}))
+        return seconds(lambda: send_files(device, work, {"file": path}, keep={"file"}))
     finally:
         device.run(["rm", "-rf", str(work)], timeout_s=20)
 

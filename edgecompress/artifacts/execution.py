@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from edgecompress.devices import open_device
-from edgecompress.devices.layouts import from_layout, to_layout
+from edgecompress.devices.layouts import to_artifact_layout, to_model_layout
+from edgecompress.devices.runners.execute import compute_outputs
 from edgecompress.devices.runners.protocol import RunnerReply
-from edgecompress.devices.runners.runner import infer
 from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
 from edgecompress.network.batches import Batch
 from edgecompress.network.parity import compare, shortfalls
@@ -33,11 +33,11 @@ def run(
         ConfigError: The runtime refuses the file, or the inputs do not fit it.
         ToolchainError: The runtime died, took too long, or is not there.
     """
-    arrays = to_layout(batch, inputs)
+    arrays = to_artifact_layout(batch, inputs)
     told: list[RunnerReply] = []
     try:
         with open_device("local://") as device:
-            found = infer(
+            found = compute_outputs(
                 device,
                 path,
                 arrays,
@@ -49,7 +49,7 @@ def run(
     except (ConfigError, DeviceError) as error:  # this machine is no device to its user
         kind = ToolchainError if isinstance(error, DeviceError) else ConfigError
         raise kind(str(error).removeprefix("local://: ")) from error
-    return from_layout(found, outputs), told[0].results[0].backend
+    return to_model_layout(found, outputs), told[0].results[0].backend
 
 
 def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:

@@ -9,7 +9,7 @@ import msgspec
 from edgecompress import toolchains
 from edgecompress.artifacts.converter_process import Died, ask
 from edgecompress.artifacts.sandbox import LimitReached
-from edgecompress.devices.base import clean
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.records import Inspection, InspectionRequest
 from edgecompress.targets import FORMATS
@@ -69,7 +69,7 @@ def _format_of(path: Path) -> str:
 def _cleaned(value: Any) -> Any:
     """Return `value` with all its text on one line, bounded, and without control characters."""
     if isinstance(value, str):
-        return clean(" ".join(value.split()), limit=TEXT)
+        return sanitize(" ".join(value.split()), limit=TEXT)
     if isinstance(value, dict):
         return {_cleaned(key): _cleaned(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -78,7 +78,7 @@ def bench(
     Example: edgecompress bench runs/resnet20_fashion_mnist --device ssh://pi@raspberrypi.local
     """
     from edgecompress.cli.farm import shown
-    from edgecompress.devices.bench import bench_on
+    from edgecompress.devices.bench import bench_artifacts
     from edgecompress.devices.farm import FarmError, bench_pool, is_pool
 
     asked = update_options(Options(), {"threads": threads, "repetitions": repetitions})
@@ -103,12 +103,12 @@ def bench(
     if is_pool(device):
         with shown() as watch:
             try:
-                results = bench_pool(files, how, device=device, inventory=inventory, keep=keep, watch=watch)
+                results = bench_pool(files, how, device=device, inventory=inventory, on_result=keep, on_change=watch)
             except FarmError as error:
                 failure, results = error, error.results
     else:
         with bars() as track:
-            results = bench_on(files, how, device=device, inventory=inventory, track=track)
+            results = bench_artifacts(files, how, device=device, inventory=inventory, track=track)
         for result in results:
             keep(result)
     if json:
@@ -154,9 +154,9 @@ def devices(inventory: p.Inventory = None, json: p.Json = False) -> None:
     Example: edgecompress devices
     """
     from edgecompress.devices import list_devices
-    from edgecompress.devices.inventory import load
+    from edgecompress.devices.inventory import load_inventory
 
-    entries = load(inventory)
+    entries = load_inventory(inventory)
     with bars() as track:
         found = list_devices(entries, track=track)
     if json:

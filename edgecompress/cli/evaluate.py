@@ -44,7 +44,7 @@ def evaluate(
     Example: edgecompress evaluate runs/resnet20 --device adb://SERIAL
     """
     from edgecompress.cli.farm import shown
-    from edgecompress.devices.evaluate import evaluate_on
+    from edgecompress.devices.evaluate import evaluate_artifacts
     from edgecompress.devices.farm import evaluate_pool, is_pool
 
     asked = update_options(Options(), {"threads": threads})
@@ -70,10 +70,10 @@ def evaluate(
         with redirect_stdout(sys.stderr):  # what a recipe prints is no data of ours
             if is_pool(device):
                 with shown() as watch:
-                    evaluate_pool(files, how, device=device, inventory=inventory, keep=keep, watch=watch)
+                    evaluate_pool(files, how, device=device, inventory=inventory, on_result=keep, on_change=watch)
             else:
                 with bars() as track:
-                    evaluate_on(files, how, device=device, inventory=inventory, on_result=keep, track=track)
+                    evaluate_artifacts(files, how, device=device, inventory=inventory, on_result=keep, track=track)
     finally:  # what was found before something failed is kept, and shown
         if made:
             show(made, kept[-1].parent, json=json)

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from edgecompress.cli.session import console
 from edgecompress.cli.tables import table
-from edgecompress.devices.base import clean
+from edgecompress.devices.text import sanitize
 
 if TYPE_CHECKING:
     from edgecompress.devices.farm import Schedule
-    from edgecompress.devices.farm.run import Watch
+    from edgecompress.devices.farm.run import OnChange
 
 STATE_LENGTH = 100
 
@@ -22,12 +22,12 @@ STATE_LENGTH = 100
 def lanes(schedule: "Schedule") -> Table:
     """One row a device: what it does, on which artifact, how many jobs it has done, how many failures in a row it has had."""
     rows = []
-    for lane in schedule.lanes:
-        files = ", ".join(Path(file).name for file in lane.task.files) if lane.task else "–"
+    for lane in schedule.devices:
+        files = ", ".join(Path(file).name for file in lane.job.files) if lane.job else "–"
         state = f"quarantined: {lane.quarantine}" if lane.quarantine else lane.state
-        rows.append((lane.name, files, str(lane.done), str(lane.failures), clean(state, limit=STATE_LENGTH).replace("\n", " ")))
-    total, waiting = len(schedule.tasks), len(schedule.waiting)
-    done, failed = (sum(bool(getattr(task, name)) for task in schedule.tasks) for name in ("done_by", "error"))
+        rows.append((lane.name, files, str(lane.done), str(lane.failures), sanitize(state, limit=STATE_LENGTH).replace("\n", " ")))
+    total, waiting = len(schedule.jobs), len(schedule.waiting)
+    done, failed = (sum(bool(getattr(task, name)) for task in schedule.jobs) for name in ("done_by", "error"))
     made = table(("device", "artifact", "done", "failures", "state"), rows, left=2)
     made.columns[4].justify, made.columns[4].no_wrap = "left", False
     made.caption = f"{done} of {total} jobs done, {waiting} waiting, {failed} failed"
@@ -36,7 +36,7 @@ def lanes(schedule: "Schedule") -> Table:
 
 
 @contextmanager
-def shown() -> Iterator["Watch"]:
+def shown() -> Iterator["OnChange"]:
     """Yield what draws the table anew on a terminal; when piped, and at the end, it is printed once."""
     notes = console(stderr=True)
     last: list[Schedule] = []

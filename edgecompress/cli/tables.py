@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecompress.cli.numbers import count, ms, percent, rank, size
-from edgecompress.devices.base import clean
-from edgecompress.devices.probe import NOTABLE
+from edgecompress.devices.probe import NOTABLE_CPU_FEATURES
 from edgecompress.devices.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
+from edgecompress.devices.text import sanitize
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -225,7 +225,7 @@ def devices(found: Sequence[DeviceInfo]) -> Table:
         "device": [f"{d.name} {d.url}" for d in found],
         "state": [d.state for d in found],
         "model": [", ".join(dict.fromkeys(filter(None, (d.model, d.soc)))) for d in found],
-        "cpu": [" ".join((d.abi, *(name for name in NOTABLE if name in d.cpu_features))) for d in found],
+        "cpu": [" ".join((d.abi, *(name for name in NOTABLE_CPU_FEATURES if name in d.cpu_features))) for d in found],
         "os": [d.os for d in found],
         "governor": [d.governor for d in found],
         "°C": ["" if d.temperature_c is None else f"{d.temperature_c:.0f}" for d in found],
@@ -243,7 +243,7 @@ def problems(found: Sequence[DeviceInfo]) -> list[Text]:
 
 def one_line(text: str) -> str:
     """Words of a device on one line, with nothing in them that moves the cursor."""
-    return clean(" ".join(text.split()))
+    return sanitize(" ".join(text.split()))
 
 
 def targets() -> Table:

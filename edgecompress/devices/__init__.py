@@ -1,38 +1,26 @@
-"""Places that run artifacts: this machine, anything with ssh, Android by adb. A new one is a module and a line in `OPENERS`."""
+"""Machines that run artifacts: this one, any with ssh, and Android by adb. A transport is one module and one line in `OPENERS`."""
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from edgecompress.devices.base import Completed, Device, clean
+from edgecompress.devices.device import CompletedCommand, Device
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
 from edgecompress.records import DeviceInfo
 
 if TYPE_CHECKING:
-    from edgecompress.devices.inventory import Entry
+    from edgecompress.devices.inventory import InventoryEntry
 
-__all__ = ["OPENERS", "Completed", "Device", "list_devices", "open_device"]
+__all__ = ["OPENERS", "CompletedCommand", "Device", "list_devices", "open_device"]
 
-
-def _local(rest: str) -> Device:
-    from edgecompress.devices.transports.local import open_local
-
-    return open_local(rest)
-
-
-def _ssh(rest: str) -> Device:
-    from edgecompress.devices.transports.ssh import open_ssh
-
-    return open_ssh(rest)
-
-
-def _adb(rest: str) -> Device:
-    from edgecompress.devices.transports.adb import open_adb
-
-    return open_adb(rest)
-
-
-OPENERS: Final[dict[str, Callable[[str], Device]]] = {"local": _local, "ssh": _ssh, "adb": _adb}
+# URL scheme → the function that opens what follows `://`. It is imported when it is used, since asyncssh is slow to import and optional.
+OPENERS: Final = {
+    "local": "edgecompress.devices.transports.local:open_local",
+    "ssh": "edgecompress.devices.transports.ssh:open_ssh",
+    "adb": "edgecompress.devices.transports.adb:open_adb",
+}
 
 
 def open_device(url: str) -> Device:
@@ -46,32 +34,34 @@ def open_device(url: str) -> Device:
     """
     scheme, separator, rest = url.partition("://")
     if url and not separator:
-        return _from_inventory(url)
+        return _open_by_name(url)
     if scheme not in OPENERS:
-        raise ConfigError(f"{clean(url, limit=200)!r}: unknown kind of device; choose from {_kinds()}")
+        raise ConfigError(f"{sanitize(url, limit=200)!r}: unknown kind of device; choose from {known_schemes()}")
     if not rest.isprintable():
-        raise ConfigError(f"{clean(url, limit=200)!r}: control characters in a device's name; copy it from `edgecompress devices`")
-    return OPENERS[scheme](rest)
+        raise ConfigError(f"{sanitize(url, limit=200)!r}: control characters in a device's name; copy it from `edgecompress devices`")
+    opener: Callable[[str], Device] = pkgutil.resolve_name(OPENERS[scheme])
+    return opener(rest)
 
 
-def list_devices(entries: "Sequence[Entry]" = (), *, track: Track = silent) -> tuple[DeviceInfo, ...]:
-    """Return this machine, everything attached by adb, and what the inventory's `entries` name (`inventory.load()`).
+def list_devices(entries: "Sequence[InventoryEntry]" = (), *, track: Track = silent) -> tuple[DeviceInfo, ...]:
+    """Return this machine, every device attached by adb, and the inventory's `entries` (`inventory.load_inventory()`).
 
-    One that cannot be used has a `state` other than "ready" and says in `problem` what is wrong and what to do.
+    A device that cannot be used has a `state` other than "ready" and says in `problem` what is wrong and what to do.
     """
-    from edgecompress.devices.listing import list_all
+    from edgecompress.devices.listing import list_all_devices
 
-    return list_all(entries, track=track)
+    return list_all_devices(entries, track=track)
 
 
-def _from_inventory(name: str) -> Device:
-    from edgecompress.devices.inventory import settings
+def _open_by_name(name: str) -> Device:
+    from edgecompress.devices.inventory import resolve_device
 
-    entry = settings(name)
+    entry = resolve_device(name)
     device = open_device(entry.url)
     device.python = entry.python or device.python
     return device
 
 
-def _kinds() -> str:
-    return ", ".join(f"{name}://" for name in OPENERS)
+def known_schemes() -> str:
+    """Return the URL schemes of devices as a message lists them."""
+    return ", ".join(f"{scheme}://" for scheme in OPENERS)

@@ -7,42 +7,42 @@ import msgspec
 
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.cooling import cool_down
-from edgecompress.devices.inventory import filled, settings
-from edgecompress.devices.runners.runner import check_runner, manifest_of, measure
+from edgecompress.devices.inventory import apply_entry, resolve_device
+from edgecompress.devices.runners.execute import check_runner_file, measure_latencies, read_manifest
 from edgecompress.devices.statistics import noise
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
 from edgecompress.records import BenchmarkResult, Measuring
 from edgecompress.targets import SUFFIXES
 
-LOADS = 20
-FEWEST_ROUNDS = 3  # after a loading, before the next
+MAX_COMPARE_LOADINGS = 20
+MIN_ROUNDS_PER_LOADING = 3  # after a loading, before the next
 
 
-def check(artifacts: Sequence[Path], how: Measuring) -> None:
+def check_artifacts(artifacts: Sequence[Path], how: Measuring) -> None:
     """Refuse what cannot be measured, or compared, before any device is asked.
 
     Raises:
         ConfigError: No artifacts, one that was changed after export, no two of one format to compare, or no such runner.
     """
-    check_runner(how.runner)
+    check_runner_file(how.runner)
     if not artifacts:
         raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
     for path in artifacts:
         if path.suffix not in SUFFIXES or not path.is_file():
             raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
-        manifest_of(path)
+        read_manifest(path)
     formats = dict.fromkeys(path.suffix for path in artifacts)
     if how.compare and (len(artifacts) < 2 or len(formats) > 1):
         raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
 
 
-def on_connected(device: Device, artifacts: Sequence[Path], how: Measuring, *notes: str) -> tuple[BenchmarkResult, ...]:
+def bench_on_device(device: Device, artifacts: Sequence[Path], how: Measuring, *notes: str) -> tuple[BenchmarkResult, ...]:
     """Measure artifacts of one format on a device that has cooled down; `notes` go into every result."""
-    loads = min(LOADS, max(1, how.repetitions // FEWEST_ROUNDS)) if how.compare else 1
+    loads = min(MAX_COMPARE_LOADINGS, max(1, how.repetitions // MIN_ROUNDS_PER_LOADING)) if how.compare else 1
     return tuple(
         msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
-        for result in measure(device, artifacts, how, loads=loads)
+        for result in measure_latencies(device, artifacts, how, loads=loads)
     )
 
 
@@ -92,21 +92,21 @@ def bench(
         profile=profile,
         compare=compare,
     )
-    return bench_on(artifacts, how, device=device, inventory=inventory, track=track)
+    return bench_artifacts(artifacts, how, device=device, inventory=inventory, track=track)
 
 
-def bench_on(
+def bench_artifacts(
     artifacts: Sequence[Path], how: Measuring, *, device: str, inventory: Path | None = None, track: Track = silent
 ) -> tuple[BenchmarkResult, ...]:
     """Return what `bench` does, for options that are a record already."""
-    check(artifacts, how)
-    entry = settings(device, inventory)
-    how = filled(how, entry)
+    check_artifacts(artifacts, how)
+    entry = resolve_device(device, inventory)
+    how = apply_entry(how, entry)
     formats = dict.fromkeys(path.suffix for path in artifacts)
     groups = [[i for i, path in enumerate(artifacts) if path.suffix == suffix] for suffix in formats]
     results: dict[int, BenchmarkResult] = {}
     with open_device(entry.url) as connected:
         note = "" if how.cooldown_c is None else cool_down(connected, how.cooldown_c, track=track)
         for group in track(groups, f"measuring on {device}", total=len(groups)):
-            results.update(zip(group, on_connected(connected, [artifacts[i] for i in group], how, note), strict=True))
+            results.update(zip(group, bench_on_device(connected, [artifacts[i] for i in group], how, note), strict=True))
     return tuple(results[i] for i in sorted(results))

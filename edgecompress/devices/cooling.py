@@ -4,15 +4,15 @@ import math
 import time
 from itertools import count, takewhile
 
-from edgecompress.devices.base import Device
+from edgecompress.devices.device import Device
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.progress import Track, silent
 
-LIMIT_S = 600.0
-STEP_S = 2.0
+COOLING_LIMIT_S = 600.0
+POLL_S = 2.0
 
 
-def cool_down(device: Device, at_most_c: float, *, limit_s: float = LIMIT_S, step_s: float = STEP_S, track: Track = silent) -> str:
+def cool_down(device: Device, at_most_c: float, *, limit_s: float = COOLING_LIMIT_S, step_s: float = POLL_S, track: Track = silent) -> str:
     """Wait until the hottest zone is at or below `at_most_c`; return a note where there is no sensor, "" otherwise.
 
     Raises:

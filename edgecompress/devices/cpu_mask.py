@@ -2,14 +2,14 @@
 
 import re
 
-from edgecompress.devices.base import Device
+from edgecompress.devices.device import Device
 from edgecompress.errors import ConfigError
 
-SHORT_S = 20.0
-SPANS = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
+COMMAND_TIMEOUT_S = 20.0
+CPU_RANGES = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*")
 
 
-def plain(text: str) -> str:
+def normalize_mask(text: str) -> str:
     """Return a mask in its plainest form, "" for "".
 
     Raises:
@@ -22,7 +22,7 @@ def plain(text: str) -> str:
     return f"{int(text, 16):x}"
 
 
-def check(device: Device, mask: str) -> None:
+def check_mask_online(device: Device, mask: str) -> None:
     """Refuse processors that are not there: `taskset` would run on the others without a word.
 
     Raises:
@@ -30,8 +30,8 @@ def check(device: Device, mask: str) -> None:
     """
     if not mask:
         return
-    text = device.run(["cat", "/sys/devices/system/cpu/online"], timeout_s=SHORT_S).stdout.strip()
-    if not SPANS.fullmatch(text):
+    text = device.run(["cat", "/sys/devices/system/cpu/online"], timeout_s=COMMAND_TIMEOUT_S).stdout.strip()
+    if not CPU_RANGES.fullmatch(text):
         return  # not told; the runner finds out
     spans = [[int(number) for number in span.split("-")] for span in text.split(",")]
     online = {i for span in spans for i in range(span[0], span[-1] + 1)}

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from edgecompress import data as datasets
 from edgecompress.devices import Device, open_device
-from edgecompress.devices.base import clean
-from edgecompress.devices.inventory import filled, settings
-from edgecompress.devices.labelled import Data, Job, fetch, prepare
-from edgecompress.devices.layouts import from_layout, to_layout
+from edgecompress.devices.inventory import apply_entry, resolve_device
+from edgecompress.devices.labelled_data import Data, EvaluationJob, fetch_batch, prepare_job
+from edgecompress.devices.layouts import to_artifact_layout, to_model_layout
+from edgecompress.devices.runners.execute import InputArray, check_runner_file, compute_outputs
 from edgecompress.devices.runners.protocol import RunnerReply
-from edgecompress.devices.runners.runner import Values, check_runner, infer
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.network import batches
 from edgecompress.network.parity import compare
@@ -38,7 +38,7 @@ REMEDY: Final = "install the same runtime there, or allow it with --tolerance"
 
 
 @dataclass(slots=True)
-class _Answers:
+class _Outputs:
     """What was computed there and here, chunk by chunk."""
 
     there: list[tuple[Array, ...]] = field(default_factory=list)
@@ -90,10 +90,10 @@ def evaluate(
         runner=str(runner or ""),
     )
     given = data if not isinstance(data, str | Path) else None
-    return evaluate_on(artifacts, how, data=given, device=device, inventory=inventory, on_result=on_result, track=track)
+    return evaluate_artifacts(artifacts, how, data=given, device=device, inventory=inventory, on_result=on_result, track=track)
 
 
-def evaluate_on(
+def evaluate_artifacts(
     artifacts: Sequence[Path],
     how: Scoring,
     *,
@@ -104,14 +104,14 @@ def evaluate_on(
     track: Track = silent,
 ) -> tuple[Evaluation, ...]:
     """Return what `evaluate` does, for options that are a record already; `data` may stand in for the path or recipe in it."""
-    check(artifacts, how)
-    entry = settings(device, inventory)
-    jobs = [prepare(Path(path), how.data if data is None else data, how.samples) for path in artifacts]
+    check_scoring(artifacts, how)
+    entry = resolve_device(device, inventory)
+    jobs = [prepare_job(Path(path), how.data if data is None else data, how.samples) for path in artifacts]
     with open_device(entry.url) as there:
-        return agreed(on_connected(there, jobs, filled(how, entry), on_result=on_result, track=track))
+        return require_parity(evaluate_on_device(there, jobs, apply_entry(how, entry), on_result=on_result, track=track))
 
 
-def check(artifacts: Sequence[Path], how: Scoring) -> None:
+def check_scoring(artifacts: Sequence[Path], how: Scoring) -> None:
     """Refuse what cannot be evaluated before any device is asked.
 
     Raises:
@@ -121,12 +121,12 @@ def check(artifacts: Sequence[Path], how: Scoring) -> None:
         raise ConfigError("evaluate: no artifacts; name files or a run folder with artifacts/")
     if min(how.samples, how.threads, how.timeout_s, 1 if how.batch is None else how.batch) <= 0 or not (how.tolerance or 0) >= 0:
         raise ConfigError("evaluate: samples, batch, threads and timeout must be positive, a tolerance 0 or more; give larger ones")
-    check_runner(how.runner)
+    check_runner_file(how.runner)
 
 
-def on_connected(
+def evaluate_on_device(
     there: Device,
-    jobs: Sequence[Job],
+    jobs: Sequence[EvaluationJob],
     how: Scoring,
     *,
     on_result: Callable[[Evaluation], object] = lambda _: None,
@@ -137,12 +137,12 @@ def on_connected(
     with open_device("local://") as here:
         info = there.info()
         for job in jobs:
-            made.append(_evaluate(job, there, here, info, how, track))
+            made.append(_evaluate_job(job, there, here, info, how, track))
             on_result(made[-1])
     return tuple(made)
 
 
-def agreed(made: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+def require_parity(made: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
     """Return what was found when nothing in it departs from this machine.
 
     Raises:
@@ -156,26 +156,26 @@ def agreed(made: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
 # Running
 
 
-def _evaluate(job: Job, there: Device, here: Device, info: DeviceInfo, how: Scoring, track: Track) -> Evaluation:
+def _evaluate_job(job: EvaluationJob, there: Device, here: Device, info: DeviceInfo, how: Scoring, track: Track) -> Evaluation:
     """Run everything there and here, then say what came of it."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     size = how.batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // sum(x.numel() * x.element_size() for x in job.example)))
     starts = range(0, len(job.indices), size)
-    answers = _Answers()
+    answers = _Outputs()
     for start in track(starts, f"{job.path.name} on {there.url}", total=len(starts)):
-        _chunk(job, job.indices[start : start + size], answers, there, here, how)
+        _run_chunk(job, job.indices[start : start + size], answers, there, here, how)
     outputs, expected = (tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (answers.there, answers.here))
     labels = np.concatenate(answers.labels)
-    reference = _reference(job, there, how)
+    reference = _compare_with_reference(job, there, how)
     if len({(reply.runner, reply.results[0].backend) for reply in answers.replies}) != 1:
         raise DeviceError(f"{there.url}: {job.path.name}: the runtime changed between two transfers; run it again")
     reply, host_reply = answers.replies[0], answers.host_replies[0]
-    backends = clean(reply.results[0].backend, limit=80), host_reply.results[0].backend
+    backends = sanitize(reply.results[0].backend, limit=80), host_reply.results[0].backend
     subject = f"{job.path.name} on {there.url}"
-    parity, step, beyond, problem = _judge(outputs, expected, job, how.tolerance)
+    parity, step, beyond, problem = judge_outputs(outputs, expected, job, how.tolerance)
     if problem:
         problem = f"{subject}: {problem} ({backends[0]} there, {backends[1]} here); {REMEDY}"
-    ranks = _ranks(outputs[job.scores], labels)
+    ranks = rank_labels(outputs[job.scores], labels)
     return Evaluation(
         session=secrets.token_hex(16),
         artifact=job.path.name,
@@ -183,7 +183,7 @@ def _evaluate(job: Job, there: Device, here: Device, info: DeviceInfo, how: Scor
         size_bytes=job.manifest.size_bytes,
         scheme=job.manifest.quant.scheme,
         device=info,
-        runner=clean(reply.runner, limit=80),
+        runner=sanitize(reply.runner, limit=80),
         backend=backends[0],
         host_backend=backends[1],
         threads=how.threads,
@@ -193,32 +193,34 @@ def _evaluate(job: Job, there: Device, here: Device, info: DeviceInfo, how: Scor
         classes=job.classes,
         top1=float((ranks < 1).mean()),
         top5=float((ranks < 5).mean()) if job.classes >= TOP5_CLASSES else None,
-        host_top1=float((_ranks(expected[job.scores], labels) < 1).mean()),
+        host_top1=float((rank_labels(expected[job.scores], labels) < 1).mean()),
         host=parity,
         quantization_step=step,
         beyond_step=beyond,
         reference=reference,
         published_top1=job.manifest.top1,
         started_at=started_at,
-        notes=(*job.notes, *(clean(note, limit=300) for note in reply.results[0].notes[:20])),
+        notes=(*job.notes, *(sanitize(note, limit=300) for note in reply.results[0].notes[:20])),
         problem=problem,
     )
 
 
-def _chunk(job: Job, indices: Sequence[int], answers: _Answers, there: Device, here: Device, how: Scoring) -> None:
-    x, y = fetch(job, indices)
-    inputs = to_layout(x, job.manifest.inputs)
+def _run_chunk(job: EvaluationJob, indices: Sequence[int], answers: _Outputs, there: Device, here: Device, how: Scoring) -> None:
+    x, y = fetch_batch(job, indices)
+    inputs = to_artifact_layout(x, job.manifest.inputs)
     columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in (*x, y)]
     for sample in zip(*columns, strict=True):  # whatever the size of a transfer
         answers.digest.update(b"".join(part.tobytes() for part in sample))
     answers.labels.append(y.numpy())
     host = Scoring(threads=how.threads, timeout_s=how.timeout_s)
-    answers.here.append(_checked(_infer(here, job, inputs, host, answers.host_replies), job, here.url))
-    answers.there.append(_checked(_infer(there, job, inputs, how, answers.replies), job, there.url))
+    answers.here.append(_check_shapes(_infer_chunk(here, job, inputs, host, answers.host_replies), job, here.url))
+    answers.there.append(_check_shapes(_infer_chunk(there, job, inputs, how, answers.replies), job, there.url))
 
 
-def _infer(device: Device, job: Job, inputs: Sequence[Values], how: Scoring, replies: list[RunnerReply]) -> tuple[Array, ...]:
-    return infer(
+def _infer_chunk(
+    device: Device, job: EvaluationJob, inputs: Sequence[InputArray], how: Scoring, replies: list[RunnerReply]
+) -> tuple[Array, ...]:
+    return compute_outputs(
         device,
         job.path,
         inputs,
@@ -230,29 +232,29 @@ def _infer(device: Device, job: Job, inputs: Sequence[Values], how: Scoring, rep
     )
 
 
-def _checked(outputs: tuple[Array, ...], job: Job, url: str) -> tuple[Array, ...]:
+def _check_shapes(outputs: tuple[Array, ...], job: EvaluationJob, url: str) -> tuple[Array, ...]:
     shapes, told = [output.shape[1:] for output in outputs], [spec.shape[1:] for spec in job.manifest.outputs]
     if shapes != told:
         raise DeviceError(f"{url}: {job.path.name}: outputs of shape {shapes}, the manifest says {told}; export it again")
     return outputs
 
 
-def _reference(job: Job, there: Device, how: Scoring) -> Parity | None:
+def _compare_with_reference(job: EvaluationJob, there: Device, how: Scoring) -> Parity | None:
     """Compare with the eager model's outputs that are kept beside the artifact; None where there are none, or nothing to compare."""
     if not (job.path.parent / REFERENCE).is_file():
         return None
     x, expected = read_reference(job.path.parent, job.manifest.model)
     if [part.shape[1:] for part in x] != [part.shape[1:] for part in job.example]:
         return None
-    inputs, specs = to_layout(x, job.manifest.inputs), job.manifest.outputs
-    outputs = from_layout(_checked(_infer(there, job, inputs, how, []), job, there.url), specs)
+    inputs, specs = to_artifact_layout(x, job.manifest.inputs), job.manifest.outputs
+    outputs = to_model_layout(_check_shapes(_infer_chunk(there, job, inputs, how, []), job, there.url), specs)
     return compare(outputs, expected) if batches.same(outputs, expected) and batches.is_finite(outputs) else None
 
 
 # Judging
 
 
-def _ranks(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def rank_labels(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the place of each label among its scores, 0 for the first; of equal scores the lower class comes first, as in arg-max."""
     own = np.take_along_axis(scores, labels[:, None], 1)  # (n, 1)
     before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
@@ -261,8 +263,8 @@ def _ranks(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64
     return ranks
 
 
-def _judge(
-    outputs: tuple[Array, ...], expected: tuple[Array, ...], job: Job, tolerance: float | None
+def judge_outputs(
+    outputs: tuple[Array, ...], expected: tuple[Array, ...], job: EvaluationJob, tolerance: float | None
 ) -> tuple[Parity | None, float | None, int | None, str]:
     """Return parity with this machine, the scores' quantization step, how many values are beyond theirs, and what is wrong, "" for nothing.
 
@@ -274,11 +276,11 @@ def _judge(
     values = sum(output.size for output in outputs)
     if broken := sum(int((~np.isfinite(output)).sum()) for output in outputs):
         return None, None, None, f"{broken} of {values} outputs are NaN or infinite there, none here"
-    parity = compare(from_layout(outputs, ()), from_layout(expected, ()))
+    parity = compare(to_model_layout(outputs, ()), to_model_layout(expected, ()))
     step, beyond = None, None
     if job.manifest.quant.scheme.startswith("int8"):
-        steps = [_step(wanted, spec) for wanted, spec in zip(expected, job.manifest.outputs, strict=True)]
-        step, beyond = steps[job.scores], sum(map(_beyond, outputs, expected, steps))
+        steps = [quantization_step(wanted, spec) for wanted, spec in zip(expected, job.manifest.outputs, strict=True)]
+        step, beyond = steps[job.scores], sum(map(_count_beyond_step, outputs, expected, steps))
     allowed = tolerance if tolerance is not None else FLOAT_TOLERANCES.get(job.manifest.quant.scheme)
     said = f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, largest difference {parity.max_rel:.2g} of the range"
     if allowed is not None and parity.max_rel > allowed:
@@ -289,12 +291,12 @@ def _judge(
     return parity, step, beyond, ""
 
 
-def _beyond(output: Array, expected: Array, step: float) -> int:
+def _count_beyond_step(output: Array, expected: Array, step: float) -> int:
     """Return how many values are over one step off; half of a thousandth is left for the rounding of dequantized values."""
     return int((np.abs(output.astype(np.float64) - expected) > step * 1.0005).sum())
 
 
-def _step(expected: Array, spec: TensorSpec) -> float:
+def quantization_step(expected: Array, spec: TensorSpec) -> float:
     """Return the quantization step of an output: the manifest's, else the grid that the values stand on, else a 255th of their range."""
     if spec.scale:
         return spec.scale

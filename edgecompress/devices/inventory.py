@@ -19,18 +19,18 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from platformdirs import user_config_path
 
-from edgecompress.devices import OPENERS
-from edgecompress.devices.base import clean
+from edgecompress.devices import OPENERS, known_schemes
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.records import Measuring, Record
 from edgecompress.records.evaluation import Scoring
 
-SETTING: Final = "EDGECOMPRESS_INVENTORY"
+INVENTORY_VARIABLE: Final = "EDGECOMPRESS_INVENTORY"
 MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")
 MAX_CPUS: Final = 1024
 
 
-class Entry(Record, frozen=True, kw_only=True):
+class InventoryEntry(Record, frozen=True, kw_only=True):
     """One device of the inventory.
 
     Attributes:
@@ -54,102 +54,103 @@ class Entry(Record, frozen=True, kw_only=True):
     notes: str = ""
 
 
-def default_path() -> Path:
+def default_inventory_path() -> Path:
     """Return where the inventory lies unless it is named: `edgecompress/devices.toml` among the user's settings."""
     return user_config_path("edgecompress") / "devices.toml"
 
 
-def load(path: Path | None = None) -> tuple[Entry, ...]:
+def load_inventory(path: Path | None = None) -> tuple[InventoryEntry, ...]:
     """Return the entries of `path`, else of the file that EDGECOMPRESS_INVENTORY names, else of the default file if there is one.
 
     Raises:
         ConfigError: The named file is missing, or something in the file is wrong; says which file, entry and key.
     """
-    setting = os.environ.get(SETTING)
-    named = path or (Path(setting).expanduser() if setting else None)
-    file = named or default_path()
+    setting = os.environ.get(INVENTORY_VARIABLE)
+    chosen = path or (Path(setting).expanduser() if setting else None)
+    file = chosen or default_inventory_path()
     try:
         document = tomllib.loads(file.read_bytes().decode())
     except FileNotFoundError as error:
-        if named is None:
+        if chosen is None:
             return ()
-        raise ConfigError(f"{file}: no such inventory; write it or name another with --inventory or {SETTING}") from error
+        raise ConfigError(f"{file}: no such inventory; write it or name another with --inventory or {INVENTORY_VARIABLE}") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; check the path and its permissions") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start}); an inventory is a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: malformed TOML: {clean(str(error), limit=300)}; mend that line") from error
-    entries = tuple(_entry(raw, number, file) for number, raw in enumerate(_tables(document, file), 1))
-    _refuse_twice(entries, file)
+        raise ConfigError(f"{file}: malformed TOML: {sanitize(str(error), limit=300)}; mend that line") from error
+    entries = tuple(_parse_entry(raw, number, file) for number, raw in enumerate(_read_tables(document, file), 1))
+    _refuse_duplicates(entries, file)
     return entries
 
 
-def matching(entries: Sequence[Entry], label: str) -> tuple[Entry, ...]:
+def select_by_label(entries: Sequence[InventoryEntry], label: str) -> tuple[InventoryEntry, ...]:
     """Return the entries that carry `label`, in the order of the file."""
     return tuple(entry for entry in entries if label in entry.labels)
 
 
-def named(entries: Sequence[Entry], name_or_url: str) -> Entry | None:
+def find_entry(entries: Sequence[InventoryEntry], name_or_url: str) -> InventoryEntry | None:
     """Return the entry with that name or URL; None when there is none."""
     if not name_or_url:
         return None
-    return next((entry for entry in entries if entry.name == name_or_url or same_address(entry.url, name_or_url)), None)
+    return next((entry for entry in entries if entry.name == name_or_url or is_same_address(entry.url, name_or_url)), None)
 
 
-def settings(device: str, inventory: Path | None = None) -> Entry:
+def resolve_device(device: str, inventory: Path | None = None) -> InventoryEntry:
     """Return what the inventory says of the device with that name; a URL is taken as it is, with no settings of its own.
 
     Raises:
         ConfigError: The inventory is wrong, or has no such name.
     """
     if "://" in device or not device:
-        return Entry(url=device)
-    entries = load(inventory)
-    if (entry := named(entries, device)) is not None:
+        return InventoryEntry(url=device)
+    entries = load_inventory(inventory)
+    if (entry := find_entry(entries, device)) is not None:
         return entry
-    kinds = ", ".join(f"{name}://" for name in OPENERS)
     names = ", ".join(repr(entry.name) for entry in entries if entry.name) or "which is empty"
-    raise ConfigError(f"{clean(device, limit=200)!r}: unknown kind of device; choose from {kinds} or a name of the inventory: {names}")
+    raise ConfigError(
+        f"{sanitize(device, limit=200)!r}: unknown kind of device; choose from {known_schemes()} or a name of the inventory: {names}"
+    )
 
 
-How = TypeVar("How", Measuring, Scoring)
+Options = TypeVar("Options", Measuring, Scoring)
 
 
-def filled(how: How, entry: Entry) -> How:
+def apply_entry(how: Options, entry: InventoryEntry) -> Options:
     """Return `how` with the entry's settings where none is given."""
     said = {name: getattr(entry, name) for name in ("runner", "python", "cpu_mask", "cooldown_c") if hasattr(how, name)}
     return msgspec.structs.replace(how, **{name: value for name, value in said.items() if getattr(how, name) in ("", None)})
 
 
-def same_address(url: str, other: str) -> bool:
+def is_same_address(url: str, other: str) -> bool:
     """Tell whether two URLs are spelt differently at most: `adb://a%20b` and `adb://a b`."""
-    return _address(url) == _address(other)
+    return _normalize_url(url) == _normalize_url(other)
 
 
-Raw: TypeAlias = dict[str, Any]
+Table: TypeAlias = dict[str, Any]
 
 
-def _tables(document: Raw, file: Path) -> list[Raw]:
+def _read_tables(document: Table, file: Path) -> list[Table]:
     if unknown := sorted(document.keys() - {"device"}):
-        raise ConfigError(f"{file}: unknown key {clean(unknown[0])!r}; an inventory consists of [[device]] tables")
+        raise ConfigError(f"{file}: unknown key {sanitize(unknown[0])!r}; an inventory consists of [[device]] tables")
     tables = document.get("device", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{file}: device is no array of tables; begin each device with the line [[device]]")
     return tables
 
 
-def _entry(raw: Raw, number: int, file: Path) -> Entry:
+def _parse_entry(raw: Table, number: int, file: Path) -> InventoryEntry:
     """Check one table; what is wrong is said with the number and the name of the entry."""
     name = raw.get("name", "")
-    where = f"{file}: device {number}" + (f" ({clean(name, limit=80)})" if isinstance(name, str) and name else "")
-    if unknown := sorted(raw.keys() - set(Entry.__struct_fields__)):
-        raise ConfigError(f"{where}: unknown key {clean(unknown[0])!r}; choose from {', '.join(Entry.__struct_fields__)}")
-    mask = {"cpu_mask": _mask(raw["cpu_mask"], where)} if "cpu_mask" in raw else {}
+    where = f"{file}: device {number}" + (f" ({sanitize(name, limit=80)})" if isinstance(name, str) and name else "")
+    if unknown := sorted(raw.keys() - set(InventoryEntry.__struct_fields__)):
+        raise ConfigError(f"{where}: unknown key {sanitize(unknown[0])!r}; choose from {', '.join(InventoryEntry.__struct_fields__)}")
+    mask = {"cpu_mask": _parse_mask(raw["cpu_mask"], where)} if "cpu_mask" in raw else {}
     try:
-        entry = msgspec.convert(raw | mask, Entry)
+        entry = msgspec.convert(raw | mask, InventoryEntry)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {clean(str(error), limit=300)}; see the example inventory") from error
+        raise ConfigError(f"{where}: {sanitize(str(error), limit=300)}; see the example inventory") from error
     for key, values in {"url": (entry.url,), "name": (entry.name,), "labels": entry.labels, "python": (entry.python,)}.items():
         if not all(value.isprintable() and value == value.strip() for value in values):
             raise ConfigError(f"{where}: control characters, or blanks around it, in {key}; remove them")
@@ -160,14 +161,14 @@ def _entry(raw: Raw, number: int, file: Path) -> Entry:
         raise ConfigError(f"{where}: an empty label; remove it")
     if entry.cooldown_c is not None and not 0 < entry.cooldown_c < 150:
         raise ConfigError(f"{where}: cooldown_c = {entry.cooldown_c:g} is no temperature to cool down to; give °C, e.g. 37")
-    return msgspec.structs.replace(entry, runner=_runner(entry.runner, where, file))
+    return msgspec.structs.replace(entry, runner=_resolve_runner(entry.runner, where, file))
 
 
-def _mask(value: object, where: str) -> str:
+def _parse_mask(value: object, where: str) -> str:
     """Return a mask given as hexadecimal text ("f0", "0xf0") or as a number (0xf0) in the one form `taskset` takes everywhere."""
     number = int(value, 16) if isinstance(value, str) and MASK.fullmatch(value) else value
     if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 1 << MAX_CPUS:
-        said = clean(repr(value), limit=80)
+        said = sanitize(repr(value), limit=80)
         raise ConfigError(f'{where}: cpu_mask = {said} is no CPU mask; write hexadecimal digits with a bit for each CPU, e.g. "f0"')
     return f"{number:x}"
 
@@ -175,8 +176,7 @@ def _mask(value: object, where: str) -> str:
 def _check_url(url: str, where: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in OPENERS:
-        known = ", ".join(f"{kind}://" for kind in OPENERS)
-        raise ConfigError(f"{where}: url = {clean(url, limit=200)!r} is of unknown kind; choose from {known}")
+        raise ConfigError(f"{where}: url = {sanitize(url, limit=200)!r} is of unknown kind; choose from {known_schemes()}")
     if scheme == "ssh":
         try:
             parts = urlsplit(url)
@@ -193,7 +193,7 @@ def _check_url(url: str, where: str) -> None:
         raise ConfigError(f"{where}: local:// takes nothing behind it; use ssh:// for another machine")
 
 
-def _runner(text: str, where: str, file: Path) -> str:
+def _resolve_runner(text: str, where: str, file: Path) -> str:
     """Return the runner's absolute path; a relative one starts at the inventory's folder."""
     if not text:
         return ""
@@ -203,16 +203,16 @@ def _runner(text: str, where: str, file: Path) -> str:
     return str(path)
 
 
-def _refuse_twice(entries: Sequence[Entry], file: Path) -> None:
+def _refuse_duplicates(entries: Sequence[InventoryEntry], file: Path) -> None:
     """One device under two entries could be leased twice."""
     names: dict[str, int] = {}
     addresses: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         if entry.name and names.setdefault(entry.name, number) != number:
             raise ConfigError(f"{file}: device {number}: the name {entry.name!r} is that of device {names[entry.name]} too; rename one")
-        if (first := addresses.setdefault(_address(entry.url), number)) != number:
+        if (first := addresses.setdefault(_normalize_url(entry.url), number)) != number:
             raise ConfigError(f"{file}: device {number}: the url {entry.url} is that of device {first} too; remove one")
 
 
-def _address(url: str) -> str:
+def _normalize_url(url: str) -> str:
     return unquote(url).rstrip("/")

@@ -10,13 +10,13 @@ from edgecompress.network.batches import Batch
 from edgecompress.records import TensorSpec
 
 
-def to_layout(batch: Batch, specs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
+def to_artifact_layout(batch: Batch, specs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
     """Return inputs in the layouts that an artifact takes."""
     moved = (x.permute(0, 2, 3, 1) if spec.layout == "NHWC" else x for x, spec in zip(batch, specs, strict=True))
     return [np.ascontiguousarray(x.numpy()) for x in moved]
 
 
-def from_layout(arrays: Sequence[np.ndarray], specs: tuple[TensorSpec, ...]) -> Batch:
+def to_model_layout(arrays: Sequence[np.ndarray], specs: tuple[TensorSpec, ...]) -> Batch:
     """Return what an artifact gave in the model's layouts; without specs no output is an image."""
     if specs and len(arrays) != len(specs):
         raise ParityError(f"{len(arrays)} outputs, the converter told of {len(specs)}; export again")

@@ -8,38 +8,38 @@ from typing import Final
 import msgspec
 
 from edgecompress.devices import open_device
-from edgecompress.devices.base import Device
-from edgecompress.devices.inventory import Entry, named, same_address
-from edgecompress.devices.probe import TIMEOUT_S
-from edgecompress.devices.transports.adb import attached
+from edgecompress.devices.device import Device
+from edgecompress.devices.inventory import InventoryEntry, find_entry, is_same_address
+from edgecompress.devices.probe import PROBE_TIMEOUT_S
+from edgecompress.devices.transports.adb import list_attached
 from edgecompress.errors import EdgeCompressError
 from edgecompress.progress import Track
 from edgecompress.records import DeviceInfo
 
 MIN_FREE_BYTES: Final = 32 << 20  # room for a runner with its libraries and a small artifact
-CHECK: Final = 'command -v "$1" >/dev/null || echo no-python; [ -w "$2" ] || echo read-only'
+CHECK_SCRIPT: Final = 'command -v "$1" >/dev/null || echo no-python; [ -w "$2" ] || echo read-only'
 
 
-def list_all(entries: Sequence[Entry], *, track: Track) -> tuple[DeviceInfo, ...]:
+def list_all_devices(entries: Sequence[InventoryEntry], *, track: Track) -> tuple[DeviceInfo, ...]:
     """Return this machine, everything attached by adb, then the rest of `entries`; an unusable one says what is wrong and what to do.
 
     Each connection has its own time limits, and all are made at the same time: the slowest device decides how long it takes.
     """
-    known = [DeviceInfo(url="local://", serial=""), *attached()]
-    known += [DeviceInfo(url=e.url, serial="") for e in entries if not any(same_address(e.url, info.url) for info in known)]
-    by_place = [named(entries, info.url) for info in known]
-    found = dict(track(_asked(known, by_place), "asking devices", len(known)))
-    return tuple(_with_entry(found[i], entry) for i, entry in enumerate(by_place))
+    known = [DeviceInfo(url="local://", serial=""), *list_attached()]
+    known += [DeviceInfo(url=e.url, serial="") for e in entries if not any(is_same_address(e.url, info.url) for info in known)]
+    by_place = [find_entry(entries, info.url) for info in known]
+    found = dict(track(_describe_concurrently(known, by_place), "asking devices", len(known)))
+    return tuple(_add_inventory_names(found[i], entry) for i, entry in enumerate(by_place))
 
 
-def _asked(known: Sequence[DeviceInfo], entries: Sequence[Entry | None]) -> Iterator[tuple[int, DeviceInfo]]:
+def _describe_concurrently(known: Sequence[DeviceInfo], entries: Sequence[InventoryEntry | None]) -> Iterator[tuple[int, DeviceInfo]]:
     """Yield each device's place and facts as they come.
 
     The threads are daemons: an interrupted listing waits only for those that run a program here, so that none is left behind, and not
     for hosts that do not answer.
     """
     futures: dict[Future[DeviceInfo], int] = {Future(): i for i in range(len(known))}
-    threads = [threading.Thread(target=_fill, args=(future, known[i], entries[i]), daemon=True) for future, i in futures.items()]
+    threads = [threading.Thread(target=_describe_into, args=(future, known[i], entries[i]), daemon=True) for future, i in futures.items()]
     for thread in threads:
         thread.start()
     try:
@@ -51,14 +51,14 @@ def _asked(known: Sequence[DeviceInfo], entries: Sequence[Entry | None]) -> Iter
                 thread.join()
 
 
-def _fill(future: Future[DeviceInfo], info: DeviceInfo, entry: Entry | None) -> None:
+def _describe_into(future: Future[DeviceInfo], info: DeviceInfo, entry: InventoryEntry | None) -> None:
     try:
-        future.set_result(info if info.problem else describe(info.url, entry))
+        future.set_result(info if info.problem else describe_device(info.url, entry))
     except BaseException as error:  # raised again where the result is asked for
         future.set_exception(error)
 
 
-def describe(url: str, entry: Entry | None = None) -> DeviceInfo:
+def describe_device(url: str, entry: InventoryEntry | None = None) -> DeviceInfo:
     """Return what the device at `url` says it is, or what is wrong with it; `entry` may name its interpreter or runner."""
     try:
         device = open_device(url)
@@ -67,16 +67,16 @@ def describe(url: str, entry: Entry | None = None) -> DeviceInfo:
     try:
         with device:
             info = device.info()
-            state, problem = _fault(device, info.free_bytes, entry or Entry(url=url))
+            state, problem = _find_problem(device, info.free_bytes, entry or InventoryEntry(url=url))
     except EdgeCompressError as error:
         return DeviceInfo(url=url, serial=device.serial, state="failed", problem=str(error))
     return msgspec.structs.replace(info, state=state, problem=f"{url}: {problem}" if problem else "")
 
 
-def _fault(device: Device, free_bytes: int | None, entry: Entry) -> tuple[str, str]:
+def _find_problem(device: Device, free_bytes: int | None, entry: InventoryEntry) -> tuple[str, str]:
     """Return the state of a device that answers, and what keeps it from being measured on."""
     python, base = entry.python or device.python, str(device.base)
-    said = device.run(["sh", "-c", CHECK, "sh", python, base], timeout_s=TIMEOUT_S).stdout.split()
+    said = device.run(["sh", "-c", CHECK_SCRIPT, "sh", python, base], timeout_s=PROBE_TIMEOUT_S).stdout.split()
     if "read-only" in said:
         return "read-only", f"{base} cannot be written; log in as a user who may, or mount it writable"
     if free_bytes is not None and free_bytes < MIN_FREE_BYTES:
@@ -87,5 +87,5 @@ def _fault(device: Device, free_bytes: int | None, entry: Entry) -> tuple[str, s
     return "ready", ""
 
 
-def _with_entry(info: DeviceInfo, entry: Entry | None) -> DeviceInfo:
+def _add_inventory_names(info: DeviceInfo, entry: InventoryEntry | None) -> DeviceInfo:
     return info if entry is None else msgspec.structs.replace(info, name=entry.name, labels=entry.labels)

@@ -7,12 +7,26 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from edgecompress.devices.base import Completed, Device, clean
+from edgecompress.devices.device import CompletedCommand, Device
+from edgecompress.devices.text import sanitize
 from edgecompress.records import DeviceInfo
 
-TIMEOUT_S = 15.0
+PROBE_TIMEOUT_S = 15.0
 # What kernels of inference runtimes ask a CPU for, as /proc/cpuinfo spells it; the common ground of every CPU is left out.
-NOTABLE: Final = ("neon", "atomics", "asimdhp", "asimddp", "i8mm", "sve", "bf16", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+NOTABLE_CPU_FEATURES: Final = (
+    "neon",
+    "atomics",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "bf16",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+)
 
 SCRIPT = r"""
 say() { printf '%s=%s\n' "$1" "$2"; }
@@ -42,23 +56,23 @@ say free "$(df -k "$1" 2>/dev/null | tail -n 1)"
 """
 
 
-def probe(device: Device) -> DeviceInfo:
+def probe_device(device: Device) -> DeviceInfo:
     """Return what `device` says it is.
 
     Raises:
         DeviceError: The device cannot be reached.
     """
-    done = device.run(["sh", "-c", SCRIPT, "sh", str(device.base)], timeout_s=TIMEOUT_S)
-    return parse(done, url=device.url, serial=device.serial)
+    done = device.run(["sh", "-c", SCRIPT, "sh", str(device.base)], timeout_s=PROBE_TIMEOUT_S)
+    return parse_probe(done, url=device.url, serial=device.serial)
 
 
-def parse(done: Completed, *, url: str, serial: str) -> DeviceInfo:
+def parse_probe(done: CompletedCommand, *, url: str, serial: str) -> DeviceInfo:
     """Read the script's `key=value` lines; values are shortened and cleaned, and a number that is none is left out."""
     values: dict[str, str] = {}
     degrees = []
     for line in done.stdout.splitlines():
         key, _, value = line.partition("=")
-        value = clean(value.strip(), limit=4000)
+        value = sanitize(value.strip(), limit=4000)
         if key == "zone" and re.fullmatch(r"\d{1,6}", value):
             degrees.append(int(value) / 1e3)
         elif value:
@@ -67,28 +81,28 @@ def parse(done: Completed, *, url: str, serial: str) -> DeviceInfo:
     return DeviceInfo(
         url=url,
         serial=serial,
-        model=_first(values, ("product", "board", "machine", "cpu"))[:120],
-        soc=_first(values, ("soc", "hardware", "cpu"))[:120],
+        model=_first_known(values, ("product", "board", "machine", "cpu"))[:120],
+        soc=_first_known(values, ("soc", "hardware", "cpu"))[:120],
         abi=values.get("abi", "")[:40],
-        os=(f"Android {android}" if android else _first(values, ("os", "kernel")))[:120],
+        os=(f"Android {android}" if android else _first_known(values, ("os", "kernel")))[:120],
         governor=values.get("governor", "")[:40],
-        cpu_features=tuple(_first(values, ("features", "flags")).split()[:400]),
-        cores=_integer(values.get("cores", "")),
+        cpu_features=tuple(_first_known(values, ("features", "flags")).split()[:400]),
+        cores=_parse_integer(values.get("cores", "")),
         temperature_c=max((value for value in degrees if 0 < value < 150), default=None),
-        free_bytes=_free_bytes(values.get("free", "").split()),
+        free_bytes=_parse_free_bytes(values.get("free", "").split()),
         emulated=values.get("emulated", "").startswith("1"),
     )
 
 
-def _first(values: dict[str, str], keys: Sequence[str]) -> str:
+def _first_known(values: dict[str, str], keys: Sequence[str]) -> str:
     return next((values[key] for key in keys if key in values), "")
 
 
-def _integer(text: str) -> int | None:
+def _parse_integer(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,15}", text) else None
 
 
-def _free_bytes(columns: Sequence[str]) -> int | None:
+def _parse_free_bytes(columns: Sequence[str]) -> int | None:
     """Read df's last line: filesystem, 1K-blocks, used, available and what follows."""
-    kibibytes = _integer(columns[3]) if len(columns) > 3 else None
+    kibibytes = _parse_integer(columns[3]) if len(columns) > 3 else None
     return None if kibibytes is None else kibibytes * 1024

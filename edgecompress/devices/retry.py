@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from edgecompress.devices.base import Device, LinkLost
+from edgecompress.devices.device import Device, LinkLost
 from edgecompress.errors import EdgeCompressError
 from edgecompress.records import DeviceInfo
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def twice(device: Device, work: Callable[[], T]) -> T:
+def retry_once(device: Device, work: Callable[[], T]) -> T:
     """Return what `work` returns, over a new connection when the first one breaks.
 
     Raises:
@@ -29,10 +29,10 @@ def twice(device: Device, work: Callable[[], T]) -> T:
     return work()
 
 
-def info_if_there(device: Device) -> DeviceInfo:
+def probe_if_reachable(device: Device) -> DeviceInfo:
     """Return what the device says it is now, or nothing but its name: what a finished run has to tell is worth more than this."""
     try:
-        return twice(device, device.info)
+        return retry_once(device, device.info)
     except EdgeCompressError as error:
         log.warning("%s", error)
         return DeviceInfo(url=device.url, serial=device.serial)

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from edgecompress.devices.base import clean
-from edgecompress.devices.leases.store import POSTGRES, without_password
+from edgecompress.devices.leases.store import POSTGRES_SCHEMES, strip_password
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain
 from edgecompress.records import SearchSpec, from_json, to_json
@@ -33,7 +33,7 @@ DIRECTIONS: Final = ("maximize", "minimize", "minimize")  # accuracy, latency, s
 
 def name_of(place: str) -> str:
     """Return what a storage is called in messages and records."""
-    return without_password(place) if "://" in place else place
+    return strip_password(place) if "://" in place else place
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def storing(name: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        said = clean(" ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split()), limit=300)
+        said = sanitize(" ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split()), limit=300)
         raise ConfigError(
             f"{name}: the study cannot be kept there: {said}; check it or give another --storage, finished trials are kept"
         ) from error
@@ -160,8 +160,8 @@ def _url(place: str) -> URL:
         path = Path(place).expanduser()
         _check_file(path)
         return URL.create("sqlite", database=str(path.absolute()))
-    if scheme not in POSTGRES:
-        raise ConfigError(f"--storage: studies cannot lie at {clean(scheme)}://; give postgresql://… or the path of a file")
+    if scheme not in POSTGRES_SCHEMES:
+        raise ConfigError(f"--storage: studies cannot lie at {sanitize(scheme)}://; give postgresql://… or the path of a file")
     try:
         return make_url(place).set(drivername="postgresql+psycopg")
     except (ArgumentError, ValueError) as error:  # its text may hold the password

@@ -9,7 +9,7 @@ import msgspec
 
 from edgecompress.data.recipe import Recipe, at_resolution, load
 from edgecompress.devices import open_device
-from edgecompress.devices.inventory import settings
+from edgecompress.devices.inventory import resolve_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.network.outputs import scores_of
@@ -174,7 +174,7 @@ def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:
 
 def _device(device: str) -> str:
     """Return what kind of device latencies are measured on: those of different kinds are not compared."""
-    with open_device(settings(device).url) as connected:
+    with open_device(resolve_device(device).url) as connected:
         info = connected.info()
     return ", ".join(dict.fromkeys(filter(None, (info.model, info.soc, info.abi))))
 

@@ -17,10 +17,10 @@ from edgecompress.cli import main
 from edgecompress.devices import bench as bench_module
 from edgecompress.devices import open_device
 from edgecompress.devices import probe as probe_module
-from edgecompress.devices.retry import info_if_there
+from edgecompress.devices.retry import probe_if_reachable
 from edgecompress.devices.runners import attempt as attempt_module
-from edgecompress.devices.runners import store as store_module
-from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.runners import file_store as store_module
+from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.transports import adb as adb_module
 from edgecompress.devices.transports import ssh as ssh_module
 from edgecompress.errors import ConfigError, DeviceError
@@ -54,12 +54,12 @@ def impatient(monkeypatch):
     """Give up sooner than a person would, so that a link that fell silent takes seconds; every wait stays long for this machine."""
     for module in (adb_module, ssh_module):
         monkeypatch.setattr(module, "LINK_MARGIN_S", 1.0)
-        monkeypatch.setattr(module, "_transfer_time_s", lambda _: 3.0)
-    monkeypatch.setattr(adb_module, "SHORT_S", 3.0)
-    monkeypatch.setattr(adb_module, "BACK_S", 3.0)
-    monkeypatch.setattr(attempt_module, "SHORT_S", 3.0)
-    monkeypatch.setattr(store_module, "SHORT_S", 3.0)
-    monkeypatch.setattr(probe_module, "TIMEOUT_S", 3.0)
+        monkeypatch.setattr(module, "transfer_timeout_s", lambda *_: 3.0)
+    monkeypatch.setattr(adb_module, "COMMAND_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(adb_module, "RECONNECT_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(attempt_module, "COMMAND_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(store_module, "COMMAND_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(probe_module, "PROBE_TIMEOUT_S", 3.0)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_
     (tmp_path / "program").write_text(f"#!/bin/sh\n{ANSWER}")
     start = time.monotonic()
     with open_device(end.url) as device, pytest.raises(DeviceError, match="did not finish within"):
-        measure(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
+        measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
     assert time.monotonic() - start < 15
     assert end.left_behind() == []
 
@@ -182,7 +182,9 @@ def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_
 )
 def test_what_happens_while_the_runner_runs(bench, adb_end, impatient, monkeypatch, fault, status, message):
     monkeypatch.setattr(
-        bench_module, "measure", lambda device, files, how, **rest: measure(device, files, replace(how, timeout_s=2.0), **rest)
+        bench_module,
+        "measure_latencies",
+        lambda device, files, how, **rest: measure_latencies(device, files, replace(how, timeout_s=2.0), **rest),
     )
     end = adb_end()
     end.switch(fault)
@@ -207,7 +209,7 @@ def test_a_finished_run_is_not_lost_with_the_device(adb_end, impatient):
     with open_device(end.url) as device:
         end.process.kill()
         end.process.wait()
-        assert info_if_there(device) == DeviceInfo(url=end.url, serial=end.serial)
+        assert probe_if_reachable(device) == DeviceInfo(url=end.url, serial=end.serial)
 
 
 QUICK, ALL = 10, 200
@@ -230,7 +232,7 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     end.switch(f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
     start = time.monotonic()
     with suppress(DeviceError), open_device(end.url) as device:
-        (result,) = measure(device, [artifact], Measuring(runner=str(program), timeout_s=3.0, repetitions=1))
+        (result,) = measure_latencies(device, [artifact], Measuring(runner=str(program), timeout_s=3.0, repetitions=1))
         assert result.artifact_sha256 == sha256(artifact)
         assert result.latency_ms == (int(result.session[:6], 16),)
     # measure: the fault, one reconnection, one more run, each step bounded by the waits above
@@ -295,7 +297,7 @@ def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server
             open_device(ssh_server.url) as device,
             pytest.raises(DeviceError, match="running sh took more than 2 s; check the connection"),
         ):
-            measure(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
+            measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
         assert time.monotonic() - start < 10
     finally:
         with suppress(ProcessLookupError):  # one that was just ending

@@ -1,4 +1,4 @@
-"""`pytest device_tests`, as a person with hardware types it: golden files written, compared with, and never changed."""
+"""`pytest device_tests/suite`, as a person with hardware types it: golden files written, compared with, and never changed."""
 
 import importlib.util
 import json
@@ -15,13 +15,24 @@ from edgecompress.errors import ConfigError
 from edgecompress.records import DeviceInfo
 
 TINY = REPOSITORY / "tests/golden/tiny.tflite"
-SPEC = importlib.util.spec_from_file_location("golden_file", REPOSITORY / "device_tests/golden_file.py")
+SPEC = importlib.util.spec_from_file_location("golden_file", REPOSITORY / "device_tests/suite/golden_file.py")
 golden_file = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(golden_file)
 
 
 def suite(*arguments):
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "device_tests", "--repetitions", "5", *map(str, arguments)]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "device_tests/suite",
+        "--repetitions",
+        "5",
+        *map(str, arguments),
+    ]
     return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"CI": ""})
 
 

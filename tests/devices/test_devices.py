@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from edgecompress.devices import OPENERS, list_devices, open_device
-from edgecompress.devices.base import Completed, clean
-from edgecompress.devices.probe import parse
-from edgecompress.devices.runners.runner import infer, measure
+from edgecompress.devices.device import CompletedCommand
+from edgecompress.devices.probe import parse_probe
+from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import Measuring
 
@@ -59,18 +60,18 @@ def test_info_names_the_machine(device):
 
 def test_outputs_are_the_hosts(device, tiny, tiny_samples):
     inputs, expected = tiny_samples
-    (fp32,) = infer(device, tiny / "tiny.tflite", [inputs])
+    (fp32,) = compute_outputs(device, tiny / "tiny.tflite", [inputs])
     assert np.abs(fp32 - expected).max() <= 1e-5 * np.ptp(expected)
     with open_device("local://") as host:
-        (here,) = infer(host, tiny / "tiny-int8.tflite", [inputs])
-    (there,) = infer(device, tiny / "tiny-int8.tflite", [inputs])
+        (here,) = compute_outputs(host, tiny / "tiny-int8.tflite", [inputs])
+    (there,) = compute_outputs(device, tiny / "tiny-int8.tflite", [inputs])
     assert np.array_equal(here, there)
     assert left_behind(device) == []
 
 
 def test_measured_interleaved_with_every_raw_value(device, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
-    results = measure(device, files, Measuring(repetitions=7, warmup_s=0.0))
+    results = measure_latencies(device, files, Measuring(repetitions=7, warmup_s=0.0))
     assert [result.artifact for result in results] == [path.name for path in files]
     assert {len(result.latency_ms) for result in results} == {7}
     assert {len(result.warmup_ms) for result in results} == {1}
@@ -88,7 +89,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
     os.set_blocking(reader, True)
     runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; sleep 60 & wait")
     with pytest.raises(DeviceError, match=r"did not finish within 0\.5 s"):
-        measure(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=0.5))
+        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=0.5))
     with os.fdopen(reader, "rb") as file:
         assert file.read() == b"started\n"
     assert left_behind(device) == []
@@ -108,7 +109,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
 )
 def test_a_runner_that_dies_says_of_what(device, tiny, tmp_path, body, message):
     with pytest.raises(DeviceError, match=message):
-        measure(device, [tiny / "tiny.tflite"], Measuring(runner=str(script(tmp_path / "runner", body))))
+        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(script(tmp_path / "runner", body))))
     assert left_behind(device) == []
 
 
@@ -190,14 +191,14 @@ def test_hostile_facts_are_made_harmless():
     said = "\n".join(
         ["abi=" + "x" * 9999, "product=\x1b]0;title\x07<script>", "cores=-1", "zone=99999999999", "free=a b c 1e9", "=", "noise"]
     )
-    info = parse(Completed((), 0, said, ""), url="adb://x", serial="x")
+    info = parse_probe(CompletedCommand((), 0, said, ""), url="adb://x", serial="x")
     assert len(info.abi) == 40
     assert info.model == "?]0;title?<script>"
     assert (info.cores, info.temperature_c, info.free_bytes) == (None, None, None)
 
 
 def test_clean_keeps_text_and_drops_what_draws():
-    assert clean("ä ✓\n\t\x1b\u202e\x00") == "ä ✓\n\t???"
+    assert sanitize("ä ✓\n\t\x1b\u202e\x00") == "ä ✓\n\t???"
 
 
 def test_the_local_python_is_this_one():
@@ -209,7 +210,7 @@ INTERRUPTED = """
 import sys
 from pathlib import Path, PurePosixPath
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.runners.execute import measure
 from edgecompress.records import Measuring
 with open_device(sys.argv[1]) as device:
     device.base = PurePosixPath(sys.argv[2])

@@ -8,7 +8,7 @@ import pytest
 from support.adb_server import adb
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.transports import adb as adb_module
 from edgecompress.errors import DeviceError
 from edgecompress.records import Measuring
@@ -49,8 +49,8 @@ def test_no_serial_takes_the_only_device_and_refuses_to_guess(adb_end):
 
 @pytest.mark.parametrize("serial", ["R5%41", "a b", "50%", "%2541"])
 def test_the_address_of_the_list_opens_the_device_of_the_list(adb_server, monkeypatch, serial):
-    monkeypatch.setattr(adb_module, "_states", lambda adb: {serial: "device", "R5A": "device"})
-    url = next(info.url for info in adb_module.attached() if info.serial == serial)
+    monkeypatch.setattr(adb_module, "_read_states", lambda adb: {serial: "device", "R5A": "device"})
+    url = next(info.url for info in adb_module.list_attached() if info.serial == serial)
     with open_device(url) as device:
         assert (device.serial, device.url) == (serial, url)
 
@@ -90,14 +90,14 @@ def test_a_link_that_drops_in_a_push_is_no_success(adb_end, tmp_path):
 
 def test_a_link_that_drops_in_a_run_is_no_success(adb_end, tiny):
     with open_device(adb_end("drop-mid-shell").url) as device, pytest.raises(DeviceError, match="connection was lost"):
-        measure(device, [tiny / "tiny.tflite"])
+        measure_latencies(device, [tiny / "tiny.tflite"])
 
 
 def test_a_device_that_answers_nothing_is_given_up(adb_end, tiny, monkeypatch):
     monkeypatch.setattr(adb_module, "LINK_MARGIN_S", 0.5)
     end = adb_end("stall")
     with open_device(end.url) as device, pytest.raises(DeviceError, match=r"did not finish within 1 s"):
-        measure(device, [tiny / "tiny.tflite"], Measuring(timeout_s=0.5))
+        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(timeout_s=0.5))
     assert end.left_behind() == []
 
 

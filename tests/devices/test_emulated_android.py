@@ -13,8 +13,8 @@ from support.processes import with_us
 from support.require import require
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.runner import measure
-from edgecompress.devices.runners.store import send
+from edgecompress.devices.runners.execute import measure_latencies
+from edgecompress.devices.runners.file_store import send_files
 from edgecompress.errors import DeviceError
 from edgecompress.records import Measuring
 
@@ -89,15 +89,15 @@ def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
     subprocess.run([require("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), source, "-o", program], check=True, timeout=60)
     why = r"the runner failed.*Could not open '/lib/ld-linux-aarch64.so.1'"
     with open_device(phone.url) as device, pytest.raises(DeviceError, match=why):
-        measure(device, [TINY], Measuring(runner=str(program)))
+        measure_latencies(device, [TINY], Measuring(runner=str(program)))
     assert phone.left_behind() == []
 
 
 def test_what_was_sent_is_not_sent_again(phone):
     """The scripts of the store run in Android's own shell, which has aliases where others have none."""
     with open_device(phone.url) as device:
-        first = send(device, device.base / "first", {"model": TINY}, keep={"model"})
-        again = send(device, device.base / "again", {"model": TINY}, keep={"model"})
+        first = send_files(device, device.base / "first", {"model": TINY}, keep={"model"})
+        again = send_files(device, device.base / "again", {"model": TINY}, keep={"model"})
     assert (first.pushed_bytes, again.pushed_bytes) == (TINY.stat().st_size, 0)
     assert (phone.storage / "again/model").read_bytes() == TINY.read_bytes()
 

@@ -16,7 +16,7 @@ from support.paths import REPOSITORY, TESTS
 
 from edgecompress.devices import open_device
 from edgecompress.devices.bench import bench
-from edgecompress.devices.runners.runner import infer, manifest_of
+from edgecompress.devices.runners.execute import compute_outputs, read_manifest
 from edgecompress.errors import DeviceError
 
 GOLDEN = TESTS / "golden"
@@ -29,10 +29,10 @@ TOLERANCES = {FP32: 1e-5, INT8: 1 / 255}
 def farthest_from_the_host(url, artifact, shapes=None):
     """Return the largest difference between the outputs there and here, as a part of the outputs' range."""
     generator = np.random.default_rng(0)
-    shapes = shapes or [tensor.shape for tensor in manifest_of(artifact).inputs]
+    shapes = shapes or [tensor.shape for tensor in read_manifest(artifact).inputs]
     inputs = [generator.uniform(-1, 1, (2, *shape[1:])).astype(np.float32) for shape in shapes]
     with open_device("local://") as host, open_device(url) as device:
-        here, there = infer(host, artifact, inputs)[0], infer(device, artifact, inputs)[0]
+        here, there = compute_outputs(host, artifact, inputs)[0], compute_outputs(device, artifact, inputs)[0]
     return np.abs(here - there).max() / np.ptp(here)
 
 

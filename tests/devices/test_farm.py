@@ -15,9 +15,9 @@ from support.farm import name_boards, running_phones, write_jobs, write_sleeper
 from support.leases import overlaps, turns
 from support.ssh_server import free_port
 
-from edgecompress.devices.farm import FarmError, Lane, Schedule, Task, run_farm
-from edgecompress.devices.inventory import Entry
-from edgecompress.devices.leases.store import SETTING, Store
+from edgecompress.devices.farm import FarmDevice, FarmError, FarmJob, Schedule, run_farm
+from edgecompress.devices.inventory import InventoryEntry
+from edgecompress.devices.leases.store import LEASES_VARIABLE, LeaseStore
 from edgecompress.errors import ConfigError
 from edgecompress.records import Measuring
 
@@ -37,8 +37,8 @@ def jobs(tmp_path):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """The lease store of this test alone, also in the devices' processes."""
-    monkeypatch.setenv(SETTING, str(tmp_path / "leases.sqlite3"))
-    return Store(str(tmp_path / "leases.sqlite3"))
+    monkeypatch.setenv(LEASES_VARIABLE, str(tmp_path / "leases.sqlite3"))
+    return LeaseStore(str(tmp_path / "leases.sqlite3"))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def phones(adb_server, tmp_path):
 
 def test_forty_jobs_on_eight_devices_that_die(ssh_devices, phones, sleeper, jobs, store):
     todo, kept = jobs(40), []
-    results = run_farm(ssh_devices(5) + phones(3), todo, sleeper(0.5, every=6), keep=kept.append)
+    results = run_farm(ssh_devices(5) + phones(3), todo, sleeper(0.5, every=6), on_result=kept.append)
     assert [result.artifact for result in results] == [path.name for (path,) in todo]
     assert sorted(result.artifact for result in kept) == [path.name for (path,) in todo]
     rows = turns(store)
@@ -85,20 +85,20 @@ def test_the_job_of_a_crashed_runner_is_not_tried_again(ssh_devices, sleeper, jo
 
 
 def test_a_device_that_cannot_be_reached_is_quarantined_and_the_others_do_its_jobs(ssh_devices, sleeper, jobs, store):
-    gone = Entry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")
+    gone = InventoryEntry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")
     seen = {}
 
     def watch(schedule):
-        seen.update({lane.name: (lane.quarantine, lane.done) for lane in schedule.lanes})
+        seen.update({lane.name: (lane.quarantine, lane.done) for lane in schedule.devices})
 
-    results = run_farm([gone, *ssh_devices(1)], jobs(5), sleeper(0.9), watch=watch)
+    results = run_farm([gone, *ssh_devices(1)], jobs(5), sleeper(0.9), on_change=watch)
     assert len(results) == 5
     assert "cannot be reached" in seen["gone"][0]
     assert seen["board0"] == ("", 5)
 
 
 def test_without_a_device_left_the_jobs_fail_with_the_reason(sleeper, jobs, store, ssh_server):
-    gone = Entry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")
+    gone = InventoryEntry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")
     with pytest.raises(FarmError, match=r"2 of 2 jobs.*no device is left.*cannot be reached") as caught:
         run_farm([gone], jobs(2), sleeper(0.0))
     assert caught.value.results == ()
@@ -107,10 +107,10 @@ def test_without_a_device_left_the_jobs_fail_with_the_reason(sleeper, jobs, stor
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from edgecompress.devices.inventory import Entry
+from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.devices.farm import run_farm
 from edgecompress.records import Measuring
-entries = [Entry(url="ssh://" + name, name=name) for name in sys.argv[3:]]
+entries = [InventoryEntry(url="ssh://" + name, name=name) for name in sys.argv[3:]]
 run_farm(entries, [[Path(sys.argv[1])]] * 4, Measuring(runner=sys.argv[2]))
 """
 
@@ -143,7 +143,7 @@ def leases(store):
 @pytest.fixture
 def pool(ssh_devices, tmp_path, monkeypatch):
     """An inventory with two boards in the pool "shelf", which has a third device that nobody can reach."""
-    entries = [*ssh_devices(2), Entry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")]
+    entries = [*ssh_devices(2), InventoryEntry(url=f"ssh://127.0.0.1:{free_port()}", name="gone")]
     path = tmp_path / "devices.toml"
     path.write_text("".join(f'[[device]]\nurl = "{entry.url}"\nname = "{entry.name}"\nlabels = ["shelf"]\n' for entry in entries))
     monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(path))
@@ -212,25 +212,25 @@ def test_nothing_to_do_is_refused():
 
 
 def schedule(devices, count):
-    lanes = [Lane(name, Entry(url=f"ssh://{name}")) for name in devices]
-    return Schedule(lanes, [Task(number, (f"{number}.tflite",)) for number in range(count)]), *lanes
+    lanes = [FarmDevice(name, InventoryEntry(url=f"ssh://{name}")) for name in devices]
+    return Schedule(lanes, [FarmJob(number, (f"{number}.tflite",)) for number in range(count)]), *lanes
 
 
 def test_a_lost_job_goes_first_and_to_another_device():
     plan, a, b = schedule("ab", 2)
-    lost = plan.start(a)
-    plan.fail(a, "lost", "gone", 0.0)
-    assert plan.next_for(b) is lost
-    assert plan.next_for(a) is plan.tasks[1]
+    lost = plan.start_next_job(a)
+    plan.record_failure(a, "lost", "gone", 0.0)
+    assert plan.next_job_for(b) is lost
+    assert plan.next_job_for(a) is plan.jobs[1]
 
 
 def test_a_job_that_every_device_lost_may_be_tried_again_but_not_for_ever():
     plan, a = schedule("a", 1)
     for attempt in range(4):
-        assert plan.start(a) is plan.tasks[0], attempt
+        assert plan.start_next_job(a) is plan.jobs[0], attempt
         a.failures = 0
-        plan.fail(a, "lost", "gone", 0.0)
-    assert plan.tasks[0].error == "gone (tried 4 times)"
+        plan.record_failure(a, "lost", "gone", 0.0)
+    assert plan.jobs[0].error == "gone (tried 4 times)"
     assert plan.is_over
 
 
@@ -238,19 +238,19 @@ def test_three_failures_in_a_row_and_no_fewer_quarantine_a_device():
     plan, a, _ = schedule("ab", 9)
     for kind in ("device", "lost", "done", "device", "lost", "device"):
         assert not a.quarantine
-        plan.start(a)
+        plan.start_next_job(a)
         if kind == "done":
-            plan.finish(a)
+            plan.finish_job(a)
         else:
-            plan.fail(a, kind, f"{kind} at fault", 0.0)
+            plan.record_failure(a, kind, f"{kind} at fault", 0.0)
     assert a.quarantine == "device at fault"
-    assert plan.next_for(a) is None
+    assert plan.next_job_for(a) is None
 
 
 def test_a_bad_job_is_not_held_against_the_device():
     plan, a = schedule("a", 4)
     for _ in range(4):
-        plan.start(a)
-        plan.fail(a, "job", "no such file", 0.0)
+        plan.start_next_job(a)
+        plan.record_failure(a, "job", "no such file", 0.0)
     assert not a.quarantine
-    assert all(task.error == "no such file" for task in plan.tasks)
+    assert all(task.error == "no such file" for task in plan.jobs)

@@ -17,10 +17,10 @@ from support.runs import COMMAND
 from edgecompress.cli import main
 from edgecompress.devices import list_devices, open_device
 from edgecompress.devices.bench import bench
-from edgecompress.devices.inventory import Entry, default_path, load, matching, named
+from edgecompress.devices.inventory import InventoryEntry, default_inventory_path, find_entry, load_inventory, select_by_label
 from edgecompress.errors import ConfigError
 
-EXAMPLE = REPOSITORY / "device_tests" / "inventory.example.toml"
+EXAMPLE = REPOSITORY / "device_tests" / "suite" / "inventory.example.toml"
 HOSTILE = "\x1b]0;title\x07\x1b[2J[red]x[/red]\u202e\x9b31m"
 
 
@@ -60,46 +60,46 @@ def test_every_key_is_read(write):
     runner = write("#!/bin/sh\n", "bin/runner")
     as_they_are = {"url": "ssh://pi@h:2222", "name": "pi 5", "python": "/opt/p y", "cooldown_c": 37.0, "notes": "n"}
     path = write(device(**as_they_are, labels=["a", "b c"], runner="bin/runner", cpu_mask="0xF0"))
-    assert load(path) == (Entry(**as_they_are, labels=("a", "b c"), runner=str(runner), cpu_mask="f0"),)
-    assert as_they_are.keys() | {"labels", "runner", "cpu_mask"} == set(Entry.__struct_fields__)
+    assert load_inventory(path) == (InventoryEntry(**as_they_are, labels=("a", "b c"), runner=str(runner), cpu_mask="f0"),)
+    assert as_they_are.keys() | {"labels", "runner", "cpu_mask"} == set(InventoryEntry.__struct_fields__)
 
 
 def test_the_example_is_valid_and_shows_every_key():
-    entries = load(EXAMPLE)
+    entries = load_inventory(EXAMPLE)
     assert {entry.url.partition("://")[0] for entry in entries} == {"local", "ssh", "adb"}
-    assert all(f"{key} = " in EXAMPLE.read_text() for key in Entry.__struct_fields__)
+    assert all(f"{key} = " in EXAMPLE.read_text() for key in InventoryEntry.__struct_fields__)
 
 
 @pytest.mark.parametrize("mask", ['"f0"', '"F0"', '"0xf0"', '"00f0"', "0xf0", "240", "0b1111_0000"])
 def test_a_mask_has_one_form_however_it_is_written(write, mask):
-    (entry,) = load(write(f'[[device]]\nurl = "local://"\ncpu_mask = {mask}\n'))
+    (entry,) = load_inventory(write(f'[[device]]\nurl = "local://"\ncpu_mask = {mask}\n'))
     assert entry.cpu_mask == "f0"
 
 
 def test_an_argument_goes_before_the_setting_and_that_before_the_default(write, monkeypatch):
-    assert load() == ()
-    default_path().parent.mkdir(parents=True)
-    default_path().write_text(device(url="adb://default"))
-    assert [entry.url for entry in load()] == ["adb://default"]
+    assert load_inventory() == ()
+    default_inventory_path().parent.mkdir(parents=True)
+    default_inventory_path().write_text(device(url="adb://default"))
+    assert [entry.url for entry in load_inventory()] == ["adb://default"]
     monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(write(device(url="adb://setting"))))
-    assert [entry.url for entry in load()] == ["adb://setting"]
-    assert [entry.url for entry in load(write(device(url="adb://argument"), "other.toml"))] == ["adb://argument"]
+    assert [entry.url for entry in load_inventory()] == ["adb://setting"]
+    assert [entry.url for entry in load_inventory(write(device(url="adb://argument"), "other.toml"))] == ["adb://argument"]
 
 
 def test_an_empty_file_names_nothing(write):
-    assert load(write("# nothing yet\n")) == ()
+    assert load_inventory(write("# nothing yet\n")) == ()
 
 
 def test_entries_are_found_by_label_name_and_url(write):
-    pi, phone, desk = load(
+    pi, phone, desk = load_inventory(
         write(device(url="ssh://h", name="pi", labels=["arm"]) + device(url="adb://a b", labels=["arm"]) + device(url="local://"))
     )
     entries = (pi, phone, desk)
-    assert matching(entries, "arm") == (pi, phone)
-    assert matching(entries, "ar") == matching(entries, "") == ()
-    assert named(entries, "pi") == named(entries, "ssh://h") == pi
-    assert named(entries, "adb://a b") == named(entries, "adb://a%20b") == phone
-    assert named(entries, "") is named(entries, "adb://a") is None
+    assert select_by_label(entries, "arm") == (pi, phone)
+    assert select_by_label(entries, "ar") == select_by_label(entries, "") == ()
+    assert find_entry(entries, "pi") == find_entry(entries, "ssh://h") == pi
+    assert find_entry(entries, "adb://a b") == find_entry(entries, "adb://a%20b") == phone
+    assert find_entry(entries, "") is find_entry(entries, "adb://a") is None
 
 
 WRONG = {
@@ -155,7 +155,7 @@ WRONG = {
 def test_a_wrong_inventory_is_refused_whole(write, text, message):
     path = write(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        load(path)
+        load_inventory(path)
     said = str(caught.value)
     assert said.startswith(f"{path}: ")
     assert "; " in said
@@ -165,12 +165,12 @@ def test_a_wrong_inventory_is_refused_whole(write, text, message):
 
 def test_a_named_inventory_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"none\.toml: no such inventory; write it"):
-        load(tmp_path / "none.toml")
+        load_inventory(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory; check"):
-        load(tmp_path)
+        load_inventory(tmp_path)
     monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(tmp_path / "gone.toml"))
     with pytest.raises(ConfigError, match=r"gone\.toml: no such inventory"):
-        load()
+        load_inventory()
 
 
 @pytest.mark.parametrize("verb", [["devices", "--inventory", "{}"], ["bench", "x.tflite", "--device", "nobody"]])
@@ -203,7 +203,7 @@ exec {python} {runner} "$@"
 
 def test_a_bench_by_name_uses_runner_mask_and_temperature_unless_told_others(tiny, write, tmp_path, monkeypatch):
     said = {name: tmp_path / f"{name}.mask" for name in ("listed", "given")}
-    real = {"python": sys.executable, "runner": EXAMPLE.parent / "runners" / "runner.py"}
+    real = {"python": sys.executable, "runner": REPOSITORY / "device_tests" / "runners" / "runner.py"}
     _, given = (write(RUNNER.format(said=said[name], **real), name) for name in said)
     inventory = write(device(url="local://", name="desk", runner="listed", cpu_mask="1", cooldown_c=140))
     monkeypatch.setenv("EDGECOMPRESS_INVENTORY", str(inventory))
@@ -226,7 +226,7 @@ def test_a_bench_by_name_uses_runner_mask_and_temperature_unless_told_others(tin
 
 def test_what_is_attached_and_what_is_named_stand_in_one_list(adb_end, ssh_server, write):
     attached, locked = adb_end(), adb_end("unauthorized")
-    entries = load(
+    entries = load_inventory(
         write(
             device(url="adb://R5 $(touch INJECTED)", name="drawer")
             + device(url=ssh_server.url, name="board", labels=["arm", "b c"])
@@ -254,14 +254,14 @@ def test_what_is_attached_and_what_is_named_stand_in_one_list(adb_end, ssh_serve
 
 def test_an_address_of_the_inventory_is_connected_to(adb_end):
     end = adb_end(attach=False)
-    *_, info = list_devices((Entry(url=end.url, name="wireless"),))
+    *_, info = list_devices((InventoryEntry(url=end.url, name="wireless"),))
     assert (info.name, info.state, info.model) == ("wireless", "ready", "Emulated end")
 
 
 @pytest.mark.parametrize(("python", "state"), [("", "ready"), ("/no/such/python", "no python"), ("$(touch INJECTED)", "no python")])
 def test_a_host_without_the_interpreter_says_so(ssh_server, python, state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    *_, info = list_devices((Entry(url=ssh_server.url, python=python),))
+    *_, info = list_devices((InventoryEntry(url=ssh_server.url, python=python),))
     assert info.state == state
     assert info.problem == (
         f"{ssh_server.url}: {python} is not there; install it, or name python or a runner in the inventory" if python else ""
@@ -271,14 +271,14 @@ def test_a_host_without_the_interpreter_says_so(ssh_server, python, state, tmp_p
 
 
 def test_a_runner_needs_no_interpreter(ssh_server):
-    *_, info = list_devices((Entry(url=ssh_server.url, python="/no/such/python", runner="/bin/true"),))
+    *_, info = list_devices((InventoryEntry(url=ssh_server.url, python="/no/such/python", runner="/bin/true"),))
     assert (info.state, info.problem) == ("ready", "")
 
 
 def test_silent_hosts_are_asked_at_once_and_given_up(silent_host, monkeypatch):
     monkeypatch.setattr("edgecompress.devices.transports.ssh.CONNECT_TIMEOUT_S", 1.0)
     port = silent_host.getsockname()[1]
-    entries = [Entry(url=f"ssh://user{i}@127.0.0.1:{port}") for i in range(8)]
+    entries = [InventoryEntry(url=f"ssh://user{i}@127.0.0.1:{port}") for i in range(8)]
     started = time.monotonic()
     found = list_devices(entries)[-8:]
     assert time.monotonic() - started < 8.0  # one after the other takes as many seconds at least
@@ -350,7 +350,7 @@ def test_words_of_the_inventory_run_nothing(adb_end, ssh_server, write, tmp_path
         + device(url=ssh_server.url, python=inject)
         + device(url=end.url, python=inject)
     )
-    found = {info.url: info for info in list_devices(load(write(text)))}
+    found = {info.url: info for info in list_devices(load_inventory(write(text)))}
     assert found[f"adb://{inject}"].state == "unreachable"
     assert found[ssh_server.url].state == "no python"
     assert found[end.url].state == "no python"

@@ -11,8 +11,8 @@ import pytest
 from support.leases import overlaps, turns
 
 from edgecompress.devices.leases import store as lease_store
-from edgecompress.devices.leases.leases import Busy, LeaseLost, hold, name_of, open_store
-from edgecompress.devices.leases.store import Store
+from edgecompress.devices.leases.lease import DeviceBusy, LeaseLost, hold_lease, lease_name, open_lease_store
+from edgecompress.devices.leases.store import LeaseStore
 from edgecompress.errors import ConfigError
 
 TTL_S = 0.6
@@ -25,7 +25,7 @@ def place(request, tmp_path):
 
 @pytest.fixture
 def store(place):
-    store = Store(place)
+    store = LeaseStore(place)
     with store.transaction() as execute:
         execute("DELETE FROM edgecompress_leases")
         execute("DELETE FROM edgecompress_turns")
@@ -34,12 +34,12 @@ def store(place):
 
 CONTENDER = """
 import random, sys, time
-from edgecompress.devices.leases.store import Store
-from edgecompress.devices.leases.leases import hold
-store = Store(sys.argv[1])
+from edgecompress.devices.leases.store import LeaseStore
+from edgecompress.devices.leases.lease import hold_lease
+store = LeaseStore(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     device = random.choice(["adb:a", "adb:b"])
-    with hold(device, wait_s=30, store=store, ttl_s=5):
+    with hold_lease(device, wait_s=30, store=store, ttl_s=5):
         with open(f"{sys.argv[3]}/{device}", "x"):  # fails when somebody else is on it
             time.sleep(random.uniform(0, 0.02))
         __import__("os").remove(f"{sys.argv[3]}/{device}")
@@ -63,13 +63,13 @@ def test_processes_never_overlap_on_a_device(store, place, tmp_path):
 
 
 def test_who_waits_is_told_who_has_it_and_others_are_free(store):
-    with hold("adb:a", wait_s=0, store=store):
-        with hold("adb:b", wait_s=0, store=store):
+    with hold_lease("adb:a", wait_s=0, store=store):
+        with hold_lease("adb:b", wait_s=0, store=store):
             pass
-        caught = in_thread(lambda: hold("adb:a", wait_s=0.05, store=store).__enter__())
-        assert isinstance(caught, Busy)
+        caught = in_thread(lambda: hold_lease("adb:a", wait_s=0.05, store=store).__enter__())
+        assert isinstance(caught, DeviceBusy)
         assert f"process {os.getpid()} on" in str(caught)
-    with hold("adb:a", wait_s=0, store=store):
+    with hold_lease("adb:a", wait_s=0, store=store):
         pass
 
 
@@ -90,16 +90,16 @@ def in_thread(work):
 
 
 def test_a_thread_that_holds_a_device_may_hold_it_again(store):
-    with hold("adb:a", wait_s=0, store=store) as outer, hold("adb:a", wait_s=0, store=store) as inner:
+    with hold_lease("adb:a", wait_s=0, store=store) as outer, hold_lease("adb:a", wait_s=0, store=store) as inner:
         assert inner is outer
     assert len(turns(store)) == 1
 
 
 HOLDER = """
 import sys, time
-from edgecompress.devices.leases.store import Store
-from edgecompress.devices.leases.leases import hold
-with hold("adb:a", wait_s=5, store=Store(sys.argv[1]), ttl_s=float(sys.argv[2])):
+from edgecompress.devices.leases.store import LeaseStore
+from edgecompress.devices.leases.lease import hold_lease
+with hold_lease("adb:a", wait_s=5, store=LeaseStore(sys.argv[1]), ttl_s=float(sys.argv[2])):
     print("mine", flush=True)
     sys.stdin.read()
 """
@@ -113,11 +113,11 @@ def holder(place):
 
 def test_a_lease_is_renewed_while_it_is_held(store, place):
     process = holder(place)
-    with pytest.raises(Busy):
-        hold("adb:a", wait_s=3 * TTL_S, store=store).__enter__()
+    with pytest.raises(DeviceBusy):
+        hold_lease("adb:a", wait_s=3 * TTL_S, store=store).__enter__()
     _, error = process.communicate(timeout=10)
     assert process.returncode == 0, error
-    with hold("adb:a", wait_s=0, store=store):
+    with hold_lease("adb:a", wait_s=0, store=store):
         pass
 
 
@@ -125,9 +125,9 @@ def test_a_dead_holders_lease_is_taken_over_when_it_runs_out(store, place):
     process = holder(place)
     process.kill()
     process.communicate(timeout=10)
-    with pytest.raises(Busy):
-        hold("adb:a", wait_s=0, store=store).__enter__()
-    with hold("adb:a", wait_s=10 * TTL_S, store=store):
+    with pytest.raises(DeviceBusy):
+        hold_lease("adb:a", wait_s=0, store=store).__enter__()
+    with hold_lease("adb:a", wait_s=10 * TTL_S, store=store):
         pass
     assert overlaps(turns(store)) == []
 
@@ -135,7 +135,7 @@ def test_a_dead_holders_lease_is_taken_over_when_it_runs_out(store, place):
 def test_a_holder_that_slept_past_its_lease_learns_that_it_lost_it(store, place):
     process = holder(place)
     process.send_signal(signal.SIGSTOP)
-    with hold("adb:a", wait_s=10 * TTL_S, store=store):
+    with hold_lease("adb:a", wait_s=10 * TTL_S, store=store):
         process.send_signal(signal.SIGCONT)
         _, error = process.communicate(timeout=10)
         assert process.returncode == 1
@@ -147,7 +147,7 @@ def test_a_holder_is_told_as_soon_as_the_lease_is_lost(store):
     told = threading.Event()
 
     def robbed():
-        with hold("adb:a", wait_s=0, store=store, ttl_s=TTL_S, lost=told.set):
+        with hold_lease("adb:a", wait_s=0, store=store, ttl_s=TTL_S, on_lost=told.set):
             with store.transaction() as execute:
                 execute("DELETE FROM edgecompress_leases")
             assert told.wait(5)
@@ -158,15 +158,15 @@ def test_a_holder_is_told_as_soon_as_the_lease_is_lost(store):
 
 def test_the_clock_is_the_stores(store, monkeypatch):
     """A host whose clock is an hour ahead takes nothing over."""
-    with hold("adb:a", wait_s=0, store=store):
+    with hold_lease("adb:a", wait_s=0, store=store):
         monkeypatch.setattr("time.time", lambda: 1e12)
-        assert isinstance(in_thread(lambda: hold("adb:a", wait_s=0, store=store).__enter__()), Busy)
+        assert isinstance(in_thread(lambda: hold_lease("adb:a", wait_s=0, store=store).__enter__()), DeviceBusy)
 
 
 def test_a_failure_gives_the_device_back(store):
-    with pytest.raises(KeyboardInterrupt), hold("adb:a", wait_s=0, store=store):
+    with pytest.raises(KeyboardInterrupt), hold_lease("adb:a", wait_s=0, store=store):
         raise KeyboardInterrupt
-    with hold("adb:a", wait_s=0, store=store):
+    with hold_lease("adb:a", wait_s=0, store=store):
         pass
 
 
@@ -181,20 +181,20 @@ def test_a_failure_gives_the_device_back(store):
 )
 def test_a_store_that_cannot_be_used_is_refused(tmp_path, monkeypatch, place, message):
     (tmp_path / "text").write_text("no database, but long enough to be seen as a damaged one\n" * 100)
-    monkeypatch.setenv(lease_store.SETTING, place.format(tmp=tmp_path))
+    monkeypatch.setenv(lease_store.LEASES_VARIABLE, place.format(tmp=tmp_path))
     with pytest.raises(ConfigError, match=message) as caught:
-        open_store()
+        open_lease_store()
     assert "secret" not in str(caught.value)
 
 
 def test_postgresql_without_its_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"edgecompress\[postgres\]"):
-        Store("postgresql://host/db")
+        LeaseStore("postgresql://host/db")
 
 
 def test_a_lease_is_named_by_kind_and_serial():
     from edgecompress.devices import open_device
 
     with closing(open_device("local://")) as device:
-        assert name_of(device) == f"local:{os.uname().nodename}"
+        assert lease_name(device) == f"local:{os.uname().nodename}"

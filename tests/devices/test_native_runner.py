@@ -14,8 +14,8 @@ from support.paths import REPOSITORY
 from support.tiny_models import GOLDEN
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.exit_status import machine_of
-from edgecompress.devices.runners.runner import infer, manifest_of, measure
+from edgecompress.devices.runners.execute import compute_outputs, measure_latencies, read_manifest
+from edgecompress.devices.runners.exit_status import read_elf_machine
 from edgecompress.errors import ConfigError
 from edgecompress.records import Measuring
 
@@ -45,11 +45,11 @@ def step_of(path):
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-static", "int8-dynamic"])
 def test_outputs_are_the_hosts(scheme, device):
     path = PREBUILT / f"resnet20_fashion_mnist-{scheme}.tflite"
-    shape = manifest_of(path).inputs[0].shape[1:]
+    shape = read_manifest(path).inputs[0].shape[1:]
     samples = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
-    (there,) = infer(device, path, [samples], runner=native_runner())
+    (there,) = compute_outputs(device, path, [samples], runner=native_runner())
     with open_device("local://") as here:
-        (expected,) = infer(here, path, [samples])
+        (expected,) = compute_outputs(here, path, [samples])
     assert there.shape == expected.shape
     off = np.abs(there - expected).max()
     quantized = scheme == "int8-static" and step_of(path)
@@ -59,7 +59,7 @@ def test_outputs_are_the_hosts(scheme, device):
 def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
     files = [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
     how = Measuring(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(native_runner()))
-    results = measure(device, files, how, loads=3)
+    results = measure_latencies(device, files, how, loads=3)
     assert [result.artifact_sha256 for result in results] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     for result in results:
         assert len(result.latency_ms) == 7
@@ -81,7 +81,7 @@ def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
 
 
 def test_it_is_known_as_a_program_for_arm():
-    assert machine_of(native_runner()) == "aarch64"
+    assert read_elf_machine(native_runner()) == "aarch64"
 
 
 # --- requests as edgecompress does not write them ---
@@ -193,6 +193,6 @@ def test_what_is_no_request_leaves_no_reply(i, answers):
 def test_inputs_of_another_shape_are_the_users_mistake(device):
     samples = np.zeros((2, 1, 9, 8), np.float32)
     with pytest.raises(ConfigError, match="give inputs in the artifact's own shape"):
-        infer(device, TINY, [samples], runner=native_runner())
+        compute_outputs(device, TINY, [samples], runner=native_runner())
     with pytest.raises(ConfigError, match="2 inputs given"):
-        infer(device, TINY, [np.zeros((1, 1, 8, 8), np.float32)] * 2, runner=native_runner())
+        compute_outputs(device, TINY, [np.zeros((1, 1, 8, 8), np.float32)] * 2, runner=native_runner())

@@ -15,8 +15,8 @@ import pytest
 
 from edgecompress import toolchains
 from edgecompress.devices import open_device
+from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest, parse_reply
-from edgecompress.devices.runners.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import sha256
 from edgecompress.records import Measuring, to_json
@@ -102,13 +102,13 @@ def test_onnx_files_run_where_onnxruntime_is(local, tmp_path, tiny_samples):
     path = tmp_path / "relu.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
     inputs, _ = tiny_samples
-    (outputs,) = infer(local, path, [inputs])
+    (outputs,) = compute_outputs(local, path, [inputs])
     assert np.array_equal(outputs, np.maximum(inputs, 0))
     with pytest.raises(ConfigError, match="input shapes"):
-        infer(local, path, [inputs, inputs])
+        compute_outputs(local, path, [inputs, inputs])
     path.write_bytes(b"not a model")
     with pytest.raises(ConfigError, match="refused it"):
-        infer(local, path, [inputs])
+        compute_outputs(local, path, [inputs])
 
 
 def overflows():
@@ -140,15 +140,15 @@ def int8_products(path, names):
 def test_int8_sums_of_onnxruntime_do_not_overflow(local, tmp_path):
     path = int8_products(tmp_path / "one.onnx", ["w"])
     x = np.where(SIGNS > 0, 2.55, 2.52).astype(np.float32)
-    (y,) = infer(local, path, [x[None]])
+    (y,) = compute_outputs(local, path, [x[None]])
     assert np.abs(y - (x * 1.27 * SIGNS).sum()).max() < 0.01  # 255 · 127, twice at once, is more than an int16 holds
-    (result,) = measure(local, [path], Measuring(repetitions=2))
+    (result,) = measure_latencies(local, [path], Measuring(repetitions=2))
     assert not any("overflow" in note for note in result.notes)
 
 
 def test_int8_sums_that_may_overflow_are_told(local, tmp_path):
     path = int8_products(tmp_path / "shared.onnx", ["w", "w"])  # onnxruntime does not make shared weights precise
-    (result,) = measure(local, [path], Measuring(repetitions=2))
+    (result,) = measure_latencies(local, [path], Measuring(repetitions=2))
     assert any("int8 sums may overflow" in note for note in result.notes) == overflows()
 
 
@@ -158,7 +158,7 @@ def test_a_runtime_that_is_not_there_is_said(local, tmp_path):
     runner = tmp_path / "runner"  # a Python without site-packages has no runtime at all
     runner.write_text(f'#!/bin/sh\nexec {sys.executable} -S {toolchains.runner()} "$1"\n')
     with pytest.raises(DeviceError, match=r"executorch does not import .*; pip install executorch"):
-        infer(local, path, [np.zeros((1, 1), np.float32)], runner=runner)
+        compute_outputs(local, path, [np.zeros((1, 1), np.float32)], runner=runner)
 
 
 def machine_module():
@@ -227,7 +227,7 @@ def test_conditions_that_cannot_be_are_refused(change, message):
 @pytest.mark.parametrize("name", ["tiny.tflite", "tiny.ptl"])
 def test_outputs_equal_eager_torch(local, tiny, tiny_samples, name):
     inputs, expected = tiny_samples
-    (outputs,) = infer(local, tiny / name, [inputs])
+    (outputs,) = compute_outputs(local, tiny / name, [inputs])
     assert outputs.shape == expected.shape
     assert outputs.dtype == np.float32
     assert np.abs(outputs - expected).max() <= 1e-5 * np.ptp(expected)
@@ -235,7 +235,7 @@ def test_outputs_equal_eager_torch(local, tiny, tiny_samples, name):
 
 def test_integer_artifacts_take_and_give_real_values(local, tiny, tiny_samples):
     inputs, _ = tiny_samples
-    (outputs,) = infer(local, tiny / "tiny-int8.tflite", [inputs])
+    (outputs,) = compute_outputs(local, tiny / "tiny-int8.tflite", [inputs])
     assert 1 < len(np.unique(outputs)) <= 256  # dequantized int8
     assert np.abs(outputs).max() < 1
 
@@ -252,7 +252,7 @@ def test_integer_artifacts_take_and_give_real_values(local, tiny, tiny_samples):
 )
 def test_inputs_that_do_not_fit_are_refused(local, tiny, shapes, message):
     with pytest.raises(ConfigError, match=message):
-        infer(local, tiny / "tiny.tflite", [np.zeros(shape, np.float32) for shape in shapes])
+        compute_outputs(local, tiny / "tiny.tflite", [np.zeros(shape, np.float32) for shape in shapes])
 
 
 def test_a_full_disk_here_is_said(local, tiny, monkeypatch, tmp_path):
@@ -261,7 +261,7 @@ def test_a_full_disk_here_is_said(local, tiny, monkeypatch, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(EdgeCompressError, match="no space left"):
-            infer(local, tiny / "tiny.tflite", [np.zeros((1000, 1, 8, 8), np.float32)])
+            compute_outputs(local, tiny / "tiny.tflite", [np.zeros((1000, 1, 8, 8), np.float32)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.glob("edgecompress-*"))
@@ -272,7 +272,7 @@ def test_a_corrupt_artifact_is_refused_and_not_believed(local, tmp_path, content
     path = tmp_path / "broken.tflite"
     path.write_bytes(content)
     with pytest.raises(EdgeCompressError, match=r"refused it|SIGSEGV|SIGABRT") as caught:
-        infer(local, path, [np.zeros((1, 1, 8, 8), np.float32)])
+        compute_outputs(local, path, [np.zeros((1, 1, 8, 8), np.float32)])
     assert caught.value.exit_code in {2, 6}
 
 
@@ -293,7 +293,7 @@ def test_a_runner_that_lies_is_not_believed(local, tiny, tmp_path, body, message
     runner = tmp_path / "runner"
     runner.write_text(f'#!/bin/sh\nd=$(dirname "$1")\n{body}\n')
     with pytest.raises(DeviceError, match=message):
-        measure(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner)))
+        measure_latencies(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner)))
 
 
 def test_an_honest_reply_is_accepted():
@@ -333,7 +333,7 @@ def test_a_user_supplied_runner_obeys_the_same_protocol(local, tiny, tmp_path):
     """Any executable will do; here ours, behind a shell script."""
     runner = tmp_path / "benchmark"
     runner.write_text(f'#!/bin/sh\nexec {sys.executable} {toolchains.runner()} "$1"\n')
-    (result,) = measure(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner), repetitions=3))
+    (result,) = measure_latencies(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner), repetitions=3))
     assert len(result.latency_ms) == 3
 
 

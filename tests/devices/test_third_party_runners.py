@@ -11,8 +11,8 @@ import pytest
 
 from edgecompress.devices import open_device
 from edgecompress.devices.runners import benchmark_model, executor_runner, third_party
+from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.protocol import FileRequest, RunnerRequest
-from edgecompress.devices.runners.runner import infer, measure
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import Measuring
 
@@ -88,7 +88,7 @@ RECORDED = {"TensorFlow 2.8": (TF_2_8, 17.187, 3512.391), "LiteRT": (LITERT, 5.5
 def test_benchmark_model_as_recorded(name):
     text, load_ms, first_ms = RECORDED[name]
     two = re.sub(r"count=50 first=", "count=2 first=", text)
-    printed = benchmark_model.read(two, timed=2)
+    printed = benchmark_model.parse_times(two, timed=2)
     assert (printed.load_ms, printed.first_ms, printed.warmup_ms) == (load_ms, first_ms, (first_ms,))
     first, last = (float(us) / 1e3 for us in re.search(r"count=2 first=(\d+) curr=(\d+)", two).groups())
     assert printed.latency_ms == (first, last)
@@ -96,17 +96,17 @@ def test_benchmark_model_as_recorded(name):
 
 def test_of_more_than_two_inferences_no_samples_are_made():
     with pytest.raises(ValueError, match="50 timed inferences where 2"):
-        benchmark_model.read(TF_2_8, timed=2)
+        benchmark_model.parse_times(TF_2_8, timed=2)
 
 
 @pytest.mark.parametrize(("said", "samples"), [("count=2 curr=1234(all same)", (1.234, 1.234)), ("count=1 curr=1234", (1.234,))])
 def test_times_that_were_all_the_same_are_printed_once(said, samples):
     text = re.sub(r"^count=50 .*$", said, TF_2_8, flags=re.MULTILINE)
-    assert benchmark_model.read(text, timed=len(samples)).latency_ms == samples
+    assert benchmark_model.parse_times(text, timed=len(samples)).latency_ms == samples
 
 
 def test_times_per_op_are_those_of_the_timed_runs():
-    ops, peak = benchmark_model.read_profile(TF_2_8)
+    ops, peak = benchmark_model.parse_profile(TF_2_8)
     assert [(op.name, op.calls, op.ms) for op in ops] == [
         ("CONV_2D", 15, 2651.853),
         ("DEPTHWISE_CONV_2D", 13, 296.919),
@@ -114,18 +114,18 @@ def test_times_per_op_are_those_of_the_timed_runs():
     ]
     assert peak == 0  # this version does not tell it; the delta is no peak
     said = "Overall peak memory footprint (MB) via periodic monitoring: 73.5\n"
-    assert benchmark_model.read_profile(LITERT + "INFO: " + said) == ((), round(73.5 * 2**20))
+    assert benchmark_model.parse_profile(LITERT + "INFO: " + said) == ((), round(73.5 * 2**20))
 
 
 def test_executor_runner_as_recorded(monkeypatch):
     monkeypatch.setattr(executor_runner, "WARMUPS", 0)
-    printed = executor_runner.read(EXECUTORCH, timed=1)
+    printed = executor_runner.parse_times(EXECUTORCH, timed=1)
     assert (printed.load_ms, printed.latency_ms) == (4463.268273, (241.944288,))
 
 
 def test_an_executor_runner_that_tells_only_the_total_is_refused():
     with pytest.raises(ValueError, match="current builds"):
-        executor_runner.read(EXECUTORCH_OLD, timed=1)
+        executor_runner.parse_times(EXECUTORCH_OLD, timed=1)
 
 
 # --- end to end, with programs that print such text ---
@@ -172,15 +172,15 @@ def local():
 
 
 def test_a_program_is_recognised_by_what_it_is_not_by_its_name(program):
-    assert third_party.recognise(program(BENCHMARK_MODEL)) == "benchmark_model"
-    assert third_party.recognise(program(EXECUTOR_RUNNER, "benchmark_model")) == "executor_runner"
-    assert third_party.recognise(program("#!/bin/sh\n", "benchmark_model_x")) == ""
-    assert third_party.recognise(program("")) == ""
+    assert third_party.recognize_runner(program(BENCHMARK_MODEL)) == "benchmark_model"
+    assert third_party.recognize_runner(program(EXECUTOR_RUNNER, "benchmark_model")) == "executor_runner"
+    assert third_party.recognize_runner(program("#!/bin/sh\n", "benchmark_model_x")) == ""
+    assert third_party.recognize_runner(program("")) == ""
 
 
 def test_benchmark_model_gives_samples_and_blocks_to_compare_by(program, local, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
-    results = measure(local, files, Measuring(repetitions=7, warmup_s=0, runner=str(program(BENCHMARK_MODEL))))
+    results = measure_latencies(local, files, Measuring(repetitions=7, warmup_s=0, runner=str(program(BENCHMARK_MODEL))))
     for result in results:
         assert len(result.latency_ms) == 7
         assert result.rounds == (1, 2, 2, 2)
@@ -195,7 +195,7 @@ def test_benchmark_model_gives_samples_and_blocks_to_compare_by(program, local, 
 def test_executor_runner_takes_its_first_iterations_as_warm_up(program, local, tmp_path):
     artifact = tmp_path / "net.pte"
     artifact.write_bytes(b"not looked into by this program")
-    (result,) = measure(local, [artifact], Measuring(repetitions=12, runner=str(program(EXECUTOR_RUNNER))), loads=2)
+    (result,) = measure_latencies(local, [artifact], Measuring(repetitions=12, runner=str(program(EXECUTOR_RUNNER))), loads=2)
     assert (result.first_ms, result.warmup_ms) == (1.944288, (2.944288, 3.944288) * 2)
     assert result.latency_ms == tuple(i + 0.944288 for i in range(4, 10)) * 2
     assert result.rounds == (6, 6)
@@ -205,9 +205,9 @@ def test_executor_runner_takes_its_first_iterations_as_warm_up(program, local, t
 def test_another_format_and_outputs_are_refused_before_anything_is_sent(program, local, tiny, tiny_samples):
     runner = program(BENCHMARK_MODEL)
     with pytest.raises(ConfigError, match="tflite files only"):
-        measure(local, [tiny / "tiny.ptl"], Measuring(runner=str(runner)))
+        measure_latencies(local, [tiny / "tiny.ptl"], Measuring(runner=str(runner)))
     with pytest.raises(ConfigError, match="does not give outputs"):
-        infer(local, tiny / "tiny.tflite", [tiny_samples[0]], runner=runner)
+        compute_outputs(local, tiny / "tiny.tflite", [tiny_samples[0]], runner=runner)
 
 
 BROKEN = {
@@ -227,7 +227,7 @@ def test_a_program_that_misbehaves_gives_no_result(name, program, local, tiny):
     old, new, said = BROKEN[name]
     assert old in BENCHMARK_MODEL
     with pytest.raises(DeviceError, match=said) as caught:
-        measure(local, [tiny / "tiny.tflite"], Measuring(repetitions=2, runner=str(program(BENCHMARK_MODEL.replace(old, new)))))
+        measure_latencies(local, [tiny / "tiny.tflite"], Measuring(repetitions=2, runner=str(program(BENCHMARK_MODEL.replace(old, new)))))
     assert "\x1b" not in str(caught.value)
 
 
@@ -236,8 +236,8 @@ def test_a_log_of_another_run_or_cut_off_is_not_believed():
     request = RunnerRequest(nonce="a" * 32, mode="measure", artifacts=(file,), threads=1, reply="log", repetitions=1)
     text = TF_2_8.replace("count=50 first=2990275", "count=1")
     whole = f"2026-01-01\n\n{request.nonce} 0\n{text}\n{request.nonce} 1\n{LITERT}\n{request.nonce} end\n"
-    reply = third_party.read_log("benchmark_model", whole.encode(), request, subject="x")
+    reply = third_party.parse_log("benchmark_model", whole.encode(), request, subject="x")
     assert json.loads(json.dumps(reply.results[0].latency_ms)) == [2913.402]
     for bad in (whole.replace("a" * 32, "b" * 32), whole[: whole.rindex(request.nonce)], whole.replace(" 0\n", " 1\n", 1), ""):
         with pytest.raises(DeviceError, match="run it again"):
-            third_party.read_log("benchmark_model", bad.encode(), request, subject="x")
+            third_party.parse_log("benchmark_model", bad.encode(), request, subject="x")

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from edgecompress.artifacts.bisection import Blame
 from edgecompress.artifacts.gate import strays
-from edgecompress.devices.layouts import from_layout
+from edgecompress.devices.layouts import to_model_layout
 from edgecompress.errors import ParityError
 from edgecompress.factorizations import METHODS
 from edgecompress.network import batches
@@ -197,7 +197,7 @@ class Matrix:
         output = Path(self._request(cell).output)
         with np.load(self._path(cell, "npz")) as arrays:
             seconds = float(arrays["seconds"])
-            outputs = from_layout([arrays[name] for name in arrays.files if name != "seconds"], reply.outputs)
+            outputs = to_model_layout([arrays[name] for name in arrays.files if name != "seconds"], reply.outputs)
         model = self.models[cell.network, cell.method]
         assert model is not None
         told: dict[str, Any] = {"layers": model.layers, "seconds": seconds, "size_bytes": output.stat().st_size}

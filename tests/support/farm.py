@@ -5,7 +5,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from edgecompress.devices.inventory import Entry
+from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.records import Measuring
 from support.adb_server import DEVICE_END
 from support.processes import with_us
@@ -67,7 +67,7 @@ def name_boards(server, count):
     config.write_text("".join(f"Host {name}\n  HostName 127.0.0.1\n  Port {server.port}\n" for name in names))
     hosts = ",".join([f"[127.0.0.1]:{server.port}", *(f"[{name}]:{server.port}" for name in names)])
     server.known_hosts.write_text(f"{hosts} {server.host_key}\n")
-    return [Entry(url=f"ssh://{name}", name=name) for name in names]
+    return [InventoryEntry(url=f"ssh://{name}", name=name) for name in names]
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def running_phones(folder, count):
     try:
         for _ in threads:
             assert started.acquire(timeout=20)
-        yield [Entry(url=f"adb://127.0.0.1:{port}", name=f"phone{number}") for number, port in enumerate(ports)]
+        yield [InventoryEntry(url=f"adb://127.0.0.1:{port}", name=f"phone{number}") for number, port in enumerate(ports)]
     finally:
         over.set()
         for thread in threads:

@@ -65,7 +65,7 @@ def test_the_suite_for_people_with_hardware_passes_on_a_pi(pi):
 
 
 def suite(url, *options):
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "device_tests", "--device", url, "--repetitions", "3"]
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "device_tests/suite", "--device", url, "--repetitions", "3"]
     done = subprocess.run(
         [*argv, *map(str, options)], cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False, env=os.environ | {"CI": ""}
     )

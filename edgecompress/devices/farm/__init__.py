@@ -1,7 +1,7 @@
-"""Many devices, one queue: each takes the next job when it is free and cool; what a device loses, another one does."""
+"""Many devices that share one queue of jobs: each takes the next job when it is free and cool, and another does what one has lost."""
 
 from edgecompress.devices.farm.pool import bench_pool, evaluate_pool, is_pool
 from edgecompress.devices.farm.run import FarmError, run_farm
-from edgecompress.devices.farm.schedule import Lane, Schedule, Task
+from edgecompress.devices.farm.schedule import FarmDevice, FarmJob, Schedule
 
-__all__ = ["FarmError", "Lane", "Schedule", "Task", "bench_pool", "evaluate_pool", "is_pool", "run_farm"]
+__all__ = ["FarmDevice", "FarmError", "FarmJob", "Schedule", "bench_pool", "evaluate_pool", "is_pool", "run_farm"]

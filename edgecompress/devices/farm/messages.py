@@ -1,4 +1,4 @@
-"""What a farm and the process of one device say to each other: a JSON line each."""
+"""The messages between a farm and the process of one device, each a line of JSON."""
 
 from typing import Generic, Literal, TypeVar
 
@@ -8,22 +8,30 @@ from edgecompress.records.evaluation import Evaluation, Scoring
 Result = TypeVar("Result", BenchmarkResult, Evaluation)
 
 
-class Work(Record, frozen=True, kw_only=True):
-    """What the jobs of a farm are: artifacts to measure, or to evaluate."""
+class FarmWork(Record, frozen=True, kw_only=True):
+    """The options of every job of a farm: `measuring` where artifacts are measured, `scoring` where they are evaluated."""
 
     measuring: Measuring | None = None
     scoring: Scoring | None = None
 
 
-class Order(Record, frozen=True, kw_only=True):
-    """prepare: connect, take the lease, cool down, say ready. Then run: measure, and give the lease back. Or rest: give it back."""
+class WorkerOrder(Record, frozen=True, kw_only=True):
+    """An order to a worker.
+
+    "prepare" connects, takes the lease, lets the device cool down and answers "ready". Then follows "run", which does the job and gives the
+    lease back, or "rest", which only gives it back.
+    """
 
     do: Literal["prepare", "run", "rest"]
     files: tuple[str, ...] = ()
 
 
-class Report(Record, Generic[Result], frozen=True, kw_only=True):
-    """state: what it waits for. failed: `kind` says whether another try may work (lost, late), the device is at fault, or the job."""
+class WorkerReport(Record, Generic[Result], frozen=True, kw_only=True):
+    """A report of a worker.
+
+    A "state" tells in `text` what the worker waits for. The `kind` of a "failed" tells whether another try may succeed (lost, late), or
+    whether the device or the job is at fault.
+    """
 
     event: Literal["state", "ready", "done", "failed"]
     text: str = ""

@@ -1,75 +1,77 @@
-"""Measure or evaluate artifacts on a pool: every device of the inventory that carries a label."""
+"""Measure or evaluate artifacts on a pool: all devices of the inventory that carry one label."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from edgecompress.devices import bench
-from edgecompress.devices.base import clean
-from edgecompress.devices.farm.run import Keep, Watch, run_farm
-from edgecompress.devices.inventory import Entry, load, matching
+from edgecompress.devices.farm.run import OnChange, OnResult, run_farm
+from edgecompress.devices.inventory import InventoryEntry, load_inventory, select_by_label
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.records import BenchmarkResult, Measuring
 from edgecompress.records.evaluation import Evaluation, Scoring
 
-POOL: Final = "pool:"
+POOL_PREFIX: Final = "pool:"
 
 
 def is_pool(device: str) -> bool:
-    return device.startswith(POOL)
+    """Tell whether a device argument is `pool:LABEL`."""
+    return device.startswith(POOL_PREFIX)
 
 
-def members(device: str, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def select_members(device: str, entries: Sequence[InventoryEntry]) -> tuple[InventoryEntry, ...]:
     """Return the entries that `pool:LABEL` names.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No entry carries the label.
     """
-    label = device.removeprefix(POOL)
-    found = matching(entries, label)
-    if not found:
+    label = device.removeprefix(POOL_PREFIX)
+    members = select_by_label(entries, label)
+    if not members:
         known = ", ".join(sorted({label for entry in entries for label in entry.labels})) or "none"
-        said = clean(label, limit=80)
+        said = sanitize(label, limit=80)
         raise ConfigError(f"pool:{said}: no device of the inventory has this label; labels there: {known}; see `edgecompress devices`")
-    return found
+    return members
 
 
 def bench_pool(
     artifacts: Sequence[Path],
-    how: Measuring = Measuring(),
+    options: Measuring = Measuring(),
     *,
     device: str,
     inventory: Path | None = None,
-    keep: Keep = lambda _: None,
-    watch: Watch = lambda _: None,
+    on_result: OnResult = lambda _: None,
+    on_change: OnChange = lambda _: None,
 ) -> tuple[BenchmarkResult, ...]:
-    """Return the latencies of `artifacts`, each from whichever device of the pool was free first; to compare them, all from one device.
+    """Return the latencies of `artifacts`, each from the device of the pool that was free first; for a comparison all from one device.
 
     Args:
         device: `pool:LABEL`.
-        inventory: The file that has the devices, in place of the usual one.
-        keep: Called with each result as soon as it is there.
-        watch: Called with the schedule whenever it may have changed.
+        inventory: The file that lists the devices, in place of the usual one.
+        on_result: Called with each result as soon as it arrives.
+        on_change: Called with the schedule whenever it may have changed.
 
     Raises:
         ConfigError: No such pool, or nothing to measure.
         FarmError: Some jobs have no result; has those of the others.
     """
-    bench.check(artifacts, how)
-    jobs = [list(artifacts)] if how.compare else [[path] for path in artifacts]
-    return run_farm(members(device, load(inventory)), jobs, how, keep=keep, watch=watch)
+    bench.check_artifacts(artifacts, options)
+    jobs = [list(artifacts)] if options.compare else [[path] for path in artifacts]
+    members = select_members(device, load_inventory(inventory))
+    return run_farm(members, jobs, options, on_result=on_result, on_change=on_change)
 
 
 def evaluate_pool(
     artifacts: Sequence[Path],
-    how: Scoring = Scoring(),
+    options: Scoring = Scoring(),
     *,
     device: str,
     inventory: Path | None = None,
-    keep: Keep = lambda _: None,
-    watch: Watch = lambda _: None,
+    on_result: OnResult = lambda _: None,
+    on_change: OnChange = lambda _: None,
 ) -> tuple[Evaluation, ...]:
-    """Return the accuracy of `artifacts`, each on whichever device of the pool was free first; see `bench_pool`.
+    """Return the accuracy of `artifacts`, each on the device of the pool that was free first. The arguments are those of `bench_pool`.
 
     Raises:
         ConfigError: No such pool, nothing to evaluate, or data that do not fit an artifact.
@@ -77,10 +79,11 @@ def evaluate_pool(
         ParityError: An artifact computes something else there than here; raised when all have been evaluated.
     """
     from edgecompress.devices import evaluate
-    from edgecompress.devices.labelled import prepare
+    from edgecompress.devices.labelled_data import prepare_job
 
-    evaluate.check(artifacts, how)
-    found = members(device, load(inventory))
+    evaluate.check_scoring(artifacts, options)
+    members = select_members(device, load_inventory(inventory))
     for path in artifacts:  # data that do not fit are found here, before any device is asked
-        prepare(path, how.data, how.samples)
-    return evaluate.agreed(run_farm(found, [[path] for path in artifacts], how, keep=keep, watch=watch))
+        prepare_job(path, options.data, options.samples)
+    jobs = [[path] for path in artifacts]
+    return evaluate.require_parity(run_farm(members, jobs, options, on_result=on_result, on_change=on_change))

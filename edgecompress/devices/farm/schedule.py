@@ -1,17 +1,19 @@
-"""Who does what next: the queue, the devices and their failures, without processes or clocks."""
+"""The schedule of a farm: which device does which job next, decided without processes and without a clock."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from edgecompress.devices.inventory import Entry
+from edgecompress.devices.inventory import InventoryEntry
 
-TRIES = {"lost": 4, "late": 2}  # late is a link that fell silent, or a job that is too long for its time: which one cannot be seen
-FAILURES = 3
-BACK_OFF_S = 1.0  # after the first failure in a row; twice that after the second
+# A lost link says nothing about the job. A timeout may be a silent link or a job that is too long, so it is tried only once more.
+MAX_TRIES: Final = {"lost": 4, "late": 2}
+MAX_FAILURES_IN_A_ROW: Final = 3  # a device that failed this often without a success in between gets no more jobs
+BACK_OFF_S: Final = 1.0  # a device rests this long after its first failure in a row, twice as long after the second
 
 
 @dataclass(slots=True)
-class Task:
-    """A job: artifacts that one device measures together."""
+class FarmJob:
+    """Artifacts that one device measures or evaluates together."""
 
     number: int
     files: tuple[str, ...]
@@ -25,13 +27,13 @@ class Task:
 
 
 @dataclass(slots=True)
-class Lane:
-    """A device as the farm sees it. `quarantine` is why it gets no more jobs."""
+class FarmDevice:
+    """A device of a farm with its current job. `quarantine` is the reason why it gets no more jobs, "" while it may."""
 
     name: str
-    entry: Entry
+    entry: InventoryEntry
     state: str = "idle"
-    task: Task | None = None
+    job: FarmJob | None = None
     done: int = 0
     failures: int = 0
     quarantine: str = ""
@@ -41,64 +43,64 @@ class Lane:
 class Schedule:
     """The jobs and devices of one farm."""
 
-    def __init__(self, lanes: list[Lane], tasks: list[Task]) -> None:
-        self.lanes, self.tasks = lanes, tasks
-        self.waiting = list(tasks)
+    def __init__(self, devices: list[FarmDevice], jobs: list[FarmJob]) -> None:
+        self.devices, self.jobs = devices, jobs
+        self.waiting = list(jobs)
 
     @property
-    def live(self) -> list[Lane]:
-        return [lane for lane in self.lanes if not lane.quarantine]
+    def usable_devices(self) -> list[FarmDevice]:
+        return [device for device in self.devices if not device.quarantine]
 
     @property
     def is_over(self) -> bool:
-        return not any(task.is_open for task in self.tasks)
+        return not any(job.is_open for job in self.jobs)
 
-    def next_for(self, lane: Lane) -> Task | None:
-        """Return the first job waiting that `lane` has not lost; one that it has lost only when every device has."""
-        names = {other.name for other in self.live}
-        fresh = (task for task in self.waiting if lane.name not in task.lost_on)
-        lost = (task for task in self.waiting if names <= set(task.lost_on))
-        return None if lane.quarantine else next(fresh, None) or next(lost, None)
+    def next_job_for(self, device: FarmDevice) -> FarmJob | None:
+        """Return the first waiting job that `device` has not lost; it gets a job that it lost only when every device has lost it."""
+        names = {other.name for other in self.usable_devices}
+        fresh = (job for job in self.waiting if device.name not in job.lost_on)
+        lost = (job for job in self.waiting if names <= set(job.lost_on))
+        return None if device.quarantine else next(fresh, None) or next(lost, None)
 
-    def start(self, lane: Lane) -> Task | None:
-        """Give `lane` its next job."""
-        task = self.next_for(lane)
-        if task is not None:
-            self.waiting.remove(task)
-        lane.task = task
-        return task
+    def start_next_job(self, device: FarmDevice) -> FarmJob | None:
+        """Give `device` its next job."""
+        job = self.next_job_for(device)
+        if job is not None:
+            self.waiting.remove(job)
+        device.job = job
+        return job
 
-    def finish(self, lane: Lane) -> Task:
-        """Note that the lane's job is done."""
-        assert lane.task is not None
-        task, lane.task = lane.task, None
-        task.done_by, lane.failures = lane.name, 0
-        lane.done += 1
-        return task
+    def finish_job(self, device: FarmDevice) -> FarmJob:
+        """Record that the job of `device` is done."""
+        assert device.job is not None
+        job, device.job = device.job, None
+        job.done_by, device.failures = device.name, 0
+        device.done += 1
+        return job
 
-    def fail(self, lane: Lane, kind: str, why: str, now: float) -> None:
-        """Note a failure: a lost job waits for another device, the job of a crashed runner is not tried again.
+    def record_failure(self, device: FarmDevice, kind: str, why: str, now: float) -> None:
+        """Record a failure: a lost job waits for another device, the job of a crashed runner is not tried again.
 
         Args:
-            kind: `lost`, `late`, `device` (at fault, or refusing) or `job` (the files are; the device is not to blame).
+            kind: `lost`, `late`, `device` (the device is at fault, or refuses) or `job` (the files are at fault, not the device).
             why: The message.
             now: Seconds on any clock, for the pause of the device.
         """
-        task, lane.task = lane.task, None
-        if task is not None and kind in TRIES:
-            task.lost_on.append(lane.name)
-            if len(task.lost_on) < TRIES[kind]:
-                self.waiting.insert(0, task)
+        job, device.job = device.job, None
+        if job is not None and kind in MAX_TRIES:
+            job.lost_on.append(device.name)
+            if len(job.lost_on) < MAX_TRIES[kind]:
+                self.waiting.insert(0, job)
             else:
-                task.error = f"{why} (tried {len(task.lost_on)} times)"
-        elif task is not None:
-            task.error = why
-        if task is None or kind != "job":
-            lane.failures += 1
-            lane.not_before = now + BACK_OFF_S * lane.failures
-            if lane.failures >= FAILURES:
-                lane.quarantine = why
-        if not self.live:
-            for left in self.waiting:
-                left.error = f"no device is left: {why}"
+                job.error = f"{why} (tried {len(job.lost_on)} times)"
+        elif job is not None:
+            job.error = why
+        if job is None or kind != "job":
+            device.failures += 1
+            device.not_before = now + BACK_OFF_S * device.failures
+            if device.failures >= MAX_FAILURES_IN_A_ROW:
+                device.quarantine = why
+        if not self.usable_devices:
+            for remaining in self.waiting:
+                remaining.error = f"no device is left: {why}"
             self.waiting.clear()

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-from edgecompress.devices.base import clean
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain
 
-Row: TypeAlias = tuple[Any, ...]
+SqlRow: TypeAlias = tuple[Any, ...]
 
-SETTING: Final = "EDGECOMPRESS_LEASES"
-BUSY_S: Final = 20.0
-POSTGRES: Final = ("postgresql", "postgres")
+LEASES_VARIABLE: Final = "EDGECOMPRESS_LEASES"
+LOCK_TIMEOUT_S: Final = 20.0
+POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
 # `turns` is the history: who had which device from when to when; its end is the expiry until the lease is given back.
-SCHEMA: Final = (
+CREATE_TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS edgecompress_leases (device TEXT PRIMARY KEY, holder TEXT NOT NULL, host TEXT NOT NULL, "
     "pid INTEGER NOT NULL, taken_at DOUBLE PRECISION NOT NULL, expires_at DOUBLE PRECISION NOT NULL)",
     "CREATE TABLE IF NOT EXISTS edgecompress_turns (holder TEXT PRIMARY KEY, device TEXT NOT NULL, host TEXT NOT NULL, "
@@ -30,11 +30,11 @@ SCHEMA: Final = (
 
 
 class Transaction(Protocol):
-    def __call__(self, sql: str, **values: Any) -> list[Row]:
+    def __call__(self, sql: str, **values: Any) -> list[SqlRow]:
         """Run one statement and return the rows it yields."""
 
 
-class Store:
+class LeaseStore:
     """Where leases lie. Each transaction has a connection of its own, so that threads and lost connections need no care."""
 
     def __init__(self, place: str) -> None:
@@ -47,16 +47,16 @@ class Store:
             ConfigError: It cannot be used.
         """
         scheme, separator, _ = place.partition("://")
-        if separator and scheme not in POSTGRES:
-            raise ConfigError(f"{SETTING}: leases cannot lie at {clean(scheme)}://; give postgresql://… or the path of a file")
+        if separator and scheme not in POSTGRES_SCHEMES:
+            raise ConfigError(f"{LEASES_VARIABLE}: leases cannot lie at {sanitize(scheme)}://; give postgresql://… or the path of a file")
         self.place = place
         self.is_postgres = bool(separator)
-        self.name = without_password(place) if separator else place
+        self.name = strip_password(place) if separator else place
         with self.transaction() as execute:
-            for statement in SCHEMA:
+            for statement in CREATE_TABLES:
                 execute(statement)
         if not self.is_postgres:
-            self._write_ahead()
+            self._enable_write_ahead_log()
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -65,11 +65,11 @@ class Store:
         Raises:
             ConfigError: The store cannot be reached or is none.
         """
-        with self._postgres() if self.is_postgres else self._sqlite() as execute:
+        with self._open_postgres() if self.is_postgres else self._open_sqlite() as execute:
             yield execute
 
     @contextmanager
-    def _sqlite(self) -> Iterator[Transaction]:
+    def _open_sqlite(self) -> Iterator[Transaction]:
         path = Path(self.place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,44 +77,44 @@ class Store:
             raise explain(error, path) from error
         now = "((julianday('now') - 2440587.5) * 86400.0)"
         try:
-            with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as connection:
+            with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as connection:
                 connection.execute("BEGIN IMMEDIATE")  # a transaction that reads first and writes later could not wait for its turn
                 yield lambda sql, **values: connection.execute(sql.replace("{now}", now), values).fetchall()
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise ConfigError(
-                f"{self.name}: the leases cannot be kept there: {error}; remove it or set {SETTING} to another file"
+                f"{self.name}: the leases cannot be kept there: {error}; remove it or set {LEASES_VARIABLE} to another file"
             ) from error
 
-    def _write_ahead(self) -> None:
+    def _enable_write_ahead_log(self) -> None:
         """Let readers not wait for a writer; who finds the file in use leaves that to the next one."""
-        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(self.place, timeout=BUSY_S)) as connection:
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(self.place, timeout=LOCK_TIMEOUT_S)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
 
     @contextmanager
-    def _postgres(self) -> Iterator[Transaction]:
+    def _open_postgres(self) -> Iterator[Transaction]:
         try:
             import psycopg
         except ImportError as error:
             raise ConfigError(f"{self.name}: psycopg is not installed; pip install 'edgecompress[postgres]'") from error
         try:
-            with psycopg.connect(self.place, connect_timeout=int(BUSY_S)) as connection:
+            with psycopg.connect(self.place, connect_timeout=int(LOCK_TIMEOUT_S)) as connection:
                 # now() would be the start of the transaction, which may have waited for the lock.
-                connection.execute(f"SET LOCAL lock_timeout = '{BUSY_S:g}s'")
+                connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:g}s'")
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext('edgecompress_leases'))")
 
-                def execute(sql: str, **values: Any) -> list[Row]:
+                def execute(sql: str, **values: Any) -> list[SqlRow]:
                     text = re.sub(r":(\w+)", r"%(\1)s", sql).replace("{now}", "extract(epoch FROM clock_timestamp())::float8")
                     cursor = connection.execute(text.encode(), values)
                     return cursor.fetchall() if cursor.description else []
 
                 yield execute
         except psycopg.Error as error:
-            said = clean(str(error).strip().replace("\n", " "), limit=300)
-            raise ConfigError(f"{self.name}: the leases cannot be kept there: {said}; check the server and {SETTING}") from error
+            said = sanitize(str(error).strip().replace("\n", " "), limit=300)
+            raise ConfigError(f"{self.name}: the leases cannot be kept there: {said}; check the server and {LEASES_VARIABLE}") from error
 
 
-def without_password(url: str) -> str:
+def strip_password(url: str) -> str:
     """Return host, port and database of a URL, for messages."""
     try:
         parts = urlsplit(url)

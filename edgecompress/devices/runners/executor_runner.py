@@ -10,41 +10,41 @@ References:
 import re
 from typing import Final
 
-from edgecompress.devices.runners.printed import Printed, bounded
+from edgecompress.devices.runners.process_times import ProcessTimes, parse_time
 from edgecompress.records import OpTime
 
 FORMAT: Final = "executorch"
-SAYS: Final = (b"Model executed successfully", b"num_executions")
-TIMED: Final = 10
+SIGNATURE_TEXTS: Final = (b"Model executed successfully", b"num_executions")
+TIMED_PER_PROCESS: Final = 10
 WARMUPS = 3  # the first inference included
 NUMBER = r"(\d{1,12}(?:\.\d{1,9})?)"
 ITERATION = re.compile(rf"\] Iteration (\d{{1,9}}) of (\d{{1,9}}): {NUMBER} ms$", re.MULTILINE)
 LOADED = re.compile(rf"\] Model loaded in {NUMBER} ms\.$", re.MULTILINE)
 
 
-def arguments(artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]:
+def build_arguments(artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]:
     return [f"--model_path={artifact}", f"--num_executions={WARMUPS + timed}", f"--cpu_threads={threads}"]
 
 
-def profile_arguments(artifact: str, *, threads: int, profile: bool) -> None:
+def build_profile_arguments(artifact: str, *, threads: int, profile: bool) -> None:
     return None
 
 
-def read(text: str, *, timed: int) -> Printed:
-    """Return the times of one process; see `foreign.Foreign.read`."""
+def parse_times(text: str, *, timed: int) -> ProcessTimes:
+    """Return the times of one process; see `third_party.ThirdPartyRunner.parse_times`."""
     found, loaded = ITERATION.findall(text), LOADED.search(text)
     expected = [(str(i + 1), str(WARMUPS + timed)) for i in range(WARMUPS + timed)]
     if [(number, of) for number, of, _ in found] != expected or loaded is None:
         raise ValueError("no line `Iteration … of …` for each inference, which current builds of executor_runner print")
-    times = tuple(bounded(ms) for _, _, ms in found)
-    return Printed(
+    times = tuple(parse_time(ms) for _, _, ms in found)
+    return ProcessTimes(
         backend="ExecuTorch executor_runner",
-        load_ms=bounded(loaded[1]),
+        load_ms=parse_time(loaded[1]),
         first_ms=times[0],
         warmup_ms=times[1:WARMUPS],
         latency_ms=times[WARMUPS:],
     )
 
 
-def read_profile(text: str) -> tuple[tuple[OpTime, ...], int]:
+def parse_profile(text: str) -> tuple[tuple[OpTime, ...], int]:
     return (), 0

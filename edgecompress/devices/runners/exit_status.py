@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgecompress.records import DeviceInfo
 
-REASONS = {
+EXIT_REASONS = {
     126: "may not be executed there: the folder is mounted noexec or the file is no program for it",
     127: "was not found there, or misses a library or is built for another ABI",
     128 + signal.SIGILL: "used an instruction this CPU does not have (SIGILL); use a runtime built for it",
@@ -20,7 +20,7 @@ REASONS = {
 
 
 # ELF's e_machine (System V ABI, and the processors' supplements) → what `uname -m` and Android call it.
-MACHINES = {
+ELF_MACHINES = {
     3: ("i386", "i686", "x86"),
     22: ("s390x",),
     40: ("arm", "armv7l", "armv8l", "armeabi-v7a", "armeabi"),
@@ -30,26 +30,26 @@ MACHINES = {
 }
 
 
-def machine_of(program: Path) -> str:
+def read_elf_machine(program: Path) -> str:
     """Return the machine an ELF file is built for, as `uname -m` calls it; "" for a script or another machine."""
     with program.open("rb") as file:
         head = file.read(20)
     if head[:4] != b"\x7fELF" or len(head) < 20:
         return ""
-    return MACHINES.get(int.from_bytes(head[18:20], "little" if head[5] == 1 else "big"), ("",))[0]
+    return ELF_MACHINES.get(int.from_bytes(head[18:20], "little" if head[5] == 1 else "big"), ("",))[0]
 
 
-def explain(returncode: int, device: DeviceInfo, *, built_for: str = "") -> str:
+def explain_exit(returncode: int, device: DeviceInfo, *, built_for: str = "") -> str:
     """Return `runner …: exit status …` with the ABI and CPU features that matter for the ones a wrong build causes.
 
     Args:
         built_for: What `machine_of` the runner says.
     """
-    names = next((names for names in MACHINES.values() if built_for in names), ())
+    names = next((names for names in ELF_MACHINES.values() if built_for in names), ())
     if names and device.abi and device.abi not in names:
         return f"the runner is built for {built_for} and the device is {device.abi}; give one built for it (exit status {returncode})"
     status = 128 - returncode if returncode < 0 else returncode
-    reason = REASONS.get(status)
+    reason = EXIT_REASONS.get(status)
     if reason is None and 128 < status <= 128 + 64:  # there are 64 signals
         reason = f"died by signal {status - 128}"
     text = f"the runner {reason or 'failed'} (exit status {returncode})"

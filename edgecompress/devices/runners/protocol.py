@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edgecompress.devices.base import clean
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.records import SCHEMA, OpTime, Record
 
@@ -48,7 +48,7 @@ class FileResult(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Machine(Record, frozen=True, kw_only=True):
+class RunnerMachine(Record, frozen=True, kw_only=True):
     abi: str = ""
     os: str = ""
     python: str = ""
@@ -57,7 +57,7 @@ class Machine(Record, frozen=True, kw_only=True):
     governor: str = ""
 
 
-class Problem(Record, frozen=True, kw_only=True):
+class RunnerProblem(Record, frozen=True, kw_only=True):
     kind: str
     message: str
 
@@ -72,7 +72,7 @@ class RunnerReply(Record, frozen=True, kw_only=True):
     started_at: str
     peak_rss_bytes: int
     results: tuple[FileResult, ...]
-    machine: Machine = Machine()
+    machine: RunnerMachine = RunnerMachine()
     load_average: tuple[float | None, float | None] = (None, None)
     temperature_c: tuple[float | None, float | None] = (None, None)
     frequencies_mhz: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
@@ -87,10 +87,10 @@ class RunnerFailure(Record, frozen=True, kw_only=True):
     """Of a run that did not."""
 
     nonce: str | None
-    error: Problem
+    error: RunnerProblem
 
 
-ERRORS: dict[str, tuple[type[EdgeCompressError], str]] = {
+ERROR_KINDS: dict[str, tuple[type[EdgeCompressError], str]] = {
     "request": (ConfigError, "change what was asked for"),
     "inputs": (ConfigError, "give inputs in the artifact's own shape"),
     "artifact": (ConfigError, "export it again, or update the runtime there"),
@@ -109,27 +109,27 @@ def parse_reply(data: bytes, request: RunnerRequest, *, subject: str) -> RunnerR
         ConfigError: The runner refused the file, its inputs or the request.
     """
     try:
-        failure = _failure(data)
+        failure = _decode_failure(data)
         reply = None if failure else msgspec.json.decode(data, type=RunnerReply)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reason = clean(str(error), limit=200)
+        reason = sanitize(str(error), limit=200)
         raise DeviceError(f"{subject}: the runner's reply cannot be used: {reason}; is the right runner there?") from error
     nonce = failure.nonce if failure else reply.nonce if reply else None
     if nonce != request.nonce:
         raise DeviceError(f"{subject}: the reply belongs to another run; run it again, and look for a second process on the device")
     if failure:
-        kind, remedy = ERRORS.get(failure.error.kind, ERRORS["internal"])
-        raise kind(f"{subject}: {clean(failure.error.message, limit=500)}; {remedy}")
+        kind, remedy = ERROR_KINDS.get(failure.error.kind, ERROR_KINDS["internal"])
+        raise kind(f"{subject}: {sanitize(failure.error.message, limit=500)}; {remedy}")
     assert reply is not None
-    _check(reply, request, subject)
+    _check_reply(reply, request, subject)
     return reply
 
 
-def _failure(data: bytes) -> RunnerFailure | None:
+def _decode_failure(data: bytes) -> RunnerFailure | None:
     return msgspec.json.decode(data, type=RunnerFailure) if b'"error"' in data[:4096] else None
 
 
-def _check(reply: RunnerReply, request: RunnerRequest, subject: str) -> None:
+def _check_reply(reply: RunnerReply, request: RunnerRequest, subject: str) -> None:
     if reply.schema != SCHEMA:
         raise DeviceError(f"{subject}: the runner there speaks schema {reply.schema}, this edgecompress {SCHEMA}; update the runner")
     if [result.sha256 for result in reply.results] != [file.sha256 for file in request.artifacts]:

@@ -7,14 +7,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgecompress.devices.base import clean
 from edgecompress.devices.runners.protocol import RunnerReply
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import DeviceError
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, OpTime
 
 
-def benchmark_result(
+def make_benchmark_result(
     path: Path, index: int, reply: RunnerReply, info: DeviceInfo, after: DeviceInfo, *, runner_sha256: str, cpu_mask: str
 ) -> BenchmarkResult:
     """Return the `index`-th result of a reply, about `path`.
@@ -24,11 +24,11 @@ def benchmark_result(
     result, machine = reply.results[index], reply.machine
     known = msgspec.structs.replace(
         info,
-        abi=info.abi or clean(machine.abi, limit=40),
-        os=info.os or clean(machine.os, limit=120),
-        model=info.model or clean(machine.cpu, limit=120),
-        governor=info.governor or clean(machine.governor, limit=40),
-        cpu_features=info.cpu_features or tuple(clean(feature, limit=40) for feature in machine.cpu_features[:400]),
+        abi=info.abi or sanitize(machine.abi, limit=40),
+        os=info.os or sanitize(machine.os, limit=120),
+        model=info.model or sanitize(machine.cpu, limit=120),
+        governor=info.governor or sanitize(machine.governor, limit=40),
+        cpu_features=info.cpu_features or tuple(sanitize(feature, limit=40) for feature in machine.cpu_features[:400]),
     )
     return BenchmarkResult(
         session=reply.nonce,
@@ -36,35 +36,35 @@ def benchmark_result(
         artifact_sha256=result.sha256,
         size_bytes=path.stat().st_size,
         device=known,
-        runner=clean(reply.runner, limit=80),
-        backend=clean(result.backend, limit=80),
+        runner=sanitize(reply.runner, limit=80),
+        backend=sanitize(result.backend, limit=80),
         threads=reply.threads,
         load_ms=result.load_ms,
         first_ms=result.first_ms,
         warmup_ms=result.warmup_ms,
         latency_ms=result.latency_ms,
         peak_rss_bytes=reply.peak_rss_bytes,
-        started_at=clean(reply.started_at, limit=40),
+        started_at=sanitize(reply.started_at, limit=40),
         temperature_c=reply.temperature_c if reply.temperature_c != (None, None) else (info.temperature_c, after.temperature_c),
         rounds=result.rounds or (len(result.latency_ms),),
         runner_sha256=runner_sha256,
         cpu_mask=cpu_mask,
         frequencies_mhz=(reply.frequencies_mhz[0][:1024], reply.frequencies_mhz[1][:1024]),
-        governors=_governors(reply, known, after),
+        governors=_governors_before_and_after(reply, known, after),
         throttled=reply.throttled,
         busy_elsewhere=reply.busy_elsewhere,
-        profile=tuple(OpTime(name=clean(op.name, limit=200), calls=op.calls, ms=op.ms) for op in result.profile[:200]),
+        profile=tuple(OpTime(name=sanitize(op.name, limit=200), calls=op.calls, ms=op.ms) for op in result.profile[:200]),
         load_average=reply.load_average,
-        notes=tuple(clean(note, limit=300) for note in result.notes[:20]),
+        notes=tuple(sanitize(note, limit=300) for note in result.notes[:20]),
     )
 
 
-def _governors(reply: RunnerReply, before: DeviceInfo, after: DeviceInfo) -> tuple[str, str]:
-    then, now = (clean(name, limit=40) for name in reply.governors)
+def _governors_before_and_after(reply: RunnerReply, before: DeviceInfo, after: DeviceInfo) -> tuple[str, str]:
+    then, now = (sanitize(name, limit=40) for name in reply.governors)
     return (then, now) if then or now else (before.governor, after.governor)
 
 
-def doubts(backend: str, manifest: Artifact | None) -> tuple[str, ...]:
+def list_known_defects(backend: str, manifest: Artifact | None) -> tuple[str, ...]:
     """What is known to go wrong without a word when this runtime runs this artifact, however fast it is."""
     if backend.startswith("tflite-runtime") and manifest and manifest.quant.scheme == "int8-dynamic":
         return (f"{backend} computes int8-dynamic files wrongly: install ai-edge-litert there, and see `edgecompress evaluate`",)
@@ -82,7 +82,9 @@ def read_outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) 
         with np.load(path, allow_pickle=False) as arrays:
             outputs = tuple(arrays[f"output_{i}"] for i in range(len(arrays.files)))
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise DeviceError(f"{subject}: the outputs cannot be read: {clean(str(error), limit=200)}; is the right runner there?") from error
+        raise DeviceError(
+            f"{subject}: the outputs cannot be read: {sanitize(str(error), limit=200)}; is the right runner there?"
+        ) from error
     if not outputs or any(output.dtype != np.float32 or output.shape[:1] != (samples,) for output in outputs):
         raise DeviceError(f"{subject}: outputs are not float32 for {samples} samples; mend the runner")
     return outputs

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from edgecompress.devices.base import clean
 from edgecompress.devices.runners import benchmark_model, executor_runner
-from edgecompress.devices.runners.printed import Printed
+from edgecompress.devices.runners.process_times import ProcessTimes
 from edgecompress.devices.runners.protocol import FileResult, RunnerReply, RunnerRequest
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import SCHEMA, OpTime
 
-LAST: Final = "end"
+END_MARK: Final = "end"
 
 
-class Foreign(Protocol):
+class ThirdPartyRunner(Protocol):
     """A module with these constants and functions."""
 
     @property
@@ -31,42 +31,44 @@ class Foreign(Protocol):
         """Of the artifacts it runs."""
 
     @property
-    def SAYS(self) -> tuple[bytes, ...]:
+    def SIGNATURE_TEXTS(self) -> tuple[bytes, ...]:
         """Texts that every build of the program contains, since it prints them."""
 
     @property
-    def TIMED(self) -> int:
+    def TIMED_PER_PROCESS(self) -> int:
         """The most inferences of which one process prints every time."""
 
-    def arguments(self, artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]: ...
+    def build_arguments(self, artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]: ...
 
-    def profile_arguments(self, artifact: str, *, threads: int, profile: bool) -> list[str] | None:
+    def build_profile_arguments(self, artifact: str, *, threads: int, profile: bool) -> list[str] | None:
         """Return how to learn times per op and peak memory, apart from the timed runs; None when it tells neither."""
 
-    def read(self, text: str, *, timed: int) -> Printed:
+    def parse_times(self, text: str, *, timed: int) -> ProcessTimes:
         """Return what one process printed.
 
         Raises:
             ValueError: It is not what the program prints; says what is missing.
         """
 
-    def read_profile(self, text: str) -> tuple[tuple[OpTime, ...], int]:
+    def parse_profile(self, text: str) -> tuple[tuple[OpTime, ...], int]:
         """Return (times per op, peak memory in bytes); () and 0 when they are not told."""
 
 
-FOREIGN: Final[dict[str, Foreign]] = {"benchmark_model": benchmark_model, "executor_runner": executor_runner}
+THIRD_PARTY_RUNNERS: Final[dict[str, ThirdPartyRunner]] = {"benchmark_model": benchmark_model, "executor_runner": executor_runner}
 
 
-def recognise(runner: Path) -> str:
-    """Return the key in `FOREIGN` of a program, by the texts in it, whatever its file is called; "" when it is none of them."""
+def recognize_runner(runner: Path) -> str:
+    """Return the key in `THIRD_PARTY_RUNNERS` of a program, by the texts in it, whatever its file is called; "" when it is none of them."""
     if not runner.stat().st_size:
         return ""
     with runner.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
-        return next((name for name, foreign in FOREIGN.items() if all(program.find(text) >= 0 for text in foreign.SAYS)), "")
+        return next(
+            (name for name, module in THIRD_PARTY_RUNNERS.items() if all(program.find(text) >= 0 for text in module.SIGNATURE_TEXTS)), ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _ProcessRun:
     """One process: which artifact, how many timed inferences; 0 of them to learn times per op and memory."""
 
     artifact: int
@@ -75,7 +77,7 @@ class _Step:
     argv: tuple[str, ...]
 
 
-def refuse(name: str, request: RunnerRequest) -> None:
+def check_supported(name: str, request: RunnerRequest) -> None:
     """Refuse what this runner cannot do.
 
     Raises:
@@ -83,11 +85,11 @@ def refuse(name: str, request: RunnerRequest) -> None:
     """
     if request.mode != "measure":
         raise ConfigError(f"{name}: measures only, it does not give outputs; use the runner of device_tests/runners/native")
-    if any(file.format != FOREIGN[name].FORMAT for file in request.artifacts):
-        raise ConfigError(f"{name}: runs {FOREIGN[name].FORMAT} files only; leave the others out, or give another runner")
+    if any(file.format != THIRD_PARTY_RUNNERS[name].FORMAT for file in request.artifacts):
+        raise ConfigError(f"{name}: runs {THIRD_PARTY_RUNNERS[name].FORMAT} files only; leave the others out, or give another runner")
 
 
-def script(name: str, request: RunnerRequest) -> str:
+def build_script(name: str, request: RunnerRequest) -> str:
     """Return the shell script that runs everything asked for and writes the log to `request.reply`; it lies in the work folder."""
     lines = [
         'cd "${0%/*}" || exit 1',
@@ -95,11 +97,11 @@ def script(name: str, request: RunnerRequest) -> str:
         'exec 3>&2 >"$log.tmp" 2>&1',
         f'step() {{ printf \'\\n%s %s\\n\' {request.nonce} "$1"; shift; "$@" </dev/null || failed $?; }}',
         'failed() { tail -n 5 "$log.tmp" >&3; exit "$1"; }',
-        f'finish() {{ printf \'\\n%s {LAST}\\n\' {request.nonce}; mv "$log.tmp" "$log"; exit; }}',
+        f'finish() {{ printf \'\\n%s {END_MARK}\\n\' {request.nonce}; mv "$log.tmp" "$log"; exit; }}',
         "date -u +%Y-%m-%dT%H:%M:%S+00:00",
     ]
     loading = 0
-    for number, step in enumerate(_steps(name, request)):
+    for number, step in enumerate(_plan_processes(name, request)):
         if step.loading != loading:
             lines.append(f"[ $(($(date +%s) - began)) -lt {max(1, int(request.time_limit_s))} ] || finish")
             loading = step.loading
@@ -107,22 +109,24 @@ def script(name: str, request: RunnerRequest) -> str:
     return "\n".join([*lines, "finish", ""])
 
 
-def read_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -> RunnerReply:
+def parse_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -> RunnerReply:
     """Return the log of such a script as the reply of a runner.
 
     Raises:
         DeviceError: It is of another run, cut off, or not what this program prints.
     """
-    head, *parts = re.split(rf"^{request.nonce} (\d{{1,9}}|{LAST})$", clean(data.decode(errors="replace")), flags=re.MULTILINE)
-    if len(parts) < 2 or parts[-2] != LAST:
+    head, *parts = re.split(rf"^{request.nonce} (\d{{1,9}}|{END_MARK})$", sanitize(data.decode(errors="replace")), flags=re.MULTILINE)
+    if len(parts) < 2 or parts[-2] != END_MARK:
         raise DeviceError(f"{subject}: the log of {name} is not of this run or was cut off; run it again")
-    steps, told = tuple(_steps(name, request)), dict(zip(map(int, parts[:-2:2]), parts[1:-2:2], strict=True))
+    steps, told = tuple(_plan_processes(name, request)), dict(zip(map(int, parts[:-2:2]), parts[1:-2:2], strict=True))
     if list(told) != list(range(len(told))) or len(told) > len(steps):
         raise DeviceError(f"{subject}: the log of {name} is out of order; run it again")
     try:
-        results, peak = _results(FOREIGN[name], request, [(steps[number], text) for number, text in told.items()])
+        results, peak = _collect_results(THIRD_PARTY_RUNNERS[name], request, [(steps[number], text) for number, text in told.items()])
     except ValueError as error:
-        raise DeviceError(f"{subject}: what {name} printed cannot be used: {clean(str(error), limit=200)}; is it a current one?") from error
+        raise DeviceError(
+            f"{subject}: what {name} printed cannot be used: {sanitize(str(error), limit=200)}; is it a current one?"
+        ) from error
     return RunnerReply(
         schema=SCHEMA,
         nonce=request.nonce,
@@ -135,28 +139,32 @@ def read_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) ->
     )
 
 
-def _steps(name: str, request: RunnerRequest) -> Iterator[_Step]:
-    foreign = FOREIGN[name]
-    loadings = max(request.loads, -(-request.repetitions // foreign.TIMED))
+def _plan_processes(name: str, request: RunnerRequest) -> Iterator[_ProcessRun]:
+    foreign = THIRD_PARTY_RUNNERS[name]
+    loadings = max(request.loads, -(-request.repetitions // foreign.TIMED_PER_PROCESS))
     for k in range(loadings):
         timed = request.repetitions * (k + 1) // loadings - request.repetitions * k // loadings
         order = range(len(request.artifacts))
         for i in order if k % 2 == 0 else reversed(order):  # each file follows and precedes the others equally often
-            argv = foreign.arguments(request.artifacts[i].path, timed=timed, threads=request.threads, warmup_s=request.warmup_s / loadings)
-            yield _Step(i, k, timed, tuple(argv))
+            argv = foreign.build_arguments(
+                request.artifacts[i].path, timed=timed, threads=request.threads, warmup_s=request.warmup_s / loadings
+            )
+            yield _ProcessRun(i, k, timed, tuple(argv))
     for i, file in enumerate(request.artifacts):
-        if extra := foreign.profile_arguments(file.path, threads=request.threads, profile=request.profile):
-            yield _Step(i, loadings, 0, tuple(extra))
+        if extra := foreign.build_profile_arguments(file.path, threads=request.threads, profile=request.profile):
+            yield _ProcessRun(i, loadings, 0, tuple(extra))
 
 
-def _results(foreign: Foreign, request: RunnerRequest, told: Sequence[tuple[_Step, str]]) -> tuple[tuple[FileResult, ...], int]:
+def _collect_results(
+    foreign: ThirdPartyRunner, request: RunnerRequest, told: Sequence[tuple[_ProcessRun, str]]
+) -> tuple[tuple[FileResult, ...], int]:
     results, peaks = [], [0]
     for i, file in enumerate(request.artifacts):
-        printed = [foreign.read(text, timed=step.timed) for step, text in told if step.artifact == i and step.timed]
+        printed = [foreign.parse_times(text, timed=step.timed) for step, text in told if step.artifact == i and step.timed]
         profile: tuple[OpTime, ...] = ()
         for step, text in told:
             if step.artifact == i and not step.timed:
-                profile, peak = foreign.read_profile(text)
+                profile, peak = foreign.parse_profile(text)
                 peaks.append(peak)
         if not printed:
             raise ValueError(f"nothing about {file.path}")
@@ -170,13 +178,13 @@ def _results(foreign: Foreign, request: RunnerRequest, told: Sequence[tuple[_Ste
                 latency_ms=tuple(ms for one in printed for ms in one.latency_ms),
                 rounds=tuple(len(one.latency_ms) for one in printed),
                 profile=profile if request.profile else (),
-                notes=_notes(len(printed), profile, peaks[-1], request),
+                notes=_list_notes(len(printed), profile, peaks[-1], request),
             )
         )
     return tuple(results), max(peaks)
 
 
-def _notes(processes: int, profile: Sequence[OpTime], peak: int, request: RunnerRequest) -> tuple[str, ...]:
+def _list_notes(processes: int, profile: Sequence[OpTime], peak: int, request: RunnerRequest) -> tuple[str, ...]:
     notes = [f"{processes} processes, since one prints the times of few inferences; each loaded the file and warmed up anew"]
     if request.profile and not profile:
         notes.append("no times per op: this runner did not tell them")

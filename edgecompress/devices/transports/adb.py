@@ -13,21 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from edgecompress.devices.base import LINK_MARGIN_S, Closing, Completed, Late, LinkLost, clean, last_lines, remote_command
-from edgecompress.devices.probe import probe
+from edgecompress.devices.device import (
+    LINK_MARGIN_S,
+    CommandTimeout,
+    CompletedCommand,
+    DeviceBase,
+    LinkLost,
+    build_remote_command,
+    oversize_error,
+    timeout_error,
+    transfer_timeout_s,
+)
+from edgecompress.devices.probe import probe_device
+from edgecompress.devices.text import join_last_lines, sanitize
 from edgecompress.devices.transports import process
-from edgecompress.devices.transports.local import too_large
-from edgecompress.devices.transports.process import late
 from edgecompress.errors import DeviceError
 from edgecompress.records import DeviceInfo
 
-SHORT_S = 15.0
-BACK_S = 15.0  # how long a device that went away may take to come back
-PAUSES_S = (0.0, 0.2, 0.5)  # adb is trying by itself too, and its attempt and ours can end each other
+COMMAND_TIMEOUT_S = 15.0
+RECONNECT_TIMEOUT_S = 15.0  # how long a device that went away may take to come back
+RECONNECT_PAUSES_S = (0.0, 0.2, 0.5)  # adb is trying by itself too, and its attempt and ours can end each other
 ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
-BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
+MIN_BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
 
-PROBLEMS = {
+STATE_REMEDIES = {
     "unauthorized": "is unauthorized; unlock it and accept this computer's key, or run `adb kill-server` and plug it in again",
     "authorizing": "is authorizing; wait a moment, unlock it and accept this computer's key",
     "offline": "is offline; unplug and plug it, switch USB debugging off and on, or run `adb reconnect offline`",
@@ -39,7 +48,7 @@ PROBLEMS = {
     "host": "is not ready; start Android on it",
 }
 
-REFUSALS = {
+REFUSAL_REMEDIES = {
     "No space left": "free some space there (`adb shell df /data`) and run it again",
     "Read-only file system": "the storage there is mounted read-only; restart the device, and look for a disk error if it stays so",
     "Permission denied": "the shell user may not write there; remove what an earlier run as root left, or restart the device",
@@ -65,112 +74,116 @@ def find_adb() -> str:
     return str(adbutils.adb_path())
 
 
-def attached() -> tuple[DeviceInfo, ...]:
+def list_attached() -> tuple[DeviceInfo, ...]:
     """Return every device adb sees; an unusable one carries its state and what to do about it. Without adb: one entry saying so."""
     try:
-        states = _states(find_adb())
+        states = _read_states(find_adb())
     except DeviceError as error:
         return (DeviceInfo(url="adb://", serial="", state="failed", problem=str(error)),)
     return tuple(
-        DeviceInfo(url=_url(serial), serial=serial, state="ready" if state == "device" else state, problem=_problem(serial, state))
+        DeviceInfo(
+            url=_serial_url(serial), serial=serial, state="ready" if state == "device" else state, problem=_describe_state(serial, state)
+        )
         for serial, state in states.items()
     )
 
 
-class AdbDevice(Closing):
+class AdbDevice(DeviceBase):
     """One attached device. Use `open_adb`."""
 
     def __init__(self, serial: str, adb: str) -> None:
-        self.url = _url(serial)
+        self.url = _serial_url(serial)
         self.serial = serial
         self.python = "python3"
         self.base = PurePosixPath("/data/local/tmp")  # /sdcard is mounted noexec
         self._adb = adb
 
     def info(self) -> DeviceInfo:
-        return probe(self)
+        return probe_device(self)
 
     def push(self, local: Path, remote: PurePosixPath) -> None:
-        done = self._call(["push", str(local), str(remote)], timeout_s=_transfer_time_s(local.stat().st_size))
+        done = self._run_adb(["push", str(local), str(remote)], timeout_s=transfer_timeout_s(local.stat().st_size, MIN_BYTES_PER_S))
         if done.returncode != 0:
-            raise self._failure(f"cannot write {remote}", done)
-        changed = self.run(["chmod", "755", str(remote)], timeout_s=SHORT_S)
+            raise self._explain_failure(f"cannot write {remote}", done)
+        changed = self.run(["chmod", "755", str(remote)], timeout_s=COMMAND_TIMEOUT_S)
         if changed.returncode != 0:
-            raise self._failure(f"cannot write {remote}", changed)
+            raise self._explain_failure(f"cannot write {remote}", changed)
 
     def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
-        sized = self.run(["stat", "-c", "%s", str(remote)], timeout_s=SHORT_S)
+        sized = self.run(["stat", "-c", "%s", str(remote)], timeout_s=COMMAND_TIMEOUT_S)
         text = sized.stdout.strip()
         if sized.returncode != 0 or not re.fullmatch(r"\d{1,15}", text):
-            raise self._failure(f"cannot read {remote}", sized)
+            raise self._explain_failure(f"cannot read {remote}", sized)
         if int(text) > max_bytes:
-            raise too_large(self.url, remote, int(text), max_bytes)
+            raise oversize_error(self.url, remote, int(text), max_bytes)
         # The device may send more than it said, so adb may not write more than was agreed.
-        done = self._call(["pull", str(remote), str(local)], timeout_s=_transfer_time_s(max_bytes), max_file_bytes=max_bytes)
+        done = self._run_adb(
+            ["pull", str(remote), str(local)], timeout_s=transfer_timeout_s(max_bytes, MIN_BYTES_PER_S), max_file_bytes=max_bytes
+        )
         if done.returncode != 0 or not local.is_file():
-            raise self._failure(f"cannot read {remote}", done)
+            raise self._explain_failure(f"cannot read {remote}", done)
 
-    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         mark = f"edgecompress:{secrets.token_hex(8)}:"
         say = f"printf '\\n%s%d\\n' {mark} $?"
         # Also inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ended before it looked.
-        command = remote_command(["sh", "-c", f'"$@"; {say}', "sh", *argv], timeout_s=timeout_s)
-        done = self._call(["shell", f"{command} </dev/null; {say}"], timeout_s=timeout_s + LINK_MARGIN_S)
+        command = build_remote_command(["sh", "-c", f'"$@"; {say}', "sh", *argv], timeout_s=timeout_s)
+        done = self._run_adb(["shell", f"{command} </dev/null; {say}"], timeout_s=timeout_s + LINK_MARGIN_S)
         stdout, found, status = done.stdout.rpartition(f"\n{mark}")
         if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
-            raise LinkLost(str(self._failure(f"the connection was lost while running {argv[0]}", done)))
+            raise LinkLost(str(self._explain_failure(f"the connection was lost while running {argv[0]}", done)))
         if (inside := stdout.rpartition(f"\n{mark}"))[1] and re.fullmatch(r"\d{1,3}", inside[2].strip()):
             stdout, _, status = inside
         if int(status) == 124:
-            raise late(self.url, argv, timeout_s)
-        return Completed(tuple(argv), int(status), stdout, done.stderr)
+            raise timeout_error(self.url, argv, timeout_s)
+        return CompletedCommand(tuple(argv), int(status), stdout, done.stderr)
 
     def reconnect(self) -> None:
         """Raise an error that says what state it is in when it does not come back."""
-        for pause_s in PAUSES_S:
+        for pause_s in RECONNECT_PAUSES_S:
             time.sleep(pause_s)
             self._connect_anew()
-            state = _states(self._adb).get(self.serial, "gone")
+            state = _read_states(self._adb).get(self.serial, "gone")
             if state == "device":
                 return
-        raise LinkLost(f"{self.url}: did not come back: {_problem(self.serial, state)}")
+        raise LinkLost(f"{self.url}: did not come back: {_describe_state(self.serial, state)}")
 
     def _connect_anew(self) -> None:
         if ADDRESS.fullmatch(self.serial):
             # adb keeps an address that fell silent as connected, and would go on using it.
-            process.run([self._adb, "disconnect", self.serial], timeout_s=SHORT_S, subject=self.url)
-            process.run([self._adb, "connect", self.serial], timeout_s=BACK_S, subject=self.url)
+            process.run_program([self._adb, "disconnect", self.serial], timeout_s=COMMAND_TIMEOUT_S, subject=self.url)
+            process.run_program([self._adb, "connect", self.serial], timeout_s=RECONNECT_TIMEOUT_S, subject=self.url)
         else:
-            process.run([self._adb, "-s", self.serial, "wait-for-device"], timeout_s=BACK_S, subject=self.url)
+            process.run_program([self._adb, "-s", self.serial, "wait-for-device"], timeout_s=RECONNECT_TIMEOUT_S, subject=self.url)
 
-    def _call(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> Completed:
+    def _run_adb(self, arguments: Sequence[str], *, timeout_s: float, max_file_bytes: int | None = None) -> CompletedCommand:
         argv = [self._adb, "-s", self.serial, *arguments]
         try:
-            return process.run(argv, timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
-        except Late as error:
+            return process.run_program(argv, timeout_s=timeout_s, subject=self.url, max_file_bytes=max_file_bytes)
+        except CommandTimeout as error:
             why = f"adb {arguments[0]} did not finish within {timeout_s:g} s and was stopped"
-            raise Late(f"{self.url}: {why}; the device may have fallen silent; check the cable, then run it again") from error
+            raise CommandTimeout(f"{self.url}: {why}; the device may have fallen silent; check the cable, then run it again") from error
 
-    def _failure(self, what: str, done: Completed) -> DeviceError:
+    def _explain_failure(self, what: str, done: CompletedCommand) -> DeviceError:
         """Name the state the device is in now, when that explains the failure; else what adb or the device said."""
-        state = _states(self._adb).get(self.serial, "gone")
+        state = _read_states(self._adb).get(self.serial, "gone")
         if state != "device":
-            return LinkLost(f"{self.url}: {what}: {_problem(self.serial, state)}")
-        said = last_lines(done.stderr or done.stdout) or "adb said nothing"
-        if remedy := next((remedy for sign, remedy in REFUSALS.items() if sign in said), None):
+            return LinkLost(f"{self.url}: {what}: {_describe_state(self.serial, state)}")
+        said = join_last_lines(done.stderr or done.stdout) or "adb said nothing"
+        if remedy := next((remedy for sign, remedy in REFUSAL_REMEDIES.items() if sign in said), None):
             return DeviceError(f"{self.url}: {what}: {said}; {remedy}")
         # A command's own status came from there, and what the device refuses adb calls "remote …"; all else went wrong in between.
         kind = DeviceError if done.argv[0] != self._adb or "remote " in said else LinkLost
         return kind(f"{self.url}: {what}: {said}; check the cable, then run it again")
 
 
-def _states(adb: str) -> dict[str, str]:
+def _read_states(adb: str) -> dict[str, str]:
     """Return {serial: state} of `adb devices -l`, starting adb's server if none runs."""
     subject = "adb"
-    started = process.run([adb, "start-server"], timeout_s=SHORT_S, subject=subject)
-    listed = process.run([adb, "devices", "-l"], timeout_s=SHORT_S, subject=subject)
+    started = process.run_program([adb, "start-server"], timeout_s=COMMAND_TIMEOUT_S, subject=subject)
+    listed = process.run_program([adb, "devices", "-l"], timeout_s=COMMAND_TIMEOUT_S, subject=subject)
     if started.returncode != 0 or listed.returncode != 0:
-        said = last_lines(listed.stderr or started.stderr)
+        said = join_last_lines(listed.stderr or started.stderr)
         raise DeviceError(f"adb: its server does not answer: {said}; run `adb kill-server` and try again")
     states = {}
     for line in listed.stdout.splitlines():
@@ -182,19 +195,15 @@ def _states(adb: str) -> dict[str, str]:
     return states
 
 
-def _problem(serial: str, state: str) -> str:
+def _describe_state(serial: str, state: str) -> str:
     if state == "device":
         return ""
     if state == "gone":
         return f"adb://{serial} is no longer attached; check the cable and run it again"
-    return f"adb://{serial} {PROBLEMS.get(state, f'is in state {clean(state)}; start Android on it and switch USB debugging on')}"
+    return f"adb://{serial} {STATE_REMEDIES.get(state, f'is in state {sanitize(state)}; start Android on it and switch USB debugging on')}"
 
 
-def _transfer_time_s(size_bytes: int) -> float:
-    return 60.0 + size_bytes / BYTES_PER_S
-
-
-def _url(serial: str) -> str:
+def _serial_url(serial: str) -> str:
     """Return the address that `open_adb` reads as this serial; a blank may stand as it is, `%41` would be read as A."""
     return f"adb://{serial.replace('%', '%25')}"
 
@@ -207,24 +216,24 @@ def open_adb(rest: str) -> AdbDevice:
     """
     adb = find_adb()
     serial = unquote(rest)
-    states = _states(adb)
+    states = _read_states(adb)
     if not serial:
-        serial = _only(states)
+        serial = _only_serial(states)
     if serial not in states and ADDRESS.fullmatch(serial):
-        said = process.run([adb, "connect", serial], timeout_s=SHORT_S, subject=f"adb://{serial}")
-        states = _states(adb)
+        said = process.run_program([adb, "connect", serial], timeout_s=COMMAND_TIMEOUT_S, subject=f"adb://{serial}")
+        states = _read_states(adb)
         if serial not in states:  # adb 36 exits 0 also when it was refused
-            why = last_lines(said.stdout or said.stderr)
+            why = join_last_lines(said.stdout or said.stderr)
             raise DeviceError(f"adb://{serial}: cannot connect: {why}; check the address, and run `adb tcpip 5555` or pair the device")
     if serial not in states:
         there = ", ".join(states) or "none (plug it in and switch USB debugging on)"
         raise DeviceError(f"adb://{serial}: no such device; attached: {there}; see `edgecompress devices`")
-    if problem := _problem(serial, states[serial]):
+    if problem := _describe_state(serial, states[serial]):
         raise DeviceError(problem.replace(f"adb://{serial} ", f"adb://{serial}: ", 1))
     return AdbDevice(serial, adb)
 
 
-def _only(states: dict[str, str]) -> str:
+def _only_serial(states: dict[str, str]) -> str:
     if len(states) == 1:
         return next(iter(states))
     if not states:

@@ -7,15 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from edgecompress.devices.base import Closing, Completed
-from edgecompress.devices.probe import probe
+from edgecompress.devices.device import CompletedCommand, DeviceBase, oversize_error
+from edgecompress.devices.probe import probe_device
 from edgecompress.devices.transports import process
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import explain
 from edgecompress.records import DeviceInfo
 
 
-class LocalDevice(Closing):
+class LocalDevice(DeviceBase):
     def __init__(self) -> None:
         self.url = "local://"
         self.serial = platform.node() or "localhost"
@@ -23,7 +23,7 @@ class LocalDevice(Closing):
         self.base = PurePosixPath(tempfile.gettempdir())
 
     def info(self) -> DeviceInfo:
-        return probe(self)
+        return probe_device(self)
 
     def push(self, local: Path, remote: PurePosixPath) -> None:
         target = Path(remote)
@@ -40,19 +40,14 @@ class LocalDevice(Closing):
         except OSError as error:
             raise DeviceError(f"{self.url}: {remote} is not there: {error.strerror}; run it again") from error
         if size > max_bytes:
-            raise too_large(self.url, remote, size, max_bytes)
+            raise oversize_error(self.url, remote, size, max_bytes)
         try:
             shutil.copyfile(source, local)
         except OSError as error:
             raise explain(error, local) from error
 
-    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
-        return process.run(argv, timeout_s=timeout_s, subject=self.url)
-
-
-def too_large(url: str, remote: PurePosixPath, size: int, max_bytes: int) -> DeviceError:
-    """Return the error for a file from a device that is larger than what was agreed."""
-    return DeviceError(f"{url}: {remote.name} has {size} bytes, more than the {max_bytes} allowed; the runner there misbehaves")
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
+        return process.run_program(argv, timeout_s=timeout_s, subject=self.url)
 
 
 def open_local(rest: str) -> LocalDevice:

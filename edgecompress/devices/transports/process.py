@@ -10,20 +10,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from edgecompress.devices.base import MAX_OUTPUT_BYTES, Completed, Late, clean
+from edgecompress.devices.device import CompletedCommand, timeout_error
+from edgecompress.devices.text import MAX_OUTPUT_BYTES, sanitize
 from edgecompress.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
 
-def run(
+def run_program(
     argv: Sequence[str],
     *,
     timeout_s: float,
     subject: str,
     env: Mapping[str, str] | None = None,
     max_file_bytes: int | None = None,
-) -> Completed:
+) -> CompletedCommand:
     """Run `argv` in its own process group with no input; the group is killed when it is late, or when we are interrupted.
 
     Args:
@@ -46,7 +47,7 @@ def run(
     assert process.stderr is not None
     sinks = (bytearray(), bytearray())
     threads = [
-        threading.Thread(target=_drain, args=(process, stream, sink), daemon=True)
+        threading.Thread(target=_drain_stream, args=(process, stream, sink), daemon=True)
         for stream, sink in zip((process.stdout, process.stderr), sinks, strict=True)
     ]
     for thread in threads:
@@ -54,25 +55,19 @@ def run(
     try:
         returncode = process.wait(timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise late(subject, argv, timeout_s) from error
+        raise timeout_error(subject, argv, timeout_s) from error
     finally:
-        _kill(process)
+        _kill_group(process)
         process.wait()
         for thread in threads:
             thread.join(2.0)  # a daemon that the program left behind (adb's server) may hold the pipe open
     if any(len(sink) > MAX_OUTPUT_BYTES for sink in sinks):
         raise DeviceError(f"{subject}: {argv[0]} printed more than {MAX_OUTPUT_BYTES >> 20} MiB and was stopped; is it the right program?")
-    stdout, stderr = (clean(bytes(sink).decode(errors="replace")) for sink in sinks)
-    return Completed(tuple(argv), returncode, stdout, stderr)
+    stdout, stderr = (sanitize(bytes(sink).decode(errors="replace")) for sink in sinks)
+    return CompletedCommand(tuple(argv), returncode, stdout, stderr)
 
 
-def late(subject: str, argv: Sequence[str], timeout_s: float) -> Late:
-    """Return the error for a command that was stopped because its time ran out."""
-    command = clean(shlex.join(argv), limit=200)
-    return Late(f"{subject}: {command} did not finish within {timeout_s:g} s and was stopped; allow more time or ask for less")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the group, also children of a leader that has already ended."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -80,10 +75,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         return
 
 
-def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], sink: bytearray) -> None:
+def _drain_stream(process: subprocess.Popen[bytes], stream: IO[bytes], sink: bytearray) -> None:
     with stream:
         while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
             sink += chunk
             if len(sink) > MAX_OUTPUT_BYTES:
-                _kill(process)
+                _kill_group(process)
                 return

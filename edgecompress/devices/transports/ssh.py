@@ -14,10 +14,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from edgecompress.devices.base import LINK_MARGIN_S, MAX_OUTPUT_BYTES, Closing, Completed, Late, LinkLost, clean, remote_command
-from edgecompress.devices.probe import probe
-from edgecompress.devices.transports.local import too_large
-from edgecompress.devices.transports.process import late
+from edgecompress.devices.device import (
+    LINK_MARGIN_S,
+    CommandTimeout,
+    CompletedCommand,
+    DeviceBase,
+    LinkLost,
+    build_remote_command,
+    oversize_error,
+    timeout_error,
+    transfer_timeout_s,
+)
+from edgecompress.devices.probe import probe_device
+from edgecompress.devices.text import MAX_OUTPUT_BYTES, sanitize
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import explain
 from edgecompress.records import DeviceInfo
@@ -33,14 +42,14 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 5.0
 KEEPALIVE_COUNT = 3
-BYTES_PER_S = 200_000  # slower than any usable link; bounds how long a transfer may take
+MIN_BYTES_PER_S = 200_000  # slower than any usable link; bounds how long a transfer may take
 SIGNALS = {"ABRT": 6, "BUS": 7, "FPE": 8, "HUP": 1, "ILL": 4, "INT": 2, "KILL": 9, "PIPE": 13, "QUIT": 3, "SEGV": 11, "TERM": 15}
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 USUAL_KEYS = tuple(f"~/.ssh/id_{kind}" for kind in ("ed25519_sk", "ecdsa_sk", "ed448", "ed25519", "ecdsa", "rsa", "dsa"))
 LINK_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 
 
-class SshDevice(Closing):
+class SshDevice(DeviceBase):
     """A connection to one machine. Use `open_ssh`."""
 
     def __init__(self, url: str, *, user: str | None, host: str, port: int | None) -> None:
@@ -52,45 +61,53 @@ class SshDevice(Closing):
         self._thread.start()
         self._address = (user, host, port)
         try:
-            self._connection = self._open()
+            self._connection = self._open_connection()
         except BaseException:
-            self._stop()
+            self._stop_loop()
             raise
         peer = self._connection.get_extra_info("peername") or (host, port)
         self.serial = f"{host}:{peer[1]}"
 
     def info(self) -> DeviceInfo:
-        return probe(self)
+        return probe_device(self)
 
     def push(self, local: Path, remote: PurePosixPath) -> None:
-        self._call(self._push(local, remote), timeout_s=_transfer_time_s(local.stat().st_size), what=f"copying {local.name}")
+        self._wait_for(
+            self._push_file(local, remote),
+            timeout_s=transfer_timeout_s(local.stat().st_size, MIN_BYTES_PER_S),
+            what=f"copying {local.name}",
+        )
 
     def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
-        self._call(self._pull(remote, local, max_bytes), timeout_s=_transfer_time_s(max_bytes), what=f"fetching {remote.name}")
+        self._wait_for(
+            self._pull_file(remote, local, max_bytes),
+            timeout_s=transfer_timeout_s(max_bytes, MIN_BYTES_PER_S),
+            what=f"fetching {remote.name}",
+        )
 
-    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         log.debug("%s run %s", self.url, argv)
-        done = self._call(self._run(argv, timeout_s), timeout_s=timeout_s + LINK_MARGIN_S, what=f"running {argv[0]}")
+        done = self._wait_for(self._run_command(argv, timeout_s), timeout_s=timeout_s + LINK_MARGIN_S, what=f"running {argv[0]}")
         if done.returncode == 124:
-            raise late(self.url, argv, timeout_s)
+            raise timeout_error(self.url, argv, timeout_s)
         return done
 
     def reconnect(self) -> None:
         self._loop.call_soon_threadsafe(self._connection.abort)
-        self._connection = self._open()
+        self._connection = self._open_connection()
 
     def close(self) -> None:
         if self._thread.is_alive():
             with suppress(DeviceError):
-                self._call(self._close(), timeout_s=CONNECT_TIMEOUT_S, what="closing")
-            self._stop()
+                self._wait_for(self._close_connection(), timeout_s=CONNECT_TIMEOUT_S, what="closing")
+            self._stop_loop()
 
-    def _open(self) -> asyncssh.SSHClientConnection:
+    def _open_connection(self) -> asyncssh.SSHClientConnection:
         user, host, port = self._address
-        connecting = _connect(self.url, user=user, host=host, port=port)
-        return self._call(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, what="connecting")
+        connecting = _connect_ssh(self.url, user=user, host=host, port=port)
+        return self._wait_for(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, what="connecting")
 
-    async def _push(self, local: Path, remote: PurePosixPath) -> None:
+    async def _push_file(self, local: Path, remote: PurePosixPath) -> None:
         async with self._connection.start_sftp_client() as sftp:
             try:
                 await sftp.put(str(local), str(remote))
@@ -99,75 +116,77 @@ class SshDevice(Closing):
                 raise
             except asyncssh.SFTPError as error:
                 # OpenSSH says only "Failure" for a full disk.
-                said = clean(str(error), limit=300)
-                raise DeviceError(f"{self.url}: cannot write {remote}: {said}; is the disk there full? {await self._free()}") from error
+                said = sanitize(str(error), limit=300)
+                raise DeviceError(
+                    f"{self.url}: cannot write {remote}: {said}; is the disk there full? {await self._read_free_space()}"
+                ) from error
 
-    async def _free(self) -> str:
+    async def _read_free_space(self) -> str:
         with suppress(asyncssh.Error, OSError, TimeoutError):
-            done = await self._run(["df", "-h", str(self.base)], 10.0)
+            done = await self._run_command(["df", "-h", str(self.base)], 10.0)
             return done.stdout.strip().rpartition("\n")[2]
         return ""
 
-    async def _pull(self, remote: PurePosixPath, local: Path, max_bytes: int) -> None:
+    async def _pull_file(self, remote: PurePosixPath, local: Path, max_bytes: int) -> None:
         async with self._connection.start_sftp_client() as sftp:
             try:
                 size = (await sftp.stat(str(remote))).size or 0
                 if size > max_bytes:
-                    raise too_large(self.url, remote, size, max_bytes)
+                    raise oversize_error(self.url, remote, size, max_bytes)
                 async with sftp.open(str(remote), "rb") as file:
                     data: bytes = await file.read(max_bytes)
             except LINK_ERRORS:
                 raise
             except asyncssh.SFTPError as error:
-                raise DeviceError(f"{self.url}: cannot read {remote}: {clean(str(error))}; run it again") from error
+                raise DeviceError(f"{self.url}: cannot read {remote}: {sanitize(str(error))}; run it again") from error
         try:
             local.write_bytes(data)
         except OSError as error:
             raise explain(error, local) from error
 
-    async def _run(self, argv: Sequence[str], timeout_s: float) -> Completed:
-        command = remote_command(argv, timeout_s=timeout_s)
+    async def _run_command(self, argv: Sequence[str], timeout_s: float) -> CompletedCommand:
+        command = build_remote_command(argv, timeout_s=timeout_s)
         async with self._connection.create_process(command, stdin=asyncssh.DEVNULL, encoding=None) as process:
-            stdout, stderr = await asyncio.gather(_collect(process.stdout, self.url), _collect(process.stderr, self.url))
+            stdout, stderr = await asyncio.gather(_read_stream(process.stdout, self.url), _read_stream(process.stderr, self.url))
             await process.wait_closed()
             returncode = process.returncode
         if process.exit_signal:
             returncode = -SIGNALS.get(process.exit_signal[0], 1)
         if returncode is None:
             raise LinkLost(f"{self.url}: the connection was lost while running {argv[0]}; check network and power, then run it again")
-        return Completed(tuple(argv), returncode, stdout, stderr)
+        return CompletedCommand(tuple(argv), returncode, stdout, stderr)
 
-    async def _close(self) -> None:
+    async def _close_connection(self) -> None:
         self._connection.close()
         await self._connection.wait_closed()
 
-    def _call(self, work: Coroutine[Any, Any, T], *, timeout_s: float, what: str) -> T:
+    def _wait_for(self, work: Coroutine[Any, Any, T], *, timeout_s: float, what: str) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)  # asyncio's own time limit would wait for a silent link to be closed in good order
         except TimeoutError as error:
-            raise Late(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
+            raise CommandTimeout(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
         except (asyncssh.Error, OSError) as error:
-            raise LinkLost(f"{self.url}: the connection was lost while {what}: {clean(str(error), limit=300)}; run it again") from error
+            raise LinkLost(f"{self.url}: the connection was lost while {what}: {sanitize(str(error), limit=300)}; run it again") from error
         finally:
             future.cancel()
 
-    def _stop(self) -> None:
+    def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CONNECT_TIMEOUT_S)
         self._loop.close()
 
 
-async def _collect(stream: "asyncssh.SSHReader[bytes]", url: str) -> str:
+async def _read_stream(stream: "asyncssh.SSHReader[bytes]", url: str) -> str:
     data = bytearray()
-    while chunk := await stream.read(CHUNK):
+    while chunk := await stream.read(CHUNK_BYTES):
         data += chunk
         if len(data) > MAX_OUTPUT_BYTES:
             raise DeviceError(f"{url}: the command printed more than {MAX_OUTPUT_BYTES >> 20} MiB; is it the right program?")
-    return clean(data.decode(errors="replace"))
+    return sanitize(data.decode(errors="replace"))
 
 
-class _Client(asyncssh.SSHClient):
+class _HostKeyRecorder(asyncssh.SSHClient):
     """Remember the host key that was not in known_hosts, for the message."""
 
     refused: asyncssh.SSHKey | None = None
@@ -178,10 +197,10 @@ class _Client(asyncssh.SSHClient):
         return False
 
 
-async def _connect(url: str, *, user: str | None, host: str, port: int | None) -> asyncssh.SSHClientConnection:
+async def _connect_ssh(url: str, *, user: str | None, host: str, port: int | None) -> asyncssh.SSHClientConnection:
     given: dict[str, Any] = {name: value for name, value in {"username": user, "port": port}.items() if value is not None}
-    client = _Client()
-    known_hosts = await _known_hosts(url, host, given)
+    client = _HostKeyRecorder()
+    known_hosts = await _find_known_hosts(url, host, given)
     try:
         return await asyncssh.connect(
             host,
@@ -201,7 +220,7 @@ async def _connect(url: str, *, user: str | None, host: str, port: int | None) -
         remedy = "put your public key there (ssh-copy-id) or name the key in ~/.ssh/config; passwords are never asked for"
         raise DeviceError(f"{url}: the server refused our keys; {remedy}") from error
     except (asyncssh.Error, asyncssh.KeyImportError, asyncssh.ConfigParseError) as error:
-        raise DeviceError(f"{url}: the ssh connection failed: {clean(str(error), limit=300)}; try `ssh -v` to the same host") from error
+        raise DeviceError(f"{url}: the ssh connection failed: {sanitize(str(error), limit=300)}; try `ssh -v` to the same host") from error
     except TimeoutError as error:
         raise DeviceError(f"{url}: no answer within {CONNECT_TIMEOUT_S:g} s; is it switched on and in this network?") from error
     except OSError as error:
@@ -209,30 +228,30 @@ async def _connect(url: str, *, user: str | None, host: str, port: int | None) -
         raise DeviceError(f"{url}: cannot be reached: {said}; check the address, the port and that sshd runs there") from error
 
 
-async def _known_hosts(url: str, host: str, given: dict[str, Any]) -> list[str] | bytes:
+async def _find_known_hosts(url: str, host: str, given: dict[str, Any]) -> list[str] | bytes:
     """Return the known_hosts files that exist: those ~/.ssh/config names, else the usual two; never "trust everybody"."""
     try:
         options = await asyncssh.SSHClientConnectionOptions.construct(host=host, **given)
     except (asyncssh.Error, asyncssh.KeyImportError, asyncssh.ConfigParseError, OSError) as error:
-        raise ConfigError(f"{url}: ~/.ssh/config or a key it names cannot be used: {clean(str(error), limit=300)}; mend it") from error
-    _check_modes([Path(str(name)).expanduser() for name in options.config.get("IdentityFile", None) or USUAL_KEYS])
+        raise ConfigError(f"{url}: ~/.ssh/config or a key it names cannot be used: {sanitize(str(error), limit=300)}; mend it") from error
+    _check_key_modes([Path(str(name)).expanduser() for name in options.config.get("IdentityFile", None) or USUAL_KEYS])
     named = options.known_hosts  # asyncssh makes it None, which trusts every key, of `UserKnownHostsFile none`
     files = [str(Path(name).expanduser()) for name in named if isinstance(name, str)] if isinstance(named, list | tuple) else []
     files = files or [str(Path.home() / ".ssh" / "known_hosts"), "/etc/ssh/ssh_known_hosts"]
     return [name for name in files if os.access(name, os.R_OK)] or b""
 
 
-def _check_modes(keys: Sequence[Path]) -> None:
+def _check_key_modes(keys: Sequence[Path]) -> None:
     """Refuse, as ssh does and asyncssh does not, a private key that others may read."""
     for key in keys:
         if key.is_file() and (mode := key.stat().st_mode & 0o777) & 0o077:
             raise ConfigError(f"{key}: this private key has mode {mode:04o}, so others may read it; run `chmod 600 {key}`")
 
 
-def _host_key_error(url: str, client: _Client, known_hosts: list[str] | bytes, error: Exception) -> DeviceError:
+def _host_key_error(url: str, client: _HostKeyRecorder, known_hosts: list[str] | bytes, error: Exception) -> DeviceError:
     key, (host, addr, port) = client.refused, client.address
-    if key is None or _revoked(key, known_hosts):
-        said = clean(str(error), limit=300)
+    if key is None or _is_revoked(key, known_hosts):
+        said = sanitize(str(error), limit=300)
         return DeviceError(f"{url}: the host key is revoked in known_hosts, or malformed ({said}); do not connect, ask who revoked it")
     known = asyncssh.match_known_hosts(known_hosts, host, addr, port if port != 22 else None)[0]
     name = host if port == 22 else f"[{host}]:{port}"
@@ -247,15 +266,11 @@ def _host_key_error(url: str, client: _Client, known_hosts: list[str] | bytes, e
     return DeviceError(f"{url}: unknown host key {fingerprint}; {remedy}")
 
 
-def _revoked(key: asyncssh.SSHKey, known_hosts: list[str] | bytes) -> bool:
+def _is_revoked(key: asyncssh.SSHKey, known_hosts: list[str] | bytes) -> bool:
     """Tell whether a line revokes this very key; asyncssh overlooks one for `[host]:port` when that host has no other line."""
     encoded = key.export_public_key().split()[1]
     lines = [line for name in known_hosts if isinstance(name, str) for line in Path(name).read_bytes().splitlines()]
     return any(line.startswith(b"@revoked") and encoded in line.split() for line in lines)
-
-
-def _transfer_time_s(size_bytes: int) -> float:
-    return 60.0 + size_bytes / BYTES_PER_S
 
 
 def open_ssh(rest: str) -> SshDevice:

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from edgecompress.devices.base import Device
-from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.device import Device
+from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.statistics import mad, median, noise
 from edgecompress.errors import DeviceError
 from edgecompress.planning.latency_tables.table import Key, Wanted, conditions_of, empty, with_layers
@@ -65,7 +65,7 @@ def quietly(device: Device, files: Sequence[Path], how: Measuring, *, noisy: boo
     """
     how = msgspec.structs.replace(how, warmup_s=max(how.warmup_s, LEAST_S / len(files)))
     for _ in range(ATTEMPTS):
-        results = measure(device, files, how)
+        results = measure_latencies(device, files, how)
         busy = [reason for reason in noise(results[0]) if "processors" in reason or "throttled" in reason]
         if noisy or not busy:
             return results

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from edgecompress.devices.base import Device
+from edgecompress.devices.device import Device
 from edgecompress.devices.statistics import median
 from edgecompress.planning.latency_tables.measure import SMALLEST, beyond, by_layer, quietly, runs_of, write
 from edgecompress.planning.latency_tables.table import Key, Wanted

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from edgecompress.devices import open_device
-from edgecompress.devices.inventory import filled, settings
-from edgecompress.devices.runners.runner import measure
+from edgecompress.devices.inventory import apply_entry, resolve_device
+from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.errors import ConfigError
 from edgecompress.planning.latency_tables.measure import SMALLEST, cost, fill, quietly
 from edgecompress.planning.latency_tables.shares import layers_share
@@ -167,9 +167,9 @@ def open_source(
         if found.threads != threads:
             raise ConfigError(f"{table}: its threads are {found.threads}, here they are {threads}; give --threads {found.threads}")
         return Source(table, found, "", how, track)
-    entry = settings(device, None)
-    how = filled(how, entry)
+    entry = resolve_device(device, None)
+    how = apply_entry(how, entry)
     with open_device(entry.url) as connected:
-        here = conditions_of(measure(connected, [SMALLEST], msgspec.structs.replace(how, repetitions=1))[0])
+        here = conditions_of(measure_latencies(connected, [SMALLEST], msgspec.structs.replace(how, repetitions=1))[0])
     path = table or path_of(here)
     return Source(path, load(path, conditions=here), entry.url, how, track, refresh=refresh, noisy=noisy)

@@ -99,9 +99,21 @@ def test_nothing_has_no_median():
 
 
 def test_the_suite_for_hardware_runs_on_a_device(ssh_server, tmp_path):
-    """`pytest device_tests --device URL`, as a person with a board types it."""
+    """`pytest device_tests/suite --device URL`, as a person with a board types it."""
     results = tmp_path / "results.json"
-    argv = [sys.executable, "-m", "pytest", "-q", "device_tests", "--device", ssh_server.url, "--repetitions", "3", "--results", results]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "device_tests/suite",
+        "--device",
+        ssh_server.url,
+        "--repetitions",
+        "3",
+        "--results",
+        results,
+    ]
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout

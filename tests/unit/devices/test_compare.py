@@ -13,7 +13,7 @@ from support.runs import complaint
 from edgecompress.devices import open_device
 from edgecompress.devices.bench import bench
 from edgecompress.devices.cooling import cool_down
-from edgecompress.devices.runners.store import send
+from edgecompress.devices.runners.file_store import send_files
 from edgecompress.devices.statistics import mad, noise, ratio, repeats
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
@@ -266,7 +266,7 @@ def store_of(device):
 
 def send_to(device, path, n, keep=("file",)):
     work = device.base / f"edgecompress-test{n}"
-    found = send(device, work, {"file": path}, keep=keep)
+    found = send_files(device, work, {"file": path}, keep=keep)
     assert device.run(["cmp", str(work / "file"), str(path)], timeout_s=10).returncode == 0
     device.run(["rm", "-rf", str(work)], timeout_s=10)
     return found

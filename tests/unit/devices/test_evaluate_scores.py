@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.paths import REPOSITORY
 
-from edgecompress.devices.evaluate import _ranks, _step
+from edgecompress.devices.evaluate import quantization_step, rank_labels
 from edgecompress.records import Artifact, read
 
 MANIFEST = REPOSITORY / "examples/prebuilt/resnet20_fashion_mnist-int8-static.tflite.json"
@@ -23,7 +23,7 @@ MANIFEST = REPOSITORY / "examples/prebuilt/resnet20_fashion_mnist-int8-static.tf
     ],
 )
 def test_rank_of_a_label_among_its_scores(scores, label, rank):
-    assert _ranks(np.array([scores], np.float32), np.array([label])).tolist() == [rank]
+    assert rank_labels(np.array([scores], np.float32), np.array([label])).tolist() == [rank]
 
 
 @pytest.mark.parametrize(
@@ -37,5 +37,5 @@ def test_rank_of_a_label_among_its_scores(scores, label, rank):
 )
 def test_quantization_step_of_an_output(values, scale, step):
     manifest = read(MANIFEST, Artifact)
-    found = _step(np.array(values, np.float32), msgspec.structs.replace(manifest.outputs[0], scale=scale))
+    found = quantization_step(np.array(values, np.float32), msgspec.structs.replace(manifest.outputs[0], scale=scale))
     assert found == pytest.approx(step, rel=1e-6)

@@ -17,17 +17,18 @@ from typing import Final
 
 from platformdirs import user_state_path
 
-from edgecompress.devices.base import Device, clean
-from edgecompress.devices.leases.store import SETTING, Row, Store
+from edgecompress.devices.device import Device
+from edgecompress.devices.leases.store import LEASES_VARIABLE, LeaseStore, SqlRow
+from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
-TTL_S: Final = 30.0
-KEEP_TURNS_S: Final = 30 * 86400.0
+LEASE_TTL_S: Final = 30.0
+HISTORY_KEPT_S: Final = 30 * 86400.0
 
 
-class Busy(DeviceError):
+class DeviceBusy(DeviceError):
     """Another process has the device."""
 
 
@@ -38,7 +39,7 @@ class LeaseLost(DeviceError):
 class Lease:
     """A device that is ours for now. Use `hold`."""
 
-    def __init__(self, store: Store, device: str, holder: str, ttl_s: float, renewed: float) -> None:
+    def __init__(self, store: LeaseStore, device: str, holder: str, ttl_s: float, renewed: float) -> None:
         self.store, self.device, self.holder, self.ttl_s = store, device, holder, ttl_s
         self.is_lost = False
         self._renewed = renewed
@@ -76,40 +77,40 @@ class Lease:
             execute("UPDATE edgecompress_turns SET ended_at = {now} WHERE holder = :holder AND ended_at > {now}", holder=self.holder)
 
 
-class _Held(threading.local):
+class _HeldLeases(threading.local):
     """The leases of this thread: whoever holds a device may be asked to hold it again by what it calls."""
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
 
 
-_held = _Held()
+_held = _HeldLeases()
 
 
-def open_store() -> Store:
+def open_lease_store() -> LeaseStore:
     """Return the store that EDGECOMPRESS_LEASES names (a path, or `postgresql://…`), else a file among the user's state.
 
     Raises:
         ConfigError: It cannot be used.
     """
-    return Store(os.environ.get(SETTING) or str(user_state_path("edgecompress") / "leases.sqlite3"))
+    return LeaseStore(os.environ.get(LEASES_VARIABLE) or str(user_state_path("edgecompress") / "leases.sqlite3"))
 
 
-def name_of(device: Device) -> str:
+def lease_name(device: Device) -> str:
     """Return what a lease on `device` is called: the same for everybody who shares the store."""
     return f"{device.url.partition('://')[0]}:{device.serial}"
 
 
 @contextmanager
-def hold(
-    device: str, *, wait_s: float, store: Store | None = None, ttl_s: float = TTL_S, lost: Callable[[], None] | None = None
+def hold_lease(
+    device: str, *, wait_s: float, store: LeaseStore | None = None, ttl_s: float = LEASE_TTL_S, on_lost: Callable[[], None] | None = None
 ) -> Iterator[Lease]:
     """Hold the device of that name; wait for another process that holds it. In a thread that holds it already this does nothing.
 
     Args:
         wait_s: 0 tries once.
         ttl_s: The device is free this long after we died.
-        lost: Called in another thread when the lease turns out to be lost.
+        on_lost: Called in another thread when the lease turns out to be lost.
 
     Raises:
         Busy: It is still taken after `wait_s`; names the holder.
@@ -119,9 +120,9 @@ def hold(
     if outer := _held.leases.get(device):
         yield outer
         return
-    lease = _take(store or open_store(), device, wait_s=wait_s, ttl_s=ttl_s)
+    lease = _acquire(store or open_lease_store(), device, wait_s=wait_s, ttl_s=ttl_s)
     over = threading.Event()
-    heart = threading.Thread(target=_beat, args=(lease, over, lost), name=f"lease on {device}", daemon=True)
+    heart = threading.Thread(target=_renew_periodically, args=(lease, over, on_lost), name=f"lease on {device}", daemon=True)
     heart.start()
     _held.leases[device] = lease
     try:
@@ -137,21 +138,21 @@ def hold(
             log.warning("%s: not given back, free in %g s: %s", device, ttl_s, error)
 
 
-def _take(store: Store, device: str, *, wait_s: float, ttl_s: float) -> Lease:
+def _acquire(store: LeaseStore, device: str, *, wait_s: float, ttl_s: float) -> Lease:
     holder, deadline = secrets.token_hex(16), time.monotonic() + wait_s
     while True:
         asked = time.monotonic()
-        other = _try(store, device, holder, ttl_s)
+        other = _try_acquire(store, device, holder, ttl_s)
         if other is None:
             return Lease(store, device, holder, ttl_s, asked)
         left = deadline - time.monotonic()
         if left <= 0:
-            host, pid = clean(str(other[0]), limit=80), other[1]
-            raise Busy(f"{device}: another process has it (process {pid} on {host}) since {wait_s:g} s; wait for it or stop it")
+            host, pid = sanitize(str(other[0]), limit=80), other[1]
+            raise DeviceBusy(f"{device}: another process has it (process {pid} on {host}) since {wait_s:g} s; wait for it or stop it")
         time.sleep(min(left, random.uniform(0.05, 0.3)))  # noqa: S311 - so that those who wait do not ask in step
 
 
-def _try(store: Store, device: str, holder: str, ttl_s: float) -> Row | None:
+def _try_acquire(store: LeaseStore, device: str, holder: str, ttl_s: float) -> SqlRow | None:
     """Take the lease when it is free or has run out; else return who has it, as (host, pid)."""
     own = {"device": device, "holder": holder, "host": platform.node() or "localhost", "pid": os.getpid()}
     with store.transaction() as execute:
@@ -165,7 +166,7 @@ def _try(store: Store, device: str, holder: str, ttl_s: float) -> Row | None:
         if not rows:
             return execute("SELECT host, pid FROM edgecompress_leases WHERE device = :device", device=device)[0]
         taken, until = rows[0]
-        execute("DELETE FROM edgecompress_turns WHERE ended_at < {now} - :keep", keep=KEEP_TURNS_S)
+        execute("DELETE FROM edgecompress_turns WHERE ended_at < {now} - :keep", keep=HISTORY_KEPT_S)
         execute(
             "INSERT INTO edgecompress_turns (holder, device, host, pid, taken_at, ended_at) "
             "VALUES (:holder, :device, :host, :pid, :taken, :until)",
@@ -174,7 +175,7 @@ def _try(store: Store, device: str, holder: str, ttl_s: float) -> Row | None:
     return None
 
 
-def _beat(lease: Lease, over: threading.Event, lost: Callable[[], None] | None) -> None:
+def _renew_periodically(lease: Lease, over: threading.Event, on_lost: Callable[[], None] | None) -> None:
     while not over.wait(lease.ttl_s / 3):
         try:
             lease.renew()
@@ -184,5 +185,5 @@ def _beat(lease: Lease, over: threading.Event, lost: Callable[[], None] | None) 
             log.warning("%s: its lease was not renewed: %s", lease.device, error)
             if lease.is_lost:
                 break
-    if lease.is_lost and lost is not None and not over.is_set():
-        lost()
+    if lease.is_lost and on_lost is not None and not over.is_set():
+        on_lost()

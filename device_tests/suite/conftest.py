@@ -1,4 +1,4 @@
-"""Options of `pytest device_tests`: where, what, and with which runner."""
+"""Options of `pytest device_tests/suite`: where, what, and with which runner."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from golden_file import GoldenFile
 from edgecompress.devices import open_device
 
 LINES = pytest.StashKey[list[str]]()
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 
 
 def pytest_addoption(parser):

@@ -12,17 +12,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgecompress.devices.base import Device, last_lines
+from edgecompress.devices.device import Device
+from edgecompress.devices.text import join_last_lines
 from edgecompress.errors import DeviceError
 from edgecompress.files import sha256
 
 log = logging.getLogger(__name__)
 
-SHORT_S = 20.0
-HASH_BYTES_PER_S = 5_000_000  # of a slow board with a slow card
-LIMIT_KIB = 512 << 10
+COMMAND_TIMEOUT_S = 20.0
+MIN_HASH_BYTES_PER_S = 5_000_000  # of a slow board with a slow card
+MAX_STORE_KIB = 512 << 10
 
-COMMON = r"""
+SHELL_FUNCTIONS = r"""
 work=$1 store=$2 number=$3; shift 3
 digest() { h=$(sha256sum <"$1" 2>/dev/null); printf %s "${h%% *}"; }
 free() { df -k "$1" 2>/dev/null | tail -n 1 | { read -r a b c d e; case $d in *[!0-9]*|'') echo 0;; *) echo "$d";; esac; }; }
@@ -34,7 +35,7 @@ mine() {
 }
 """
 # number: KiB that are to be sent
-PREPARE = rf"""{COMMON}
+PREPARE_SCRIPT = rf"""{SHELL_FUNCTIONS}
 umask 077
 mkdir -m 700 "$work" || exit 1
 command -v sha256sum >/dev/null || exit 0
@@ -49,7 +50,7 @@ done
 exit 0
 """
 # number: the most KiB to keep
-CONFIRM = rf"""{COMMON}
+CONFIRM_SCRIPT = rf"""{SHELL_FUNCTIONS}
 command -v sha256sum >/dev/null || {{ echo none; exit 0; }}
 mine || store=
 while [ $# -ge 3 ]; do
@@ -72,14 +73,14 @@ exit 0
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentBytes:
     """How many bytes went over the connection, and how many the device had."""
 
     pushed_bytes: int
     kept_bytes: int
 
 
-def send(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep: Collection[str]) -> Sent:
+def send_files(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep: Collection[str]) -> SentBytes:
     """Make the private folder `work` there and put `files` (name → file here) into it; each hash is confirmed there.
 
     Args:
@@ -91,18 +92,18 @@ def send(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep
     digests = {name: sha256(path) for name, path in files.items()}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     store = "" if device.url == "local://" else str(device.base / ".edgecompress")
-    wait_s = SHORT_S + sum(sizes.values()) / HASH_BYTES_PER_S
+    wait_s = COMMAND_TIMEOUT_S + sum(sizes.values()) / MIN_HASH_BYTES_PER_S
     pairs = [word for name in files if name in keep for word in (digests[name], name)]
     needed = str(sum(sizes.values()) // 1024 + 1)
-    made = device.run(["sh", "-c", PREPARE, "sh", str(work), store, needed, *pairs], timeout_s=wait_s)
+    made = device.run(["sh", "-c", PREPARE_SCRIPT, "sh", str(work), store, needed, *pairs], timeout_s=wait_s)
     if made.returncode != 0:
-        raise DeviceError(f"{device.url}: cannot make {work}: {last_lines(made.stderr or made.stdout)}; check the disk there")
+        raise DeviceError(f"{device.url}: cannot make {work}: {join_last_lines(made.stderr or made.stdout)}; check the disk there")
     there = {line.removeprefix("have ") for line in made.stdout.splitlines()}
     missing = [name for name in files if name not in there]
     for name in missing:
         device.push(files[name], work / name)
     triples = [word for name in missing for word in (digests[name], name, "keep" if name in keep else "once")]
-    done = device.run(["sh", "-c", CONFIRM, "sh", str(work), store, str(LIMIT_KIB), *triples], timeout_s=wait_s)
+    done = device.run(["sh", "-c", CONFIRM_SCRIPT, "sh", str(work), store, str(MAX_STORE_KIB), *triples], timeout_s=wait_s)
     if done.stdout.strip() == "none":
         log.info("%s: no sha256sum there; the runner checks the artifacts", device.url)
     else:
@@ -113,4 +114,4 @@ def send(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep
                     f"{device.url}: {files[name].name} arrived damaged; check the connection and the disk there, then run it again"
                 )
     pushed = sum(sizes[name] for name in missing)
-    return Sent(pushed, sum(sizes.values()) - pushed)
+    return SentBytes(pushed, sum(sizes.values()) - pushed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.runner import infer, manifest_of
+from edgecompress.devices.runners.execute import compute_outputs, read_manifest
 
 SAMPLES = 4
 FLOAT_TOLERANCE = 1e-5  # kernels of different CPUs add in another order
@@ -15,23 +15,23 @@ def test_outputs_are_the_hosts(device, how, artifact, golden):
     generator = np.random.default_rng(0)
     inputs = [generator.uniform(-1, 1, (SAMPLES, *shape[1:])).astype(np.float32) for shape in input_shapes(artifact)]
     with open_device("local://") as host:
-        expected = infer(host, artifact, inputs)
+        expected = compute_outputs(host, artifact, inputs)
     tolerance = INTEGER_STEPS if is_integer(artifact) else FLOAT_TOLERANCE
-    outputs = infer(device, artifact, inputs, **how)
+    outputs = compute_outputs(device, artifact, inputs, **how)
     for here, there in zip(expected, outputs, strict=True):
         assert np.abs(here - there).max() <= tolerance * np.ptp(here)
     golden.outputs(artifact, outputs, tolerance=tolerance)
 
 
 def is_integer(artifact):
-    manifest = manifest_of(artifact)
+    manifest = read_manifest(artifact)
     return "int8" in (manifest.quant.scheme if manifest else artifact.name)
 
 
 def input_shapes(artifact):
     if artifact.parent.name == "golden":
         return [(1, 1, 8, 8)]
-    manifest = manifest_of(artifact)
+    manifest = read_manifest(artifact)
     if manifest is None:
         pytest.fail(f"{artifact}: no manifest beside it, so its input shapes are not known; export it with edgecompress")
     return [tensor.shape for tensor in manifest.inputs]

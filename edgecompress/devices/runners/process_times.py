@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class ProcessTimes:
     """The times of one process, each of one inference as it was printed. `warmup_ms` holds those that are known exactly."""
 
     backend: str
@@ -14,7 +14,7 @@ class Printed:
     latency_ms: tuple[float, ...]
 
 
-def bounded(text: str) -> float:
+def parse_time(text: str) -> float:
     """Return a printed time as a number.
 
     Raises:

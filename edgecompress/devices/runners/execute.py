@@ -13,22 +13,22 @@ from msgspec import structs
 
 from edgecompress import toolchains
 from edgecompress.devices import cpu_mask
-from edgecompress.devices.base import Device
-from edgecompress.devices.leases.leases import hold, name_of
-from edgecompress.devices.retry import info_if_there, twice
-from edgecompress.devices.runners.attempt import Run, execute
+from edgecompress.devices.device import Device
+from edgecompress.devices.leases.lease import hold_lease, lease_name
+from edgecompress.devices.retry import probe_if_reachable, retry_once
+from edgecompress.devices.runners.attempt import RunnerInvocation, invoke_runner
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest
-from edgecompress.devices.runners.results import benchmark_result, doubts, read_outputs
+from edgecompress.devices.runners.results import list_known_defects, make_benchmark_result, read_outputs
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read
 from edgecompress.targets import SUFFIXES
 
-Values = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
+InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
-def measure(
+def measure_latencies(
     device: Device,
     files: Sequence[Path],
     how: Measuring = Measuring(),
@@ -52,8 +52,8 @@ def measure(
         raise ConfigError(f"{said}: each must be positive; give larger ones")
     if not 0 <= how.warmup_s < math.inf or loads < 1:
         raise ConfigError(f"warm-up {how.warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
-    mask, runner = cpu_mask.plain(how.cpu_mask), Path(how.runner) if how.runner else None
-    requested = tuple(_file_request(path, i) for i, path in enumerate(files))
+    mask, runner = cpu_mask.normalize_mask(how.cpu_mask), Path(how.runner) if how.runner else None
+    requested = tuple(_make_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(
         nonce="",  # each attempt has its own
         mode="measure",
@@ -67,23 +67,24 @@ def measure(
         cpu_mask=mask,
         profile=how.profile,
     )
-    with hold(name_of(device), wait_s=wait_s):
-        info = twice(device, device.info)
-        cpu_mask.check(device, mask)
-        run = Run(device, info, how.python or device.python, runner, how.timeout_s)
-        reply = execute(run, request, files, {}, None)
-        after = info_if_there(device) if runner else info
-    ran = _hash_of(runner)
-    results = (benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
+    with hold_lease(lease_name(device), wait_s=wait_s):
+        info = retry_once(device, device.info)
+        cpu_mask.check_mask_online(device, mask)
+        run = RunnerInvocation(device, info, how.python or device.python, runner, how.timeout_s)
+        reply = invoke_runner(run, request, files, {}, None)
+        after = probe_if_reachable(device) if runner else info
+    ran = _hash_runner(runner)
+    results = (make_benchmark_result(path, i, reply, info, after, runner_sha256=ran, cpu_mask=mask) for i, path in enumerate(files))
     return tuple(
-        structs.replace(r, notes=(*r.notes, *doubts(r.backend, manifest_of(path)))) for r, path in zip(results, files, strict=True)
+        structs.replace(r, notes=(*r.notes, *list_known_defects(r.backend, read_manifest(path))))
+        for r, path in zip(results, files, strict=True)
     )
 
 
-def infer(
+def compute_outputs(
     device: Device,
     file: Path,
-    inputs: Sequence[Values],
+    inputs: Sequence[InputArray],
     *,
     threads: int = 1,
     timeout_s: float = 600.0,
@@ -113,14 +114,14 @@ def infer(
     request = RunnerRequest(
         nonce="",  # each attempt has its own
         mode="infer",
-        artifacts=(_file_request(file, 0, shapes, dtypes),),
+        artifacts=(_make_file_request(file, 0, shapes, dtypes),),
         threads=threads,
         reply="reply.json",
         inputs="inputs.npz",
         outputs="outputs.npz",
     )
     # On this machine nothing is timed here, so nobody needs to wait.
-    lock = nullcontext() if device.url == "local://" else hold(name_of(device), wait_s=wait_s)
+    lock = nullcontext() if device.url == "local://" else hold_lease(lease_name(device), wait_s=wait_s)
     with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         arrays = {f"input_{i}": np.ascontiguousarray(array) for i, array in enumerate(values)}
@@ -128,14 +129,14 @@ def infer(
             np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
         except OSError as error:
             raise explain_write(error, sent) from error
-        run = Run(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
-        reply = execute(run, request, (file,), {"inputs.npz": sent}, received)
+        run = RunnerInvocation(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
+        reply = invoke_runner(run, request, (file,), {"inputs.npz": sent}, received)
         if on_reply is not None:
             on_reply(reply)
         return read_outputs(received, reply, samples=len(inputs[0]), subject=f"{device.url}: {file.name}")
 
 
-def check_runner(runner: str) -> None:
+def check_runner_file(runner: str) -> None:
     """Refuse a runner that is not there; "" is none.
 
     Raises:
@@ -145,7 +146,7 @@ def check_runner(runner: str) -> None:
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
 
 
-def manifest_of(path: Path) -> Artifact | None:
+def read_manifest(path: Path) -> Artifact | None:
     """Return the manifest beside an artifact, None when there is none.
 
     Raises:
@@ -160,19 +161,21 @@ def manifest_of(path: Path) -> Artifact | None:
     return manifest
 
 
-def _hash_of(runner: Path | None) -> str:
+def _hash_runner(runner: Path | None) -> str:
     """Return the hash of the program that ran: of the given file, or of the hashes of our parts."""
     if runner is not None:
         return sha256(runner)
     return hashlib.sha256("".join(sha256(part) for part in toolchains.runner_parts()).encode()).hexdigest()
 
 
-def _file_request(path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None, dtypes: tuple[str, ...] = ()) -> FileRequest:
+def _make_file_request(
+    path: Path, index: int, shapes: tuple[tuple[int, ...], ...] | None = None, dtypes: tuple[str, ...] = ()
+) -> FileRequest:
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: not an artifact that can be run; its name must end in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; run `edgecompress export` first")
-    manifest = manifest_of(path)
+    manifest = read_manifest(path)
     if manifest is None and shapes is None and path.suffix == ".ptl":
         raise ConfigError(f"{path}: a .ptl file does not tell its input shapes and {path.name}.json is not beside it; export it again")
     if shapes is None:

@@ -11,19 +11,19 @@ from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
 from edgecompress.data.recipe import at_resolution, call, load
-from edgecompress.devices.runners.runner import manifest_of
+from edgecompress.devices.runners.execute import read_manifest
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Artifact, TensorSpec
 from edgecompress.runs import is_run, read_run
 from edgecompress.targets import SUFFIXES
 
-INDICES: Final = ("int64", "int32")
+INDEX_DTYPES: Final = ("int64", "int32")
 Data = Path | str | Dataset[Any] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EvaluationJob:
     """An artifact with what it is to be scored on."""
 
     path: Path
@@ -37,7 +37,7 @@ class Job:
     notes: tuple[str, ...]
 
 
-def prepare(path: Path, data: Data, samples: int) -> Job:
+def prepare_job(path: Path, data: Data, samples: int) -> EvaluationJob:
     """Check everything that can be checked before the device is asked.
 
     Raises:
@@ -45,7 +45,7 @@ def prepare(path: Path, data: Data, samples: int) -> Job:
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
-    manifest = manifest_of(path)
+    manifest = read_manifest(path)
     if manifest is None:
         raise ConfigError(
             f"{path}: {path.name}.json is not beside it, so its inputs and classes are unknown; copy both, or export it again"
@@ -56,18 +56,18 @@ def prepare(path: Path, data: Data, samples: int) -> Job:
         kind = f"may be {len(vectors)} sets of" if vectors else "are no"
         raise ConfigError(f"{path}: its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
     classes = shapes[vectors[0]][1]
-    example = tuple(_example(spec) for spec in manifest.inputs)
-    found = _dataset(path, manifest, data, example)
+    example = tuple(_make_example(spec) for spec in manifest.inputs)
+    found = _load_dataset(path, manifest, data, example)
     if not hasattr(found, "__len__"):
         raise ConfigError(f"{datasets.describe(found)}: has no length; give a map-style torch Dataset")
-    indices = _draw(len(found), samples)
-    renumbered = _renumbered(path, manifest, found)
-    job = Job(path, manifest, found, indices, example, vectors[0], classes, renumbered, tuple(_notes(manifest, found)))
-    fetch(job, job.indices[:1])
+    indices = _choose_samples(len(found), samples)
+    renumbered = _map_classes(path, manifest, found)
+    job = EvaluationJob(path, manifest, found, indices, example, vectors[0], classes, renumbered, tuple(_list_notes(manifest, found)))
+    fetch_batch(job, job.indices[:1])
     return job
 
 
-def _draw(total: int, samples: int) -> tuple[int, ...]:
+def _choose_samples(total: int, samples: int) -> tuple[int, ...]:
     """Return which samples are taken: all, or as many as asked for, the same each time. Data may be sorted by class, so not the first."""
     if samples >= total:
         return tuple(range(total))
@@ -75,25 +75,25 @@ def _draw(total: int, samples: int) -> tuple[int, ...]:
     return tuple(sorted(drawn.tolist()))
 
 
-def _example(spec: TensorSpec) -> Tensor:
+def _make_example(spec: TensorSpec) -> Tensor:
     """Return one input as the model, and so the data, has it: channels first, and numbers where the artifact has them quantized."""
     shape = (spec.shape[0], spec.shape[3], *spec.shape[1:3]) if spec.layout == "NHWC" else spec.shape
-    indices = spec.scale is None and spec.dtype in INDICES
+    indices = spec.scale is None and spec.dtype in INDEX_DTYPES
     return torch.empty(shape, dtype=torch.int64 if indices else torch.float32, device="meta")
 
 
-def _dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "Dataset[Any]":
+def _load_dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "Dataset[Any]":
     if data is None:
-        return _of_run(path, manifest, example)
+        return _load_run_dataset(path, manifest, example)
     if not isinstance(data, (str, Path)):
         return data
     file = Path(data).expanduser()
     if file.suffix == ".py" or (file / "recipe.py").is_file():
-        return _of_recipe(str(file))
+        return _load_recipe_dataset(str(file))
     return datasets.load(file, "eval", preprocessing=manifest.preprocessing, example=example)
 
 
-def _of_run(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
+def _load_run_dataset(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
     """Return what the run scored its artifacts on."""
     folder = path.resolve().parent.parent
     if not is_run(folder):
@@ -103,10 +103,10 @@ def _of_run(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
         return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
     if run.recipe == "python":
         raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
-    return _of_recipe(run.recipe, run.options.resolution)
+    return _load_recipe_dataset(run.recipe, run.options.resolution)
 
 
-def _of_recipe(source: str, resolution: int = 0) -> "Dataset[Any]":
+def _load_recipe_dataset(source: str, resolution: int = 0) -> "Dataset[Any]":
     recipe = at_resolution(load(source), resolution)
     if recipe.eval_data is None:
         raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
@@ -114,7 +114,7 @@ def _of_recipe(source: str, resolution: int = 0) -> "Dataset[Any]":
     return found
 
 
-def _renumbered(path: Path, manifest: Artifact, found: "Dataset[Any]") -> tuple[int, ...]:
+def _map_classes(path: Path, manifest: Artifact, found: "Dataset[Any]") -> tuple[int, ...]:
     """Return the artifact's class of each class of the data: folders stand in alphabetical order, the artifact's labels may not."""
     theirs, ours = tuple(getattr(found, "class_names", ())), manifest.labels
     if not theirs or not ours or theirs == ours[: len(theirs)]:
@@ -127,7 +127,7 @@ def _renumbered(path: Path, manifest: Artifact, found: "Dataset[Any]") -> tuple[
     return tuple(ours.index(name) for name in theirs)
 
 
-def _notes(manifest: Artifact, found: "Dataset[Any]") -> Iterator[str]:
+def _list_notes(manifest: Artifact, found: "Dataset[Any]") -> Iterator[str]:
     theirs = tuple(getattr(found, "class_names", ()))
     if theirs and manifest.labels and not set(theirs) & set(manifest.labels):
         yield "the classes of the data have other names than the artifact's labels; they were taken in the order of the data"
@@ -135,7 +135,7 @@ def _notes(manifest: Artifact, found: "Dataset[Any]") -> Iterator[str]:
         yield "the manifest knows no preprocessing; pixels were scaled to [0, 1]"
 
 
-def fetch(job: Job, indices: Sequence[int]) -> tuple[Batch, Tensor]:
+def fetch_batch(job: EvaluationJob, indices: Sequence[int]) -> tuple[Batch, Tensor]:
     """Return inputs, each `(n, …)`, in the model's layout and labels `(n,)` in the artifact's numbering.
 
     Raises:
