@@ -15,9 +15,9 @@ from lines import serve  # noqa: E402
 from edgecompress import toolchains  # noqa: E402
 from edgecompress.records import ConversionRequest, from_json  # noqa: E402
 
-sys.path.insert(0, str(toolchains.converter("tflite").parent))
-import tflite_by_litert_torch  # noqa: E402, F401 - loads the toolchain before it is asked for
-import to_tflite  # noqa: E402
+sys.path.insert(0, str(toolchains.program_root()))
+import converters.tflite.litert_torch_route  # noqa: E402, F401 - loads the toolchain before it is asked for
+from converters import to_tflite  # noqa: E402
 
 
 def convert(request: str) -> dict[str, Any]:

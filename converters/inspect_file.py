@@ -20,7 +20,7 @@ class Reader(NamedTuple):
     """How files of a format are read.
 
     Attributes:
-        module: Beside this file; has `inspect(content) -> Inspection`.
+        module: Has `inspect(content) -> Inspection`.
         extra: The extra of edgecompress that holds its toolchain.
         mark: What every such file holds at `place`.
     """
@@ -32,10 +32,10 @@ class Reader(NamedTuple):
 
 
 READERS: Final = {
-    "tflite": Reader("inspect_tflite", "tflite", 4, b"TFL3"),
-    "torchscript": Reader("inspect_torchscript", "", 0, b"PK"),
-    "onnx": Reader("inspect_onnx", "onnx"),
-    "executorch": Reader("inspect_executorch", "executorch", 4, b"ET"),
+    "tflite": Reader("converters.tflite.inspection", "tflite", 4, b"TFL3"),
+    "torchscript": Reader("converters.torchscript.inspection", "", 0, b"PK"),
+    "onnx": Reader("converters.onnx.inspection", "onnx"),
+    "executorch": Reader("converters.executorch.inspection", "executorch", 4, b"ET"),
 }
 LARGEST: Final = 10  # constants that are told
 KINDS: Final = 1000  # of ops, inputs, labels: what a reply has room for

@@ -56,14 +56,14 @@ def _module(form: LayerForm) -> Any:
 def _lower(form: LayerForm) -> bytes:
     """Return the float file; images are NHWC."""
     import torch
-    from tflite_chain import lower
+
+    from converters.tflite.chain import lower
 
     module = _module(form)
     content = lower(list(module)[:-1], form.input_shape)
     if content is not None:
         return content
-    from tflite_by_litert_torch import lower_program
-
+    from converters.tflite.litert_torch_route import lower_program
     from edgecompress.network.exported import to_program
 
     return cast(bytes, lower_program(to_program(module, (torch.zeros(1, *form.input_shape),)), "NHWC"))
@@ -73,8 +73,9 @@ def _quantized(content: bytes, file: LayerFile) -> bytes:
     if file.scheme == "fp32":
         return content
     import numpy as np
-    from tflite_file import to_layout
-    from tflite_recipe import quantize
+
+    from converters.tflite.file import to_layout
+    from converters.tflite.recipe import quantize
 
     shape = (1, *file.layer.input_shape)
     sample = to_layout(np.random.default_rng(SEED).normal(size=shape).astype(np.float32), "NHWC")

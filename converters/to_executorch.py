@@ -23,11 +23,9 @@ ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on Efficien
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the `.pte` file and what it takes and gives."""
     _check(request)
-    import attention_masks
-    import executorch_lowering
-    import executorch_quantization
-    import layer_schemes
-
+    from converters.executorch.lowering import lower
+    from converters.executorch.quantization import quantize
+    from converters.shared import attention_masks, layer_schemes
     from edgecompress.network.exported import example_inputs, read_program
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.calibration import read_calibration
@@ -47,8 +45,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         if seen:
             lowered = round_weights(lowered, seen[:ROUNDING_SAMPLES], levels=lambda node: INT8 if wanted(node) else None)
         # For int8-dynamic one sample of anything: the weights' ranges are taken when the graph runs.
-        lowered, notes = executorch_quantization.quantize(lowered, scheme, seen if scheme == "int8-static" else [inputs], inputs, wanted)
-    content, ops, undelegated, planned = executorch_lowering.lower(lowered, _metadata(request))
+        lowered, notes = quantize(lowered, scheme, seen if scheme == "int8-static" else [inputs], inputs, wanted)
+    content, ops, undelegated, planned = lower(lowered, _metadata(request))
     notes += (f"{planned} bytes of memory planned for tensors outside XNNPACK, inputs and outputs among them",)
     return content, _describe(content, program, notes, {"ops": ops, "undelegated": undelegated})
 
@@ -110,4 +108,4 @@ def _spec(name: str, x: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "executorch_quantization"))
+    sys.exit(serve("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "converters.executorch.quantization"))

@@ -27,12 +27,11 @@ PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the ONNX file and what it takes and gives."""
     _check(request)
-    import attention_masks
-    import layer_schemes
     import onnx
-    import onnx_export
-    import onnx_quantization
 
+    from converters.onnx.export import export, name_nodes
+    from converters.onnx.quantization import quantized, simplified, with_half_weights
+    from converters.shared import attention_masks, layer_schemes
     from edgecompress.network.exported import example_inputs, read_program
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.calibration import read_calibration
@@ -50,15 +49,15 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     if seen and scheme.startswith("int8"):
         rounded = seen[:ROUNDING_SAMPLES]
         program = round_weights(program, rounded, levels=lambda node: INT8 if wanted(scopes(node)) else None)
-    model = onnx_export.export(program, subject="onnx", instead="choose another format")
-    inside = onnx_export.name_nodes(model)
+    model = export(program, subject="onnx", instead="choose another format")
+    inside = name_nodes(model)
     feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in seen or [example_inputs(program)]]
-    model, notes = onnx_quantization.simplified(model, feeds[:4])
+    model, notes = simplified(model, feeds[:4])
     kept = [node.name for node in model.graph.node if not wanted(inside.get(node.name, ()))]
     if scheme == "fp16":
-        model = onnx_quantization.with_half_weights(model, kept)
+        model = with_half_weights(model, kept)
     elif scheme != "fp32":
-        model, found = onnx_quantization.quantized(model, scheme, feeds, kept)
+        model, found = quantized(model, scheme, feeds, kept)
         notes += found
     _write_metadata(model, request)
     content = _checked(model)
@@ -128,4 +127,4 @@ def _spec(value: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_onnx.py", convert, extra=lambda _: "onnx", ahead=lambda _: "onnx_quantization"))
+    sys.exit(serve("to_onnx.py", convert, extra=lambda _: "onnx", ahead=lambda _: "converters.onnx.quantization"))

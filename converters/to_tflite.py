@@ -19,10 +19,10 @@ SCHEMES: Final = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8", "int
 INTEGER_ACTIVATIONS: Final = ("int8-static", "int16x8")
 ROUNDING_SAMPLES: Final = 192  # more changed nothing on EfficientNet-Lite0 and take as much longer
 DEFAULT: Final = "litert-torch"
-# Route: (module beside this file, extra of edgecompress, packages whose versions matter).
+# Route: (module, extra of edgecompress, packages whose versions matter).
 ROUTES: Final = {
-    "litert-torch": ("tflite_by_litert_torch", "tflite", ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
-    "onnx2tf": ("tflite_by_onnx2tf", "onnx2tf", ("torch", "onnx", "onnxscript", "onnx2tf", "tensorflow", "ai-edge-litert")),
+    "litert-torch": ("converters.tflite.litert_torch_route", "tflite", ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
+    "onnx2tf": ("converters.tflite.onnx2tf_route", "onnx2tf", ("torch", "onnx", "onnxscript", "onnx2tf", "tensorflow", "ai-edge-litert")),
 }
 
 
@@ -30,13 +30,12 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the TFLite file and what it takes and gives."""
     route = request.route or DEFAULT
     _check(request, route)
-    from layer_schemes import check_layers
-    from tflite_delegation import Plan, notes, undelegated
-    from tflite_edits import edit, name_tensors, scale_zeros
-    from tflite_file import count_ops, describe, to_layout
-    from tflite_metadata import add_metadata
-    from tflite_program import prepare
-
+    from converters.shared.layer_schemes import check_layers
+    from converters.tflite.delegation import Plan, notes, undelegated
+    from converters.tflite.edits import edit, name_tensors, scale_zeros
+    from converters.tflite.file import count_ops, describe, to_layout
+    from converters.tflite.metadata import add_metadata
+    from converters.tflite.program import prepare
     from edgecompress.network.exported import read_program
     from edgecompress.quantization.calibration import read_calibration
 
@@ -77,8 +76,7 @@ def _check(request: ConversionRequest, route: str) -> None:
 
 def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
-    from layer_schemes import scheme_of
-
+    from converters.shared.layer_schemes import scheme_of
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.fake_quantize import RULES, rule_of
     from edgecompress.quantization.gptq import LARGEST, round_weights

@@ -28,12 +28,11 @@ ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on Efficien
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     """Return the `.ptl` file and what it takes and gives."""
     _check(request)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|torch_quantization|to_torchscript|__main__")
-    import attention_masks
-    import layer_schemes
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|converters\.|__main__")
     import torch
-    import torch_quantization
 
+    from converters.shared import attention_masks, layer_schemes
+    from converters.torchscript.quantization import choose_engine, functional_module, quantize
     from edgecompress.network.exported import example_inputs, first_line, read_program
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.calibration import read_calibration
@@ -55,11 +54,11 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme != "fp32":
         program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=levels)
-    module: Any = torch_quantization.functional_module(program, kept)
+    module: Any = functional_module(program, kept)
     inputs = example_inputs(program)
     if scheme != "fp32":
-        toolchain["quantized_engine"] = torch_quantization.choose_engine()
-        module, found = torch_quantization.quantize(module, scheme, seen, inputs)
+        toolchain["quantized_engine"] = choose_engine()
+        module, found = quantize(module, scheme, seen, inputs)
         notes += found
     try:
         with torch.no_grad():
@@ -114,7 +113,7 @@ def _spec(name: str, x: Any) -> TensorSpec:
 
 
 def _extra_files(request: ConversionRequest, specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]) -> dict[str, str]:
-    from torchscript_file import EXTRA_FILE, Described
+    from converters.torchscript.file import EXTRA_FILE, Described
 
     made = Described(name=request.name, inputs=specs[0], outputs=specs[1], preprocessing=request.preprocessing, labels=request.labels)
     return {EXTRA_FILE: msgspec.json.encode(made).decode()}
@@ -156,7 +155,7 @@ def _prove(content: bytes, program: Any) -> None:
 def _reply(
     content: bytes, specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]], toolchain: dict[str, str], notes: tuple[str, ...]
 ) -> ConversionReply:
-    from torchscript_file import read_bytecode
+    from converters.torchscript.file import read_bytecode
 
     bytecode = read_bytecode(content)
     return ConversionReply(
@@ -165,4 +164,4 @@ def _reply(
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_torchscript.py", convert, extra=lambda _: "", ahead=lambda _: "torch_quantization"))
+    sys.exit(serve("to_torchscript.py", convert, extra=lambda _: "", ahead=lambda _: "converters.torchscript.quantization"))

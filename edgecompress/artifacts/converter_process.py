@@ -20,7 +20,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from edgecompress import files
+from edgecompress import files, toolchains
 from edgecompress.artifacts import sandbox
 from edgecompress.artifacts.sandbox import LimitReached
 from edgecompress.errors import ConfigError, EdgeCompressError, ParityError, ToolchainError, UnsupportedError
@@ -88,9 +88,7 @@ def converting(
     Args:
         ahead: The route, or "" for the format's only or usual one, whose toolchain is loaded until the request comes; None for none.
     """
-    from edgecompress.toolchains import converter
-
-    program = converter(format)
+    program = toolchains.converter(format)
     with asking(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
 
         def converted(request: ConversionRequest) -> ConversionReply:
@@ -139,7 +137,7 @@ def asking(
     log: Path | None = None,
 ) -> Iterator[Callable[[Record], R]]:
     """Start `program`; give the `ask` of one request. A log of a program that was never asked is not kept."""
-    argv, was_asked = [python, str(program), *([] if ahead is None else [ahead])], False
+    argv, was_asked = [python, "-P", str(program), *([] if ahead is None else [ahead])], False
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch, ExitStack() as opened:
         kept, work = log or Path(scratch, "log"), Path(scratch, "work")
         for folder in (work, kept.parent):
@@ -152,7 +150,9 @@ def asking(
             if not was_asked:
                 kept.unlink()
 
-        process = sandbox.started(argv, stdout=stdout, stderr=stderr, cwd=work, environment=_environment(), memory_gb=memory_gb)
+        process = sandbox.started(
+            argv, name=program.name, stdout=stdout, stderr=stderr, cwd=work, environment=_environment(), memory_gb=memory_gb
+        )
         finish = opened.enter_context(process)
 
         def asked(request: Record) -> R:
@@ -168,9 +168,9 @@ def asking(
 
 
 def _environment() -> dict[str, str]:
-    # Without PYTHONSAFEPATH, which would hide the modules beside the program.
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
-    return inherited | {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    # Programs import from the folder above their own; `-P` keeps their own off the path, where its folders would hide onnx and executorch.
+    path = os.pathsep.join(filter(None, (str(toolchains.program_root()), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
 
 
 def _last_line(stdout: IO[bytes]) -> bytes:
@@ -187,7 +187,7 @@ def _tail(stderr: IO[bytes]) -> str:
 
 
 def _said(argv: list[str]) -> str:
-    return Path(argv[1]).name
+    return Path(argv[2]).name
 
 
 def _error(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressError:

@@ -30,9 +30,19 @@ Finish = Callable[[bytes, float], int]
 
 @contextmanager
 def started(
-    argv: Sequence[str], *, stdout: IO[bytes], stderr: IO[bytes], cwd: Path, environment: Mapping[str, str], memory_gb: float
+    argv: Sequence[str],
+    *,
+    name: str,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    cwd: Path,
+    environment: Mapping[str, str],
+    memory_gb: float,
 ) -> Iterator[Finish]:
     """Start `argv`, which may load what it needs; give the function that sends it a message and waits for its end.
+
+    Args:
+        name: What errors call the program.
 
     That function takes the message for standard input and a time limit in seconds from then on, and returns the exit status, negative after
     death by a signal. It raises LimitReached. When the context is left, by whatever way, the program and all it started are dead.
@@ -51,7 +61,7 @@ def started(
     os.set_blocking(process.stdin.fileno(), False)  # a message that the pipe does not hold must not keep us from watching the clock
 
     def finish(message: bytes, timeout_s: float) -> int:
-        _watch(process, memoryview(message), Path(argv[1]).name, timeout_s=timeout_s, memory_gb=memory_gb)
+        _watch(process, memoryview(message), name, timeout_s=timeout_s, memory_gb=memory_gb)
         return process.returncode
 
     try:

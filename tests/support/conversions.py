@@ -20,16 +20,16 @@ from edgecompress.artifacts.execution import run
 from edgecompress.errors import ConfigError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
-from edgecompress.toolchains import converter, runner_parts
+from edgecompress.toolchains import program_root, runner_parts
 from support.converter_models import Attention, Branching, Clamped, Forked, Heads, Median, Placed, Residual, Sound, causal, settled
 
 SAMPLES = 32
 DRIVER = """
 import importlib, json, os, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
+sys.path[:1] = sys.argv[1:3]
 form, paths = sys.argv[3], [Path(path) for path in sys.argv[4:]]
-program = importlib.import_module(f"to_{form}")
+program = importlib.import_module(f"converters.to_{form}")
 from edgecompress.errors import EdgeCompressError
 from edgecompress.records import ConversionRequest, from_json, to_json
 from runner_backends import BACKENDS
@@ -120,7 +120,7 @@ class Conversions:
             (folder / f"{key}.data").symlink_to(folder / f"{case.net}.safetensors")
         work = folder / "work"
         work.mkdir()
-        folders = (str(converter(form).parent), str(runner_parts()[0].parent))
+        folders = (str(program_root()), str(runner_parts()[0].parent))
         argv = [sys.executable, "-c", DRIVER, *folders, form, *(str(folder / f"{key}.json") for key in cases)]
         done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=280)
         assert done.returncode == 0, done.stderr.decode()[-3000:]

@@ -2,10 +2,10 @@
 
 DRIVER = """
 import sys, importlib
-sys.path.insert(0, sys.argv[1])
+sys.path[0] = sys.argv[1]
 from edgecompress.errors import UnsupportedError
 from edgecompress.records import ConversionRequest, from_json, to_json
-program = importlib.import_module(sys.argv[2])
+program = importlib.import_module(f"converters.{sys.argv[2]}")
 for path in sys.argv[3:]:
     request = from_json(open(path, "rb").read(), ConversionRequest, source=path)
     try:

@@ -13,7 +13,7 @@ from edgecompress.network.subgraph import graph_of, scopes
 
 
 def main() -> None:
-    layer, converter = sys.argv[1], Path(sys.argv[2])
+    layer, (converter,) = sys.argv[1], [arg for arg in sys.argv if Path(arg).name.startswith("to_")]
     read = programs.read_program
 
     def read_and_spoil(path):
@@ -26,9 +26,8 @@ def main() -> None:
         return program
 
     programs.read_program = read_and_spoil
-    sys.argv = [str(converter)]
-    sys.path[0] = str(converter.parent)
-    runpy.run_path(str(converter), run_name="__main__")
+    sys.argv = [converter]
+    runpy.run_path(converter, run_name="__main__")
 
 
 main()

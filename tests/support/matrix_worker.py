@@ -19,21 +19,21 @@ from safetensors.numpy import load_file
 
 from edgecompress.errors import EdgeCompressError
 from edgecompress.records import ConversionRequest, from_json, to_json
-from edgecompress.toolchains import converter, runner_parts
+from edgecompress.toolchains import program_root, runner_parts
 
 THREADS = 1
 KEPT = 2  # one model with its weights as they are, and with weights rounded for integer activations
-# Format and route: the module beside the converter, and its function of a program that no scheme changes.
+# Format and route: the module, and its function of a program that no scheme changes.
 SHARED = {
-    ("tflite", "litert-torch"): ("tflite_by_litert_torch", "lower_program"),
-    ("tflite", "onnx2tf"): ("tflite_by_onnx2tf", "keras_model"),
-    ("onnx", ""): ("onnx_export", "export"),
+    ("tflite", "litert-torch"): ("converters.tflite.litert_torch_route", "lower_program"),
+    ("tflite", "onnx2tf"): ("converters.tflite.onnx2tf_route", "keras_model"),
+    ("onnx", ""): ("converters.onnx.export", "export"),
 }
 
 
 def main(form: str, *paths: str) -> None:
-    sys.path[:0] = [str(converter(form).parent), str(runner_parts()[0].parent)]
-    program = importlib.import_module(f"to_{form}")
+    sys.path[:1] = [str(program_root()), str(runner_parts()[0].parent)]
+    program = importlib.import_module(f"converters.to_{form}")
     from runner_backends import BACKENDS
 
     requests = {Path(path): from_json(Path(path).read_bytes(), ConversionRequest, source=path) for path in paths}

@@ -79,6 +79,7 @@ def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkey
     (tmp_path / "to_fake.py").write_text(SERVE)
     (tmp_path / "toolchain.py").write_text("open('loaded', 'w').close()\n")
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(converter_process.tempfile, "tempdir", str(tmp_path))
     with converting("fake", ahead="toolchain") as converted:
         end = time.monotonic() + 30
@@ -308,4 +309,4 @@ def test_conversion_starts_without_torch() -> None:
 def test_a_spec_travels_whole() -> None:
     spec = TensorSpec(name="x", shape=(1, 2), dtype="int8", layout="", scale=0.5, zero_point=-3)
     reply = ConversionReply(inputs=(spec,), outputs=(), toolchain={"a": "1"})
-    assert converter_process._reply(to_json(reply), ConversionReply, ["python", "to_fake.py"], "") == reply
+    assert converter_process._reply(to_json(reply), ConversionReply, ["python", "-P", "to_fake.py"], "") == reply

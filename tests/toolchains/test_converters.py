@@ -23,7 +23,7 @@ from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
-from edgecompress.toolchains import converter
+from edgecompress.toolchains import converter, program_root
 
 pytestmark = [
     pytest.mark.timeout(900),  # the first test of a batch converts for all, on however busy a machine
@@ -113,7 +113,7 @@ class Bench:
         work = self.folder / batch
         work.mkdir()
         program = converter(form)
-        argv = [sys.executable, "-c", DRIVER, str(program.parent), program.stem, *map(str, paths)]
+        argv = [sys.executable, "-c", DRIVER, str(program_root()), program.stem, *map(str, paths)]
         done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=800)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         self.converted.add(batch)

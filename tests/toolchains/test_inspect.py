@@ -111,8 +111,8 @@ def test_activations_need_at_least_the_largest_layer_and_less_than_all_together(
 
 
 def test_the_most_that_is_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(toolchains.inspector().parent))
-    from tensor_facts import layout_of, peak_bytes
+    monkeypatch.syspath_prepend(str(toolchains.program_root()))
+    from converters.shared.tensor_summary import layout_of, peak_bytes
 
     sizes = {"x": 10, "a": 20, "b": 5, "y": 1}
     chain = [(["x", "w"], ["a"]), (["a"], ["b"]), (["b"], ["y"])]

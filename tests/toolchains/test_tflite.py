@@ -39,7 +39,7 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
 from edgecompress.records import ConversionReply, ConversionRequest, Preprocessing, from_json, to_json
-from edgecompress.toolchains import converter
+from edgecompress.toolchains import converter, program_root
 
 
 def biased() -> nn.Module:
@@ -163,7 +163,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Converted]:
     for case, path in paths.items():
         path.write_bytes(to_json(request(folder, case)))
     program = converter("tflite")
-    argv = [sys.executable, "-c", DRIVER, str(program.parent), program.stem, *map(str, paths.values())]
+    argv = [sys.executable, "-c", DRIVER, str(program_root()), program.stem, *map(str, paths.values())]
     done = subprocess.run(argv, cwd=folder, capture_output=True, check=False, timeout=800)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     replies = {case: from_json(Path(f"{path}.reply").read_bytes(), ConversionReply, source=case) for case, path in paths.items()}

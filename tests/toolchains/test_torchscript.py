@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.exported import example_inputs, read_program, to_program, write_program
 from edgecompress.quantization.gptq import round_weights
 from edgecompress.records import ConversionReply, ConversionRequest, Preprocessing
-from edgecompress.toolchains import converter
+from edgecompress.toolchains import program_root
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the converter runs in this process, and its toolchain warns at every call
 SAMPLES = 64
@@ -67,14 +66,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Convert]:
     """Call the converter in this process."""
-    monkeypatch.syspath_prepend(str(converter("torchscript").parent))
+    monkeypatch.syspath_prepend(str(program_root()))
     engine = torch.backends.quantized.engine
-    import to_torchscript
+    from converters import to_torchscript
 
     yield lambda model, scheme, **more: to_torchscript.convert(request(folder, model, scheme, **more))
     torch.backends.quantized.engine = engine
-    for name in ("to_torchscript", "torchscript_file", "torch_quantization", "layer_schemes", "attention_masks", "constant_folding"):
-        sys.modules.pop(name, None)
 
 
 def request(folder: Path, model: str, scheme: str, **more: object) -> ConversionRequest:
@@ -107,14 +104,14 @@ def held_out(model: str) -> Tensor:
 
 def test_weights_rounded_with_care_stand_in_the_file(folder: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network was rounded on a grid; what FX then observes is the same grid, so that its rounding changes nothing."""
-    import torch_quantization
+    from converters.torchscript.quantization import choose_engine, functional_module, quantize
 
     program = read_program(folder / "mobile.pt2")
     x = torch.split(images(32), 1)
     rounded = round_weights(program, [(sample,) for sample in x])
-    torch_quantization.choose_engine()
-    module = torch_quantization.functional_module(rounded, lambda _: False)
-    quantized, _ = torch_quantization.quantize(module, "int8-static", [(sample,) for sample in x], example_inputs(program))
+    choose_engine()
+    module = functional_module(rounded, lambda _: False)
+    quantized, _ = quantize(module, "int8-static", [(sample,) for sample in x], example_inputs(program))
     modules = [layer for layer in quantized.modules() if hasattr(layer, "_weight_bias")]
     packed = [value for value in vars(quantized).values() if isinstance(value, torch.ScriptObject)]
     found = [layer._weight_bias()[0].dequantize() for layer in modules] + [value.unpack()[0].dequantize() for value in packed]  # type: ignore[operator, attr-defined]
@@ -131,11 +128,11 @@ def test_static_int8_of_depthwise_layers_with_relu6_loses_little(folder: Path, c
 
 
 def test_dynamic_int8_has_a_scale_for_each_output_channel(convert: Convert) -> None:
-    import torchscript_file
+    from converters.torchscript.file import read_bytecode
 
     content, reply = convert("mobile", "int8-dynamic")
     assert reply.ops["quantized::linear_dynamic"] == 1
-    (weight,) = [c for c in torchscript_file.read_bytecode(content).constants if c.dtype == "qint8"]
+    (weight,) = [c for c in read_bytecode(content).constants if c.dtype == "qint8"]
     assert (weight.shape, weight.scales) == ((10, 16), 10)
 
 

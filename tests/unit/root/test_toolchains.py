@@ -22,11 +22,12 @@ def test_an_unknown_format_lists_the_known(name):
         toolchains.converter(name)
 
 
-def test_what_a_wheel_carries_comes_first(tmp_path, monkeypatch):
+def test_a_wheel_carries_the_programs_at_the_same_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchains, "PACKAGE", tmp_path)
-    (tmp_path / "_runners").mkdir()
-    (tmp_path / "_converters").mkdir()
-    (tmp_path / "_converters" / "to_foo.py").touch()
-    assert toolchains.runner() == tmp_path / "_runners" / "runner.py"
+    programs = tmp_path / "_programs"
+    (programs / "converters").mkdir(parents=True)
+    (programs / "converters" / "to_foo.py").touch()
+    assert toolchains.program_root() == programs
     assert toolchains.converter_formats() == ("foo",)
-    assert toolchains.converter("foo") == tmp_path / "_converters" / "to_foo.py"
+    assert toolchains.converter("foo") == programs / "converters" / "to_foo.py"
+    assert toolchains.runner() == programs / "device_tests" / "runners" / "runner.py"

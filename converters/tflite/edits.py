@@ -7,7 +7,8 @@ from typing import Any, Final
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
-from tflite_file import OF_LAYERS, op_name
+
+from converters.tflite.file import OF_LAYERS, op_name
 
 INT32: Final = np.iinfo(np.int32)
 

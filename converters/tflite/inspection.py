@@ -5,13 +5,13 @@ from collections import Counter
 from typing import Any, Final
 
 import numpy as np
-import tflite_metadata_reader
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
-from tensor_facts import BY_LIFETIMES, layout_of, peak_bytes, summary
-from tflite_delegation import Plan, undelegated
 
+from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
+from converters.tflite import metadata_reader
+from converters.tflite.delegation import Plan, undelegated
 from edgecompress.records import Constant, Delegation, Inspection, TensorSpec
 
 OPS: Final = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -25,7 +25,7 @@ def inspect(content: bytes) -> Inspection:
     graph = model.subgraphs[0]
     plan = Plan(content)  # first: the interpreter checks the whole flatbuffer
     sizes = {t: _bytes(tensor) for t, tensor in enumerate(graph.tensors) if not _is_constant(model, tensor)}
-    metadata = tflite_metadata_reader.read(content, model)
+    metadata = metadata_reader.read(content, model)
     left = undelegated(plan)
     steps = [(_indices(op.inputs), _indices(op.outputs)) for op in graph.operators]
     return Inspection(

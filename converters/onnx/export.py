@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import layer_schemes
 import onnx
 import torch
 
+from converters.shared import layer_schemes
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import example_inputs, example_outputs, first_line
 

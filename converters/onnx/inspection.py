@@ -7,8 +7,8 @@ from typing import Any, Final
 import msgspec
 import onnx
 from onnx import helper, numpy_helper
-from tensor_facts import BY_LIFETIMES, layout_of, peak_bytes, summary
 
+from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
 from edgecompress.records import Constant, Inspection, Preprocessing, TensorSpec
 
 QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from constant_folding import add_constant, fold_constants
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from converters.shared.constant_folding import add_constant, fold_constants
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs
 from edgecompress.network.subgraph import graph_of

@@ -3,14 +3,14 @@
 import re
 from typing import Any
 
-import layer_schemes
 import litert_torch
 import numpy as np
 import torch
-from tflite_edits import edit, name_tensors, part_weights
-from tflite_file import IMAGE_AXES
-from tflite_recipe import quantize
 
+from converters.shared import layer_schemes
+from converters.tflite.edits import edit, name_tensors, part_weights
+from converters.tflite.file import IMAGE_AXES
+from converters.tflite.recipe import quantize
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import example_inputs, example_outputs, first_line
 from edgecompress.records import ConversionRequest

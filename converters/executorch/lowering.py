@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from typing import Any, Final
 
-import layer_schemes
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.exir.delegate import executorch_call_delegate
@@ -14,6 +13,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.runtime import Runtime
 from torch import fx
 
+from converters.shared import layer_schemes
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import first_line
 from edgecompress.records import Undelegated

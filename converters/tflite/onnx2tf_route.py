@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx2tf
-import onnx_export
 import onnxsim
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
-from tflite_file import IMAGE_AXES
 
+from converters.onnx.export import export, name_nodes
+from converters.tflite.file import IMAGE_AXES
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import example_inputs, first_line
 from edgecompress.records import ConversionRequest
@@ -86,9 +86,9 @@ def keras_model(program: Any) -> Any:
 
 
 def _onnx(program: Any) -> Path:
-    model = onnx_export.export(program, subject="tflite", instead="take route litert-torch")
+    model = export(program, subject="tflite", instead="take route litert-torch")
     if lacking := _lacking(model):
-        inside = onnx_export.name_nodes(model)[lacking.name]
+        inside = name_nodes(model)[lacking.name]
         layer = f"{inside[-1]}: " if inside and inside[-1] else ""
         raise UnsupportedError(f"tflite: {layer}onnx2tf has no {lacking.op_type}; replace that op or take route litert-torch")
     path = Path("model.onnx")

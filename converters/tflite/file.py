@@ -10,8 +10,8 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
-from layer_schemes import layer_of, scheme_of
 
+from converters.shared.layer_schemes import layer_of, scheme_of
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs, example_outputs, first_line

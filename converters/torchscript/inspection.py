@@ -1,8 +1,8 @@
 """Read a lite interpreter's file for inspect_file.py, without torch: nothing of it is loaded or run."""
 
 import msgspec
-from torchscript_file import EXTRA_FILE, Described, read_bytecode, read_entry
 
+from converters.torchscript.file import EXTRA_FILE, Described, read_bytecode, read_entry
 from edgecompress.records import Constant, Inspection, Quantized, TensorSpec
 
 

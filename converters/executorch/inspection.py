@@ -16,8 +16,8 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XN
 from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.schema import DataLocation, DelegateCall, KernelCall
-from tensor_facts import layout_of, peak_bytes, summary
 
+from converters.shared.tensor_summary import layout_of, peak_bytes, summary
 from edgecompress.records import Constant, Delegation, Inspection, Preprocessing, TensorSpec, Undelegated
 
 XNNPACK: Final = "XnnpackBackend"

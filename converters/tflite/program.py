@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
-from attention_masks import make_masks_finite
-from constant_folding import add_constant, fold_constants
-from max_pools import pad_by_numbers
 from torch import Tensor, fx
 
+from converters.shared.attention_masks import make_masks_finite
+from converters.shared.constant_folding import add_constant, fold_constants
+from converters.tflite.max_pools import pad_by_numbers
 from edgecompress.network.constants import get_constant, set_constant
 from edgecompress.network.exported import example_inputs
 from edgecompress.network.folding import scale_and_shift

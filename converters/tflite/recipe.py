@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.utils import qsv_utils
-from tflite_edits import edit, widen_biases
-from tflite_file import layer_ops
 
+from converters.tflite.edits import edit, widen_biases
+from converters.tflite.file import layer_ops
 from edgecompress.errors import ToolchainError
 from edgecompress.network.exported import first_line
 from edgecompress.records import ConversionRequest
