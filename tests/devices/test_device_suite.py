@@ -33,7 +33,7 @@ def suite(*arguments):
         "5",
         *map(str, arguments),
     ]
-    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"CI": ""})
+    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"CI": ""})
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def device(request, tmp_path):
 
 def left_behind(device):
     """Everything but the store of artifacts and runners, which is meant to stay."""
-    names = device.run(["ls", "-A", str(device.base)], timeout_s=10).stdout.splitlines()
+    names = device.run(["ls", "-A", str(device.base)], timeout_s=100).stdout.splitlines()
     return [name for name in names if name != f".edgecompress-{os.getuid()}"]
 
 
@@ -88,8 +88,8 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
     runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; sleep 60 & wait")
-    with pytest.raises(DeviceError, match=r"did not finish within 0\.5 s"):
-        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=0.5))
+    with pytest.raises(DeviceError, match=r"did not finish within 3 s"):
+        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=3.0))
     with os.fdopen(reader, "rb") as file:
         assert file.read() == b"started\n"
     assert left_behind(device) == []
@@ -122,7 +122,7 @@ def test_awkward_names_stay_arguments(device, tmp_path):
     assert left_behind(device) == [name]
     device.pull(target, back, max_bytes=1 << 20)
     assert back.read_bytes() == source.read_bytes()
-    done = device.run(["printf", "%s|", name, "$HOME", "", "a\nb"], timeout_s=10)
+    done = device.run(["printf", "%s|", name, "$HOME", "", "a\nb"], timeout_s=100)
     assert done.stdout == f"{name}|$HOME||a\nb|"
     with pytest.raises(DeviceError, match="more than the 100 allowed"):
         device.pull(target, back, max_bytes=100)
@@ -131,19 +131,19 @@ def test_awkward_names_stay_arguments(device, tmp_path):
 
 
 def test_statuses_and_both_outputs_come_back(device):
-    done = device.run(["sh", "-c", "echo out; echo error >&2; exit 7"], timeout_s=10)
+    done = device.run(["sh", "-c", "echo out; echo error >&2; exit 7"], timeout_s=100)
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "error\n")
-    assert device.run(["no-such-program-here"], timeout_s=10).returncode == 127 if device.url != "local://" else True
+    assert device.run(["no-such-program-here"], timeout_s=100).returncode == 127 if device.url != "local://" else True
 
 
 def test_terminal_escapes_are_taken_out(device):
-    done = device.run(["printf", r"\033[31mred\007\n"], timeout_s=10)
+    done = device.run(["printf", r"\033[31mred\007\n"], timeout_s=100)
     assert done.stdout == "?[31mred?\n"
 
 
 def test_endless_output_is_cut_off(device):
     with pytest.raises(DeviceError, match="more than 4 MiB"):
-        device.run(["cat", "/dev/zero"], timeout_s=30)
+        device.run(["cat", "/dev/zero"], timeout_s=300)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,6 @@ def test_an_interrupted_run_leaves_nothing(device, tiny, tmp_path):
         assert file.readline() == b"started\n"
         process.send_signal(signal.SIGINT)
         assert file.read() == b""
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=300)
     assert b"KeyboardInterrupt" in error
     assert left_behind(device) == []

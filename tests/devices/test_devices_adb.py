@@ -146,4 +146,4 @@ def test_the_bundled_adb_works_too(adb_end, monkeypatch, tmp_path):
         with pytest.raises(DeviceError, match="cannot connect"):
             open_device("adb://127.0.0.1:1")
     finally:
-        subprocess.run([tmp_path / "adb", "kill-server"], check=False, capture_output=True, timeout=30)
+        subprocess.run([tmp_path / "adb", "kill-server"], check=False, capture_output=True, timeout=300)

@@ -86,7 +86,7 @@ def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
     """Android's is not glibc: a runner that works on any arm64 Linux must not seem to work here."""
     source, program = tmp_path / "program.c", tmp_path / "program"
     source.write_text("int main(void) { return 0; }")
-    subprocess.run([require("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), source, "-o", program], check=True, timeout=60)
+    subprocess.run([require("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), source, "-o", program], check=True, timeout=300)
     why = r"the runner failed.*Could not open '/lib/ld-linux-aarch64.so.1'"
     with open_device(phone.url) as device, pytest.raises(DeviceError, match=why):
         measure_latencies(device, [TINY], Measuring(runner=str(program)))
@@ -108,7 +108,7 @@ def test_when_it_ends_its_processes_and_mounts_end(phone, number):
     adb("-s", phone.serial, "shell", "setsid sh -c 'exec sleep 1000 >/dev/null 2>&1' &")
     assert phone.running(wait_s=0)
     phone.process.send_signal(number)
-    phone.process.wait(20)
+    phone.process.wait(300)
     assert phone.running() == []
     assert str(phone.fault.parent) not in Path("/proc/self/mountinfo").read_text()
 
@@ -119,7 +119,7 @@ def test_it_ends_with_pytest_even_where_that_is_killed(tmp_path):
     with subprocess.Popen(starter, stdout=subprocess.PIPE, text=True) as process:
         assert '"serial"' in process.stdout.readline()
         process.kill()
-        process.communicate(timeout=20)  # until nobody holds the other end
+        process.communicate(timeout=300)  # until nobody holds the other end
 
 
 def test_without_root_or_qemu_the_hosts_programs_run_and_it_says_so(tmp_path):

@@ -132,7 +132,7 @@ def test_start_returns_and_stop_ends_it(pi_device, tmp_path, monkeypatch):
 
 def test_what_is_missing_is_named_with_its_package(tmp_path):
     argv = [sys.executable, PROGRAM, "run", "--cache", tmp_path]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, env={"PATH": str(tmp_path)})
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env={"PATH": str(tmp_path)})
     assert done.returncode == 1
     assert "mmdebstrap is missing; install the Debian package mmdebstrap" in done.stderr
     assert not done.stdout
@@ -141,7 +141,7 @@ def test_what_is_missing_is_named_with_its_package(tmp_path):
 
 def test_a_mirror_that_fails_leaves_no_half_built_root(pi_device, tmp_path):
     argv = [sys.executable, PROGRAM, "build", "--cache", tmp_path, "--mirror", "http://127.0.0.1:9/debian"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "check the network" in done.stderr
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
@@ -170,7 +170,7 @@ def test_what_earlier_ingredients_made_is_removed_unless_a_device_runs_on_it(pi_
 
 
 def pi_command(command, cache):
-    done = subprocess.run([sys.executable, PROGRAM, command, "--cache", cache], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, PROGRAM, command, "--cache", cache], capture_output=True, text=True, timeout=300, check=True)
     return json.loads(done.stdout) if done.stdout else None
 
 

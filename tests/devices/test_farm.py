@@ -127,8 +127,8 @@ def test_an_interrupt_gives_the_leases_back_and_ends_what_runs(ssh_devices, slee
         assert pipe.read(1) + pipe.read(1) == b"xx"
         process.send_signal(how)
         assert pipe.read() == b""  # closed by the last runner that ends
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
+    process.communicate(timeout=300)
+    deadline = time.monotonic() + 200
     while leases(store) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert leases(store) == []
@@ -151,7 +151,7 @@ def pool(ssh_devices, tmp_path, monkeypatch):
 
 def bench(*arguments, cwd):
     argv = [sys.executable, "-m", "edgecompress", "bench", *map(str, arguments)]
-    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_the_command_keeps_every_result_and_says_what_became_of_each_device(pool, sleeper, jobs, store, tmp_path):
@@ -183,7 +183,7 @@ def test_the_table_lives_on_a_terminal(pool, sleeper, jobs, store, tmp_path):
                 seen += part
         except OSError:  # how Linux says that the other side has closed a terminal
             pass
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
     text = seen.decode()
     assert text.index("measuring") < text.index("4 of 4 jobs done")
     assert "0 of 4 jobs done" in text

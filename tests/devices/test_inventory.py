@@ -276,12 +276,12 @@ def test_a_runner_needs_no_interpreter(ssh_server):
 
 
 def test_silent_hosts_are_asked_at_once_and_given_up(silent_host, monkeypatch):
-    monkeypatch.setattr("edgecompress.devices.transports.ssh.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("edgecompress.devices.transports.ssh.CONNECT_TIMEOUT_S", 4.0)
     port = silent_host.getsockname()[1]
     entries = [InventoryEntry(url=f"ssh://user{i}@127.0.0.1:{port}") for i in range(8)]
     started = time.monotonic()
     found = list_devices(entries)[-8:]
-    assert time.monotonic() - started < 8.0  # one after the other takes as many seconds at least
+    assert time.monotonic() - started < 8 * 4.0  # one after the other takes that long at least
     assert [info.url for info in found] == [entry.url for entry in entries]
     assert all(info.state == "unreachable" and "; " in info.problem for info in found)
 
@@ -292,8 +292,8 @@ def test_an_interrupted_listing_does_not_wait_for_a_silent_host(silent_host, wri
     with silent_host.accept()[0]:
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert time.monotonic() - started < 10.0  # the host would be given up after 15
+        out, err = process.communicate(timeout=300)
+    assert time.monotonic() - started < 15.0  # when the host would be given up
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err
     assert "Traceback" not in err
@@ -324,7 +324,7 @@ def test_nothing_of_a_device_draws_on_the_screen(adb_end, write, json_flag):
     end = hostile_end(adb_end)
     inventory = write(device(url=end.url, name="[red]name", labels=["[bold]"]))
     argv = [str(COMMAND), "devices", "--inventory", str(inventory), *json_flag]
-    piped = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    piped = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True)
     assert "[red]x[/red]" in piped.stdout
     assert "[red]name" in piped.stdout
     assert "[bold]" in piped.stdout

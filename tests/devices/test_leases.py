@@ -15,7 +15,7 @@ from edgecompress.devices.leases.lease import DeviceBusy, LeaseLost, hold_lease,
 from edgecompress.devices.leases.store import LeaseStore
 from edgecompress.errors import ConfigError
 
-TTL_S = 0.6
+TTL_S = 1.5  # a holder on a busy machine renews in time
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -55,7 +55,7 @@ def test_processes_never_overlap_on_a_device(store, place, tmp_path):
     folder.mkdir()
     processes = [python(CONTENDER, place, 12, folder) for _ in range(5)]
     for process in processes:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     rows = turns(store)
     assert len(rows) == 60
@@ -115,7 +115,7 @@ def test_a_lease_is_renewed_while_it_is_held(store, place):
     process = holder(place)
     with pytest.raises(DeviceBusy):
         hold_lease("adb:a", wait_s=3 * TTL_S, store=store).__enter__()
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     with hold_lease("adb:a", wait_s=0, store=store):
         pass
@@ -124,7 +124,7 @@ def test_a_lease_is_renewed_while_it_is_held(store, place):
 def test_a_dead_holders_lease_is_taken_over_when_it_runs_out(store, place):
     process = holder(place)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=300)
     with pytest.raises(DeviceBusy):
         hold_lease("adb:a", wait_s=0, store=store).__enter__()
     with hold_lease("adb:a", wait_s=10 * TTL_S, store=store):
@@ -137,7 +137,7 @@ def test_a_holder_that_slept_past_its_lease_learns_that_it_lost_it(store, place)
     process.send_signal(signal.SIGSTOP)
     with hold_lease("adb:a", wait_s=10 * TTL_S, store=store):
         process.send_signal(signal.SIGCONT)
-        _, error = process.communicate(timeout=10)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 1
         assert "LeaseLost: adb:a: the lease ran out" in error
     assert overlaps(turns(store)) == []
@@ -150,7 +150,7 @@ def test_a_holder_is_told_as_soon_as_the_lease_is_lost(store):
         with hold_lease("adb:a", wait_s=0, store=store, ttl_s=TTL_S, on_lost=told.set):
             with store.transaction() as execute:
                 execute("DELETE FROM edgecompress_leases")
-            assert told.wait(5)
+            assert told.wait(60)
 
     with pytest.raises(LeaseLost, match="does not count"):
         robbed()

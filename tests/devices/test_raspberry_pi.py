@@ -49,7 +49,7 @@ def classify(runtime: str, model: Path, *images: Path) -> list[str]:
     python = RUNTIMES[runtime]
     if not python.exists():
         unavailable(runtime, MAKE_OLD_RUNTIME)
-    done = subprocess.run([python, SCRIPT, model, *images], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([python, SCRIPT, model, *images], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -96,6 +96,6 @@ def test_prebuilt_model_names_the_sample_images(runtime: str) -> None:
 
 
 def test_usage_is_shown_without_an_image() -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "model.tflite"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, SCRIPT, "model.tflite"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "usage" in done.stderr

@@ -38,7 +38,7 @@ def local():
 def run(folder, request):
     (folder / "request.json").write_text(json.dumps(request))
     done = subprocess.run(
-        [sys.executable, toolchains.runner(), folder / "request.json"], capture_output=True, timeout=60, check=False, cwd=folder.parent
+        [sys.executable, toolchains.runner(), folder / "request.json"], capture_output=True, timeout=300, check=False, cwd=folder.parent
     )
     return done.returncode, json.loads((folder / "reply.json").read_bytes())
 

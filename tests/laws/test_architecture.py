@@ -32,7 +32,7 @@ HEAVY = ("torch", "numpy", "tensorflow", "PIL", "jinja2", "safetensors", "asyncs
 def loaded_after(code):
     """Which heavy packages a fresh interpreter has imported after `code`."""
     code = f"import json, sys\n{code}\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     return json.loads(done.stderr.splitlines()[-1])
 
 
@@ -58,7 +58,7 @@ def test_importing_a_module_leaves_no_file_open():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("[a-z]*.py")]
     code = f"import gc, importlib, io\nfor name in {names!r}:\n    importlib.import_module(name)\n"
     code += "print([found for found in gc.get_objects() if isinstance(found, io.IOBase) and not found.closed and found.fileno() > 2])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "[]\n"
 
 
@@ -159,7 +159,7 @@ def test_no_shell_and_no_code_from_data():
 
 def test_the_import_contracts_hold():
     program = shutil.which("lint-imports", path=Path(sys.executable).parent) or shutil.which("lint-imports")
-    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert " 0 broken" in done.stdout
 

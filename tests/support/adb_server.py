@@ -17,7 +17,7 @@ from support.require import require, unavailable
 from support.ssh_server import free_port
 
 DEVICE_END = Path(__file__).parents[2] / "device_tests" / "emulated" / "android"
-STOP_S = 20
+STOP_S = 200
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AdbEnd:
         """Return the names on the device's storage but for the store of files that stay there on purpose."""
         return sorted(path.name for path in self.storage.iterdir() if not path.name.startswith(".edgecompress-"))
 
-    def running(self, *, wait_s=3.0):
+    def running(self, *, wait_s=30.0):
         """Return the ids of processes that the device started and that still run, after giving dying ones a moment."""
         mark = f"EDGECOMPRESS_END={self.fault.parent}".encode()
         until = time.monotonic() + wait_s
@@ -60,7 +60,7 @@ def _environment(process):
 def adb(*arguments):
     """Run the adb under test."""
     program = os.environ.get("ADB") or require("adb", "adb")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
 def bundled_adb():
@@ -75,11 +75,11 @@ def running_adb_server(program, home):
     """Run a server of that adb on a port of its own; yield its settings."""
     settings = {"ADB": str(program), "HOME": str(home), "ANDROID_ADB_SERVER_PORT": str(free_port())}
     environment = {**os.environ, **settings}
-    subprocess.run([program, "start-server"], check=True, timeout=30, capture_output=True, env=environment)
+    subprocess.run([program, "start-server"], check=True, timeout=300, capture_output=True, env=environment)
     try:
         yield settings
     finally:
-        subprocess.run([program, "kill-server"], check=False, timeout=30, capture_output=True, env=environment)
+        subprocess.run([program, "kill-server"], check=False, timeout=300, capture_output=True, env=environment)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from support.processes import with_us
 from support.require import unavailable
 
 PROGRAM = Path(__file__).parents[2] / "device_tests" / "emulated" / "pi"
-STOP_S = 20
+STOP_S = 200
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def running_phones(folder, count):
         thread.start()
     try:
         for _ in threads:
-            assert started.acquire(timeout=20)
+            assert started.acquire(timeout=300)
         yield [InventoryEntry(url=f"adb://127.0.0.1:{port}", name=f"phone{number}") for number, port in enumerate(ports)]
     finally:
         over.set()

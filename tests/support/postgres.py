@@ -32,7 +32,7 @@ def postgres(tmp_path_factory):
         as_user = [require("setpriv", "util-linux"), f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
 
     def run(*argv):
-        done = subprocess.run([*as_user, *argv], cwd=home, capture_output=True, text=True, timeout=60, check=False, env={"LC_ALL": "C"})
+        done = subprocess.run([*as_user, *argv], cwd=home, capture_output=True, text=True, timeout=300, check=False, env={"LC_ALL": "C"})
         assert done.returncode == 0, done.stderr
 
     data = home / "data"

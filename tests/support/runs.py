@@ -109,7 +109,7 @@ def start(*arguments, cwd, **settings):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=60)
+                    process.communicate(timeout=300)
                 process.kill()
 
 

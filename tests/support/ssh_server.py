@@ -40,7 +40,9 @@ class SshServer:
 
 
 def make_key(path):
-    subprocess.run([require("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True, timeout=30)
+    subprocess.run(
+        [require("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True, timeout=300
+    )
     return path.with_suffix(".pub").read_text().strip()
 
 
@@ -84,7 +86,7 @@ def running_sshd(folder):
         yield server
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(300)
 
 
 def wait_for_port(port, process, log):

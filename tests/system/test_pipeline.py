@@ -167,7 +167,7 @@ def gone(pid):
 
 def interrupt(process):
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"edgecompress: {INTERRUPTED}"
@@ -255,11 +255,11 @@ def small_disk(tmp_path):
     mount = tmp_path / "disk"
     mount.mkdir()
     argv = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mount]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     yield mount
-    subprocess.run(["umount", mount], check=True, timeout=30)
+    subprocess.run(["umount", mount], check=True, timeout=300)
 
 
 def fill(disk):

@@ -40,7 +40,7 @@ def killed(arguments, folder):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     return stamps(first)
 
 

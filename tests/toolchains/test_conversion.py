@@ -72,7 +72,7 @@ def test_a_request_longer_than_a_pipe_reaches_a_program_that_starts_slowly(tmp_p
     program.write_text("import time\ntime.sleep(1)\n" + START + "print(json.dumps({'toolchain': {'files': str(len(request['files']))}}))")
     layer = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
     request = LayersRequest(files=tuple(LayerFile(layer=layer, scheme="fp32", output=f"/nowhere/{i}.tflite") for i in range(2000)))
-    assert ask(program, request, LayersReply, timeout_s=20, memory_gb=4).toolchain == {"files": "2000"}
+    assert ask(program, request, LayersReply, timeout_s=200, memory_gb=4).toolchain == {"files": "2000"}
 
 
 def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(converter_process.tempfile, "tempdir", str(tmp_path))
     with converting("fake", ahead="toolchain") as converted:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 200
         while not list(tmp_path.glob("*/work/loaded")):
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -164,7 +164,7 @@ CHILD = "child = subprocess.Popen([sys.executable, '-c', {work!r}])\nopen({pid!r
 
 def is_gone(pid: int) -> bool:
     """Wait until a process has ended; a zombie that init has yet to reap has."""
-    for _ in range(200):
+    for _ in range(2000):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True
@@ -176,8 +176,8 @@ def is_gone(pid: int) -> bool:
 
 def test_after_the_timeout_program_and_children_are_dead(start: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 1.5 s and was stopped; allow more with --convert-timeout-s"):
-        start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP, timeout_s=1.5)
+    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 5.0 s and was stopped; allow more with --convert-timeout-s"):
+        start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP, timeout_s=5.0)
     assert is_gone(int(pid.read_text()))
     assert left(tmp_path) == []
 
@@ -266,7 +266,7 @@ sys.exit(serve("to_fake.py", handle, extra=lambda request: "tflite", ahead=lambd
 
 def served(scheme: str, output: Path, message: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     request = message if message is not None else to_json(ConversionRequest(program="", output=str(output), scheme=scheme))
-    return subprocess.run([sys.executable, "-c", SERVE], input=request, capture_output=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", SERVE], input=request, capture_output=True, check=False, timeout=300)
 
 
 def test_serve_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_serve_says_when_the_disk_refuses(tmp_path: Path) -> None:
 
 def test_conversion_starts_without_torch() -> None:
     code = "import sys, edgecompress.artifacts.converter_process; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
 
 
 def test_a_spec_travels_whole() -> None:

@@ -320,7 +320,7 @@ def test_standard_tooling_reads_the_metadata(converted: dict[str, Converted]) ->
     if not found:
         unavailable("tflite-support is missing; run make .venv-tflite-runtime/installed")
     argv = [str(OLD_PYTHON), "-c", READ_METADATA, str(converted["meaned"].path)]
-    told = json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=60).stdout)
+    told = json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=300).stdout)
     assert told["name"] == "birds"
     (graph,) = told["subgraph_metadata"]
     (image,), (scores,) = graph["input_tensor_metadata"], graph["output_tensor_metadata"]

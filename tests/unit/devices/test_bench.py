@@ -114,7 +114,7 @@ def test_the_suite_for_hardware_runs_on_a_device(ssh_server, tmp_path):
         "--results",
         results,
     ]
-    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
     assert len(msgspec.json.decode(results.read_bytes(), type=list[BenchmarkResult])) == 2

@@ -171,9 +171,9 @@ def test_an_interrupt_stops_the_workers_too():
     with process:
         assert process.stdout.readline() == "one is done\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT, err
-    for _ in range(500):  # the last of them are on their way out
+    for _ in range(5000):  # the last of them are on their way out
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:

@@ -22,14 +22,14 @@ def small_disk(tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, text=True, timeout=30, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
         pytest.skip(f"this machine lets nobody mount a tmpfs: {done.stderr.strip()}")
     try:
         yield mount
     finally:
-        subprocess.run(["umount", mount], check=True, timeout=30)
+        subprocess.run(["umount", mount], check=True, timeout=300)
 
 
 def fill(path):

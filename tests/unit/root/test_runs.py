@@ -88,7 +88,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_may_come_lat
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=rf"net: in use by process {holder.pid}; wait for it, or give another folder with --run"):
             opened(folder).__enter__()
-        holder.communicate("", timeout=30)
+        holder.communicate("", timeout=300)
     with opened(folder) as run:
         assert run.record.name == "net"
 

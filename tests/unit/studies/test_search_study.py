@@ -183,7 +183,7 @@ def kill_in_trial(process, number):
     while process.stdout.readline().strip() != str(number):
         assert process.poll() is None, process.stderr.read()
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
 
 
 def test_a_trial_whose_process_was_killed_is_taken_up_again(place, tmp_path):
@@ -236,7 +236,7 @@ def test_a_trial_that_was_proposed_and_never_begun_is_given_up(tmp_path):
 def test_processes_that_share_a_study_run_each_trial_once(place, tmp_path):
     trials = 12
     processes = [child(tmp_path, place, trials, 0.05) for _ in range(2)]
-    done = [process.communicate(timeout=120) for process in processes]
+    done = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], done
     ran = [[int(number) for number in out.split()] for out, _ in done]
     assert all(ran), "both took part"
