@@ -1,19 +1,32 @@
-"""Every option of a run, in one place with its default. The CLI and `edgecompress.export` take the same names."""
+"""Every option of a run, in one place with its help, range and default. The CLI and `edgecompress.export` take the same names."""
 
 import difflib
-import math
 import re
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Record
-from edgecompress.records.fields import check_choice
+from edgecompress.records.fields import (
+    Count,
+    Fraction,
+    Limits,
+    Option,
+    Positive,
+    check_choice,
+    check_value,
+    check_values,
+    describe_fields,
+    option_fields,
+)
+from edgecompress.records.measurement import USUAL_MEASURING, Repetitions, Threads
 from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme
 
 AUTO: Final = "auto"
 DEFAULT_MACS_RATIO: Final = 0.35  # where no budget at all is given
+ALL_HOLD: Final = "All budgets that are given must hold."
+QAT_COMMAND_EPOCHS: Final = 3  # three epochs recover most of what int8 loses; the command `qat` trains them where the run asks for none
 
 
 class Choice(NamedTuple):
@@ -25,96 +38,136 @@ class Choice(NamedTuple):
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """What a run was asked for.
+    target: Annotated[str, Option("Preset of formats, schemes and rank multiple", choices=tuple(TARGETS))] = "android"
+    format: Annotated[
+        tuple[str, ...],
+        Option("File format to export, of the target or not", choices=tuple(FORMATS), usual="the target's"),
+    ] = ()
+    scheme: Annotated[
+        tuple[str, ...],
+        Option("Scheme to export, of each format that has it", choices=tuple(SCHEMES), usual="the target's"),
+    ] = ()
+    macs_ratio: Annotated[
+        Fraction | None,
+        Option("Multiply-adds to keep, as a fraction of the dense network's", ALL_HOLD, usual=f"{DEFAULT_MACS_RATIO} without any budget"),
+    ] = None
+    speedup: Annotated[
+        float | None, Limits(at_least=1), Option("How many times as fast as the dense network to become on the device", ALL_HOLD)
+    ] = None
+    latency_ms: Annotated[Positive | None, Option("Latency to reach on the device, in ms", ALL_HOLD, rare=True)] = None
+    size_mb: Annotated[
+        Positive | None, Option("Size of the file to reach, in MB (10⁶ bytes)", f"The weights tell the size. {ALL_HOLD}", rare=True)
+    ] = None
+    params_ratio: Annotated[Fraction | None, Option("Parameters to keep, as a fraction of the dense network's", ALL_HOLD, rare=True)] = None
+    max_drop: Annotated[
+        Positive | None,
+        Option("Points of top-1 that may be lost before fine-tuning", "The plan saves as much as it can for that loss.", rare=True),
+    ] = None
+    device: Annotated[
+        str, Option("Device on which the plan's layer latencies are measured", usual="local:// where a latency is asked for")
+    ] = ""
+    table: Annotated[
+        str,
+        Option(
+            "Latency table to plan with, in place of the user's own for the device",
+            "Without a device it must hold every latency that the plan needs.",
+            metavar="FILE",
+            rare=True,
+        ),
+    ] = ""
+    cost_scheme: Annotated[
+        str,
+        Option(
+            "Scheme of the TFLite file whose latency and size are planned",
+            choices=FORMATS["tflite"].schemes,
+            usual="the target's first",
+            rare=True,
+        ),
+    ] = ""
+    allocator: Annotated[str, Option("How the budget is shared out among the layers", choices=ALLOCATORS, rare=True)] = "latency"
+    method: Annotated[str, Option("Factorization of every layer, METHOD[:KEY=VALUE,…]", "For example `cp3:seed=1,starts=5`.")] = AUTO
+    layer: Annotated[tuple[str, ...], Option("Form of a layer, NAME=METHOD:RANK[:KEY=VALUE,…] or NAME=dense")] = ()
+    data_aware: Annotated[bool, Option("Fit factors to what the layers read from calibration inputs, where the method can", rare=True)] = (
+        False
+    )
+    min_agreement: Annotated[
+        Fraction, Option("Top-1 agreement that a plan must keep where nothing is fine-tuned afterwards", rare=True)
+    ] = 0.95
+    sensitivity_samples: Annotated[Count, Option("Calibration inputs that the planner measures losses on", rare=True)] = 256
+    stages: Annotated[
+        Count,
+        Option("Rounds of planning, decomposing and fine-tuning", "Each starts from the network of the one before.", rare=True),
+    ] = 1
+    weakening: Annotated[Fraction, Option("Fraction of the remaining compression that each stage but the last performs", rare=True)] = 0.8
+    epochs: Annotated[int, Limits(at_least=0), Option("Epochs of fine-tuning, in each stage")] = 8
+    epoch_samples: Annotated[
+        int, Limits(at_least=2), Option("Training samples of an epoch", "Each epoch draws others from a larger dataset.", rare=True)
+    ] = 10_000
+    batch_size: Annotated[int, Limits(at_least=2), Option("Training samples of a batch", rare=True)] = 64
+    optimizer: Annotated[str, Option("Optimizer of fine-tuning", choices=OPTIMIZERS, rare=True)] = "sgd"
+    learning_rate: Annotated[
+        float, Limits(at_least=0), Option("Highest learning rate of fine-tuning", usual="0.01 for sgd, 0.001 for adamw", rare=True)
+    ] = 0.0
+    calibration_samples: Annotated[Count, Option("Inputs from which int8 ranges are taken")] = 500
+    mixed_precision: Annotated[
+        bool,
+        Option(
+            "Keep the layers that int8 hurts most in fp32",
+            "A simulation of the int8-static file chooses as few as reach `min_int8_agreement`.",
+            rare=True,
+        ),
+    ] = False
+    layer_scheme: Annotated[
+        tuple[str, ...],
+        Option("Scheme of a layer in integer files, NAME=SCHEME, e.g. stem=fp32", rare=True),
+    ] = ()
+    qat_epochs: Annotated[
+        int,
+        Limits(at_least=0),
+        Option(
+            "Epochs of quantization-aware training for int8-static files",
+            f"0 rounds the weights only. The command `qat` trains {QAT_COMMAND_EPOCHS} epochs where the run asks for none.",
+            rare=True,
+        ),
+    ] = 0
+    tflite_route: Annotated[
+        str,
+        Option(
+            "Converter of TFLite files",
+            "`auto` takes the first whose file passes the gate, `fastest` the faster of the files that pass.",
+            choices=TFLITE_ROUTES,
+            kind="TFLite route",
+        ),
+    ] = AUTO
+    layout: Annotated[str, Option("Layout of images in TFLite files", choices=LAYOUTS, rare=True)] = "NHWC"
+    io: Annotated[
+        str, Option("Inputs and outputs of int8-static TFLite files", choices=IO_TYPES, kind="type of inputs and outputs", rare=True)
+    ] = "float32"
+    bytecode_version: Annotated[
+        int, Limits(at_least=0), Option("Bytecode version of TorchScript files, for older runtimes", usual="the newest", rare=True)
+    ] = 0
+    verify_samples: Annotated[Count, Option("Inputs on which an artifact is compared with the model", rare=True)] = 5000
+    max_rel: Annotated[Positive, Option("fp32 gate: largest difference from the model, over the output range", rare=True)] = 1e-4
+    min_int8_agreement: Annotated[Fraction, Option("int8 gate: smallest top-1 agreement with the model", rare=True)] = 0.98
+    also_python: Annotated[
+        str,
+        Option("Python whose TFLite runtime must agree as well, e.g. one with tflite-runtime", metavar="PATH", rare=True),
+    ] = ""
+    # The slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine.
+    convert_timeout_s: Annotated[Positive, Option("Seconds after which a converter is stopped", rare=True)] = 900.0
+    # Converting a ResNet-18 takes 2 to 4 GB.
+    convert_memory_gb: Annotated[Positive, Option("Memory at which a converter is stopped, in GB", rare=True)] = 16.0
+    weights: Annotated[str, Option("Checkpoint of the dense model, .safetensors or .pt", usual="the recipe's", metavar="FILE")] = ""
+    data: Annotated[str, Option("ImageFolder, .npz or idx files in place of the recipe's data", metavar="PATH")] = ""
+    resolution: Annotated[
+        int, Limits(at_least=0), Option("Side of the images in pixels, where the recipe takes one", usual="the recipe's", rare=True)
+    ] = 0
+    threads: Threads = USUAL_MEASURING.threads
+    repetitions: Repetitions = USUAL_MEASURING.repetitions
+    seed: Annotated[int, Option("Seed of everything random", rare=True)] = 0
 
-    Attributes:
-        target: A preset of targets.py: formats, schemes, rank multiple.
-        format: These formats; () for the target's.
-        scheme: These schemes of each format; () for the target's.
-        weights: Checkpoint of the dense model; "" for the recipe's own.
-        data: A path that replaces the recipe's data functions.
-        resolution: Side of the images in pixels, where the recipe takes one; 0 for its own.
-        macs_ratio, params_ratio: After over before; 0.35 of the MACs where no budget at all is given. All budgets given must hold.
-        size_mb: Of an artifact in the cost scheme, in 10⁶ bytes, as far as weights tell.
-        latency_ms, speedup: Of the whole network in the cost scheme, on the device.
-        max_drop: Points of top-1 that may be lost before fine-tuning; the most is saved that costs no more.
-        device: Where layers are measured to plan with; local:// where a latency is asked for, "" for none where it is not.
-        table: Cost table to plan with, in place of this user's own for the device; without a device it must hold all that is needed.
-        cost_scheme: Of TFLite files, that latencies and sizes are of; "" for the first of the target's.
-        allocator: How the budget is shared out among layers.
-        method: Factorization for every layer, `METHOD` or `METHOD:KEY=VALUE,…`, or "auto".
-        layer: Fixed choices, `NAME=METHOD:RANK`, `NAME=METHOD:RANK:KEY=VALUE,…` or `NAME=dense`.
-        data_aware: Fit to what the layers read from calibration inputs, where a method can.
-        min_agreement: Without training data: top-1 agreement with the dense model that a decomposition must leave.
-        sensitivity_samples: Inputs the planner measures on.
-        stages: Rounds of planning, decomposing and fine-tuning, each nearer to the budget; each has `epochs`.
-        weakening: Share of the way left to the budget that a stage before the last goes.
-        epochs, epoch_samples, batch_size, optimizer, learning_rate: Fine-tuning; a rate of 0 is the optimizer's usual one.
-        calibration_samples: Inputs that int8 ranges come from.
-        mixed_precision: Keep in float what a simulation says int8-static files need in float to reach `min_int8_agreement`.
-        layer_scheme: Schemes of layers in integer files, `NAME=SCHEME`, e.g. `stem=fp32`.
-        qat_epochs: Of training the weights of int8-static files under their rounding; 0 rounds them alone.
-        tflite_route: litert-torch, onnx2tf, auto (the first whose file passes) or fastest (both, and the faster file of those that pass).
-        layout: NHWC or NCHW: of the images that TFLite files take and give.
-        io: float32, or int8 for int8-static TFLite files that take and give integers.
-        verify_samples: Inputs an artifact is compared on before it is published.
-        max_rel: Largest fp32 difference over the output range.
-        min_int8_agreement: Smallest top-1 agreement of an int8 artifact with the eager model.
-        convert_timeout_s, convert_memory_gb: What a converter may take; at a limit it is stopped and the artifact refused.
-        bytecode_version: Of TorchScript files, for older runtimes; 0 for the newest.
-        also_python: An interpreter whose runtime TFLite files must agree in too, e.g. of an environment with tflite-runtime; "" for none.
-        threads: For measured runs.
-        repetitions: Timed inferences of each artifact.
-        seed: Of everything random.
-    """
 
-    target: str = "android"
-    format: tuple[str, ...] = ()
-    scheme: tuple[str, ...] = ()
-    weights: str = ""
-    data: str = ""
-    resolution: int = 0
-    macs_ratio: float | None = None
-    params_ratio: float | None = None
-    size_mb: float | None = None
-    latency_ms: float | None = None
-    speedup: float | None = None
-    max_drop: float | None = None
-    device: str = ""
-    table: str = ""
-    cost_scheme: str = ""
-    allocator: str = "latency"
-    method: str = AUTO
-    layer: tuple[str, ...] = ()
-    data_aware: bool = False
-    min_agreement: float = 0.95
-    sensitivity_samples: int = 256
-    stages: int = 1
-    weakening: float = 0.8
-    epochs: int = 8
-    epoch_samples: int = 10_000
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    learning_rate: float = 0.0
-    calibration_samples: int = 500
-    mixed_precision: bool = False
-    layer_scheme: tuple[str, ...] = ()
-    qat_epochs: int = 0
-    tflite_route: str = AUTO
-    layout: str = "NHWC"
-    io: str = "float32"
-    verify_samples: int = 5000
-    max_rel: float = 1e-4
-    min_int8_agreement: float = 0.98
-    convert_timeout_s: float = 900.0  # the slowest conversion known, onnx2tf of a ResNet-18, takes 44 s on a small machine
-    convert_memory_gb: float = 16.0  # a ResNet-18 needs 2 to 4
-    bytecode_version: int = 0
-    also_python: str = ""
-    threads: int = 1
-    repetitions: int = 100
-    seed: int = 0
-
-
+Options.__doc__ = describe_fields(Options, "What a run was asked for; each field says its help, range and default once.")
 DEFAULTS: Final = Options()
 
 
@@ -133,29 +186,10 @@ def update_options(options: Options, given: dict[str, Any]) -> Options:
         made = msgspec.convert({**msgspec.structs.asdict(options), **given}, Options)
     except msgspec.ValidationError as error:
         raise ConfigError(f"options: {error}; see edgecompress.options.Options") from error
-    check_choice("target", made.target, tuple(TARGETS))
-    check_choice("TFLite route", made.tflite_route, TFLITE_ROUTES)
-    check_choice("layout", made.layout, LAYOUTS)
-    check_choice("type of inputs and outputs", made.io, IO_TYPES)
-    for format_name in made.format:
-        check_choice("format", format_name, tuple(FORMATS))
-    check_choice("allocator", made.allocator, ALLOCATORS)
-    check_choice("optimizer", made.optimizer, OPTIMIZERS)
-    _check_training(made)
+    check_values(made)
+    if made.stages > 1 and made.epochs == 0:
+        raise ConfigError(f"stages {made.stages}: nothing is trained between them with 0 epochs; give --epochs, or ask for one stage")
     parse_layer_schemes(made)
-    for name in ("max_rel", "convert_timeout_s", "convert_memory_gb"):
-        if not 0 < getattr(made, name) < math.inf:
-            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0, e.g. {getattr(DEFAULTS, name):g}")
-    for name in ("stages", "sensitivity_samples", "calibration_samples", "verify_samples", "threads", "repetitions"):
-        if getattr(made, name) < 1:
-            raise ConfigError(f"{name} {getattr(made, name)}: must be at least 1")
-    if made.resolution < 0:
-        raise ConfigError(f"resolution {made.resolution}: must be at least 1, or 0 for the recipe's own")
-    check_choice("cost scheme", made.cost_scheme, ("", *FORMATS["tflite"].schemes))
-    for name in ("weakening", "min_agreement", "min_int8_agreement"):
-        if not 0 < getattr(made, name) <= 1:
-            raise ConfigError(f"{name} {getattr(made, name)}: must be above 0 and at most 1")
-    check_budget(budget_of(made))
     return made
 
 
@@ -165,26 +199,9 @@ def check_budget(budget: Budget) -> Budget:
     Raises:
         ConfigError: A number of it is out of its range.
     """
-    for name in ("macs_ratio", "params_ratio"):
-        value = getattr(budget, name)
-        if value is not None and not 0 < value <= 1:
-            raise ConfigError(f"{name} {value}: must be above 0 and at most 1; 0.35 keeps 35%")
-    for name in ("size_mb", "latency_ms", "max_drop"):
-        value = getattr(budget, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} {value}: must be above 0")
-    if budget.speedup is not None and not 1 <= budget.speedup < math.inf:
-        raise ConfigError(f"speedup {budget.speedup}: must be at least 1; 2.5 takes 1/2.5 of the dense network's time")
+    for name in Budget.__struct_fields__:
+        check_value(option_fields(Options)[name], getattr(budget, name))
     return budget
-
-
-def _check_training(options: Options) -> None:
-    if min(options.epochs, options.qat_epochs) < 0 or options.batch_size < 2 or options.epoch_samples < 2:
-        raise ConfigError("fine-tuning: epochs and qat-epochs must be at least 0, batch size and epoch samples at least 2")
-    if options.stages > 1 and options.epochs == 0:
-        raise ConfigError(f"stages {options.stages}: nothing is trained between them with 0 epochs; give --epochs, or ask for one stage")
-    if not 0 <= options.learning_rate < math.inf:
-        raise ConfigError(f"learning_rate {options.learning_rate}: must be at least 0; 0 takes the optimizer's usual one")
 
 
 def select_outputs(options: Options) -> tuple[tuple[str, str], ...]:

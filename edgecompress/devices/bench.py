@@ -13,6 +13,8 @@ from edgecompress.devices.statistics import noise
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
 from edgecompress.records import BenchmarkResult, Measuring
+from edgecompress.records.fields import check_values
+from edgecompress.records.measurement import USUAL_MEASURING
 from edgecompress.targets import SUFFIXES
 
 MAX_COMPARE_LOADINGS = 20
@@ -23,8 +25,10 @@ def check_artifacts(artifacts: Sequence[Path], how: Measuring) -> None:
     """Refuse what cannot be measured, or compared, before any device is asked.
 
     Raises:
-        ConfigError: No artifacts, one that was changed after export, no two of one format to compare, or no such runner.
+        ConfigError: A value out of its range, no artifacts, one that was changed after export, no two of one format to compare, or no such
+            runner.
     """
+    check_values(how)
     check_runner_file(how.runner)
     if not artifacts:
         raise ConfigError("bench: no artifacts; name files or a run folder with artifacts/")
@@ -50,11 +54,11 @@ def bench(
     artifacts: Sequence[Path],
     *,
     device: str = "local://",
-    threads: int = 1,
-    repetitions: int = 50,
-    warmup_s: float = 0.5,
-    time_limit_s: float = 150.0,
-    timeout_s: float = 600.0,
+    threads: int = USUAL_MEASURING.threads,
+    repetitions: int = USUAL_MEASURING.repetitions,
+    warmup_s: float = USUAL_MEASURING.warmup_s,
+    time_limit_s: float = USUAL_MEASURING.time_limit_s,
+    timeout_s: float = USUAL_MEASURING.timeout_s,
     python: str | None = None,
     runner: Path | None = None,
     cpu_mask: str = "",
@@ -76,7 +80,8 @@ def bench(
         track: Shows how far it is. The other arguments are the fields of `Measuring`, which says what they mean.
 
     Raises:
-        ConfigError: No artifacts, one that was changed after export, one that the runtime refuses, or no two of one format to compare.
+        ConfigError: A value out of its range, no artifacts, one that was changed after export, one that the runtime refuses, or no two of
+            one format to compare.
         DeviceError: The device or the run on it failed.
     """
     how = Measuring(

@@ -25,7 +25,8 @@ from edgecompress.network.parity import compare
 from edgecompress.network.reference import REFERENCE, read_reference
 from edgecompress.progress import Track, silent
 from edgecompress.records import DeviceInfo, Parity, TensorSpec
-from edgecompress.records.evaluation import Evaluation, Scoring
+from edgecompress.records.evaluation import USUAL_SCORING, Evaluation, Scoring
+from edgecompress.records.fields import check_values
 
 Array = npt.NDArray[np.float32]
 
@@ -54,11 +55,11 @@ def evaluate(
     *,
     data: Data = None,
     device: str = "local://",
-    samples: int = 1000,
+    samples: int = USUAL_SCORING.samples,
     batch: int | None = None,
     tolerance: float | None = None,
-    threads: int = 1,
-    timeout_s: float = 600.0,
+    threads: int = USUAL_SCORING.threads,
+    timeout_s: float = USUAL_SCORING.timeout_s,
     python: str | None = None,
     runner: Path | None = None,
     inventory: Path | None = None,
@@ -115,12 +116,11 @@ def check_scoring(artifacts: Sequence[Path], how: Scoring) -> None:
     """Refuse what cannot be evaluated before any device is asked.
 
     Raises:
-        ConfigError: No artifacts, an option that is no number to work with, or no such runner.
+        ConfigError: No artifacts, a value out of its range, or no such runner.
     """
     if not artifacts:
         raise ConfigError("evaluate: no artifacts; name files or a run folder with artifacts/")
-    if min(how.samples, how.threads, how.timeout_s, 1 if how.batch is None else how.batch) <= 0 or not (how.tolerance or 0) >= 0:
-        raise ConfigError("evaluate: samples, batch, threads and timeout must be positive, a tolerance 0 or more; give larger ones")
+    check_values(how)
     check_runner_file(how.runner)
 
 

@@ -1,30 +1,40 @@
 """Accuracy on a device: how it is asked for, and what came of it."""
 
+from typing import Annotated, Final
+
 from edgecompress.records import SCHEMA, DeviceInfo, Parity, Record
+from edgecompress.records.fields import Count, Limits, Option, describe_fields
+from edgecompress.records.measurement import USUAL_MEASURING, DevicePython, DeviceRunner, RunTimeout, Threads
 
 
 class Scoring(Record, frozen=True, kw_only=True):
-    """How artifacts are evaluated. What is "" here is taken from the inventory's entry of the device, where there is one.
+    data: Annotated[
+        str | None,
+        Option(
+            "Labelled data, or a recipe with eval_data()",
+            "Data of a path are preprocessed as the manifest says.",
+            usual="the run's",
+            metavar="DATA",
+        ),
+    ] = None
+    samples: Annotated[Count, Option("Inputs to score on, at most", "They are drawn at random, the same ones each time.")] = 1000
+    batch: Annotated[Count | None, Option("Inputs of one transfer to the device", usual="what fits 16 MiB, at most 1000")] = None
+    tolerance: Annotated[
+        float | None,
+        Limits(at_least=0),
+        Option(
+            "Difference from this machine that is allowed, over the output range",
+            "By default 1e-5 in fp32 and 1e-3 in fp16; in int8 no output may be more than one quantization step away.",
+        ),
+    ] = None
+    threads: Threads = USUAL_MEASURING.threads
+    timeout_s: RunTimeout = USUAL_MEASURING.timeout_s
+    python: DevicePython = ""
+    runner: DeviceRunner = ""
 
-    Attributes:
-        data: A path to data, or a recipe (its `eval_data()`); None for those of the run that an artifact lies in.
-        samples: At most so many, drawn at random, the same each time.
-        batch: Inputs a transfer; by default what fits 16 MiB, at most 1000.
-        tolerance: Largest difference from this machine over the output range. Default: 1e-5 for fp32, 1e-3 for fp16, and for int8 that
-            no output is more than one quantization step away.
-        timeout_s: For each transfer; after this the run is killed on the device.
-        python: The interpreter there that has the runtime.
-        runner: Path of an executable for the device that obeys the runner's protocol.
-    """
 
-    data: str | None = None
-    samples: int = 1000
-    batch: int | None = None
-    tolerance: float | None = None
-    threads: int = 1
-    timeout_s: float = 600.0
-    python: str = ""
-    runner: str = ""
+Scoring.__doc__ = describe_fields(Scoring, "How artifacts are evaluated on labelled inputs.")
+USUAL_SCORING: Final = Scoring()
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Final
+
 from edgecompress.records.base import SCHEMA, Record
+from edgecompress.records.fields import Count, Limits, Option, Positive, describe_fields
+
+FROM_INVENTORY: Final = "By default what the inventory says of the device."
 
 
 class DeviceInfo(Record, frozen=True, kw_only=True):
@@ -31,32 +36,38 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+Threads = Annotated[Count, Option("CPU threads of a measured run")]
+Repetitions = Annotated[Count, Option("Timed inferences of each artifact", "Fewer are made when the time limit is reached.")]
+RunTimeout = Annotated[Positive, Option("Seconds after which a run is stopped on the device", rare=True)]
+DevicePython = Annotated[str, Option("Interpreter on the device that has the runtime", FROM_INVENTORY, metavar="PATH", rare=True)]
+DeviceRunner = Annotated[
+    str,
+    Option("Program for a device without Python", f"It obeys the runner's protocol. {FROM_INVENTORY}", metavar="FILE"),
+]
+
+
 class Measuring(Record, frozen=True, kw_only=True):
-    """How artifacts are measured. What is "" or None here is taken from the inventory's entry of the device, where there is one.
+    threads: Threads = 1
+    repetitions: Repetitions = 100
+    warmup_s: Annotated[
+        float,
+        Limits(at_least=0),
+        Option("Seconds of warm-up before the timed inferences, at least one inference", flag="--warmup"),
+    ] = 0.5
+    time_limit_s: Annotated[Positive, Option("Seconds after which no further inference is timed", rare=True)] = 150.0
+    timeout_s: RunTimeout = 600.0
+    python: DevicePython = ""
+    runner: DeviceRunner = ""
+    cpu_mask: Annotated[str, Option("Processors to run on, e.g. f0", FROM_INVENTORY, usual="all", metavar="HEX")] = ""
+    cooldown_c: Annotated[float | None, Option("Temperature in °C that the device must have cooled down to first", FROM_INVENTORY)] = None
+    profile: Annotated[bool, Option("Also measure times per op, where the runtime tells them")] = False
+    compare: Annotated[
+        bool, Option("Also give each ratio to the first artifact with its interval", "Each artifact is loaded several times.")
+    ] = False
 
-    Attributes:
-        repetitions: Timed inferences of each artifact, fewer when `time_limit_s` is reached.
-        warmup_s: At least one inference and this long, after the first, kept apart from the timed ones.
-        timeout_s: After this the run is killed on the device.
-        python: The interpreter there that has the runtime.
-        runner: Path of an executable for the device that obeys the runner's protocol, in place of Python and our runner.
-        cpu_mask: Hexadecimal, of the processors to run on; "" for all.
-        cooldown_c: First wait until the hottest zone of the device is at or below this.
-        profile: Also measure times per op, after the others, where the runtime tells them.
-        compare: Load the artifacts anew several times, so that `statistics.ratio` can tell the interval of their ratios.
-    """
 
-    threads: int = 1
-    repetitions: int = 50
-    warmup_s: float = 0.5
-    time_limit_s: float = 150.0
-    timeout_s: float = 600.0
-    python: str = ""
-    runner: str = ""
-    cpu_mask: str = ""
-    cooldown_c: float | None = None
-    profile: bool = False
-    compare: bool = False
+Measuring.__doc__ = describe_fields(Measuring, "How artifacts are measured.")
+USUAL_MEASURING: Final = Measuring()
 
 
 class OpTime(Record, frozen=True, kw_only=True):

@@ -156,7 +156,7 @@ OPTIONS = [
     (("plan", "--layer", "body=cp:8"), "unknown method 'cp'"),
     (("plan", "--layer", "body=tucker2"), "--layer body=tucker2: write NAME=METHOD:RANK"),
     (("plan", "--layer", "body=tucker2:900x900"), "body: "),
-    (("finetune", "--epochs", "-1"), "epochs must be at least 0"),
+    (("finetune", "--epochs", "-1"), "epochs -1: must be at least 0"),
     (("finetune", "--optimizer", "lion"), "unknown optimizer 'lion'; choose from sgd, adamw"),
     (("finetune", "--learning-rate", "1e30"), "lower --learning-rate"),
     (("quantize", "--samples", "0"), "calibration_samples 0: must be at least 1"),

@@ -125,7 +125,7 @@ def test_schemes_by_hand_are_parsed():
     ):
         with pytest.raises(ConfigError, match=message):
             update_options(Options(), {"layer_scheme": (text,)})
-    with pytest.raises(ConfigError, match="qat-epochs must be at least 0"):
+    with pytest.raises(ConfigError, match="qat_epochs -1: must be at least 0"):
         update_options(Options(), {"qat_epochs": -1})
 
 

@@ -1,7 +1,6 @@
 """Run artifacts on any device with the runner program: measure their latency, or compute their outputs."""
 
 import hashlib
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.files import explain as explain_write
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read
+from edgecompress.records.fields import check_values
 from edgecompress.targets import SUFFIXES
 
 InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -44,14 +44,12 @@ def measure_latencies(
         wait_s: How long to wait for another process that measures on the same device.
 
     Raises:
-        ConfigError: A file that is missing, of an unknown format, or refused by the runtime.
+        ConfigError: A value out of its range, or a file that is missing, of an unknown format, or refused by the runtime.
         DeviceError: The device or the runner failed, or the reply cannot be trusted.
     """
-    if how.threads < 1 or how.repetitions < 1 or how.timeout_s <= 0:
-        said = f"threads {how.threads}, repetitions {how.repetitions}, timeout {how.timeout_s:g} s"
-        raise ConfigError(f"{said}: each must be positive; give larger ones")
-    if not 0 <= how.warmup_s < math.inf or loads < 1:
-        raise ConfigError(f"warm-up {how.warmup_s:g} s, {loads} loadings: must be at least 0 s and at least one loading; give larger ones")
+    check_values(how)
+    if loads < 1:
+        raise ConfigError(f"loads {loads}: must be at least 1; each file is loaded once at least")
     mask, runner = cpu_mask.normalize_mask(how.cpu_mask), Path(how.runner) if how.runner else None
     requested = tuple(_make_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(

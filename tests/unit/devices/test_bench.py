@@ -63,9 +63,9 @@ def test_what_cannot_be_measured_is_refused(tiny, spoil, message):
         bench(spoil(tiny))
 
 
-@pytest.mark.parametrize("option", [{"threads": 0}, {"repetitions": 0}, {"timeout_s": 0.0}])
-def test_nonsense_options_are_refused(tiny, option):
-    with pytest.raises(ConfigError, match="must be positive"):
+@pytest.mark.parametrize("option", [{"threads": 0}, {"repetitions": 0}, {"timeout_s": 0.0}, {"warmup_s": -1.0}])
+def test_an_option_out_of_range_is_refused(tiny, option):
+    with pytest.raises(ConfigError, match=rf"{next(iter(option))} .*: must be (at least|above) [01]; the default is"):
         bench([tiny / "tiny.tflite"], **option)
 
 

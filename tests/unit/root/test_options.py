@@ -5,10 +5,16 @@ import inspect
 import msgspec
 import pytest
 
+from edgecompress.devices.bench import bench
+from edgecompress.devices.evaluate import evaluate
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
-from edgecompress.options import Choice, Options, parse_fixed_layers, parse_method, select_outputs, update_options
+from edgecompress.options import QAT_COMMAND_EPOCHS, Choice, Options, parse_fixed_layers, parse_method, select_outputs, update_options
+from edgecompress.records import Measuring
+from edgecompress.records.evaluation import Scoring
+from edgecompress.records.fields import check_values, describe_option, option_fields
 from edgecompress.recovery.finetune import USUAL_RATE, FinetuneOptions
+from edgecompress.recovery.qat import QatOptions
 from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS
 
 
@@ -30,21 +36,25 @@ def test_what_is_given_replaces_and_none_keeps():
         ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript, "),
         ({"tflite_route": "magic"}, "unknown TFLite route 'magic'; choose from auto, litert-torch, onnx2tf, fastest"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; choose from sgd, adamw"),
-        ({"macs_ratio": 0.0}, "macs_ratio 0.0: must be above 0 and at most 1"),
+        ({"macs_ratio": 0.0}, "macs_ratio 0.0: must be above 0 and at most 1; 0.35 is 35%"),
         ({"macs_ratio": 1.5}, "macs_ratio 1.5: must be"),
         ({"macs_ratio": float("nan")}, "macs_ratio nan: must be"),
         ({"min_agreement": 0.0}, "min_agreement 0.0: must be"),
         ({"min_int8_agreement": 98.0}, "min_int8_agreement 98.0: must be above 0 and at most 1"),
-        ({"max_rel": 0.0}, "max_rel 0.0: must be above 0"),
+        ({"max_rel": 0.0}, "max_rel 0.0: must be above 0; the default is 0.0001"),
         ({"max_rel": float("nan")}, "max_rel nan: must be above 0"),
-        ({"epochs": -1}, "epochs must be at least 0"),
-        ({"batch_size": 1}, "batch size and epoch samples at least 2"),
-        ({"epoch_samples": 1}, "batch size and epoch samples at least 2"),
+        ({"epochs": -1}, "epochs -1: must be at least 0; the default is 8"),
+        ({"batch_size": 1}, "batch_size 1: must be at least 2; the default is 64"),
+        ({"epoch_samples": 1}, "epoch_samples 1: must be at least 2; the default is 10000"),
         ({"learning_rate": -0.1}, "learning_rate -0.1: must be at least 0"),
-        ({"learning_rate": float("inf")}, "learning_rate inf: must be at least 0"),
+        ({"learning_rate": float("inf")}, "learning_rate inf: must be at least 0; 0 takes 0.01 for sgd"),
         ({"threads": 0}, "threads 0: must be at least 1"),
         ({"repetitions": 0}, "repetitions 0: must be at least 1"),
         ({"calibration_samples": -5}, "calibration_samples -5: must be at least 1"),
+        ({"resolution": -8}, "resolution -8: must be at least 0; 0 takes the recipe's"),
+        ({"speedup": 0.5}, "speedup 0.5: must be at least 1; leave it out to set none"),
+        ({"cost_scheme": "int4"}, "unknown cost scheme 'int4'; choose from int8-static, "),
+        ({"scheme": ("fp32", "int4")}, "unknown scheme 'int4'; choose from fp32, "),
     ],
 )
 def test_a_wrong_option_is_refused(given, message):
@@ -142,8 +152,36 @@ def test_names_that_stand_in_two_places_agree():
         assert getattr(tuning, own) == getattr(every, theirs)
 
 
-def test_options_survive_json_and_each_is_described():
+def test_options_survive_json():
     made = update_options(Options(), {"layer": ("a=svd:3",), "scheme": ("fp32",)})
     assert msgspec.json.decode(msgspec.json.encode(made), type=Options) == made
-    described = inspect.getdoc(Options)
-    assert [name for name in Options.__struct_fields__ if name not in described] == []
+
+
+@pytest.mark.parametrize("record", [Options, Measuring, Scoring])
+def test_every_field_says_its_help_once(record):
+    fields = option_fields(record)
+    assert list(fields) == list(record.__struct_fields__)
+    for field in fields.values():
+        assert field.option.help[0] not in " .,"
+        assert not field.option.help.endswith(".")
+        assert describe_option(field) in inspect.getdoc(record)
+    check_values(record())  # the defaults are in their own ranges
+
+
+def test_help_holds_the_choices_and_the_default():
+    told = {name: describe_option(field) for name, field in option_fields(Options).items()}
+    assert told["optimizer"] == "Optimizer of fine-tuning: sgd or adamw [sgd]."
+    assert told["mixed_precision"] == "Keep the layers that int8 hurts most in fp32 [no]."
+    assert told["weakening"] == "Fraction of the remaining compression that each stage but the last performs [0.8]."
+    assert told["format"].endswith("tflite, torchscript, onnx or executorch; repeatable [the target's].")
+    assert told["also_python"].endswith("tflite-runtime.")
+
+
+def test_measurements_have_the_same_defaults_everywhere():
+    for name in ("threads", "repetitions"):
+        assert getattr(Options(), name) == getattr(Measuring(), name) == inspect.signature(bench).parameters[name].default
+    for function, record in ((bench, Measuring()), (evaluate, Scoring())):
+        given = {name: p.default for name, p in inspect.signature(function).parameters.items() if hasattr(record, name)}
+        assert set(record.__struct_fields__) == set(given)
+        assert {name: value or None for name, value in given.items()} == {name: getattr(record, name) or None for name in given}
+    assert QatOptions().epochs == QAT_COMMAND_EPOCHS

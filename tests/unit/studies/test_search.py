@@ -60,7 +60,7 @@ def test_another_budget_takes_the_place_of_the_usual_one():
         ("macs_ratio=0.3:1.5", "macs_ratio 1.5: must be above 0 and at most 1"),
         ("macs_ratio=0.3:nan", "LOW below HIGH"),
         ("resolution=24.5", "give whole numbers"),
-        ("resolution=-8", "resolution -8: must be at least 1"),
+        ("resolution=-8", "resolution -8: must be at least 0"),
         ("allocator=fair", "unknown allocator 'fair'"),
         ("scheme=fp32", "scheme cannot be varied"),
         ("seed=3", "seed cannot be varied"),
