@@ -41,7 +41,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Batch size [64].", show_def
 ExportTarget = Annotated[str | None, typer.Option("--target", help="Preset: android, raspberry-pi [android].", show_default=False)]
 Scheme = Annotated[list[str] | None, typer.Option(help="This scheme, of each format; repeatable.", show_default=False)]
 Format = Annotated[list[str] | None, typer.Option(help="This format, in the target or not; repeatable.", show_default=False)]
-CalibrationSamples = Annotated[int | None, typer.Option("--samples", help="Calibration inputs [500].", show_default=False)]
+CalibrationSamples = Annotated[int | None, typer.Option("--calibration-samples", help="Calibration inputs [500].", show_default=False)]
 Mixed = Annotated[
     bool | None,
     typer.Option("--mixed-precision/--no-mixed-precision", help="Keep in fp32 what int8 needs [no].", show_default=False),

@@ -78,7 +78,7 @@ STEPS: Final = {
     "quantize": Step(
         """Choose calibration inputs and what stays in float; show how well each layer fits int8.
 
-        Example: edgecompress quantize runs/resnet20_fashion_mnist --samples 200""",
+        Example: edgecompress quantize runs/resnet20_fashion_mnist --calibration-samples 200""",
         ("format", "scheme", "calibration_samples", "mixed_precision", "layer_scheme", "min_int8_agreement", "data"),
         lambda record, _: tables.quantized(record),
     ),

@@ -91,7 +91,7 @@ def plan_precision(
     """
     n = batches.size(calibration)
     if n < 4:
-        raise ConfigError(f"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --samples")
+        raise ConfigError(f"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --calibration-samples")
     trial = Trial(program, scheme, batches.take(calibration, slice(n // 2)))
     measured = batches.take(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
     few = batches.take(measured, slice(SENSITIVITY_SAMPLES))

@@ -41,7 +41,7 @@ def quantize(
     for scheme in schemes:
         check_choice("scheme", scheme, SCHEMES)
     if samples < 1 or len(data) < 1:  # type: ignore[arg-type]
-        raise ConfigError("calibration: no samples; give calibration_data() or --data, and --samples of at least 1")
+        raise ConfigError("calibration: no samples; give calibration_data() or --data, and --calibration-samples of at least 1")
     inputs, _ = fetch(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]
     if any(not x.is_floating_point() for x in inputs):
         forward(model, inputs)  # an index beyond its embedding is told here by name

@@ -22,7 +22,7 @@ from support.shared import made_once
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
 STEPS = tuple(step for step in FILES if step not in ("qat", "export"))  # those of every run before its artifacts
-QUICK = ("--epochs", "2", "--epoch-samples", "400", "--samples", "64", "--verify-samples", "200")
+QUICK = ("--epochs", "2", "--epoch-samples", "400", "--calibration-samples", "64", "--verify-samples", "200")
 RECIPE = '''
 """A small network on scikit-learn's digits."""
 

@@ -159,7 +159,7 @@ OPTIONS = [
     (("finetune", "--epochs", "-1"), "epochs -1: must be at least 0"),
     (("finetune", "--optimizer", "lion"), "unknown optimizer 'lion'; choose from sgd, adamw"),
     (("finetune", "--learning-rate", "1e30"), "lower --learning-rate"),
-    (("quantize", "--samples", "0"), "calibration_samples 0: must be at least 1"),
+    (("quantize", "--calibration-samples", "0"), "calibration_samples 0: must be at least 1"),
     (("quantize", "--layer-scheme", "bodi=fp32"), "--layer-scheme bodi: no such layer; did you mean body?"),
     (("qat",), "quantization-aware training: 0 epochs; give --qat-epochs 3, say, and scheme int8-static"),
     (("quantize", "--scheme", "int4"), "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),

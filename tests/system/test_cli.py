@@ -117,7 +117,7 @@ def test_each_verb_works_alone_on_a_run_and_prints_a_record_or_a_table(run, edge
 
 def test_steps_are_made_one_at_a_time_each_with_what_is_missing_before_it(digits_recipe, edgecompress, tmp_path):
     made = []
-    for verb, *options in (["analyze"], ["decompose"], ["quantize", "--samples", "32", "--scheme", "int8-static"]):
+    for verb, *options in (["analyze"], ["decompose"], ["quantize", "--calibration-samples", "32", "--scheme", "int8-static"]):
         answer = edgecompress(verb, digits_recipe, "--run", "alone", *options, *(["--json"] if verb == "decompose" else []))
         assert answer.code == 0, answer.err
         made.append(list(read_run(tmp_path / "alone").steps))

@@ -42,7 +42,7 @@ def steps(answer, *, reused):
         ("plan", ["--min-agreement", "0.5"], []),  # of use without training data alone
         ("finetune", ["--epochs", "1"], ["finetune", "quantize"]),
         ("finetune", ["--optimizer", "adamw"], ["finetune", "quantize"]),
-        ("quantize", ["--samples", "10"], ["quantize"]),
+        ("quantize", ["--calibration-samples", "10"], ["quantize"]),
         ("quantize", ["--scheme", "fp32"], ["quantize"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else v,

@@ -22,7 +22,7 @@ from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read
 from edgecompress.runs import open_run, read_run
 from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MOST, compared
 
-FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--samples", "32", "--verify-samples", "64")
+FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--calibration-samples", "32", "--verify-samples", "64")
 SPACE = ("--vary", "macs_ratio=0.6:1.0", "--vary", "method=auto,spatial_svd", "--allocator", "latency")
 DENSE = "digits-dense-fp32.ptl"
 KEPT = ("stats.json", "plan.json", "decompose.json")

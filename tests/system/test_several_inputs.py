@@ -104,7 +104,17 @@ def test_the_whole_job_from_a_recipe_and_an_archive(tmp_path):
 
 def test_steps_take_a_recipe_of_two_inputs_with_an_archive_of_four_arrays(tmp_path):
     said = command(
-        "quantize", written(tmp_path, "two"), "--data", "two.npz", "--run", "r", "--scheme", "int8-static", "--samples", "20", cwd=tmp_path
+        "quantize",
+        written(tmp_path, "two"),
+        "--data",
+        "two.npz",
+        "--run",
+        "r",
+        "--scheme",
+        "int8-static",
+        "--calibration-samples",
+        "20",
+        cwd=tmp_path,
     )
     assert said.code == 0, said.err
     kept = load_file(tmp_path / "r" / "calibration.safetensors")

@@ -112,7 +112,9 @@ def test_layers_of_a_block_given_by_hand_are_not_chosen_anew():
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_too_few_calibration_inputs_are_refused(uneven, n):
-    with pytest.raises(ConfigError, match=rf"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --samples"):
+    with pytest.raises(
+        ConfigError, match=rf"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --calibration-samples"
+    ):
         plan_precision(to_program(uneven, IMAGE), (torch.zeros(n, 1, 8, 8),), scheme="int8-static", limits=LIMITS)
 
 
@@ -130,7 +132,7 @@ def test_schemes_by_hand_are_parsed():
 
 
 def test_an_export_takes_the_schemes_and_the_trained_weights(edgecompress, digits_recipe, tmp_path):
-    few = ("--epochs", "0", "--epoch-samples", "128", "--samples", "32", "--verify-samples", "64", "--macs-ratio", "1")
+    few = ("--epochs", "0", "--epoch-samples", "128", "--calibration-samples", "32", "--verify-samples", "64", "--macs-ratio", "1")
     asked = ("--format", "tflite", "--scheme", "int8-static", "--qat-epochs", "1", "--layer-scheme", "stem=fp32", "--mixed-precision")
     answer = edgecompress("export", digits_recipe, "--run", "run", *asked, *few, "--min-int8-agreement", "0.9")
     assert answer.code == 0, answer.err
