@@ -1,4 +1,4 @@
-"""One cell of the comparison of allocators: a network compressed by one of them to one MACs ratio, fine-tuned as all others are."""
+"""Run one cell of the comparison of allocators: compress a network to one MACs ratio by one allocator, fine-tune and score it."""
 
 import copy
 import platform
@@ -30,20 +30,20 @@ from edgecompress.records import Record
 from edgecompress.recovery.finetune import FinetuneOptions, finetune
 
 AUTO: Final = "auto"
-MEASURED, ERRORS = "measured", "squared errors"  # what the losses of layers are
-PLANNING_SAMPLES: Final = 256  # as `edgecompress plan` takes by default
+MEASURED, ERRORS = "measured", "squared errors"  # the two sources of layer losses
+PLANNING_SAMPLES: Final = 256  # the default of `edgecompress plan`
 RANK_MULTIPLE: Final = 8
 
 
 class Cell(Record, frozen=True, kw_only=True):
-    """What a result is kept under.
+    """The settings of one result.
 
     Attributes:
         allocator: One of ALLOCATORS, or "dense": the network as it is, trained on like all others.
         ratio: MACs after over before; 1 for the dense network.
         method: One of METHODS for every layer, or "auto" as in `plan`.
-        losses: What the allocator that goes by losses is given: measured ones, or squared relative errors.
-        samples: Of training, an epoch.
+        losses: Whether the losses of layers are measured or are squared relative errors.
+        samples: Training samples an epoch.
     """
 
     task: str
@@ -58,7 +58,7 @@ class Cell(Record, frozen=True, kw_only=True):
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """On all test images: accuracy as a fraction, cross-entropy with the labels, divergence from the dense network's outputs, in nats."""
+    """Accuracy as a fraction, cross-entropy with the labels, and divergence from the dense network in nats, on all test images."""
 
     top1: float
     cross_entropy: float
@@ -66,11 +66,11 @@ class Score(Record, frozen=True, kw_only=True):
 
 
 class Result(Record, frozen=True, kw_only=True):
-    """What became of a cell.
+    """The scores of a cell.
 
     Attributes:
         predicted: Sum of the losses of the layers, in nats where they are measured.
-        before: After BatchNorm re-estimation alone.
+        before: Score after BatchNorm re-estimation, before fine-tuning.
         layers: Method and rank of every layer that is not dense.
     """
 
@@ -90,17 +90,17 @@ class Result(Record, frozen=True, kw_only=True):
 
 
 class Planned(NamedTuple):
-    """What the allocators choose from."""
+    """The candidates and losses that the allocators choose from."""
 
     candidates: Mapping[str, list[Candidate]]
     losses: Mapping[str, sensitivity.Losses]
 
 
 class Runner:
-    """The cells of one task; what they have in common is computed once.
+    """Runs the cells of one task; computes once what the cells share.
 
     Args:
-        inputs: How many the losses of layers are measured on.
+        inputs: Number of inputs on which the losses of layers are measured.
     """
 
     def __init__(self, task: Task, *, inputs: int = PLANNING_SAMPLES) -> None:
@@ -133,7 +133,7 @@ class Runner:
         )
 
     def choose(self, cell: Cell) -> tuple[dict[str, Candidate], float]:
-        """Return what each layer becomes that does not stay dense, and the loss that predicts."""
+        """Return the candidate of each factorized layer, and the predicted loss of all of them."""
         if cell.allocator == DENSE:
             return {}, 0.0
         planned = self.planned(cell.method, cell.data_aware, cell.seed)
@@ -155,7 +155,7 @@ class Runner:
         return model
 
     def _planned(self, method: str, data_aware: bool, seed: int) -> Planned:
-        """Fit the candidates and measure what they cost, once for all allocators and ratios."""
+        """Fit the candidates and measure their losses, once for all allocators and ratios."""
         candidates = candidates_of(self.task.model, self.stats, forms_of(method, None, measured=False), multiple=RANK_MULTIPLE).candidates
         few = batches.take(self.inputs(seed), slice(sensitivity.affordable(candidates, self.stats.macs)))
         measured = sensitivity.measure(self.task.model, candidates, few, data_aware=data_aware)

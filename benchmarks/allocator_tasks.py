@@ -1,4 +1,4 @@
-"""The two networks that allocators are compared on, each with its data: ResNet-20 on Fashion-MNIST and on CIFAR-10."""
+"""The two tasks of the comparison of allocators: ResNet-20 on Fashion-MNIST and on CIFAR-10, with their data."""
 
 import io
 import sys
@@ -26,13 +26,13 @@ from examples.resnet20_fashion_mnist.network import ResNet20  # noqa: E402
 FASHION: Final = "fashion_mnist"
 CIFAR: Final = "cifar10"
 TITLES: Final = {CIFAR: "ResNet-20 on CIFAR-10 (JPEG copy)", FASHION: "ResNet-20 on Fashion-MNIST"}
-CIFAR_MEAN: Final = torch.tensor((125.3, 123.0, 113.9)).reshape(3, 1, 1)  # of 255
+CIFAR_MEAN: Final = torch.tensor((125.3, 123.0, 113.9)).reshape(3, 1, 1)  # on the scale of 0 to 255
 CIFAR_STD: Final = torch.tensor((63.0, 62.1, 66.7)).reshape(3, 1, 1)
-SHIFT: Final = 4  # pixels, of 32
+MAX_SHIFT: Final = 4  # pixels; images have 32
 
 
 class Task(NamedTuple):
-    """A trained network; `train` is augmented, `calibration` the same images as they are; `test` holds inputs and labels."""
+    """A trained network with its data: `train` is augmented, `calibration` holds the same images unchanged, `test` inputs and labels."""
 
     name: str
     model: nn.Module
@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
 
 class Pixels:
-    """Images `(n, 3, h, w)` in bytes, each normalised when it is read."""
+    """A dataset of images `(n, 3, h, w)` in bytes that normalises each image when it is read."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -126,5 +126,5 @@ def augment(x: Tensor) -> Tensor:
     if torch.rand(()) < 0.5:
         x = x.flip(-1)
     height, width = x.shape[1:]
-    dy, dx = torch.randint(2 * SHIFT + 1, (2,)).tolist()
-    return F.pad(x, (SHIFT,) * 4)[:, dy : dy + height, dx : dx + width]
+    dy, dx = torch.randint(2 * MAX_SHIFT + 1, (2,)).tolist()
+    return F.pad(x, (MAX_SHIFT,) * 4)[:, dy : dy + height, dx : dx + width]

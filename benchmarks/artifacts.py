@@ -1,11 +1,12 @@
-"""The files of one network, ResNet-20 on Fashion-MNIST: bytes and latency of each, and what int8 leaves of CP factors.
+"""Measure one network, ResNet-20 on Fashion-MNIST, in every format and scheme: size, latency, and the loss of CP factors in int8.
 
-In full the network is compressed and fine-tuned as `edgecompress export` does it, and published dense and compressed in every format and
-scheme that its format has; --quick takes the files of examples/prebuilt. Latencies are medians on one thread; files of one format are
-measured interleaved, each format in a process of its own. int8 static TFLite and what came nearest are then measured again by themselves.
+The network is compressed and fine-tuned as `edgecompress export` does it, then published dense and compressed in every scheme of every
+format; --quick takes the files of examples/prebuilt instead. Latencies are medians on one thread. Files of one format are measured
+interleaved, each format in a process of its own. The int8-static TFLite file and its nearest rival are then measured again without the
+others.
 
-The CP rows replace the same layers at the same ranks by tensorly's parafac and by cp_epc, estimate BatchNorm anew and quantize both to int8
-static TFLite, nothing fine-tuned: points of top-1 that int8 takes, and what is left. --quick replaces two layers only.
+The CP rows replace the same layers at the same ranks by the factors of tensorly's parafac and of cp_epc, estimate BatchNorm anew, train
+nothing, and convert both to int8-static TFLite. They give the points of top-1 lost to int8 and in all. --quick replaces two layers only.
 """
 
 import copy
@@ -46,18 +47,18 @@ from edgecompress.runs import open_run, trying
 from edgecompress.targets import FORMATS
 
 PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
-RATE = 2.0  # times fewer parameters in each layer
-SWEEPS = 100
-CALIBRATION = 500
+PARAMETER_RATE = 2.0  # the CP factors of a layer have half of its parameters
+PARAFAC_SWEEPS = 100
+CALIBRATION_SAMPLES = 500
 
 
 def publish(recipe: Recipe, folder: Path) -> list[Path]:
-    """Publish the dense and the compressed network in every format and scheme; what is refused says so and is left out."""
+    """Publish the dense and the compressed network in every format and scheme; print each refusal and leave that file out."""
     with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, trying(opened, update_options(Options(), {})):
         steps = Pipeline(opened, recipe)
         steps.finetune()
         models, evidence = {"dense": steps.dense, "compressed": steps.compressed}, steps.evidence
-    calibration, _ = fetch(recipe.train_data(), CALIBRATION, seed=0)
+    calibration, _ = fetch(recipe.train_data(), CALIBRATION_SAMPLES, seed=0)
     made = []
     for variant, model in models.items():
         program, reference = to_program(model, recipe.example_inputs), forward(model, evidence.inputs)
@@ -69,7 +70,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     folder=folder / "artifacts",
                     about=Description(name=recipe.name, variant=variant),
                     format=format_name,
-                    quant=spec(scheme, CALIBRATION),
+                    quant=spec(scheme, CALIBRATION_SAMPLES),
                     limits=limits_of(scheme, Options()),
                     evidence=evidence,
                     program=program,
@@ -84,7 +85,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
     return made
 
 
-def files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
+def measure_files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     made = [path for known in FORMATS.values() for path in sorted(PREBUILT.glob(f"*{known.suffix}"))] if quick else publish(recipe, folder)
     results = {result.artifact: result for result in bench(made, threads=1, repetitions=100 if quick else 1000)}
     for name, result in results.items():
@@ -96,7 +97,7 @@ def files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     others = [result for result in results.values() if result is not ours]
     fastest, smallest = min(others, key=ms), min(others, key=lambda result: result.size_bytes)
     again = {path.name: path for path in made}
-    mine, theirs = in_turns(again[ours.artifact], again[fastest.artifact])
+    mine, theirs = measure_alone(again[ours.artifact], again[fastest.artifact])
     rows.add(f"ms, int8 static TFLite over the fastest other, {fastest.artifact}", ours=mine, peer=theirs, bound=1.0)
     rows.add(
         f"bytes, int8 static TFLite over the smallest other, {smallest.artifact}",
@@ -106,8 +107,8 @@ def files(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     )
 
 
-def in_turns(*paths: Path) -> list[float]:
-    """Return the least medians of files, measured again without the others, which would share the processor's caches with them."""
+def measure_alone(*paths: Path) -> list[float]:
+    """Return the lowest medians of these files, measured interleaved and without other files, which would take the processor's caches."""
     turns = [[ms(result) for result in bench(paths, threads=1, repetitions=500)] for _ in range(3)]
     return [min(found) for found in zip(*turns, strict=True)]
 
@@ -123,30 +124,30 @@ def convolutions(model: nn.Module, *, quick: bool) -> Iterator[tuple[str, nn.Con
             yield name, layer
 
 
-def by_parafac(layer: nn.Conv2d, rank: int) -> Factors:
-    """The layers of cp_epc with the factors that tensorly finds."""
+def factorize_by_parafac(layer: nn.Conv2d, rank: int) -> Factors:
+    """Return the layers of cp_epc filled with the factors that tensorly finds."""
     compact = factorize(layer, "cp_epc", (rank,), fit=False)
     (k,) = kernel(layer)
-    weights, (area, inside, out) = parafac(kernel_of(k).x.numpy(), rank, n_iter_max=SWEEPS, tol=0, init="random", random_state=0)
+    weights, (area, inside, out) = parafac(kernel_of(k).x.numpy(), rank, n_iter_max=PARAFAC_SWEEPS, tol=0, init="random", random_state=0)
     cp_chain.write(compact, [[torch.from_numpy(factor) for factor in (area * weights, inside, out)]])
     fill_bias(compact[-1], layer)
     return compact
 
 
-def factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
+def measure_cp_factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     dense = recipe.model().eval()
     x, labels = fetch(recipe.eval_data(), 500 if quick else None)
     train, _ = fetch(recipe.train_data(), 1000, seed=0)
     models = {"cp_epc": copy.deepcopy(dense), "parafac": copy.deepcopy(dense)}
     for name, layer in convolutions(dense, quick=quick):
-        (rank,) = parameter_rate(layer, "cp_epc", RATE)
+        (rank,) = parameter_rate(layer, "cp_epc", PARAMETER_RATE)
         replace(models["cp_epc"], name, factorize(layer, "cp_epc", (rank,), name=name))
-        replace(models["parafac"], name, by_parafac(layer, rank))
+        replace(models["parafac"], name, factorize_by_parafac(layer, rank))
     scores: dict[str, float] = {}
     for name, model in models.items():
         reestimate(model, [take(train, slice(i, i + 100)) for i in range(0, 1000, 100)])
         scores[name] = 100 * top1(forward(model.eval(), x)[0], labels)
-        scores[f"{name} int8"] = 100 * top1(quantized(model, recipe, train, x, folder / name)[0], labels)
+        scores[f"{name} int8"] = 100 * top1(int8_outputs(model, recipe, train, x, folder / name)[0], labels)
     beside = {"dense": 100 * top1(forward(dense, x)[0], labels), **{name.replace(" ", "_"): found for name, found in scores.items()}}
     lost = {name: scores[name] - scores[f"{name} int8"] for name in models}
     rows.add("top-1 points that int8 static takes from CP factors, no fine-tuning", ours=lost["cp_epc"], peer=None, bound=1.0, **beside)
@@ -154,11 +155,11 @@ def factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     rows.add("top-1 points lost in all, CP at the same MACs in int8 static", ours=left["cp_epc"], peer=left["parafac"], bound=1.0)
 
 
-def quantized(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch, folder: Path) -> Batch:
-    """What the int8 static TFLite file of a model gives for `x`."""
+def int8_outputs(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch, folder: Path) -> Batch:
+    """Convert a model to int8-static TFLite and return the outputs of the file for `x`."""
     folder.mkdir()
     write_program(to_program(model, recipe.example_inputs), folder / "program.pt2")
-    save_calibration(take(calibration, slice(CALIBRATION)), folder / "calibration.safetensors")
+    save_calibration(take(calibration, slice(CALIBRATION_SAMPLES)), folder / "calibration.safetensors")
     request = ConversionRequest(
         program=str(folder / "program.pt2"),
         output=str(folder / "model.tflite"),
@@ -170,10 +171,11 @@ def quantized(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch, fo
 
 
 def main() -> None:
-    quick, rows, recipe = parse(__doc__).quick, Rows(), load(str(toolchains.example()))
+    options, recipe = parse(__doc__), load(str(toolchains.example()))
+    rows = Rows(options.write)
     with tempfile.TemporaryDirectory() as folder:
-        files(rows, recipe, Path(folder), quick=quick)
-        factors(rows, recipe, Path(folder), quick=quick)
+        measure_files(rows, recipe, Path(folder), quick=options.quick)
+        measure_cp_factors(rows, recipe, Path(folder), quick=options.quick)
     rows.end()
 
 

@@ -1,6 +1,6 @@
-"""Conversions to TFLite in a process that stays: the toolchain takes longer to load than most networks take to convert.
+"""Convert to TFLite in a process that keeps running, because the toolchain takes longer to load than most networks take to convert.
 
-What toolchains print is thrown away; errors come back in the replies.
+The output of the toolchain is discarded; errors come back in the replies.
 """
 
 import os
@@ -16,12 +16,12 @@ from edgecompress import toolchains  # noqa: E402
 from edgecompress.records import ConversionRequest, from_json  # noqa: E402
 
 sys.path.insert(0, str(toolchains.program_root()))
-import converters.tflite.litert_torch_route  # noqa: E402, F401 - loads the toolchain before it is asked for
+import converters.tflite.litert_torch_route  # noqa: E402, F401 - loads the toolchain before the first request
 from converters import to_tflite  # noqa: E402
 
 
 def convert(request: str) -> dict[str, Any]:
-    """Write the file that a request, in JSON, asks for."""
+    """Write the file of a conversion request, given as JSON."""
     asked = from_json(request.encode(), ConversionRequest, source="request")
     content, _ = to_tflite.convert(asked)
     Path(asked.output).write_bytes(content)

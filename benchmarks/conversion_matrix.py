@@ -1,13 +1,13 @@
-"""The conversion matrix: what each network, under each factorization, becomes in each format and scheme; and its table in docs/formats.md.
+"""Run the conversion matrix: each network, under each factorization, in each format and scheme.
 
-Every cell is converted, run in its own runtime and judged by the gate. A line of JSON a cell is added to the results (RESULTS beside this
-program unless told otherwise), and cells that stand there are not run again, so it may be ended at any time; dense networks come first.
-Exit status 1 says that a cell is neither passed nor refused with a reason.
+Every cell is converted, run in its own runtime and judged by the gate. Each result is added to a file as one line of JSON
+(conversion_matrix.jsonl beside this program by default). Cells with a result are not run again, so the program may be ended at any time;
+dense networks come first. The exit status is 1 when a cell neither passes nor is refused with a reason.
 
     conversion_matrix.py                                   all of it: hours
     conversion_matrix.py --method dense --format onnx      a part
     conversion_matrix.py --quick                           a part in which each network, factorization and output occurs
-    conversion_matrix.py --table                           write the table of the results, run nothing
+    conversion_matrix.py --table                           write the table of docs/results/conversion_matrix.md, run nothing
 """
 
 import argparse
@@ -29,7 +29,7 @@ from support.matrix_networks import NETWORKS  # noqa: E402
 from edgecompress.records import from_json  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
-DOCS = REPOSITORY / "docs" / "formats.md"
+PAGE = REPOSITORY / "docs" / "results" / "conversion_matrix.md"
 
 
 def main() -> None:
@@ -37,21 +37,21 @@ def main() -> None:
     known = {result.cell: result for path in options.results if path.exists() for result in read(path)}
     if not options.table:
         kept = options.results[0]
-        cells = [cell for cell in (quick() if options.quick else every()) if chosen(cell, options) and cell not in known]
+        cells = [cell for cell in (quick() if options.quick else every()) if is_chosen(cell, options) and cell not in known]
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder, kept.open("ab") as lines:
 
-            def done(result: Result) -> None:
+            def keep(result: Result) -> None:
                 known[result.cell] = result
                 lines.write(msgspec.json.encode(result) + b"\n")
                 lines.flush()
-                print(told(result), flush=True)
+                print(describe(result), flush=True)
 
             matrix = Matrix(Path(folder))
             for part in parts(cells):
-                matrix.run(part, done)
+                matrix.run(part, keep)
     if options.table:
-        write_table(DOCS, list(known.values()), datetime.now(UTC).date())
+        write_table(PAGE, list(known.values()), datetime.now(UTC).date())
     sys.exit(any(result.outcome in ("wrong", "broken") for result in known.values()))
 
 
@@ -64,14 +64,14 @@ def parse() -> argparse.Namespace:
         ("route", {output.route for output in OUTPUTS if output.route}),
         ("scheme", {output.scheme for output in OUTPUTS}),
     ):
-        parser.add_argument(f"--{name}", action="append", choices=sorted(values), help="may be given several times")
-    parser.add_argument("--quick", action="store_true", help="a part in which each network, factorization and output occurs")
-    parser.add_argument("--table", action="store_true", help=f"write the table of the results into {DOCS.name}, run nothing")
-    parser.add_argument("--results", type=Path, nargs="+", default=[RESULTS], help="files of results: added to the first, the others read")
+        parser.add_argument(f"--{name}", action="append", choices=sorted(values), help=f"run only this {name}; repeatable")
+    parser.add_argument("--quick", action="store_true", help="run a part in which each network, factorization and output occurs")
+    parser.add_argument("--table", action="store_true", help=f"write the table of {PAGE.name} from the results, run nothing")
+    parser.add_argument("--results", type=Path, nargs="+", default=[RESULTS], help="files of results; new ones are added to the first")
     return parser.parse_args()
 
 
-def chosen(cell: Cell, options: argparse.Namespace) -> bool:
+def is_chosen(cell: Cell, options: argparse.Namespace) -> bool:
     asked = {"network": cell.network, "method": cell.method, **cell.output._asdict()}
     return all(getattr(options, name) is None or value in getattr(options, name) for name, value in asked.items())
 
@@ -80,7 +80,7 @@ def read(path: Path) -> list[Result]:
     return [from_json(line, Result, source=str(path)) for line in path.read_bytes().splitlines()]
 
 
-def told(result: Result) -> str:
+def describe(result: Result) -> str:
     named = " ".join(filter(None, result.cell[:2] + result.cell.output))
     return f"{named}: {result.outcome}{f', {result.reason}' if result.reason else ''} ({result.seconds:.1f} s)"
 

@@ -1,7 +1,7 @@
-"""One export of ResNet-20 to fp32 TFLite in a fresh process, `export_jobs.py JOB FOLDER`; prints the seconds since its start.
+"""Export ResNet-20 to fp32 TFLite once and print the seconds since the start of the process: `export_jobs.py JOB FOLDER`.
 
-`bare` is litert-torch called by hand. `convert` makes the file alone; `export` also reads evaluation images, proves the file on them and
-publishes it with its manifest.
+The job `bare` calls litert-torch by hand. `convert` writes the file only; `export` also reads evaluation images, proves the file on them
+and publishes it with its manifest.
 """
 
 import sys
@@ -35,7 +35,7 @@ def convert(folder: Path) -> None:
     with converting("tflite", ahead="litert-torch") as convert:
         from edgecompress.network.exported import to_program, write_program
 
-        recipe = loaded()
+        recipe = load_recipe()
         write_program(to_program(recipe.model().eval(), recipe.example_inputs), folder / "program.pt2")
         convert(ConversionRequest(program=str(folder / "program.pt2"), output=str(folder / "convert.tflite"), scheme="fp32"))
 
@@ -46,7 +46,7 @@ def export(folder: Path) -> None:
     from edgecompress.records import QuantSpec
     from edgecompress.targets import SCHEMES
 
-    recipe = loaded()
+    recipe = load_recipe()
     inputs, labels = fetch(recipe.eval_data(), SAMPLES)
     export(
         recipe.model().eval(),
@@ -60,7 +60,7 @@ def export(folder: Path) -> None:
     )
 
 
-def loaded() -> Any:
+def load_recipe() -> Any:
     from edgecompress import toolchains
     from edgecompress.data.recipe import load
 

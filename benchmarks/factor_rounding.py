@@ -1,9 +1,9 @@
-"""What rounding CP factors costs: kernels of the trained networks of this repository, int8 with one scale a layer, int4 with one a channel.
+"""Measure the error that rounding adds to CP factors of trained kernels: int8 with one scale a layer, int4 with one scale a channel.
 
-A row is the relative error after rounding over that before; beside it stands the same for the factors that tensorly's parafac finds in 100
-sweeps at the same rank. Factors for 4 bits get 10% of slack, which leaves less error after rounding than 1%. cp_quantized is held to the
-rounded error of cp_epc. --rate sets how many times fewer parameters the factors have; at 2 some kernels are reproduced so closely that 4
-bits cost more than the bound. --quick changes nothing: it takes half a minute.
+A row is the relative error after rounding over the error before rounding; beside it is the same ratio for the factors that tensorly's
+parafac finds in 100 sweeps at the same rank. Factors for 4 bits get 10% of slack, because that leaves less error after rounding than 1%
+does. The row of cp_quantized is bounded by the rounded error of cp_epc. --rate sets how many times fewer parameters the factors have; at
+2 some kernels are reproduced so closely that 4 bits cost more than the bound. --quick changes nothing: the full run takes half a minute.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ GRIDS = ((8, False, 0.01, "int8, one scale a layer", 1.01), (4, True, 0.1, "int4
 
 
 def kernels() -> Iterator[tuple[str, Tensor]]:
-    """The kernels that CP can take: neither of size 1 nor depthwise."""
+    """Yield the kernels that CP can factorize: those that are neither of size 1 nor depthwise."""
     for network in NETWORKS:
         model = load(str(toolchains.REPOSITORY / "examples" / network)).model()
         for name, layer in model.named_modules():
@@ -38,13 +38,13 @@ def parafac_factors(k: Tensor, rank: int) -> CP:
     return [area * torch.from_numpy(weights), inside, out]
 
 
-def error(k: Tensor, factors: CP) -> float:
+def relative_error(k: Tensor, factors: CP) -> float:
     return float(torch.linalg.vector_norm(k - composed(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
 
 
 def main() -> None:
-    arguments = parse(__doc__, rate="times fewer parameters, 4 by default")
-    rows = Rows()
+    arguments = parse(__doc__, rate="how many times fewer parameters the factors have [4]")
+    rows = Rows(arguments.write)
     torch.set_num_threads(1)
     for name, k in kernels():
         rank = max(1, int(k.numel() / float(arguments.rate or 4) / (k.shape[0] + k.shape[1] + k[0, 0].numel())))
@@ -52,9 +52,11 @@ def main() -> None:
         theirs = parafac_factors(k, rank)
         for bits, per_channel, slack, grid, bound in GRIDS:
             ours = stable(kernel, rank, slack=slack).factors
-            lost, peer = (error(k, rounded(f, bits, per_channel=per_channel)) / error(k, f) for f in (ours, theirs))
-            on_grid = quantize(kernel, ours, bits=bits, per_channel=per_channel).error / error(k, ours)
-            rows.add(f"{name}, rank {rank}, error {error(k, ours):.3f}, {grid}: cp_epc", ours=lost, peer=None, bound=bound, parafac=peer)
+            lost, peer = (relative_error(k, rounded(f, bits, per_channel=per_channel)) / relative_error(k, f) for f in (ours, theirs))
+            on_grid = quantize(kernel, ours, bits=bits, per_channel=per_channel).error / relative_error(k, ours)
+            rows.add(
+                f"{name}, rank {rank}, error {relative_error(k, ours):.3f}, {grid}: cp_epc", ours=lost, peer=None, bound=bound, parafac=peer
+            )
             rows.add(f"{name}, rank {rank}, {grid}: cp_quantized", ours=on_grid, peer=None, bound=lost, parafac=peer)
     rows.end()
 

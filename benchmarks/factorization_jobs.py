@@ -1,4 +1,4 @@
-"""What edgecompress does beside its peers, run in a process like theirs."""
+"""The work of edgecompress in the comparison with its peers, run in a process like theirs."""
 
 import time
 import warnings
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from kernels import resnet18, trained_like
-from lines import serve, timed
+from lines import measure_time, serve
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,25 +23,25 @@ from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
 
 def evbmf(matrix: NDArray[np.float32]) -> dict[str, Any]:
-    seconds, rank = timed(lambda: evbmf_rank(torch.from_numpy(matrix)))
+    seconds, rank = measure_time(lambda: evbmf_rank(torch.from_numpy(matrix)))
     return {"seconds": seconds, "rank": rank}
 
 
 def tucker2(kernel: NDArray[np.float32], ranks: list[int]) -> dict[str, Any]:
     layer = convolution(kernel)
-    seconds, made = timed(lambda: factorize(layer, "tucker2", tuple(ranks)))
+    seconds, made = measure_time(lambda: factorize(layer, "tucker2", tuple(ranks)))
     return {"seconds": seconds, "relative_error": relative_error(layer, "tucker2", made)}
 
 
 def cp_until(kernel: NDArray[np.float32], rank: int, error: float) -> dict[str, Any]:
-    """Run ALS until it is at a relative error."""
+    """Run ALS until it reaches a relative error."""
     tensor = torch.from_numpy(kernel)
-    seconds, run = timed(lambda: als(kernel_of(tensor), rank, sweeps=1000, until=error))
+    seconds, run = measure_time(lambda: als(kernel_of(tensor), rank, sweeps=1000, until=error))
     return {"seconds": seconds, "relative_error": run.error, "sweeps": run.sweeps}
 
 
 def cp_epc(kernel: NDArray[np.float32], rank: int, error: float) -> dict[str, Any]:
-    """Find factors of little sensitivity within a relative error, as the method cp_epc does within that of its own ALS."""
+    """Find factors of low sensitivity within a relative error, as cp_epc does within the error of its own ALS."""
     tensor = kernel_of(torch.from_numpy(kernel))
     near = approach(tensor, random(tensor.shape, rank, 0), bound=error, sweeps=200, tolerance=1e-3)
     run = correct(tensor, near.factors, bound=error)
@@ -51,7 +51,7 @@ def cp_epc(kernel: NDArray[np.float32], rank: int, error: float) -> dict[str, An
 
 def whole_tucker2(width: int) -> dict[str, Any]:
     """Factorize all layers of ResNet-18 at the ranks EVBMF finds: Tucker-2 where a kernel has an area, else SVD."""
-    layers = filled(resnet18(width))
+    layers = fill_layers(resnet18(width))
 
     def work() -> Any:
         methods = ["svd" if METHODS["svd"].reject(layer) is None else "tucker2" for layer in layers]
@@ -59,29 +59,29 @@ def whole_tucker2(width: int) -> dict[str, Any]:
             [Job(f"layer{i}", layer, m, evbmf_ranks(layer, m)) for i, (layer, m) in enumerate(zip(layers, methods, strict=True))], cache=""
         )
 
-    return {"seconds": on_the_clock(work)}
+    return {"seconds": elapsed_seconds(work)}
 
 
 def whole_cp_epc(width: int) -> dict[str, Any]:
     """Factorize all layers of ResNet-18 at half the parameters: CP-EPC where a kernel has an area, else SVD."""
-    layers = filled(resnet18(width))
+    layers = fill_layers(resnet18(width))
 
     def work() -> Any:
         methods = ["svd" if METHODS["svd"].reject(layer) is None else "cp_epc" for layer in layers]
         ranks = [parameter_rate(layer, m, 2.0) for layer, m in zip(layers, methods, strict=True)]
         return factorize_all([Job(f"layer{i}", *job) for i, job in enumerate(zip(layers, methods, ranks, strict=True))], cache="")
 
-    return {"seconds": on_the_clock(work)}
+    return {"seconds": elapsed_seconds(work)}
 
 
-def on_the_clock(work: Callable[[], Any]) -> float:
+def elapsed_seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def memory(method: str, shape: list[int], rank: list[int], options: dict[str, Any]) -> dict[str, Any]:
-    """Factorize one layer in a fresh process; return what its memory grew by, and the whole of it."""
+    """Factorize one layer in a fresh process; return the growth of its memory and the peak, in bytes."""
     warmed = nn.Linear(64, 32) if len(shape) == 2 else nn.Conv2d(16, 16, 3)
     if METHODS[method].reject(warmed) is None:
         factorize(warmed, method, tuple(1 for _ in METHODS[method].max_rank(warmed, options_of(method))))
@@ -89,7 +89,7 @@ def memory(method: str, shape: list[int], rank: list[int], options: dict[str, An
         layer = nn.Linear(shape[1], shape[0], bias=False) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2:], bias=False)
     layer.weight = nn.Parameter(torch.empty(shape).normal_(generator=torch.Generator().manual_seed(0)), requires_grad=False)
     limit = METHODS[method].max_rank(layer, options_of(method, options))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak to the present size
     before = peak_bytes()
     factorize(layer, method, tuple(map(min, rank, limit)), options=options)
     after = peak_bytes()
@@ -97,7 +97,7 @@ def memory(method: str, shape: list[int], rank: list[int], options: dict[str, An
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size so far, as Linux keeps it."""
+    """Return the largest resident size so far, as Linux reports it."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
@@ -109,7 +109,8 @@ def convolution(kernel: NDArray[np.float32]) -> nn.Conv2d:
     return layer
 
 
-def filled(layers: list[nn.Module]) -> list[nn.Module]:
+def fill_layers(layers: list[nn.Module]) -> list[nn.Module]:
+    """Give layers on the meta device values with the spectra of trained ones, in place; return them."""
     for layer in layers:
         layer.to_empty(device="cpu")
         with torch.no_grad():

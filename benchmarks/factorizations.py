@@ -1,8 +1,8 @@
-"""Factorizations beside tensorly, tensorly-torch and musco: time, error, sensitivity and memory on layers of ResNet-18 and VGG-16.
+"""Compare factorizations with tensorly, tensorly-torch and musco: time, error, sensitivity and memory on layers of ResNet-18 and VGG-16.
 
-Both sides get the same kernels and one thread, and run in turns; a time is the median of the processor time of its repetitions, which
-other work on the machine disturbs least. The whole of ResNet-18 is factorized on as many cores as there are, on the clock. The peers'
-environment is created at the first run.
+Both sides get the same kernels and one thread, and run in turns. A time is the median processor time of the repetitions, because other
+work on the machine disturbs it least. The rows of the whole ResNet-18 use all cores and measure elapsed time. The first run creates the
+environment of the peers.
 """
 
 import sys
@@ -24,13 +24,13 @@ Call = Callable[[], dict[str, Any]]
 
 
 class Sizes(NamedTuple):
-    """What is measured; the bounds on times that small sizes loosen are times ours over the peer's."""
+    """Sizes of the layers, and the bounds that depend on them: our time over the time of the peer."""
 
     evbmf: int = 512
     tucker2: int = 512
     cp: int = 256
-    width: int = 64  # of ResNet-18, for its 3×3 kernels
-    whole: int = 64  # for all its layers
+    width: int = 64  # channels of ResNet-18's first stage, in the rows of its 3×3 kernels
+    whole: int = 64  # the same, in the rows that factorize all its layers
     linear: tuple[int, int] = (4096, 25088)
     modes: tuple[tuple[int, ...], tuple[int, ...]] = ((4, 4, 4, 4, 4, 4), (2, 7, 8, 8, 7, 4))
     repetitions: int = 5
@@ -42,14 +42,14 @@ QUICK = Sizes(256, 256, 128, 16, 8, (1024, 6272), ((4, 4, 4, 4, 4), (7, 7, 8, 4,
 
 
 class Benchmark:
-    def __init__(self, sizes: Sizes, kernels: Kernels, ours: Worker, peers: Worker) -> None:
-        self.rows, self.sizes, self.kernels, self.ours, self.peers = Rows(), sizes, kernels, ours, peers
+    def __init__(self, rows: Rows, sizes: Sizes, kernels: Kernels, ours: Worker, peers: Worker) -> None:
+        self.rows, self.sizes, self.kernels, self.ours, self.peers = rows, sizes, kernels, ours, peers
 
     def evbmf(self) -> None:
         n = self.sizes.evbmf
         matrix = self.kernels(n, n, 3, 3).flatten(1).numpy()
         work = f"EVBMF of the unfolding {n}×{9 * n}"
-        (t, made), (peer_t, peer) = self.in_turns(*(lambda w=w: w.call("evbmf", matrix=matrix) for w in (self.ours, self.peers)))
+        (t, made), (peer_t, peer) = self.call_in_turns(*(lambda w=w: w.call("evbmf", matrix=matrix) for w in (self.ours, self.peers)))
         self.rows.add(f"{work}, seconds, over musco", ours=t, peer=peer_t, bound=self.sizes.evbmf_bound)
         self.rows.add(f"{work}, rank, over musco", ours=made["rank"], peer=peer["rank"], bound=1)
         self.rows.add(f"{work}, rank, over musco", ours=made["rank"], peer=peer["rank"], bound=1, sense=">=")
@@ -57,7 +57,7 @@ class Benchmark:
     def tucker2(self) -> None:
         n, bound = self.sizes.tucker2, self.sizes.tucker2_bound
         data = {"kernel": self.kernels(n, n, 3, 3).numpy(), "ranks": [n // 4, n // 4]}
-        (t, made), (peer_t, peer), (conv_t, conv) = self.in_turns(
+        (t, made), (peer_t, peer), (conv_t, conv) = self.call_in_turns(
             lambda: self.ours.call("tucker2", **data),
             lambda: self.peers.call("tucker2", **data),
             lambda: self.peers.call("factorized_conv", **data),
@@ -72,7 +72,7 @@ class Benchmark:
         n = self.sizes.cp
         data = {"kernel": self.kernels(n, n, 3, 3).numpy(), "rank": rank_for(n, n, rate=4)}
         aim = self.peers.call("cp", **data, sweeps=100)["relative_error"]
-        (peer_t, _), (t, made) = self.in_turns(
+        (peer_t, _), (t, made) = self.call_in_turns(
             lambda: self.peers.call("cp", **data, sweeps=100),
             lambda: self.ours.call("cp_until", **data, error=aim),
             repetitions=3,
@@ -126,8 +126,8 @@ class Benchmark:
             if method != "tucker2":
                 self.rows.add(f"{work}, peak bytes of the process, over 4 GB", ours=made["peak"], peer=4e9, bound=1)
 
-    def in_turns(self, *calls: Call, repetitions: int | None = None) -> list[tuple[float, dict[str, Any]]]:
-        """Call all in turns; return the median seconds and the last reply of each."""
+    def call_in_turns(self, *calls: Call, repetitions: int | None = None) -> list[tuple[float, dict[str, Any]]]:
+        """Make all calls in turns; return the median seconds and the last reply of each."""
         replies = [[call() for call in calls] for _ in range(repetitions or self.sizes.repetitions)]
         return [(median([reply["seconds"] for reply in mine]), mine[-1]) for mine in zip(*replies, strict=True)]
 
@@ -142,7 +142,7 @@ def factors(reply: dict[str, Any]) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    arguments = parse(__doc__, weights="safetensors file of a trained model to take kernels from, by their shapes")
+    arguments = parse(__doc__, weights="safetensors file of a trained model whose kernels are used where their shapes fit")
     sizes = QUICK if arguments.quick else Sizes()
     python = peer_environment.python()
 
@@ -150,7 +150,7 @@ def main() -> None:
         return Worker(Path(sys.executable), "factorization_jobs.py", threads=1)
 
     with our_worker() as ours, Worker(python, "factorization_peers.py", threads=1) as peers:
-        benchmark = Benchmark(sizes, Kernels(arguments.weights and Path(arguments.weights)), ours, peers)
+        benchmark = Benchmark(Rows(arguments.write), sizes, Kernels(arguments.weights and Path(arguments.weights)), ours, peers)
         benchmark.evbmf()
         benchmark.tucker2()
         benchmark.cp()

@@ -1,8 +1,8 @@
-"""What the planner saves where nothing will repair a network: EfficientNet-Lite0, BatchNorm re-estimated, nothing trained.
+"""Measure what the planner saves without training data: EfficientNet-Lite0, with BatchNorm re-estimated and nothing trained.
 
-The plan is the one that saves most MACs and, on calibration crops, answers at most 10 points less often as the dense network does; factors
-are fitted to what layers read. It is judged on crops of the evaluation photographs, of which the planner has seen no pixel. Beside it:
-uniform ranks for the MACs it keeps, or for 0.95 of them where it keeps them all. --quick has images of 96×96 and fewer of them.
+The plan saves as many MACs as it can while its agreement with the dense network on calibration crops drops by at most 10 points; factors
+are fitted to the inputs of the layers. The plan is judged on crops of the evaluation photographs, of which the planner has seen no pixel.
+The peer has uniform ranks at the same MACs, or at 0.95 of the MACs where the plan keeps them all. --quick uses fewer images, of 96×96.
 
 Rows: agreement with the dense network of the plan (≥ 0.9), and of uniform ranks over it (at most 1).
 """
@@ -28,11 +28,11 @@ from edgecompress.planning.plan import plan
 from edgecompress.records import Budget, CompressionPlan
 
 NAME = "efficientnet_lite0"
-DROP = 10.0  # points of agreement
-LEAST = 0.95  # of the MACs, kept by uniform ranks where the plan keeps all
+MAX_DROP = 10.0  # points of agreement
+UNIFORM_MACS_RATIO = 0.95  # uniform ranks get this budget where the plan keeps all MACs, so that the peer compresses at all
 
 
-def agreed(model: nn.Module, made: CompressionPlan, inputs: Batch, held_out: Batch) -> float:
+def measure_agreement(model: nn.Module, made: CompressionPlan, inputs: Batch, held_out: Batch) -> float:
     """Return how often the planned network answers as the dense one, both on held-out inputs."""
     network = decompose(model, made, inputs=inputs)[0].eval()
     if made.layers:
@@ -43,7 +43,8 @@ def agreed(model: nn.Module, made: CompressionPlan, inputs: Batch, held_out: Bat
 
 
 def main() -> None:
-    quick = parse(__doc__ or "").quick
+    options = parse(__doc__ or "")
+    quick = options.quick
     recipe = load(str(toolchains.REPOSITORY / "examples" / NAME))
     assert recipe.calibration_data
     assert recipe.eval_data
@@ -58,14 +59,14 @@ def main() -> None:
     inputs, judged = batches.take(seen, slice(half)), batches.take(seen, slice(half, None))
     held_out = images(recipe.eval_data, 80 if quick else 238)
     stats = analyze(model, (torch.zeros(1, 3, side, side),), name=recipe.name, measure=False)
-    made = plan(model, stats, budget=Budget(max_drop=DROP), inputs=inputs, judged=(judged, None), data_aware=True)
+    made = plan(model, stats, budget=Budget(max_drop=MAX_DROP), inputs=inputs, judged=(judged, None), data_aware=True)
     print(made.notes[-1], file=sys.stderr)
     kept = made.macs / made.macs_before
-    uniform = plan(model, stats, macs_ratio=kept if made.layers else LEAST, allocator="uniform")
-    ours, theirs = agreed(model, made, inputs, held_out), agreed(model, uniform, inputs, held_out)
-    rows = Rows()
+    uniform = plan(model, stats, macs_ratio=kept if made.layers else UNIFORM_MACS_RATIO, allocator="uniform")
+    ours, theirs = measure_agreement(model, made, inputs, held_out), measure_agreement(model, uniform, inputs, held_out)
+    rows = Rows(options.write)
     beside = {"macs_ratio": kept, "layers": float(len(made.layers))}
-    rows.add(f"{recipe.name}, nothing trained: agreement of the plan", ours=ours, peer=None, bound=1 - DROP / 100, sense=">=", **beside)
+    rows.add(f"{recipe.name}, nothing trained: agreement of the plan", ours=ours, peer=None, bound=1 - MAX_DROP / 100, sense=">=", **beside)
     rows.add(
         f"{recipe.name}, nothing trained: agreement of uniform ranks over the plan's",
         ours=theirs,

@@ -1,8 +1,8 @@
-"""Kernels with the spectra of trained layers, and the layers of networks they belong to.
+"""Generate kernels with the spectra of trained layers, and the layers of ResNet-18 that they belong to.
 
 In every mode of a generated kernel the singular values fall as i^-0.4, which leaves Tucker-2 at a quarter of the ranks, and CP at half the
 parameters, with errors like those on the last layers of this repository's ResNet-20. Its mean square is 1: musco searches the variance
-of the noise with an absolute tolerance and misses it on the scale of ordinary weights. A checkpoint is scaled alike.
+of the noise with an absolute tolerance and misses it on the scale of ordinary weights. Kernels of a checkpoint are scaled alike.
 """
 
 import zlib
@@ -13,31 +13,31 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-DECAY: Final = 0.4
+DECAY: Final = 0.4  # the exponent by which singular values fall; see above
 
 
 def trained_like(*shape: int) -> Tensor:
-    """Return a kernel, float32, the same one for each shape in every process."""
+    """Return a float32 kernel of a shape, the same in every process."""
     generator = torch.Generator().manual_seed(zlib.crc32(repr(shape).encode()))
     k = torch.randn(shape, generator=generator)
     for axis, n in enumerate(shape):
         rotation = torch.linalg.qr(torch.randn(n, n, generator=generator))[0]
         k = torch.tensordot(rotation * torch.arange(1, n + 1) ** -DECAY, k, ([1], [axis])).movedim(0, axis)
-    return scaled(k)
+    return scale_to_unit_variance(k)
 
 
-def scaled(k: Tensor) -> Tensor:
+def scale_to_unit_variance(k: Tensor) -> Tensor:
     return (k / k.square().mean().sqrt()).contiguous()
 
 
 class Kernels:
-    """Kernels by shape: the first of a checkpoint, a generated one where it has none."""
+    """Kernels by shape: the first one of a checkpoint with that shape, or a generated one."""
 
     def __init__(self, weights: Path | None = None) -> None:
         self._known: dict[tuple[int, ...], Tensor] = {}
         for value in load_file(weights).values() if weights else ():
             if value.ndim > 1:
-                self._known.setdefault(tuple(value.shape), scaled(value.float()))
+                self._known.setdefault(tuple(value.shape), scale_to_unit_variance(value.float()))
 
     def __call__(self, *shape: int) -> Tensor:
         if shape not in self._known:
@@ -46,7 +46,7 @@ class Kernels:
 
 
 def resnet18(width: int = 64) -> list[nn.Module]:
-    """Return the layers of ResNet-18 that have weights, without values, `width` channels after the first."""
+    """Return the layers of ResNet-18 that have weights, on the meta device; the first layer has `width` output channels."""
     w = [width * 2**stage for stage in range(4)]
     with torch.device("meta"):
         layers: list[nn.Module] = [nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)]
@@ -60,5 +60,5 @@ def resnet18(width: int = 64) -> list[nn.Module]:
 
 
 def shapes_3x3(width: int = 64) -> list[tuple[int, ...]]:
-    """Return the distinct shapes of its 3×3 kernels."""
+    """Return the distinct shapes of the 3×3 kernels of ResNet-18."""
     return list(dict.fromkeys(tuple(layer.weight.shape) for layer in resnet18(width) if layer.weight.shape[2:] == (3, 3)))

@@ -1,4 +1,4 @@
-"""Functions in another process: a line of JSON each way, arrays in files."""
+"""Call functions in another process: requests and replies are lines of JSON, arrays travel in files."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Worker:
-    """A program that ends in `serve`, in the environment of a Python, with a number of threads for every library it may load."""
+    """A process of a program that ends in `serve`, run by a given Python, with a number of threads for every library."""
 
     def __init__(self, python: Path, program: str, *, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -37,7 +37,7 @@ class Worker:
 
     def call(self, name: str, **arguments: Any) -> dict[str, Any]:
         folder = Path(self._folder.name)
-        self._process.stdin.write(json.dumps([name, _stored(arguments, folder)]) + "\n")
+        self._process.stdin.write(json.dumps([name, _store_arrays(arguments, folder)]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -45,11 +45,11 @@ class Worker:
         reply = json.loads(line)
         if "error" in reply:
             raise RuntimeError(f"{name}: {reply['error']}")
-        return _loaded(reply["made"])
+        return _load_arrays(reply["made"])
 
 
 class Workers:
-    """As many of a program's processes as there are processors."""
+    """A pool of processes of one program, one for each processor."""
 
     def __init__(self, program: str) -> None:
         self._idle: SimpleQueue[Worker] = SimpleQueue()
@@ -65,7 +65,7 @@ class Workers:
             worker.__exit__()
 
     def map(self, name: str, calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Call a function with each of these arguments, whichever process is idle."""
+        """Call a function with each of these arguments in idle processes; return the replies in order."""
 
         def call(arguments: dict[str, Any]) -> dict[str, Any]:
             worker = self._idle.get()
@@ -79,27 +79,27 @@ class Workers:
 
 
 def serve(*functions: Callable[..., dict[str, Any]]) -> None:
-    """Answer calls of these functions until the input ends. What they print, from Python or C++, goes to stderr."""
+    """Answer calls of these functions until the input ends. Their own output, from Python or C++, goes to stderr."""
     known = {function.__name__: function for function in functions}
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         name, arguments = json.loads(line)
         try:
-            reply = {"made": _stored(known[name](**_loaded(arguments)), Path(sys.argv[1]))}
+            reply = {"made": _store_arrays(known[name](**_load_arrays(arguments)), Path(sys.argv[1]))}
         except Exception:
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of processor time a function took, and what it returned."""
+def measure_time(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the processor time of a call in seconds, and the result of the call."""
     started = time.process_time()
     made = function()
     return time.process_time() - started, made
 
 
-def _stored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _store_arrays(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray):
@@ -110,7 +110,7 @@ def _stored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return made
 
 
-def _loaded(values: dict[str, Any]) -> dict[str, Any]:
+def _load_arrays(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: np.load(value["npy"], allow_pickle=False) if isinstance(value, dict) and "npy" in value else value
         for name, value in values.items()

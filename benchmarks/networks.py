@@ -1,4 +1,4 @@
-"""Networks whose shapes matter to a benchmark and whose weights do not: ResNet-18, with kernels that have the spectra of trained ones."""
+"""ResNet-18 for benchmarks of latency: generated kernels with the spectra of trained ones."""
 
 import math
 from typing import cast
@@ -23,7 +23,7 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """K. He et al. Deep residual learning for image recognition. CVPR 2016, table 1; of its four stages the first ones."""
+    """The first stages of ResNet-18: K. He et al. Deep residual learning for image recognition. CVPR 2016, table 1."""
 
     def __init__(self, stages: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ResNet18(nn.Module):
 
 @torch.no_grad()
 def resnet18(stages: int = 4) -> nn.Module:
-    """Return ResNet-18, or its first stages, in eval mode, always the same; activations keep their size from layer to layer."""
+    """Return ResNet-18 or its first stages in eval mode, always the same; activations keep their scale from layer to layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ResNet18(stages)

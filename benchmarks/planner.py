@@ -1,15 +1,17 @@
-"""Whether plans by measured latencies come true, and are worth more than plans by MACs.
+"""Measure whether plans by latency come true, and whether they are worth more than plans by MACs.
 
-Networks: ResNet-20 and EfficientNet-Lite0 of the examples, and ResNet-18 at 224×224 with kernels that have trained ones' spectra (its
-latency is what counts); --quick takes the first two stages of ResNet-18 at 112×112 alone, whose layers take as long as those of small
-networks and are few. This machine, one thread, real TFLite files, dense and planned measured interleaved.
+The networks are ResNet-20 and EfficientNet-Lite0 of the examples, and ResNet-18 at 224×224 with generated kernels that have the spectra
+of trained ones, since only its latency counts. --quick takes the first two stages of ResNet-18 at 112×112 alone. All files are real
+TFLite files, measured on this machine on one thread, dense and planned interleaved. The rows are:
 
-Rows: latency of the planned network as predicted, over that measured, both as shares of the dense network's (within 5%; --quick within
-10%, its layers take tens of microseconds, less than the machine drifts by); planned over dense latency in the same scheme (below 1); of
-ResNet-18 at 0.33 of the MACs in fp32 the speed-up that is realised over the one that MACs promise (≥ 0.85), with plain Tucker-2 by one
-ratio beside it (not --quick); dense fp32 over planned int8-static (≥ 7), with dense int8-static beside it, which gains nothing on a
-processor without 8-bit dot products; seconds of measuring ResNet-18's cost table (≤ 180); seconds and memory of planning it with a warm
-table and cache (≤ 30 s, ≤ 2 GB).
+- predicted over measured latency of the planned network, both as shares of the dense network's (within 5%; within 10% with --quick, whose
+  layers take tens of microseconds, less than the drift of the machine);
+- planned over dense latency in the same scheme (below 1);
+- for ResNet-18 at 0.33 of the MACs in fp32, the measured speed-up over the one that its MACs promise (≥ 0.85), with plain Tucker-2 by one
+  ratio beside (not with --quick);
+- dense fp32 over planned int8-static latency (≥ 7), with dense int8-static beside, which gains nothing without 8-bit dot products;
+- seconds of measuring ResNet-18's cost table (≤ 180);
+- seconds and memory of planning ResNet-18 with a warm table and cache (≤ 30 s, ≤ 2 GB).
 """
 
 import json
@@ -50,7 +52,7 @@ Plans = dict[tuple[str, str], CompressionPlan]  # (variant, scheme)
 SCHEMES = ("fp32", "int8-static")
 EXAMPLES = toolchains.REPOSITORY / "examples"
 REPETITIONS = 200
-WHOLE, QUICK = (4, 224), (2, 112)  # stages of ResNet-18, side of its images
+WHOLE, QUICK = (4, 224), (2, 112)  # number of stages of ResNet-18, side of its images in pixels
 
 
 class Subject:
@@ -103,21 +105,21 @@ class Subject:
         return ConversionRequest(program=str(program), output=str(path), scheme=scheme, calibration=seen)
 
 
-def share(dense: Path, other: Path) -> float:
+def latency_ratio(dense: Path, other: Path) -> float:
     """Return the latency of a file over the dense one's."""
     first, second = bench([dense, other], repetitions=REPETITIONS, compare=True)
     return ratio(second, first).ratio
 
 
-def on(rows: Rows, subject: Subject, plans: Plans, *, bound: float = 1.05) -> dict[str, float]:
-    """Hold prediction against measurement, and the planned network against the dense one; return its share of the latency by scheme."""
+def measure_predictions(rows: Rows, subject: Subject, plans: Plans, *, bound: float = 1.05) -> dict[str, float]:
+    """Compare predicted with measured latency, and the planned with the dense network; return planned over dense latency by scheme."""
     found = {}
     for scheme in SCHEMES:
         made = plans["planned", scheme]
         assert made.latency_ms is not None
         assert made.latency_ms_before
         predicted = made.latency_ms / made.latency_ms_before
-        measured = found[scheme] = share(subject.file("dense", scheme), subject.file("planned", scheme))
+        measured = found[scheme] = latency_ratio(subject.file("dense", scheme), subject.file("planned", scheme))
         off = max(predicted / measured, measured / predicted)
         beside = {"macs": made.macs / made.macs_before, "dense_ms": made.latency_ms_before}
         rows.add(
@@ -133,22 +135,22 @@ def on(rows: Rows, subject: Subject, plans: Plans, *, bound: float = 1.05) -> di
     return found
 
 
-def realised(rows: Rows, subject: Subject, plans: Plans, measured: float) -> None:
-    """Hold the speed-up of a plan with latencies against the one its MACs promise, plain Tucker-2 beside it where there is one."""
+def measure_realised_speedup(rows: Rows, subject: Subject, plans: Plans, measured: float) -> None:
+    """Compare the measured speed-up of a plan with the one that its MACs promise, with plain Tucker-2 beside where it was planned."""
     dense, made = subject.file("dense", "fp32"), plans["planned", "fp32"]
     beside = {"speedup": 1 / measured}
     if plain := plans.get(("plain", "fp32")):
-        theirs = 1 / share(dense, subject.file("plain", "fp32"))
+        theirs = 1 / latency_ratio(dense, subject.file("plain", "fp32"))
         beside |= {"plain": theirs * plain.macs / plain.macs_before, "plain_speedup": theirs}
     row = f"{subject.name} at {made.budget.macs_ratio:g} of the MACs, fp32: realised over promised speed-up"
     rows.add(row, ours=made.macs / made.macs_before / measured, peer=None, bound=0.85, sense=">=", **beside)
-    small, scheme_alone = (share(dense, subject.file(variant, "int8-static")) for variant in ("planned", "dense"))
+    small, scheme_alone = (latency_ratio(dense, subject.file(variant, "int8-static")) for variant in ("planned", "dense"))
     row = f"{subject.name}: dense fp32 over planned int8-static latency"
     rows.add(row, ours=1 / small, peer=None, bound=7.0, sense=">=", dense_int8=1 / scheme_alone)
 
 
-def warm(rows: Rows, table: Path, *, quick: bool) -> None:
-    """Plan in a process of its own, with data, after one that measured and fitted everything."""
+def measure_warm_planning(rows: Rows, table: Path, *, quick: bool) -> None:
+    """Measure planning in a fresh process, with data, after another process has filled the table and the cache."""
     argv = [sys.executable, __file__, "--warm", str(table), *(["--quick"] if quick else [])]
     for _ in range(2):
         done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600)
@@ -158,9 +160,9 @@ def warm(rows: Rows, table: Path, *, quick: bool) -> None:
 
 
 def plan_warm(table: Path, folder: Path, *, quick: bool) -> None:
-    """Be that process."""
+    """Plan ResNet-18 with a warm table; print seconds and memory as JSON. `measure_warm_planning` runs this in a process of its own."""
     start = time.perf_counter()
-    subject = imagenet(folder, quick=quick)
+    subject = resnet18_subject(folder, quick=quick)
     subject.inputs = (torch.rand(FEWEST, *subject.example[0].shape[1:], generator=torch.Generator().manual_seed(0)),)
     source = open_source(device="local://", table=table, threads=1)
     subject.plan(source, "fp32", 0.33)
@@ -168,13 +170,13 @@ def plan_warm(table: Path, folder: Path, *, quick: bool) -> None:
     print(json.dumps({"seconds": time.perf_counter() - start, "gb": gb}))
 
 
-def imagenet(folder: Path, *, quick: bool) -> Subject:
+def resnet18_subject(folder: Path, *, quick: bool) -> Subject:
     stages, side = QUICK if quick else WHOLE
     name = f"ResNet-18{f', first {stages} stages,' if quick else ''} at {side}×{side}"
     return Subject(name, resnet18(stages), (torch.zeros(1, 3, side, side),), folder / "resnet18", None)
 
 
-def example(name: str, folder: Path) -> Subject:
+def example_subject(name: str, folder: Path) -> Subject:
     recipe = load(str(EXAMPLES / name))
     data = (recipe.calibration_data or recipe.eval_data)()  # type: ignore[misc]
     inputs: Tensor = torch.stack([data[i][0] if isinstance(data[i], tuple) else data[i] for i in range(128)])
@@ -182,24 +184,24 @@ def example(name: str, folder: Path) -> Subject:
 
 
 def main() -> None:
-    given = parse(__doc__ or "", warm="table of a warm plan (used by the benchmark itself)")
+    given = parse(__doc__ or "", warm="cost table to plan with; the benchmark passes this to itself")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         if given.warm:
             plan_warm(Path(given.warm), folder, quick=given.quick)
             return
-        rows, table = Rows(), folder / "costs.json"
+        rows, table = Rows(given.write), folder / "costs.json"
         converters = stack.enter_context(Workers("conversion_jobs.py"))  # they load while networks are made
         source = open_source(device="local://", table=table, threads=1, noisy=True)
         if not given.quick:
             for name, macs_ratio in (("resnet20_fashion_mnist", 0.5), ("efficientnet_lite0", 0.8)):
-                small = example(name, folder)
-                on(rows, small, small.prepare(source, macs_ratio, converters))
-        large = imagenet(folder, quick=given.quick)
+                small = example_subject(name, folder)
+                measure_predictions(rows, small, small.prepare(source, macs_ratio, converters))
+        large = resnet18_subject(folder, quick=given.quick)
         plans = large.prepare(source, 0.33, converters, plain=not given.quick)
         rows.add("ResNet-18: seconds of measuring its cost table in both schemes", ours=large.profiled_s, peer=None, bound=180.0)
-        realised(rows, large, plans, on(rows, large, plans, bound=1.1 if given.quick else 1.05)["fp32"])
-        warm(rows, table, quick=given.quick)
+        measure_realised_speedup(rows, large, plans, measure_predictions(rows, large, plans, bound=1.1 if given.quick else 1.05)["fp32"])
+        measure_warm_planning(rows, table, quick=given.quick)
         rows.end()
 
 

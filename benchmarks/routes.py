@@ -1,7 +1,7 @@
-"""TFLite files of the two toolchains beside each other: how much `--tflite-route auto` gives away by taking the first that passes.
+"""Compare the TFLite files of two toolchains: how much time `--tflite-route auto` loses by taking the first file that passes.
 
-Every network of the conversion matrix as it is, in fp32 and int8 static, by litert-torch and by onnx2tf; the two files of one network and
-scheme measured interleaved, one thread. --quick takes ResNet-20.
+Every network of the conversion matrix is converted undecomposed, in fp32 and int8-static, by litert-torch and by onnx2tf. The two files
+of one network and scheme are measured interleaved on one thread. --quick takes ResNet-20 only.
 
 Rows: median milliseconds of litert-torch's file over onnx2tf's (≤ 1.15: beyond it `auto` should look at both).
 """
@@ -30,18 +30,18 @@ sys.path.insert(0, str(toolchains.REPOSITORY / "tests"))
 from support.matrix_networks import DENSE, NETWORKS, made
 
 QUICK = ("resnet20",)
-CALIBRATION = 32
+CALIBRATION_SAMPLES = 32
 REPETITIONS = 300
 BOUND = 1.15
 
 
-def requests(name: str, folder: Path) -> Iterator[ConversionRequest]:
-    """Write a network and its calibration; yield what each toolchain is asked for, both of a scheme in turn."""
+def requests_for(name: str, folder: Path) -> Iterator[ConversionRequest]:
+    """Write a network and its calibration inputs; yield the request of each route, the two of one scheme after each other."""
     given = made(name, DENSE)
     assert given is not None
     program, calibration = folder / f"{name}.pt2", folder / f"{name}.safetensors"
     write_program(to_program(given.model, batches.take(given.inputs, slice(1)), name=name), program)
-    save_calibration(batches.take(given.calibration, slice(CALIBRATION)), calibration)
+    save_calibration(batches.take(given.calibration, slice(CALIBRATION_SAMPLES)), calibration)
     for scheme in ("fp32", "int8-static"):
         for route in TFLITE_TOOLCHAINS:
             yield ConversionRequest(
@@ -53,7 +53,8 @@ def requests(name: str, folder: Path) -> Iterator[ConversionRequest]:
             )
 
 
-def converted(request: ConversionRequest) -> Path | None:
+def convert_file(request: ConversionRequest) -> Path | None:
+    """Write a file and return its path; print why and return None where the route does not take the network."""
     try:
         convert("tflite", request)
     except UnsupportedError as error:
@@ -63,13 +64,14 @@ def converted(request: ConversionRequest) -> Path | None:
 
 
 def main() -> None:
-    given, rows = parse(__doc__ or "", networks="these alone, separated by commas"), Rows()
+    given = parse(__doc__ or "", networks="names of networks, separated by commas [all]")
+    rows = Rows(given.write)
     names = QUICK if given.quick else given.networks.split(",") if given.networks else tuple(NETWORKS)
     if unknown := set(names) - NETWORKS.keys():
         sys.exit(f"--networks: no {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        asked = [request for name in names for request in requests(name, Path(folder))]
-        files = list(pool.map(converted, asked))
+        asked = [request for name in names for request in requests_for(name, Path(folder))]
+        files = list(pool.map(convert_file, asked))
         for request, ours, theirs in zip(asked[::2], files[::2], files[1::2], strict=True):
             if ours and theirs:
                 first, second = bench([theirs, ours], repetitions=REPETITIONS, compare=True)

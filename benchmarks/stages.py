@@ -1,7 +1,7 @@
-"""Decomposing and fine-tuning in several stages against doing it once: top-1 at the same MACs budget after as many epochs in all.
+"""Compare compression in several stages with compression in one: top-1 at the same MACs budget after the same number of epochs in all.
 
-A line of JSON is printed for each run, then a line for each ratio: mean top-1 of one stage and of several, and the difference with its
-standard error over the seeds. Nothing is bounded: the figures say which is better for a network.
+Each run prints a line of JSON. Each ratio then prints the mean top-1 of one stage and of several, and the difference with its standard
+error over the seeds. Nothing is bounded: the figures tell which is better for a network.
 
     stages.py                                            ResNet-20 on Fashion-MNIST, three stages of 4 epochs against one of 12
     stages.py RECIPE --ratio 0.25 --ratio 0.15 --epochs 24 --seeds 5
@@ -24,7 +24,7 @@ from edgecompress.options import update_options
 from edgecompress.pipeline.steps_publish import Pipeline
 from edgecompress.runs import open_run
 
-QUICK_IMAGES = 500  # to score on
+QUICK_IMAGES = 500  # evaluation images with --quick
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, action="append", help="MACs to keep [0.25]")
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--weakening", type=float, default=0.8)
-    parser.add_argument("--epochs", type=int, default=12, help="of all stages together, a multiple of their number")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of all stages together, a multiple of their number [12]")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="the same rows with three epochs of 400 samples, scored on 500 images")
+    parser.add_argument("--quick", action="store_true", help="run three epochs of 400 samples, scored on 500 images")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load(asked.recipe)
