@@ -12,6 +12,7 @@ import msgspec
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.records import Artifact, BenchmarkResult
 from edgecompress.reporting.document import Group, Latency, Note, Row
+from edgecompress.reporting.numbers import format_whole
 
 Key = tuple[str, ...]
 KEY_NAMES = ("in another session", "on another device", "under another governor", "with another runtime", "by another runner",
@@ -83,7 +84,7 @@ def static_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> Row:
         elif base.data != artifact.data:
             top1_reason = f"other data than {base.name}: {artifact.data or 'unnamed'}, not {base.data or 'unnamed'}"
         elif base.parity and artifact.parity and base.parity.samples != artifact.parity.samples:
-            top1_reason = f"on {artifact.parity.samples:,} samples, {base.name} on {base.parity.samples:,}"
+            top1_reason = f"on {format_whole(artifact.parity.samples)} samples, {base.name} on {format_whole(base.parity.samples)}"
         else:
             change, top1_reason = 100 * (artifact.top1 - base.top1), ""
     return Row(

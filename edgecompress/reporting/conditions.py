@@ -3,8 +3,8 @@
 import math
 
 from edgecompress.records import Artifact, CompressionPlan, FinetuneResult, ModelStats, QuantizeResult
-from edgecompress.reporting import numbers
 from edgecompress.reporting.document import Conditions, Group
+from edgecompress.reporting.numbers import format_db, format_exact, format_percent, format_seconds, format_shape, format_whole
 
 Entries = tuple[tuple[str, str], ...]
 
@@ -24,7 +24,7 @@ def conditions(
     run = (("Report written", created_at), ("edgecompress", version))
     model = (
         ("Model", stats.model if stats else plan.model if plan else ""),
-        ("Input", " · ".join(shape(s) for s in stats.input_shapes) if stats else ""),
+        ("Input", " · ".join(format_shape(s) for s in stats.input_shapes) if stats else ""),
         *((stats.conditions if stats else {}).items()),
     )
     found = [Conditions(title="Run", entries=present((*run, *model, *training(finetuned), *calibration(quantized))))]
@@ -37,10 +37,10 @@ def training(finetuned: FinetuneResult | None) -> Entries:
     if finetuned is None:
         return ()
     return (
-        ("Training data", f"{finetuned.data}, {finetuned.train_samples:,} samples"),
-        ("Evaluated on", f"{finetuned.eval_samples:,} samples{sampling(finetuned)}"),
+        ("Training data", f"{finetuned.data}, {format_whole(finetuned.train_samples)} samples"),
+        ("Evaluated on", f"{format_whole(finetuned.eval_samples)} samples{sampling(finetuned)}"),
         ("Seed", str(finetuned.seed)),
-        ("Fine-tuning took", f"{sum(epoch.seconds for epoch in finetuned.epochs):.0f} s"),
+        ("Fine-tuning took", f"{format_seconds(sum(epoch.seconds for epoch in finetuned.epochs))} s"),
     )
 
 
@@ -49,7 +49,7 @@ def sampling(finetuned: FinetuneResult) -> str:
     if finetuned.top1 is None or finetuned.eval_samples < 1:
         return ""
     width = 196 * math.sqrt(finetuned.top1 * (1 - finetuned.top1) / finetuned.eval_samples)
-    return f"; a top-1 of {numbers.percent(finetuned.top1)} is known to ±{width:.2f} points (95%), a difference on the same samples better"
+    return f"; a top-1 of {format_percent(finetuned.top1)} is known to ±{width:.2f} points (95%), a difference on the same samples better"
 
 
 def calibration(quantized: QuantizeResult | None) -> Entries:
@@ -58,7 +58,7 @@ def calibration(quantized: QuantizeResult | None) -> Entries:
     low, high = quantized.input_range
     return (
         ("Calibration data", quantized.calibration_data),
-        ("Input range", f"{numbers.minus(f'{low:g}')} … {numbers.minus(f'{high:g}')}"),
+        ("Input range", f"{format_exact(low)} … {format_exact(high)}"),
     )
 
 
@@ -92,15 +92,15 @@ def file(artifact: Artifact) -> Entries:
     normalised = f"(x / 255 − {listed(pre.mean)}) / {listed(pre.std)}" if pre else ""
     cut = f"{f'resize {pre.resize}, ' if pre.resize else ''}{f'crop {pre.crop}, ' if pre.crop else ''}" if pre else ""
     return (
-        ("File", f"{artifact.path}, {artifact.size_bytes:,} bytes"),
+        ("File", f"{artifact.path}, {format_whole(artifact.size_bytes)} bytes"),
         ("SHA-256", artifact.sha256),
         ("Format", f"{artifact.format}{f' by {artifact.route}' if artifact.route else ''}, {artifact.quant.scheme}"),
-        ("Inputs", " · ".join(f"{t.name} {shape(t.shape)} {t.dtype} {t.layout}".strip() for t in artifact.inputs)),
-        ("Outputs", " · ".join(f"{t.name} {shape(t.shape)} {t.dtype}" for t in artifact.outputs)),
+        ("Inputs", " · ".join(f"{t.name} {format_shape(t.shape)} {t.dtype} {t.layout}".strip() for t in artifact.inputs)),
+        ("Outputs", " · ".join(f"{t.name} {format_shape(t.shape)} {t.dtype}" for t in artifact.outputs)),
         ("Preprocessing", f"{cut}{normalised}"),
         ("Accuracy on", artifact.data),
-        ("Parity on", f"{artifact.parity.samples:,} samples" if artifact.parity else ""),
-        ("SQNR against its scheme in PyTorch", f"{numbers.decibel(artifact.simulated.sqnr_db)} dB" if artifact.simulated else ""),
+        ("Parity on", f"{format_whole(artifact.parity.samples)} samples" if artifact.parity else ""),
+        ("SQNR against its scheme in PyTorch", f"{format_db(artifact.simulated.sqnr_db)} dB" if artifact.simulated else ""),
         ("Toolchain", ", ".join(f"{name} {version}" for name, version in sorted(artifact.toolchain.items()))),
         ("Plan SHA-256", artifact.plan_sha256),
         ("Weights SHA-256", artifact.weights_sha256),
@@ -118,12 +118,8 @@ def present(entries: Entries) -> Entries:
     return tuple((name, value) for name, value in entries if value)
 
 
-def shape(sizes: tuple[int, ...]) -> str:
-    return " × ".join(map(str, sizes))
-
-
 def listed(values: tuple[float, ...]) -> str:
-    return f"{values[0]:g}" if len(set(values)) == 1 else "(" + ", ".join(f"{value:g}" for value in values) + ")"
+    return format_exact(values[0]) if len(set(values)) == 1 else f"({', '.join(map(format_exact, values))})"
 
 
 def pair(values: tuple[float | None, float | None], unit: str) -> str:

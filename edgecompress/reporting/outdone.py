@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Final
 
-from edgecompress.reporting import numbers
 from edgecompress.reporting.document import Group, Row
+from edgecompress.reporting.numbers import format_ms, format_size
 
 SCHEME: Final = "int8-static"
 WHY_FASTER: Final = "`edgecompress inspect` shows which ops run on slow kernels"
@@ -24,12 +24,12 @@ def outdone(groups: Iterable[Group]) -> list[str]:
             continue
         fastest, smallest = min(rows, key=_median_ms), min(rows, key=lambda row: row.size_bytes)
         if fastest is not ours:
-            times = f"{numbers.ms(_median_ms(fastest))} ms against {numbers.ms(_median_ms(ours))} ms"
+            times = f"{format_ms(_median_ms(fastest))} ms against {format_ms(_median_ms(ours))} ms"
             found.append(
                 f"{fastest.artifact} is faster than {ours.artifact}, {times}: `edgecompress inspect` shows what runs on slow kernels."
             )
         if smallest is not ours:
-            sizes = f"{numbers.size(smallest.size_bytes)} against {numbers.size(ours.size_bytes)}"
+            sizes = f"{format_size(smallest.size_bytes)} against {format_size(ours.size_bytes)}"
             why = WHY_SMALLER.get(smallest.scheme, "`edgecompress inspect` shows what it leaves out")
             found.append(f"{smallest.artifact} is smaller than {ours.artifact}, {sizes}: {why}.")
     return found

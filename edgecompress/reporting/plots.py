@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from edgecompress.reporting.numbers import minus, significant
+from edgecompress.reporting.numbers import format_significant, use_minus_sign
 
 MOST_DOTS = 300  # per strip: more cannot be told apart, and the page should stay light
 WIDTH, HEIGHT = 340, 190  # of a curve, in px at a phone's width
@@ -90,9 +90,9 @@ def labels(marks: Sequence[float]) -> list[str]:
     """Return the marks with as many decimals as the distance between them needs."""
     apart = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1.0
     if apart < 1e-6:
-        return [significant(value) for value in marks]
+        return [format_significant(value) for value in marks]
     decimals = max(0, -math.floor(math.log10(apart) + 1e-9))
-    return [minus(f"{value:.{decimals}f}") for value in marks]
+    return [use_minus_sign(f"{value:.{decimals}f}") for value in marks]
 
 
 def axis(start: float, end: float, *, unit: str, signed: bool = False, most: int = 5) -> Markup:

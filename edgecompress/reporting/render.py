@@ -17,7 +17,9 @@ from edgecompress.reporting.document import Group, Report
 
 # C0 and C1 controls but tab and newline, surrogates, and the controls of text direction (Unicode TR 36, 3.1).
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
-FILTERS = ("size", "count", "ms", "times", "ratio", "percent", "points", "decibel", "error")
+FILTERS = (
+    "size", "count", "whole", "ms", "seconds", "factor", "ratio", "percent", "points", "db", "error", "loss_change", "significant", "shape",
+)  # fmt: skip
 
 
 def render(report: Report) -> str:
@@ -43,9 +45,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update({name: getattr(numbers, name) for name in FILTERS})
+    found.filters.update({name: getattr(numbers, f"format_{name}") for name in FILTERS})
     found.filters.update({"slowest": slowest, "deviation": deviation})
-    found.globals["grown"] = numbers.grown
+    found.globals.update({"describe_change": numbers.describe_change, "factors": numbers.format_factors})
     return found
 
 

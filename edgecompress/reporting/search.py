@@ -5,7 +5,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult
-from edgecompress.reporting import numbers
+from edgecompress.reporting.numbers import format_exact, format_percent, format_ratio
 from edgecompress.reporting.render import page
 from edgecompress.reporting.scatter import Dot, scatter
 
@@ -28,11 +28,11 @@ def render(result: SearchResult) -> str:
 def chosen(point: SearchPoint | FailedTrial, axis: str) -> str:
     """Return what a trial took on an axis, as text."""
     value = point.choice.get(axis, "")
-    return numbers.ratio(value) if isinstance(value, float) else str(value)
+    return format_ratio(value) if isinstance(value, float) else str(value)
 
 
 def described(axis: Axis) -> str:
-    return ", ".join(map(str, axis.values)) if axis.values else f"{axis.low:g} to {axis.high:g}"
+    return ", ".join(map(str, axis.values)) if axis.values else f"{format_exact(axis.low)} to {format_exact(axis.high)}"
 
 
 def pictures(result: SearchResult) -> tuple[tuple[str, Markup], ...]:
@@ -51,7 +51,7 @@ def pictures(result: SearchResult) -> tuple[tuple[str, Markup], ...]:
             title=f"Accuracy over {what}",
             desc=f"{len(dots)} trials, {len(result.front)} on the front",
             reference=None if dense is None else 100 * dense,
-            label=f"dense {numbers.percent(dense)}",
+            label=f"dense {format_percent(dense)}",
         )
         made.append((f"{of}, %, over {what}, {unit}", picture))
     return tuple(made)

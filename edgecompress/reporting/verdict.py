@@ -3,8 +3,18 @@
 import math
 
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
-from edgecompress.reporting import numbers
 from edgecompress.reporting.document import Figure, Group, Layers, Row, Verdict
+from edgecompress.reporting.numbers import (
+    describe_change,
+    format_count,
+    format_factor,
+    format_ms,
+    format_percent,
+    format_points,
+    format_ratio,
+    format_size,
+    format_whole,
+)
 from edgecompress.reporting.outdone import outdone
 
 NOTICEABLE_POINTS = 1.0  # a loss of top-1 that a reader should not find only in the table
@@ -98,7 +108,7 @@ def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
 
 def on_samples(row: Row) -> str:
     """Return e.g. `, on 5,000 samples`: a file's accuracy is counted on the samples it was verified on."""
-    return f", on {row.parity.samples:,} samples" if row.parity else ""
+    return f", on {format_whole(row.parity.samples)} samples" if row.parity else ""
 
 
 def macs_figure(layers: Layers | None) -> Figure:
@@ -134,38 +144,39 @@ def sentence(
     against = "the dense fp32 file" if size.change is not None or speed.change is not None else ""
     changes = [grown(size.change, "smaller", "larger"), grown(speed.change, "faster", "slower")]
     said = " and ".join(change for change in changes if change)
-    text = f"{row.artifact} is {said} than {against}" if said else f"{row.artifact} takes {numbers.size(row.size_bytes)}"
+    text = f"{row.artifact} is {said} than {against}" if said else f"{row.artifact} takes {format_size(row.size_bytes)}"
     if speed.change is None and speed.after is not None:
         place = f" on {where(group)}" if group else ""
-        text += f"; it takes {numbers.ms(speed.after)} ms{place}, which cannot be compared with the dense file"
+        text += f"; it takes {format_ms(speed.after)} ms{place}, which cannot be compared with the dense file"
     elif speed.change is None:
         text += "; its speed was not measured"
     else:
         text += f" on {where(group)}" if group else ""
     if top1.change is not None:
-        text += f"; top-1 went from {numbers.percent(top1.before)} to {numbers.percent(top1.after)} ({numbers.points(top1.change)} points)"
+        change = f"{format_percent(top1.before)} to {format_percent(top1.after)} ({format_points(top1.change)} points)"
+        text += f"; top-1 went from {change}"
     else:
         text += "; the change of top-1 is not known"
     if macs.change is not None:
-        text += ", with " + (f"{numbers.ratio(macs.change)} of the multiply-adds" if macs.change < 1 else "all of the multiply-adds")
+        text += ", with " + (f"{format_ratio(macs.change)} of the multiply-adds" if macs.change < 1 else "all of the multiply-adds")
     return text + "."
 
 
 def unfinished(macs: Figure, layers: Layers | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
     if layers is None:
         return "Only the dense baseline has been exported yet." if baseline else "Nothing has been compressed or measured yet."
-    start = f"The network has {numbers.count(layers.params_before)} parameters and {numbers.count(layers.macs_before)} multiply-adds"
+    start = f"The network has {format_count(layers.params_before)} parameters and {format_count(layers.macs_before)} multiply-adds"
     if plan is None:
         return f"{start}; nothing has been compressed yet."
     if not plan.layers:
         return f"{start}; the plan leaves every layer as it is, and nothing has been exported yet."
     done = "decomposition leaves" if layers.measured else "plan would leave"
-    return f"{start}; the {done} {numbers.ratio(macs.change)} of the multiply-adds, and no compressed file has been exported yet."
+    return f"{start}; the {done} {format_ratio(macs.change)} of the multiply-adds, and no compressed file has been exported yet."
 
 
 def grown(change: float | None, better: str, worse: str) -> str:
     """Return `4.2× faster`, `1.3× slower`, `no faster`, or "" for an unknown change."""
-    return " ".join(numbers.grown(change, better, worse)).strip() if change is not None and change > 0 else ""
+    return " ".join(describe_change(change, better, worse)).strip() if change is not None and change > 0 else ""
 
 
 def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> list[str]:
@@ -176,19 +187,17 @@ def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | 
     if not plan.layers:
         short.append("No layer was decomposed: the planner refused every candidate (reasons in the layer table).")
     elif plan.budget.macs_ratio is not None and reached > plan.budget.macs_ratio * 1.005:
-        asked = numbers.ratio(plan.budget.macs_ratio)
-        short.append(f"A MACs ratio of {asked} was asked for; the plan stops at {numbers.ratio(reached)}.")
+        asked = format_ratio(plan.budget.macs_ratio)
+        short.append(f"A MACs ratio of {asked} was asked for; the plan stops at {format_ratio(reached)}.")
     if decomposed is not None and decomposed.macs != plan.macs:
-        short.append(
-            f"The decomposed network has {numbers.count(decomposed.macs)} multiply-adds, the plan said {numbers.count(plan.macs)}."
-        )
+        short.append(f"The decomposed network has {format_count(decomposed.macs)} multiply-adds, the plan said {format_count(plan.macs)}.")
     return short
 
 
 def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, exported: bool) -> list[str]:
     short = []
     if top1.change is not None and -top1.change >= NOTICEABLE_POINTS:
-        short.append(f"Top-1 fell by {numbers.points(-top1.change).lstrip('+')} points.")
+        short.append(f"Top-1 fell by {format_points(-top1.change).lstrip('+')} points.")
     if exported and top1.change is None:
         short.append("The change of top-1 was not measured; look at parity only.")
     if finetuned is not None and any(not math.isfinite(epoch.loss) for epoch in finetuned.epochs):
@@ -198,7 +207,7 @@ def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, expor
 
 def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> list[str]:
     rows = [(row, group) for group in groups for row in group.rows]
-    short = [f"{row.artifact} is slower than the dense fp32 file on {where(group)}: {numbers.times(row.speed_up)}." for row, group in rows
+    short = [f"{row.artifact} is slower than the dense fp32 file on {where(group)}: {format_factor(row.speed_up)}." for row, group in rows
              if row.speed_up is not None and row.speed_up < 1 and not row.baseline]  # fmt: skip
     everything = [*(row for row, _ in rows), *unmeasured]
     short += [

@@ -4,20 +4,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import report_records as run
 from support.chromium import Chromium
 from support.report_records import made, pair
 from support.require import require
 
 from edgecompress.records import DeviceInfo, Record
-from edgecompress.reporting import numbers, plots
+from edgecompress.reporting import numbers
 from edgecompress.reporting.render import render
 from edgecompress.reporting.report import report
 
@@ -69,63 +66,6 @@ def test_the_page_forbids_itself_everything() -> None:
     assert policy
     assert policy[1].startswith("default-src 'none'; style-src 'sha256-")
     assert not re.findall(r"<(?:script|link|img|iframe|object|embed|form)\b|\son\w+=|\bstyle=|https?://|@import|url\(", page)
-
-
-# --- numbers and plots ---
-
-WRITTEN = [
-    (numbers.size(131_704), "132 kB"), (numbers.size(1_098_240), "1.10 MB"), (numbers.size(0), "0 B"),
-    (numbers.count(31_010_000), "31.0 M"), (numbers.ms(0.04123), "0.0412"), (numbers.ms(0.5), "0.500"),
-    (numbers.ms(1234.5), "1,234"), (numbers.ms(0), "0"), (numbers.times(4.24), "4.2×"), (numbers.times(0.8), "0.80×"),
-    (numbers.times(42.4), "42×"), (numbers.points(-0.42), "−0.42"), (numbers.points(0.001), "±0.00"),
-    (numbers.percent(0.91943), "91.94%"), (numbers.percent(1), "100%"), (numbers.ratio(0.3), "0.30"),
-    (numbers.ratio(0.3333), "0.333"), (numbers.error(1.4e-7), "1.4e−7"), (numbers.error(0.0279), "0.028"),
-    (numbers.ms(None), "–"), (numbers.size(999_999), "1.00 MB"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("written", "expected"), WRITTEN)
-def test_numbers_are_written_for_people(written: str, expected: str) -> None:
-    assert written == expected
-
-
-finite = st.floats(-1e9, 1e9, allow_nan=False)
-
-
-@given(finite, finite)
-def test_ticks_are_round_few_and_within(low: float, high: float) -> None:
-    low, high = min(low, high), max(low, high)
-    marks = plots.ticks(low, high)
-    assert len(marks) <= 7
-    assert len(plots.labels(marks)) == len(marks) if marks else True
-    slack = 1e-6 * max(1.0, abs(low), abs(high))
-    assert all(low - slack <= mark <= high + slack for mark in marks)
-
-
-@settings(max_examples=50, deadline=None)  # the first call loads the templates
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=500), st.text(max_size=20))
-def test_plots_are_well_formed_and_stay_inside(samples: list[float], name: str) -> None:
-    title = "".join(c for c in name if c.isprintable())
-    middle = float(np.median(samples))
-    drawn = [
-        plots.strip(samples, 0.5 * middle, 1.5 * middle, median=middle, low=min(samples), high=max(samples), title=title),
-        plots.bar(max(samples), middle, max(samples), title=title),
-        plots.dumbbell(min(samples), max(samples), middle, title=title),
-        plots.curve([*enumerate(samples), (len(samples), None)], title=title, desc=title, reference=middle, label=title),
-        plots.axis(0, middle, unit=" ms"),
-    ]
-    for picture in drawn:
-        root = ET.fromstring(picture)
-        shares = [float(v[:-1]) for e in root.iter() for v in e.attrib.values() if v.endswith("%")]
-        assert all(0 <= share <= 100 for share in shares)
-        assert root.get("aria-hidden") or root.findtext("title") == title
-        assert len(root.findall("circle[@r='1.6']")) <= plots.MOST_DOTS
-
-
-def test_a_curve_leaves_a_gap_where_nothing_is_known() -> None:
-    drawn = plots.curve([(0, 1.0), (1, 2.0), (2, None), (3, 1.5), (4, 1.0)], title="t", desc="d")
-    assert drawn.count("<polyline") == 2
-    assert plots.curve([(0, None)], title="t", desc="d") == ""
 
 
 # --- in a real browser ---
@@ -213,18 +153,18 @@ def test_the_table_shows_the_numbers_of_the_records(browser: Chromium, tmp_path:
         low, middle, high = np.percentile(result.latency_ms, (10, 50, 90))
         said = (
             row.artifact,
-            numbers.size(artifact.size_bytes),
-            numbers.percent(artifact.top1),
-            f"{numbers.ms(float(middle))} ms",
-            f"{numbers.ms(float(low))}–{numbers.ms(float(high))}",
-            numbers.times(row.speed_up),
+            numbers.format_size(artifact.size_bytes),
+            numbers.format_percent(artifact.top1),
+            f"{numbers.format_ms(float(middle))} ms",
+            f"{numbers.format_ms(float(low))}–{numbers.format_ms(float(high))}",
+            numbers.format_factor(row.speed_up),
             f"{artifact.parity.sqnr_db:.1f} dB",
         )
         assert [number for number in said if number not in text] == []
     layers = browser.evaluate("[...document.querySelectorAll('.layers tbody tr')].map(r => r.innerText)")
     for text, layer in zip(layers, run.stats().layers, strict=True):
         assert layer.name in text
-        assert numbers.count(layer.macs) in text
+        assert numbers.format_count(layer.macs) in text
     assert browser.evaluate("document.querySelectorAll('.strip circle').length") == sum(len(r.latency_ms) for r in run.results())
 
 

@@ -46,7 +46,14 @@ def test_the_verdict_is_arithmetic_on_the_records() -> None:
     assert top1.change == pytest.approx(100 * (int8.top1 - dense.top1))
     assert (top1.before, top1.after) == (pytest.approx(dense.top1), int8.top1)
     assert macs.change == parts["plan"].macs / parts["plan"].macs_before
-    for said in (numbers.times(size.change), numbers.times(speed.change), "91.94%", "91.46%", "−0.48 points", numbers.ratio(macs.change)):
+    for said in (
+        numbers.format_factor(size.change),
+        numbers.format_factor(speed.change),
+        "91.94%",
+        "91.46%",
+        "−0.48 points",
+        numbers.format_ratio(macs.change),
+    ):
         assert said in found.verdict.sentence
     assert found.verdict.shortfalls == ()
 
