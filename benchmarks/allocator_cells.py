@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecompress.data import fetch
-from edgecompress.factorizations.fitting import factors_of
-from edgecompress.factorizations.parallel import Job
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.analyze import analyze
 from edgecompress.network.batches import Batch
@@ -24,8 +24,8 @@ from edgecompress.network.surgery import forward, replace
 from edgecompress.planning import sensitivity
 from edgecompress.planning.allocators import ALLOCATORS, vbmf
 from edgecompress.planning.candidates import DENSE, Candidate
-from edgecompress.planning.choices import candidates_of, forms_of
-from edgecompress.planning.offers import offers
+from edgecompress.planning.fitted_candidates import find_candidates, methods_to_try
+from edgecompress.planning.offers import make_offers
 from edgecompress.records import Record
 from edgecompress.recovery.finetune import FinetuneOptions, finetune
 
@@ -139,7 +139,7 @@ class Runner:
         planned = self.planned(cell.method, cell.data_aware, cell.seed)
         losses = planned.losses[cell.losses]
         allocator = ALLOCATORS[cell.allocator]
-        offered = offers(self.task.model, planned.candidates, losses, weakened=allocator is vbmf)
+        offered = make_offers(self.task.model, planned.candidates, losses, weakening=allocator is vbmf)
         picked = allocator.allocate(offered, cell.ratio * self.stats.macs)
         if picked is None:
             raise ValueError(f"{cell}: out of reach")
@@ -149,17 +149,19 @@ class Runner:
 
     def decomposed(self, chosen: Mapping[str, Candidate], *, inputs: Batch | None) -> nn.Module:
         model = copy.deepcopy(self.task.model)
-        jobs = [Job(name, model.get_submodule(name), c.method, c.rank, dict(c.options)) for name, c in chosen.items()]
-        for job, made in zip(jobs, factors_of(self.task.model, jobs, inputs=inputs), strict=True):
+        jobs = [FactorizationJob(name, model.get_submodule(name), c.method, c.rank, dict(c.options)) for name, c in chosen.items()]
+        for job, made in zip(jobs, fit_layers(self.task.model, jobs, inputs=inputs), strict=True):
             replace(model, job.name, made.compact)
         return model
 
     def _planned(self, method: str, data_aware: bool, seed: int) -> Planned:
         """Fit the candidates and measure their losses, once for all allocators and ratios."""
-        candidates = candidates_of(self.task.model, self.stats, forms_of(method, None, measured=False), multiple=RANK_MULTIPLE).candidates
-        few = batches.take(self.inputs(seed), slice(sensitivity.affordable(candidates, self.stats.macs)))
-        measured = sensitivity.measure(self.task.model, candidates, few, data_aware=data_aware)
-        return Planned(candidates, {MEASURED: measured, ERRORS: sensitivity.without_data(candidates)})
+        candidates = find_candidates(
+            self.task.model, self.stats, methods_to_try(method, None, measured=False), multiple=RANK_MULTIPLE
+        ).candidates
+        few = batches.take(self.inputs(seed), slice(sensitivity.affordable_samples(candidates, self.stats.macs)))
+        measured = sensitivity.measure_losses(self.task.model, candidates, few, data_aware=data_aware)
+        return Planned(candidates, {MEASURED: measured, ERRORS: sensitivity.squared_errors(candidates)})
 
     def finetuned(self, model: nn.Module, cell: Cell, *, epochs: int) -> nn.Module:
         options = FinetuneOptions(epochs=epochs, samples=cell.samples, seed=cell.seed, threads=torch.get_num_threads())

@@ -30,9 +30,9 @@ from edgecompress.devices.statistics import median
 from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations import Factors, factorize
 from edgecompress.factorizations.blocks import cp_chain
-from edgecompress.factorizations.blocks.layers import fill_bias, kernel
-from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.factorizations.tensors.cp import kernel_of
+from edgecompress.factorizations.blocks.layers import copy_bias, grouped_kernel
+from edgecompress.factorizations.ranks import rank_by_parameter_rate
+from edgecompress.factorizations.tensors.cp import kernel_tensor
 from edgecompress.network.batches import Batch, take
 from edgecompress.network.batchnorm import reestimate
 from edgecompress.network.exported import to_program, write_program
@@ -127,10 +127,12 @@ def convolutions(model: nn.Module, *, quick: bool) -> Iterator[tuple[str, nn.Con
 def factorize_by_parafac(layer: nn.Conv2d, rank: int) -> Factors:
     """Return the layers of cp_epc filled with the factors that tensorly finds."""
     compact = factorize(layer, "cp_epc", (rank,), fit=False)
-    (k,) = kernel(layer)
-    weights, (area, inside, out) = parafac(kernel_of(k).x.numpy(), rank, n_iter_max=PARAFAC_SWEEPS, tol=0, init="random", random_state=0)
-    cp_chain.write(compact, [[torch.from_numpy(factor) for factor in (area * weights, inside, out)]])
-    fill_bias(compact[-1], layer)
+    (k,) = grouped_kernel(layer)
+    weights, (area, inside, out) = parafac(
+        kernel_tensor(k).x.numpy(), rank, n_iter_max=PARAFAC_SWEEPS, tol=0, init="random", random_state=0
+    )
+    cp_chain.write_factors(compact, [[torch.from_numpy(factor) for factor in (area * weights, inside, out)]])
+    copy_bias(compact[-1], layer)
     return compact
 
 
@@ -140,7 +142,7 @@ def measure_cp_factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool)
     train, _ = fetch(recipe.train_data(), 1000, seed=0)
     models = {"cp_epc": copy.deepcopy(dense), "parafac": copy.deepcopy(dense)}
     for name, layer in convolutions(dense, quick=quick):
-        (rank,) = parameter_rate(layer, "cp_epc", PARAMETER_RATE)
+        (rank,) = rank_by_parameter_rate(layer, "cp_epc", PARAMETER_RATE)
         replace(models["cp_epc"], name, factorize(layer, "cp_epc", (rank,), name=name))
         replace(models["parafac"], name, factorize_by_parafac(layer, rank))
     scores: dict[str, float] = {}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from edgecompress import toolchains
 from edgecompress.data.recipe import load
-from edgecompress.factorizations.tensors.cp import CP, composed, kernel_of
-from edgecompress.factorizations.tensors.epc import stable
-from edgecompress.factorizations.tensors.quantized_cp import quantize, rounded
+from edgecompress.factorizations.tensors.cp import CP, compose_tensor, kernel_tensor
+from edgecompress.factorizations.tensors.epc import decompose_stably
+from edgecompress.factorizations.tensors.quantized_cp import quantize_factors, round_factors
 
 NETWORKS = ("resnet20_fashion_mnist", "efficientnet_lite0")
 GRIDS = ((8, False, 0.01, "int8, one scale a layer", 1.01), (4, True, 0.1, "int4, one scale a channel", 1.3))
@@ -33,13 +33,13 @@ def kernels() -> Iterator[tuple[str, Tensor]]:
 
 
 def parafac_factors(k: Tensor, rank: int) -> CP:
-    weights, factors = parafac(kernel_of(k).x.numpy(), rank, n_iter_max=100, tol=0, init="random", random_state=0)
+    weights, factors = parafac(kernel_tensor(k).x.numpy(), rank, n_iter_max=100, tol=0, init="random", random_state=0)
     area, inside, out = (torch.from_numpy(f) for f in factors)
     return [area * torch.from_numpy(weights), inside, out]
 
 
 def relative_error(k: Tensor, factors: CP) -> float:
-    return float(torch.linalg.vector_norm(k - composed(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
+    return float(torch.linalg.vector_norm(k - compose_tensor(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
 
 
 def main() -> None:
@@ -48,12 +48,12 @@ def main() -> None:
     torch.set_num_threads(1)
     for name, k in kernels():
         rank = max(1, int(k.numel() / float(arguments.rate or 4) / (k.shape[0] + k.shape[1] + k[0, 0].numel())))
-        kernel = kernel_of(k)
+        kernel = kernel_tensor(k)
         theirs = parafac_factors(k, rank)
         for bits, per_channel, slack, grid, bound in GRIDS:
-            ours = stable(kernel, rank, slack=slack).factors
-            lost, peer = (relative_error(k, rounded(f, bits, per_channel=per_channel)) / relative_error(k, f) for f in (ours, theirs))
-            on_grid = quantize(kernel, ours, bits=bits, per_channel=per_channel).error / relative_error(k, ours)
+            ours = decompose_stably(kernel, rank, slack=slack).factors
+            lost, peer = (relative_error(k, round_factors(f, bits, per_channel=per_channel)) / relative_error(k, f) for f in (ours, theirs))
+            on_grid = quantize_factors(kernel, ours, bits=bits, per_channel=per_channel).error / relative_error(k, ours)
             rows.add(
                 f"{name}, rank {rank}, error {relative_error(k, ours):.3f}, {grid}: cp_epc", ours=lost, peer=None, bound=bound, parafac=peer
             )

@@ -13,12 +13,12 @@ from lines import measure_time, serve
 from numpy.typing import NDArray
 from torch import nn
 
-from edgecompress.factorizations import METHODS, FitWarning, factorize, options_of, relative_error
-from edgecompress.factorizations.parallel import Job, factorize_all
-from edgecompress.factorizations.ranks import evbmf as evbmf_ranks
-from edgecompress.factorizations.ranks import parameter_rate
-from edgecompress.factorizations.tensors.cp import als, kernel_of, random
-from edgecompress.factorizations.tensors.epc import approach, correct
+from edgecompress.factorizations import METHODS, FitWarning, factorize, parse_options, relative_error
+from edgecompress.factorizations.parallel import FactorizationJob, factorize_all
+from edgecompress.factorizations.ranks import rank_by_evbmf as evbmf_ranks
+from edgecompress.factorizations.ranks import rank_by_parameter_rate
+from edgecompress.factorizations.tensors.cp import kernel_tensor, random_factors, run_als
+from edgecompress.factorizations.tensors.epc import approach_error, lower_cost
 from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
 
@@ -36,15 +36,15 @@ def tucker2(kernel: NDArray[np.float32], ranks: list[int]) -> dict[str, Any]:
 def cp_until(kernel: NDArray[np.float32], rank: int, error: float) -> dict[str, Any]:
     """Run ALS until it reaches a relative error."""
     tensor = torch.from_numpy(kernel)
-    seconds, run = measure_time(lambda: als(kernel_of(tensor), rank, sweeps=1000, until=error))
+    seconds, run = measure_time(lambda: run_als(kernel_tensor(tensor), rank, sweeps=1000, until=error))
     return {"seconds": seconds, "relative_error": run.error, "sweeps": run.sweeps}
 
 
 def cp_epc(kernel: NDArray[np.float32], rank: int, error: float) -> dict[str, Any]:
     """Find factors of low sensitivity within a relative error, as cp_epc does within the error of its own ALS."""
-    tensor = kernel_of(torch.from_numpy(kernel))
-    near = approach(tensor, random(tensor.shape, rank, 0), bound=error, sweeps=200, tolerance=1e-3)
-    run = correct(tensor, near.factors, bound=error)
+    tensor = kernel_tensor(torch.from_numpy(kernel))
+    near = approach_error(tensor, random_factors(tensor.shape, rank, 0), bound=error, sweeps=200, tolerance=1e-3)
+    run = lower_cost(tensor, near.factors, bound=error)
     area, inside, out = (f.numpy() for f in run.factors)
     return {"relative_error": run.error, "out": out, "inside": inside, "area": area}
 
@@ -56,7 +56,11 @@ def whole_tucker2(width: int) -> dict[str, Any]:
     def work() -> Any:
         methods = ["svd" if METHODS["svd"].reject(layer) is None else "tucker2" for layer in layers]
         return factorize_all(
-            [Job(f"layer{i}", layer, m, evbmf_ranks(layer, m)) for i, (layer, m) in enumerate(zip(layers, methods, strict=True))], cache=""
+            [
+                FactorizationJob(f"layer{i}", layer, m, evbmf_ranks(layer, m))
+                for i, (layer, m) in enumerate(zip(layers, methods, strict=True))
+            ],
+            cache="",
         )
 
     return {"seconds": elapsed_seconds(work)}
@@ -68,8 +72,10 @@ def whole_cp_epc(width: int) -> dict[str, Any]:
 
     def work() -> Any:
         methods = ["svd" if METHODS["svd"].reject(layer) is None else "cp_epc" for layer in layers]
-        ranks = [parameter_rate(layer, m, 2.0) for layer, m in zip(layers, methods, strict=True)]
-        return factorize_all([Job(f"layer{i}", *job) for i, job in enumerate(zip(layers, methods, ranks, strict=True))], cache="")
+        ranks = [rank_by_parameter_rate(layer, m, 2.0) for layer, m in zip(layers, methods, strict=True)]
+        return factorize_all(
+            [FactorizationJob(f"layer{i}", *job) for i, job in enumerate(zip(layers, methods, ranks, strict=True))], cache=""
+        )
 
     return {"seconds": elapsed_seconds(work)}
 
@@ -84,11 +90,11 @@ def memory(method: str, shape: list[int], rank: list[int], options: dict[str, An
     """Factorize one layer in a fresh process; return the growth of its memory and the peak, in bytes."""
     warmed = nn.Linear(64, 32) if len(shape) == 2 else nn.Conv2d(16, 16, 3)
     if METHODS[method].reject(warmed) is None:
-        factorize(warmed, method, tuple(1 for _ in METHODS[method].max_rank(warmed, options_of(method))))
+        factorize(warmed, method, tuple(1 for _ in METHODS[method].max_rank(warmed, parse_options(method))))
     with torch.device("meta"):
         layer = nn.Linear(shape[1], shape[0], bias=False) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2:], bias=False)
     layer.weight = nn.Parameter(torch.empty(shape).normal_(generator=torch.Generator().manual_seed(0)), requires_grad=False)
-    limit = METHODS[method].max_rank(layer, options_of(method, options))
+    limit = METHODS[method].max_rank(layer, parse_options(method, options))
     Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak to the present size
     before = peak_bytes()
     factorize(layer, method, tuple(map(min, rank, limit)), options=options)

@@ -18,7 +18,7 @@ from lines import Worker
 from rows import Rows, parse
 
 from edgecompress.devices.statistics import median
-from edgecompress.factorizations.tensors.sensitivity import balanced, sensitivity
+from edgecompress.factorizations.tensors.sensitivity import balance_factors, sensitivity_of
 
 Call = Callable[[], dict[str, Any]]
 
@@ -87,7 +87,10 @@ class Benchmark:
             peer = self.peers.call("cp", **data, sweeps=100)
             made = self.ours.call("cp_epc", **data, error=1.01 * peer["relative_error"])
             work = f"CP of {out}×{inside}×9 at rank {data['rank']}"
-            ss, peer_ss, at_best = *(sensitivity(factors(reply)) for reply in (made, peer)), sensitivity(balanced(factors(peer)))
+            ss, peer_ss, at_best = (
+                *(sensitivity_of(factors(reply)) for reply in (made, peer)),
+                sensitivity_of(balance_factors(factors(peer))),
+            )
             self.rows.add(f"{work}, sensitivity, over parafac", ours=ss, peer=peer_ss, bound=1 / 5, peer_balanced=at_best)
             self.rows.add(f"{work}, relative error, over parafac", ours=made["relative_error"], peer=peer["relative_error"], bound=1.01)
 

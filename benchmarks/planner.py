@@ -39,12 +39,12 @@ from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.analyze import analyze
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
-from edgecompress.planning.latencies import Costs
-from edgecompress.planning.latency_tables.source import Network, Source, open_source
+from edgecompress.planning.latencies import DeviceCosts
+from edgecompress.planning.latency_tables.measured_table import MeasuredCostTable, NetworkToMeasure, open_cost_table
 from edgecompress.planning.plan import plan
 from edgecompress.planning.profile import profile
-from edgecompress.planning.reduced import forms, reduced
-from edgecompress.planning.sensitivity import FEWEST
+from edgecompress.planning.reduced_network import form_pairs, reduce_network
+from edgecompress.planning.sensitivity import MIN_SAMPLES
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import Budget, CompressionPlan, ConversionRequest, ModelStats, to_json
 
@@ -63,18 +63,22 @@ class Subject:
         folder.mkdir()
         self.stats: ModelStats = analyze(model, example, name=name, measure=False)
         self.profiled_s = 0.0
-        self.models = {"dense": model, "reduced": reduced(model, self.stats)}
-        self.network = Network(name, name, self.stats.macs, forms(model, self.stats), self._copy)
+        self.models = {"dense": model, "reduced": reduce_network(model, self.stats)}
+        self.network = NetworkToMeasure(name, name, self.stats.macs, form_pairs(model, self.stats), self._copy)
 
     def file(self, variant: str, scheme: str) -> Path:
         return self.folder / f"{variant}-{scheme}.tflite"
 
-    def plan(self, source: Source | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
-        whole = source.whole(self.network, scheme) if source else None
-        costs = Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms, source.again) if source and whole else None
+    def plan(self, source: MeasuredCostTable | None, scheme: str, macs_ratio: float, **options: str) -> CompressionPlan:
+        whole = source.network_cost(self.network, scheme) if source else None
+        costs = (
+            DeviceCosts(scheme, source.conditions, whole.ms, source.latencies_of, whole.layers_ms, source.remeasure)
+            if source and whole
+            else None
+        )
         return plan(self.model, self.stats, budget=Budget(macs_ratio=macs_ratio), costs=costs, inputs=self.inputs, **options)  # type: ignore[arg-type]
 
-    def prepare(self, source: Source, macs_ratio: float, converters: Workers, *, plain: bool = False) -> Plans:
+    def prepare(self, source: MeasuredCostTable, macs_ratio: float, converters: Workers, *, plain: bool = False) -> Plans:
         """Plan in each scheme, and plain Tucker-2 by one ratio if asked to; write all files before any of them is timed."""
         self._write({(variant, scheme): model for variant, model in self.models.items() for scheme in SCHEMES}, converters)
         start = time.perf_counter()
@@ -163,8 +167,8 @@ def plan_warm(table: Path, folder: Path, *, quick: bool) -> None:
     """Plan ResNet-18 with a warm table; print seconds and memory as JSON. `measure_warm_planning` runs this in a process of its own."""
     start = time.perf_counter()
     subject = resnet18_subject(folder, quick=quick)
-    subject.inputs = (torch.rand(FEWEST, *subject.example[0].shape[1:], generator=torch.Generator().manual_seed(0)),)
-    source = open_source(device="local://", table=table, threads=1)
+    subject.inputs = (torch.rand(MIN_SAMPLES, *subject.example[0].shape[1:], generator=torch.Generator().manual_seed(0)),)
+    source = open_cost_table(device="local://", table=table, threads=1)
     subject.plan(source, "fp32", 0.33)
     gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps({"seconds": time.perf_counter() - start, "gb": gb}))
@@ -192,7 +196,7 @@ def main() -> None:
             return
         rows, table = Rows(given.write), folder / "costs.json"
         converters = stack.enter_context(Workers("conversion_jobs.py"))  # they load while networks are made
-        source = open_source(device="local://", table=table, threads=1, noisy=True)
+        source = open_cost_table(device="local://", table=table, threads=1, noisy=True)
         if not given.quick:
             for name, macs_ratio in (("resnet20_fashion_mnist", 0.5), ("efficientnet_lite0", 0.8)):
                 small = example_subject(name, folder)

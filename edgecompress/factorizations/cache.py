@@ -25,19 +25,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgecompress.errors import EdgeCompressError
-from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, DenseLayer
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.files import replacing
 from edgecompress.network.factors import Factors
 
 LOG = logging.getLogger(__name__)
-LIMIT_BYTES: Final = 1_000_000_000
-ENTRY_BYTES: Final = 16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
-CODE: Final = ("edgecompress.factorizations", "edgecompress.factorizations.blocks", "edgecompress.factorizations.tensors")  # what fits
-KEPT: Final = 0.9  # of the limit, once it is exceeded
+MAX_BYTES: Final = 1_000_000_000
+ENTRY_OVERHEAD_BYTES: Final = (
+    16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
+)
+CODE_PACKAGES: Final = tuple(f"edgecompress.factorizations{room}" for room in ("", ".methods", ".blocks", ".tensors"))  # the code that fits
+TRIM_FRACTION: Final = 0.9  # of the limit, once it is exceeded
 
 
-class Fit(NamedTuple):
+class FitResult(NamedTuple):
     """What is known of a fitted layer beside its factors; `note` says what went less than well, "" if nothing."""
 
     relative_error: float
@@ -45,7 +47,7 @@ class Fit(NamedTuple):
     note: str
 
 
-def folder_of(given: str | Path | None, kind: str = "factorizations") -> Path | None:
+def cache_folder(given: str | Path | None, kind: str = "factorizations") -> Path | None:
     """Return where results of a kind are kept: in the folder given, None for this user's; None for nowhere, as "" says."""
     chosen = os.environ.get("EDGECOMPRESS_CACHE") if given is None else given
     if chosen is None:
@@ -53,15 +55,15 @@ def folder_of(given: str | Path | None, kind: str = "factorizations") -> Path | 
     return Path(chosen) / kind if str(chosen) else None
 
 
-def key_of(layer: Layer, method: str, rank: tuple[int, ...], options: Mapping[str, Any], moments: Moments | None) -> str:
+def fit_key(layer: DenseLayer, method: str, rank: tuple[int, ...], options: Mapping[str, Any], moments: Moments | None) -> str:
     """Hash all that a fit depends on; `options` are the complete ones."""
     state = {"weight": layer.weight} | ({} if layer.bias is None else {"bias": layer.bias})
-    read = "" if moments is None else digest(moments._asdict())
-    parts = (code_of(*CODE), type(layer).__name__, arguments_of(layer), digest(state), method, rank, options, read)
+    read = "" if moments is None else hash_tensors(moments._asdict())
+    parts = (hash_code(*CODE_PACKAGES), type(layer).__name__, layer_arguments(layer), hash_tensors(state), method, rank, options, read)
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def arguments_of(layer: Layer) -> dict[str, Any]:
+def layer_arguments(layer: DenseLayer) -> dict[str, Any]:
     """Return what the layer's class is called with to make another of the same geometry."""
     if isinstance(layer, nn.Linear):
         return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
@@ -70,14 +72,14 @@ def arguments_of(layer: Layer) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
 
 
-def load(folder: Path, key: str) -> Fit | None:
+def load_fit(folder: Path, key: str) -> FitResult | None:
     """Return what an entry says; None for one that is not there or is damaged."""
-    path = _path(folder, key)
+    path = _entry_path(folder, key)
     try:
         with safe_open(path, framework="pt") as file:
             kept = file.metadata() or {}
-            fit = Fit(float(kept["relative_error"]), float(kept["spectral_error"]), kept["note"])
-            if kept["seal"] != _seal(key, fit, kept["factors"]):
+            fit = FitResult(float(kept["relative_error"]), float(kept["spectral_error"]), kept["note"])
+            if kept["seal"] != _checksum(key, fit, kept["factors"]):
                 return None
     except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):  # RuntimeError: trimmed while it was opened
         return None
@@ -86,47 +88,47 @@ def load(folder: Path, key: str) -> Fit | None:
     return fit
 
 
-def fill(folder: Path, key: str, compact: Factors) -> bool:
+def load_factors(folder: Path, key: str, compact: Factors) -> bool:
     """Load the factors of an entry that `load` has found good; whether it has them, undamaged."""
     try:
-        with safe_open(_path(folder, key), framework="pt") as file:
+        with safe_open(_entry_path(folder, key), framework="pt") as file:
             inside = (file.metadata() or {}).get("factors")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, RuntimeError, SafetensorError):
         return False
     own = compact.state_dict()
     alike = own.keys() == state.keys() and all(own[k].shape == v.shape and own[k].dtype == v.dtype for k, v in state.items())
-    if not alike or digest(state) != inside:
+    if not alike or hash_tensors(state) != inside:
         return False
     compact.load_state_dict(state)
     return True
 
 
-def store(folder: Path, key: str, fit: Fit, compact: Factors | None) -> None:
+def store_fit(folder: Path, key: str, fit: FitResult, compact: Factors | None) -> None:
     """Write an entry, with the factors of `compact` or without any."""
     state = {} if compact is None else {k: v.detach().cpu().contiguous().clone() for k, v in compact.state_dict().items()}
-    inside = digest(state) if state else ""
+    inside = hash_tensors(state) if state else ""
     kept = {
         "relative_error": repr(fit.relative_error),
         "spectral_error": repr(fit.spectral_error),
         "note": fit.note,
         "factors": inside,
-        "seal": _seal(key, fit, inside),
+        "seal": _checksum(key, fit, inside),
     }
     try:
-        with replacing(_path(folder, key)) as temporary:
+        with replacing(_entry_path(folder, key)) as temporary:
             save_file(state, temporary, kept)
     except (EdgeCompressError, SafetensorError, OSError) as error:
         LOG.info("not cached: %s", error)
 
 
-def trim(folder: Path, limit: int = LIMIT_BYTES) -> None:
+def trim_folder(folder: Path, limit: int = MAX_BYTES) -> None:
     """Drop the entries that were not used for longest, once they take more than `limit` bytes."""
     found = []
     for path in folder.glob("*/*"):
         with suppress(OSError):  # another process may have dropped it
             status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size + ENTRY_BYTES, path))
+            found.append((status.st_mtime_ns, status.st_size + ENTRY_OVERHEAD_BYTES, path))
     total = sum(size for _, size, _ in found)
     if total <= limit:
         return
@@ -134,11 +136,11 @@ def trim(folder: Path, limit: int = LIMIT_BYTES) -> None:
         with suppress(OSError):
             path.unlink()
         total -= size
-        if total <= KEPT * limit:
+        if total <= TRIM_FRACTION * limit:
             return
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
     """Return a SHA-256 over the names, types, shapes and values of tensors."""
     made = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -147,17 +149,17 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return made.hexdigest()
 
 
-def _path(folder: Path, key: str) -> Path:
+def _entry_path(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key}.safetensors"
 
 
-def _seal(key: str, fit: Fit, inside: str) -> str:
+def _checksum(key: str, fit: FitResult, inside: str) -> str:
     """Bind what an entry says to its name, so that neither a damaged nor a renamed file is believed."""
     return hashlib.sha256(msgspec.json.encode((key, repr(fit.relative_error), repr(fit.spectral_error), fit.note, inside))).hexdigest()
 
 
 @cache
-def code_of(*packages: str) -> str:
+def hash_code(*packages: str) -> str:
     """Hash the code of packages and the version of torch: changed code finds no results of the old one."""
     made = hashlib.sha256(torch.__version__.encode())
     for package in packages:

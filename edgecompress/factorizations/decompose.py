@@ -6,8 +6,8 @@ from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import factorize
-from edgecompress.factorizations.fitting import factors_of
-from edgecompress.factorizations.parallel import Job
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.surgery import replace, tied_layers
@@ -41,11 +41,11 @@ def decompose(
             raise ConfigError(f"{step.layer}: the plan names it, the model has no such layer; plan again") from error
         if step.layer in tied:
             raise UnsupportedError(f"{step.layer}: its weight is shared with {tied[step.layer]}; leave it dense or give each its own")
-        jobs.append(Job(step.layer, layer, step.method, step.rank, step.options))
+        jobs.append(FactorizationJob(step.layer, layer, step.method, step.rank, step.options))
     errors = {step.layer: step.relative_error for step in plan.layers}
     notes: list[str] = []
     if fit:
-        made = factors_of(model, jobs, inputs=inputs if inputs is None else batches.check(inputs, "inputs"), track=track)
+        made = fit_layers(model, jobs, inputs=inputs if inputs is None else batches.check(inputs, "inputs"), track=track)
         errors = {job.name: one.relative_error for job, one in zip(jobs, made, strict=True)}
         notes = [f"{job.name}: {one.note}" for job, one in zip(jobs, made, strict=True) if one.note]
         factors = [one.compact for one in made]

@@ -6,19 +6,21 @@ from typing import Final, cast
 
 from torch import nn
 
-from edgecompress.factorizations import method_named
-from edgecompress.factorizations.blocks.layers import Layer, kernel
-from edgecompress.factorizations.moments import collect, readable
-from edgecompress.factorizations.parallel import Factorized, Job, factorize_all
+from edgecompress.factorizations import get_method
+from edgecompress.factorizations.blocks.layers import DenseLayer, grouped_kernel
+from edgecompress.factorizations.moments import collect_moments, supports_moments
+from edgecompress.factorizations.parallel import FactorizationJob, Factorized, factorize_all
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.progress import Track, silent
 
-MOMENTS_BYTES: Final = 1_000_000_000  # held at a time
-WIDEST: Final = MOMENTS_BYTES // 2  # of one layer
+MAX_MOMENTS_BYTES: Final = 1_000_000_000  # held at a time
+MAX_LAYER_MOMENTS_BYTES: Final = MAX_MOMENTS_BYTES // 2  # of one layer
 
 
-def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Batch | None = None, track: Track = silent) -> list[Factorized]:
+def fit_layers(
+    model: nn.Module, jobs: Sequence[FactorizationJob], *, inputs: Batch | None = None, track: Track = silent
+) -> list[Factorized]:
     """Factorize layers of `model`, which stays as it is; see `factorize_all`.
 
     Args:
@@ -26,8 +28,8 @@ def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Batch | None = 
         inputs: Real inputs of the model: the methods that can minimise the error of each layer's output on them.
     """
     sizes = {i: _moments_bytes(job) for i, job in enumerate(jobs)} if inputs is not None else {}
-    wide = {i for i, size in sizes.items() if size > WIDEST}
-    aware = [i for i, size in sizes.items() if 0 < size <= WIDEST]
+    wide = {i for i, size in sizes.items() if size > MAX_LAYER_MOMENTS_BYTES}
+    aware = [i for i, size in sizes.items() if 0 < size <= MAX_LAYER_MOMENTS_BYTES]
     plain = [i for i in range(len(jobs)) if i not in aware]
     made = dict(zip(plain, factorize_all([jobs[i] for i in plain], track=track), strict=True))
     for i in wide:
@@ -35,28 +37,28 @@ def factors_of(model: nn.Module, jobs: Sequence[Job], *, inputs: Batch | None = 
         made[i] = made[i]._replace(note="; ".join(filter(None, (made[i].note, note))))
     if aware and inputs is not None:
         reader = copy.deepcopy(model).eval() if any(m.training for m in model.modules()) else model
-        for group in _groups(aware, jobs, sizes):
-            moments = collect(reader, sorted({jobs[i].name for i in group}), batches.split(inputs, batches.SAMPLES))
+        for group in _split_by_memory(aware, jobs, sizes):
+            moments = collect_moments(reader, sorted({jobs[i].name for i in group}), batches.split(inputs, batches.SAMPLES))
             read = [jobs[i]._replace(moments=moments.get(jobs[i].name)) for i in group]
             made |= zip(group, factorize_all(read, track=track), strict=True)
     return [made[i] for i in range(len(jobs))]
 
 
-def _moments_bytes(job: Job) -> int:
+def _moments_bytes(job: FactorizationJob) -> int:
     """Memory of the second moments of what a layer reads; 0 where they are of no use."""
-    form = method_named(job.method)
-    if not form.DATA_AWARE or form.reject(job.layer) or not readable(cast(Layer, job.layer)):
+    form = get_method(job.method)
+    if not form.DATA_AWARE or form.reject(job.layer) or not supports_moments(cast(DenseLayer, job.layer)):
         return 0
-    k = kernel(cast(Layer, job.layer))
+    k = grouped_kernel(cast(DenseLayer, job.layer))
     return 8 * len(k) * k[0, 0].numel() ** 2
 
 
-def _groups(chosen: Sequence[int], jobs: Sequence[Job], sizes: dict[int, int]) -> Iterator[list[int]]:
+def _split_by_memory(chosen: Sequence[int], jobs: Sequence[FactorizationJob], sizes: dict[int, int]) -> Iterator[list[int]]:
     """Part jobs so that the moments of each part's layers fit into memory together."""
     group: list[int] = []
     held: dict[str, int] = {}
     for i in chosen:
-        if group and sum((held | {jobs[i].name: sizes[i]}).values()) > MOMENTS_BYTES:
+        if group and sum((held | {jobs[i].name: sizes[i]}).values()) > MAX_MOMENTS_BYTES:
             yield group
             group, held = [], {}
         group.append(i)

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress.factorizations.blocks.chain import composed
-from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, Layer, fill_bias, groups_of, kernel
+from edgecompress.factorizations.blocks.chain import compose_kernels
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, DenseLayer, copy_bias, grouped_kernel, groups_of
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.network.batches import Batch
 from edgecompress.network.factors import Factors
 
-ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
+MAX_ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
 
 
 @torch.no_grad()
-def collect(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) -> dict[str, Moments]:
+def collect_moments(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) -> dict[str, Moments]:
     """Run `model` in its present mode on `inputs` and return the moments of what each of `layers` reads.
 
     Only Linears and convolutions that `readable` accepts may be asked for. A layer that never runs is left out.
@@ -27,8 +27,8 @@ def collect(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) ->
     def watch(name: str) -> object:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             x = args[0] if args else kwargs["input"]
-            for part in _parts(cast(Layer, layer), x):
-                rows = im2col(cast(Layer, layer), part)  # (groups, positions, n)
+            for part in _split_batch(cast(DenseLayer, layer), x):
+                rows = im2col(cast(DenseLayer, layer), part)  # (groups, positions, n)
                 second, first = (rows.mT @ rows).double(), rows.double().sum(1)
                 before = sums.get(name)
                 count = rows.shape[1]
@@ -46,17 +46,17 @@ def collect(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) ->
     return {name: Moments(second / count, first / count) for name, (second, first, count) in sums.items()}
 
 
-def readable(layer: Layer) -> bool:
+def supports_moments(layer: DenseLayer) -> bool:
     """Whether all outputs of `layer` read one row each; those of a transposed convolution read as many as their phase has."""
     return not isinstance(layer, TRANSPOSED)
 
 
-def im2col(layer: Layer, x: Tensor) -> Tensor:
+def im2col(layer: DenseLayer, x: Tensor) -> Tensor:
     """Return the rows that `layer` multiplies by its flattened kernel, shape `(groups, positions, in / groups · area)`."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     axes = len(layer.kernel_size)
-    x = F.pad(x, _margins(layer), mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    x = F.pad(x, _padding_of(layer), mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     for axis, (k, d, s) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
     rows: Tensor = torch.unflatten(x, 1, (layer.groups, -1))  # (batch, groups, in, *positions, *area)
@@ -64,23 +64,23 @@ def im2col(layer: Layer, x: Tensor) -> Tensor:
     return rows.permute(order).flatten(1, 1 + axes).flatten(2)
 
 
-def _margins(layer: Convolution) -> Sequence[int]:
+def _padding_of(layer: Convolution) -> Sequence[int]:
     """What `layer` itself pads by: it reads `padding` each time, unless that is a word or the mode is not zeros."""
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return layer._reversed_padding_repeated_twice
     return [p for p in reversed(layer.padding) for _ in range(2)]
 
 
-def _parts(layer: Layer, x: Tensor) -> Sequence[Tensor]:
+def _split_batch(layer: DenseLayer, x: Tensor) -> Sequence[Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of halves overflow
     if isinstance(layer, nn.Linear):
         return (x,)
     x = x if x.dim() == len(layer.kernel_size) + 2 else x[None]
     sample = 4 * x[0].numel() * torch.Size(layer.kernel_size).numel()
-    return torch.split(x, max(1, ROWS_BYTES // max(1, sample)))
+    return torch.split(x, max(1, MAX_ROWS_BYTES // max(1, sample)))
 
 
-def seen_by(layer: Layer, moments: Moments | None, group: int) -> Tensor | None:
+def error_moments(layer: DenseLayer, moments: Moments | None, group: int) -> Tensor | None:
     """What the error of one group's output is measured by: centred where a bias takes up the mean, as it is where there is none."""
     if moments is None:
         return None
@@ -89,16 +89,16 @@ def seen_by(layer: Layer, moments: Moments | None, group: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def correct_bias(layer: Layer, compact: Factors, moments: Moments | None) -> None:
+def correct_bias(layer: DenseLayer, compact: Factors, moments: Moments | None) -> None:
     """Give the last factor the dense layer's bias, and what the mean input loses by the factorization: b' = b + (W − Ŵ) E[x]."""
     last = compact[-1]
-    fill_bias(last, layer)
+    copy_bias(last, layer)
     if moments is not None and layer.bias is not None:
-        lost = kernel(layer).double() - composed(compact)
+        lost = grouped_kernel(layer).double() - compose_kernels(compact)
         cast(Tensor, last.bias).add_((lost.flatten(2) @ moments.mean[..., None]).flatten())
 
 
-def fits(layer: Layer, moments: Moments) -> bool:
+def are_moments_of(layer: DenseLayer, moments: Moments) -> bool:
     """Whether `moments` are of this layer's input."""
-    n = kernel(layer)[0, 0].numel()
+    n = grouped_kernel(layer)[0, 0].numel()
     return tuple(moments.second.shape) == (groups_of(layer), n, n) and tuple(moments.mean.shape) == (groups_of(layer), n)

@@ -17,30 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import check_values, method_named, options_of, tensor_train
-from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, kernel
+from edgecompress.factorizations.blocks.layers import Convolution, DenseLayer, channels_per_group, grouped_kernel, kernel_size
+from edgecompress.factorizations.methods import get_method, parse_options, tensor_train
 from edgecompress.factorizations.protocol import Factorization
-from edgecompress.factorizations.tensors.lowrank import gram
+from edgecompress.factorizations.single_layer import check_weight
+from edgecompress.factorizations.tensors.lowrank import gram_matrix
 from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
-ROUNDING: Final = 1e-9  # m · (step / steps) may come out below the integer it is
+STEP_ROUNDING: Final = 1e-9  # m · (step / steps) may come out below the integer it is
 Unfoldings = tuple[list[Tensor], ...]  # for each number of a rank, the matrices of which that many components are kept
 
 
-def evbmf(layer: nn.Module, method: str, *, name: str = "layer", options: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+def rank_by_evbmf(layer: nn.Module, method: str, *, name: str = "layer", options: Mapping[str, Any] | None = None) -> tuple[int, ...]:
     """Return how many components stand out of noise, by empirical variational Bayes; at least 1.
 
     Raises:
         UnsupportedError: The method cannot take the layer, or is not made of unfoldings.
         ConfigError: An unknown method or option, or weights without a rank (not finite, not floating, all zero).
     """
-    _, chosen, limit = _taken(layer, method, name, options)
-    unfoldings = _unfolded(layer, method, name, chosen)
+    _, chosen, limit = _prepare_method(layer, method, name, options)
+    unfoldings = _unfold(layer, method, name, chosen)
     found = (max(evbmf_rank(matrix) for matrix in matrices) for matrices in unfoldings)
     return tuple(min(max(1, r), m) for r, m in zip(found, limit, strict=True))
 
 
-def energy(
+def rank_by_energy(
     layer: nn.Module, method: str, fraction: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
     """Return the smallest rank that surely keeps `fraction` of ‖W‖², so that relative_error² ≤ 1 - fraction.
@@ -53,16 +54,16 @@ def energy(
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"{name}: fraction {fraction}; it must be above 0 and at most 1")
-    _, chosen, limit = _taken(layer, method, name, options)
+    _, chosen, limit = _prepare_method(layer, method, name, options)
     if method == "tensor_train":
-        check_values(layer, cast(Tensor, layer.weight), name)
-        return tensor_train.ranks_for(cast(Layer, layer), math.sqrt(1 - fraction), chosen)
-    unfoldings = _unfolded(layer, method, name, chosen)
-    found = (_least(matrices, (1 - fraction) / len(unfoldings)) for matrices in unfoldings)
+        check_weight(layer, cast(Tensor, layer.weight), name)
+        return tensor_train.ranks_within_error(cast(DenseLayer, layer), math.sqrt(1 - fraction), chosen)
+    unfoldings = _unfold(layer, method, name, chosen)
+    found = (_least_common_rank(matrices, (1 - fraction) / len(unfoldings)) for matrices in unfoldings)
     return tuple(min(r, m) for r, m in zip(found, limit, strict=True))
 
 
-def parameter_rate(
+def rank_by_parameter_rate(
     layer: nn.Module, method: str, rate: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
     """Return the largest rank at which the form has at most 1/`rate` of the layer's parameters, counted on its skeleton.
@@ -76,12 +77,12 @@ def parameter_rate(
     """
     if not 1 <= rate < math.inf:
         raise ConfigError(f"{name}: rate {rate}; it is parameters before over after, at least 1")
-    form, chosen, limit = _taken(layer, method, name, options)
-    slopes = _slopes(layer, method, limit)
-    steps = math.ceil(max(m / slope for m, slope in zip(limit, slopes, strict=True)) - ROUNDING)
+    form, chosen, limit = _prepare_method(layer, method, name, options)
+    slopes = _growth_rates(layer, method, limit)
+    steps = math.ceil(max(m / slope for m, slope in zip(limit, slopes, strict=True)) - STEP_ROUNDING)
 
     def rank(step: int) -> tuple[int, ...]:
-        return tuple(min(m, max(1, int(slope * step + ROUNDING))) for slope, m in zip(slopes, limit, strict=True))
+        return tuple(min(m, max(1, int(slope * step + STEP_ROUNDING))) for slope, m in zip(slopes, limit, strict=True))
 
     def params(step: int) -> int:
         with torch.device("meta"):
@@ -99,63 +100,65 @@ def parameter_rate(
     raise ConfigError(f"{name}: rate {rate}; {least}; ask for a lower rate")
 
 
-def _slopes(layer: nn.Module, method: str, limit: tuple[int, ...]) -> list[float]:
+def _growth_rates(layer: nn.Module, method: str, limit: tuple[int, ...]) -> list[float]:
     """Return what each number of a rank grows by, beside the others."""
     if not method.startswith("tucker2"):
         return [m / max(limit) for m in limit]
-    out, inside = channels(cast(Convolution, layer))
+    out, inside = channels_per_group(cast(Convolution, layer))
     core = [2.0] if len(limit) == 3 else []  # of that rank a CP core has about half its parameters
     return [1.0, 1 / max(0.8 * out / inside, 1.0), *core]
 
 
 Estimator = Callable[..., tuple[int, ...]]
-ESTIMATORS: Final[dict[str, Estimator]] = {"evbmf": evbmf, "energy": energy, "parameter_rate": parameter_rate}
+ESTIMATORS: Final[dict[str, Estimator]] = {"evbmf": rank_by_evbmf, "energy": rank_by_energy, "parameter_rate": rank_by_parameter_rate}
 
 
-def _taken(layer: nn.Module, method: str, name: str, options: Mapping[str, Any] | None) -> tuple[Factorization[Any], Any, tuple[int, ...]]:
+def _prepare_method(
+    layer: nn.Module, method: str, name: str, options: Mapping[str, Any] | None
+) -> tuple[Factorization[Any], Any, tuple[int, ...]]:
     """Return the method, its options and its largest rank for a layer that it can take."""
-    form, chosen = method_named(method), options_of(method, options)
+    form, chosen = get_method(method), parse_options(method, options)
     if reason := form.reject(layer):
         raise UnsupportedError(f"{name}: {reason}; leave it out or use another method")
     return form, chosen, form.max_rank(layer, chosen)
 
 
-def _unfolded(layer: nn.Module, method: str, name: str, options: Any) -> Unfoldings:
-    check_values(layer, cast(Tensor, layer.weight), name)
+def _unfold(layer: nn.Module, method: str, name: str, options: Any) -> Unfoldings:
+    check_weight(layer, cast(Tensor, layer.weight), name)
     if method not in UNFOLDINGS:
         raise UnsupportedError(f"{name}: {method} is not made of matrices whose rank could be estimated; use parameter_rate")
-    return UNFOLDINGS[method](cast(Layer, layer), options)
+    return UNFOLDINGS[method](cast(DenseLayer, layer), options)
 
 
-def _least(matrices: list[Tensor], loss: float) -> int:
+def _least_common_rank(matrices: list[Tensor], loss: float) -> int:
     """Return the smallest common rank at which several matrices lose at most `loss` of their squared norm."""
-    spectra = [torch.linalg.eigvalsh(gram(m if m.shape[0] <= m.shape[1] else m.T)).clamp_min(0) for m in matrices]
+    spectra = [torch.linalg.eigvalsh(gram_matrix(m if m.shape[0] <= m.shape[1] else m.T)).clamp_min(0) for m in matrices]
     lost = torch.stack(spectra).sum(0).cumsum(0)  # by all but the largest, from the smallest on
     return max(1, int((lost > loss * lost[-1]).sum()))
 
 
-def _rows(layer: Layer, options: Any) -> Unfoldings:
-    return ([k.flatten(1) for k in kernel(layer)],)
+def _unfold_rows(layer: DenseLayer, options: Any) -> Unfoldings:
+    return ([k.flatten(1) for k in grouped_kernel(layer)],)
 
 
-def _row_slices(layer: Layer, options: Any) -> Unfoldings:
-    return ([part.flatten(1) for k in kernel(layer) for part in k.chunk(options.slices, dim=1)],)
+def _unfold_slices(layer: DenseLayer, options: Any) -> Unfoldings:
+    return ([part.flatten(1) for k in grouped_kernel(layer) for part in k.chunk(options.slices, dim=1)],)
 
 
-def _along_and_across(layer: Layer, options: Any) -> Unfoldings:
+def _unfold_long_axis(layer: DenseLayer, options: Any) -> Unfoldings:
     """(in · k, out · rest), with k the first axis that the kernel is long on."""
-    axis = next(a for a, k in enumerate(area(layer)) if k > 1)
-    return ([k.movedim((1, 2 + axis), (0, 1)).flatten(2).flatten(0, 1) for k in kernel(layer)],)
+    axis = next(a for a, k in enumerate(kernel_size(layer)) if k > 1)
+    return ([k.movedim((1, 2 + axis), (0, 1)).flatten(2).flatten(0, 1) for k in grouped_kernel(layer)],)
 
 
-def _channels(layer: Layer, options: Any) -> Unfoldings:
-    return [k.flatten(1) for k in kernel(layer)], [k.transpose(0, 1).flatten(1) for k in kernel(layer)]
+def _unfold_channels(layer: DenseLayer, options: Any) -> Unfoldings:
+    return [k.flatten(1) for k in grouped_kernel(layer)], [k.transpose(0, 1).flatten(1) for k in grouped_kernel(layer)]
 
 
-UNFOLDINGS: Final[dict[str, Callable[[Layer, Any], Unfoldings]]] = {
-    "svd": _rows,
-    "channel_svd": _rows,
-    "grouped_svd": _row_slices,
-    "spatial_svd": _along_and_across,
-    "tucker2": _channels,
+UNFOLDINGS: Final[dict[str, Callable[[DenseLayer, Any], Unfoldings]]] = {
+    "svd": _unfold_rows,
+    "channel_svd": _unfold_rows,
+    "grouped_svd": _unfold_slices,
+    "spatial_svd": _unfold_long_axis,
+    "tucker2": _unfold_channels,
 }

@@ -8,16 +8,16 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-WARM_UP: Final = 3  # rounds that choose kernels and fill caches
+WARMUP_ROUNDS: Final = 3  # rounds that choose kernels and fill caches
 
 
 @torch.inference_mode()
 def median_ms(modules: Sequence[nn.Module], x: Tensor, *, repetitions: int = 31) -> list[float]:
     """Return the median milliseconds of each module on `x`, eager, in as many threads as torch has now."""
     samples: list[list[float]] = [[] for _ in modules]
-    for _ in range(WARM_UP + repetitions):
+    for _ in range(WARMUP_ROUNDS + repetitions):
         for module, taken in zip(modules, samples, strict=True):
             started = time.perf_counter()
             module(x)
             taken.append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(taken[WARM_UP:]) for taken in samples]
+    return [statistics.median(taken[WARMUP_ROUNDS:]) for taken in samples]

@@ -15,10 +15,10 @@ from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.weights import fingerprint
 from edgecompress.options import budget_of, cost_scheme_of, parse_method
 from edgecompress.pipeline.context import RunSteps
-from edgecompress.planning.latencies import Costs
-from edgecompress.planning.latency_tables.source import Network, Source, open_source
+from edgecompress.planning.latencies import DeviceCosts
+from edgecompress.planning.latency_tables.measured_table import MeasuredCostTable, NetworkToMeasure, open_cost_table
 from edgecompress.planning.profile import profile
-from edgecompress.planning.reduced import forms, reduced
+from edgecompress.planning.reduced_network import form_pairs, reduce_network
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import ConversionRequest, CostTable, ModelStats
 from edgecompress.runs import key
@@ -31,14 +31,14 @@ CALIBRATION: Final = 2  # inputs; ranges do not matter to time
 class CostSteps(RunSteps):
     """The device of a run's options and what is measured there."""
 
-    def costs(self, stats: ModelStats) -> Costs | None:
+    def costs(self, stats: ModelStats) -> DeviceCosts | None:
         """Return where latencies to plan with come from; None where neither a device nor a latency is asked for."""
         o = self.options
         if not self._timed:
             return None
         source, scheme = self._source(o.device or ("" if o.table else LOCAL)), cost_scheme_of(o)
-        whole = source.whole(self._network_of(stats), scheme)
-        return Costs(scheme, source.where, whole.ms, source.price, whole.layers_ms, source.again)
+        whole = source.network_cost(self._network_of(stats), scheme)
+        return DeviceCosts(scheme, source.conditions, whole.ms, source.latencies_of, whole.layers_ms, source.remeasure)
 
     def profile(self, stats: ModelStats, schemes: tuple[str, ...], *, refresh: bool = False, noisy: bool = False) -> tuple[CostTable, Path]:
         """Measure what plans for this network will ask for; return the network's part of the table and the table's path."""
@@ -73,21 +73,21 @@ class CostSteps(RunSteps):
         o, budget = self.options, budget_of(self.options)
         return bool(o.device or o.table or budget.latency_ms or budget.speedup)
 
-    def _source(self, device: str, *, refresh: bool = False, noisy: bool = False) -> Source:
+    def _source(self, device: str, *, refresh: bool = False, noisy: bool = False) -> MeasuredCostTable:
         o = self.options
-        return open_source(
+        return open_cost_table(
             device=device, table=Path(o.table) if o.table else None, threads=o.threads, refresh=refresh, noisy=noisy, track=self.track
         )
 
-    def _network_of(self, stats: ModelStats) -> Network:
+    def _network_of(self, stats: ModelStats) -> NetworkToMeasure:
         shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
 
         def write(paths: tuple[Path, Path], scheme: str) -> None:
-            requests = [self._request(*each, scheme) for each in zip((self.dense, reduced(self.dense, stats)), paths, strict=True)]
+            requests = [self._request(*each, scheme) for each in zip((self.dense, reduce_network(self.dense, stats)), paths, strict=True)]
             with ThreadPoolExecutor(len(requests)) as pool:
                 list(pool.map(self._convert, requests))
 
-        return Network(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, forms(self.dense, stats), write)
+        return NetworkToMeasure(self.recipe.name, key(fingerprint(self.dense), shapes), stats.macs, form_pairs(self.dense, stats), write)
 
     def _convert(self, request: ConversionRequest) -> None:
         convert("tflite", request, timeout_s=self.options.convert_timeout_s, memory_gb=self.options.convert_memory_gb)

@@ -80,7 +80,7 @@ class ModelSteps(CostSteps):
 
     def _planned(self, number: int) -> CompressionPlan:
         stats, o = self.analyze(), self.options
-        left = stages.left(number, o.stages, o.weakening)
+        left = stages.remaining_fraction(number, o.stages, o.weakening)
         guard = o.min_agreement if self._unrepaired else None
         multiple = TARGETS[o.target].rank_multiple
         fixed, form = parse_fixed_layers(o), parse_method(o)
@@ -88,7 +88,7 @@ class ModelSteps(CostSteps):
         def make() -> CompressionPlan:
             before = self._before(number)
             made = plan(
-                stages.opened(self._network(number - 1), self.dense, before),
+                stages.restore_dense(self._network(number - 1), self.dense, before),
                 stats,
                 budget=budget_of(o),
                 costs=self.costs(stats),
@@ -103,7 +103,7 @@ class ModelSteps(CostSteps):
                 mixed_precision=o.mixed_precision,
                 rank_multiple=multiple,
                 min_agreement=guard,
-                stage=stages.Stage(left, stages.present(before)),
+                stage=stages.Stage(left, stages.current_forms(before)),
                 track=self.track,
             )
             notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in closed(self.dense).items()]
@@ -124,11 +124,11 @@ class ModelSteps(CostSteps):
         def make() -> records.DecomposeResult:
             inputs = self._planning_inputs() if o.data_aware else None
             before = self._before(number)
-            changed = stages.changed(made, before)
-            network = stages.opened(self._network(number - 1), self.dense, stages.among(before, changed))
+            changed = stages.changed_layers(made, before)
+            network = stages.restore_dense(self._network(number - 1), self.dense, stages.previous_forms(before, changed))
             model, result = decompose(network, changed, inputs=inputs, track=self.track)
             save_state(model.state_dict(), self.run.path(factors))
-            return stages.with_kept(result, made)
+            return stages.add_kept_layers(result, made)
 
         made_from = key(self.source, self._digest(number, "plan"), *self._fitted_to, *self._started_from(number))
         return self._step(self._of(number, "decompose"), made_from, records.DecomposeResult, make, files=(factors,))

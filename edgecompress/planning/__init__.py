@@ -1,1 +1,1 @@
-"""What `plan` is made of: candidates (forms and ranks of a layer), sensitivity (what each costs the loss), offers (both together)."""
+"""Planning: choose a method and a rank for each layer, so that the network keeps its budgets at the least loss."""

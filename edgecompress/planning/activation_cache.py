@@ -1,7 +1,7 @@
-"""Run a network again with one layer replaced, computing nothing that came before it: what its modules gave then is remembered.
+"""Run a network again with one layer replaced, reusing the outputs of all modules that finished before that layer.
 
-A module that was done when the layer was first called reads nothing of it, so it gives what it gave. Only calls of modules are remembered;
-what a `forward` computes between them is computed again, and so is what others changed in place.
+A module that finished before the layer's first call does not depend on the layer, so its output is the same. Only outputs of modules are
+reused. Whatever a `forward` computes between modules is computed again, and so are outputs that other code changed in place.
 """
 
 import itertools
@@ -16,53 +16,54 @@ from torch import Tensor, nn
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 
-BYTES: Final = 400_000_000  # of maps that are remembered; what comes later in a network is computed each time
+MAX_BYTES: Final = 400_000_000  # memory for outputs of modules; outputs beyond it, late in a network, are computed each time
 
 
 @dataclass
-class Calls:
-    """All calls of a module: when the first began and the last ended, and what each gave, with its version; None for what is not kept."""
+class ModuleCalls:
+    """All calls of a module: when the first began, when the last ended, and each output with its version; None for one not kept."""
 
     began: int
     ended: int = 0
-    gave: list[tuple[Tensor, int] | None] = field(default_factory=list)
+    outputs: list[tuple[Tensor, int] | None] = field(default_factory=list)
 
     @property
-    def unchanged(self) -> bool:
-        return all(kept is not None and kept[0]._version == kept[1] for kept in self.gave)
+    def is_reusable(self) -> bool:
+        """Whether all outputs were kept and none was changed in place."""
+        return all(kept is not None and kept[0]._version == kept[1] for kept in self.outputs)
 
 
 class Recording(NamedTuple):
-    """What a network, and each of its modules, gave for one batch."""
+    """The outputs of a network, and of each of its modules, for one batch."""
 
     outputs: Batch
-    calls: Mapping[nn.Module, Calls]
+    calls: Mapping[nn.Module, ModuleCalls]
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Batch) -> Recording:
-    """Run a network on a batch and remember what its modules give."""
+def record_activations(model: nn.Module, inputs: Batch) -> Recording:
+    """Run a network on a batch and keep the outputs of its modules."""
     clock = itertools.count()
-    calls: dict[nn.Module, Calls] = {}
-    held: dict[int, int] = {}  # storage → bytes; a module and the last of its children may give the same
+    calls: dict[nn.Module, ModuleCalls] = {}
+    held: dict[int, int] = {}  # storage → bytes; a module and its last child may return the same tensor
 
     def begin(module: nn.Module, _: Any) -> None:
-        calls.setdefault(module, Calls(next(clock)))
+        calls.setdefault(module, ModuleCalls(next(clock)))
 
     def end(module: nn.Module, _: Any, output: Any) -> None:
         kept = None
         if isinstance(output, Tensor):
             storage = output.untyped_storage()
-            if storage.data_ptr() in held or sum(held.values()) + storage.nbytes() <= BYTES:
+            if storage.data_ptr() in held or sum(held.values()) + storage.nbytes() <= MAX_BYTES:
                 held[storage.data_ptr()] = storage.nbytes()
                 kept = output, output._version
-        calls[module].gave.append(kept)
+        calls[module].outputs.append(kept)
         calls[module].ended = next(clock)
 
     handles = []
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
-            # the first of the hooks: what others make of the output, they make of it again
+            # Runs before the module's other hooks: those that change the output change it again in a replay.
             handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end, prepend=True)]
     try:
         outputs = batches.run(model, inputs)
@@ -73,13 +74,13 @@ def record(model: nn.Module, inputs: Batch) -> Recording:
 
 
 @contextmanager
-def resumed(recording: Recording, layer: nn.Module) -> Iterator[None]:
-    """Let modules that were done before `layer` was first called give what they gave; the network's input must be the same."""
+def replay_before(recording: Recording, layer: nn.Module) -> Iterator[None]:
+    """Make modules that finished before the first call of `layer` return their recorded outputs; the network's input must be the same."""
     first = recording.calls[layer].began if layer in recording.calls else 0
-    done = [(module, calls.gave) for module, calls in recording.calls.items() if calls.ended < first and calls.unchanged]
+    done = [(module, calls.outputs) for module, calls in recording.calls.items() if calls.ended < first and calls.is_reusable]
     before = [module.__dict__.get("forward") for module, _ in done]
-    for module, gave in done:
-        module.forward = _giving([kept[0] for kept in gave if kept], module.forward)
+    for module, outputs in done:
+        module.forward = _replay_outputs([kept[0] for kept in outputs if kept], module.forward)
     try:
         yield
     finally:
@@ -89,11 +90,12 @@ def resumed(recording: Recording, layer: nn.Module) -> Iterator[None]:
                 module.forward = own
 
 
-def _giving(gave: list[Tensor], compute: Callable[..., Any]) -> Callable[..., Any]:
-    left = iter(gave)
+def _replay_outputs(outputs: list[Tensor], compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `forward` that returns the given outputs one call after another, and computes once they are used up."""
+    remaining = iter(outputs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        known = next(left, None)
-        return compute(*args, **kwargs) if known is None else known
+        recorded = next(remaining, None)
+        return compute(*args, **kwargs) if recorded is None else recorded
 
     return forward

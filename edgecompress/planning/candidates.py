@@ -1,4 +1,4 @@
-"""The forms and ranks a layer may take, each with its exact cost and error."""
+"""Candidates of one layer: the methods and ranks that it may take, each with its exact cost and error."""
 
 import copy
 import itertools
@@ -11,26 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import METHODS, factorize, options_of, tensor_train
-from edgecompress.factorizations.blocks.layers import Layer, channels
-from edgecompress.factorizations.parallel import Job, measure_all
+from edgecompress.factorizations import METHODS, factorize, parse_options
+from edgecompress.factorizations.blocks.layers import DenseLayer, channels_per_group
+from edgecompress.factorizations.methods import tensor_train
+from edgecompress.factorizations.parallel import FactorizationJob, measure_errors
 from edgecompress.network.counting import cost_of
 from edgecompress.progress import Track, silent
 from edgecompress.records import LayerStats
 
 DENSE: Final = "dense"
-GRID: Final = 8  # values a rank axis takes at the most
-WORTH: Final = 0.7  # of the dense MACs; a smaller saving goes to the operators added and the maps they write and read
-ROUNDING: Final = 1e-6  # relative error that factors in fp32 have, at the order of which methods differ by chance
+MAX_GRID_RANKS: Final = 8  # more values along one rank axis cost fitting time and hardly change a plan
+MAX_MACS_FRACTION: Final = 0.7  # a form saving less than 30% of the MACs loses its gain to the added operators and their feature maps
+EXACT_ERROR: Final = 1e-6  # factors in fp32 have about this relative error; below it methods differ by rounding only
 
 Rank = tuple[int, ...]
-Form = tuple[str, Mapping[str, Any]]  # method and options
+MethodOptions = tuple[str, Mapping[str, Any]]  # method and its options
 
 
 class Candidate(NamedTuple):
-    """One way to hold a layer; `macs` are totals over the layer's calls, `note` says what its fit did less than well.
+    """One form of a layer: a method and a rank with their costs and errors.
 
-    `scheme` is "" for the network's own, else that of this layer alone.
+    Attributes:
+        macs: Multiply-accumulates of all calls of the layer.
+        note: How the fit fell short of the request; "" if it did not.
+        scheme: Number format of this layer alone; "" for the network's.
     """
 
     method: str
@@ -44,8 +48,8 @@ class Candidate(NamedTuple):
     scheme: str = ""
 
 
-class Range(NamedTuple):
-    """What may become of a layer: its candidates before they are fitted, and why there are none."""
+class LayerCandidates(NamedTuple):
+    """The candidates of a layer before they are fitted, and the reason if it has none."""
 
     layer: LayerStats
     module: nn.Module
@@ -53,75 +57,80 @@ class Range(NamedTuple):
     reason: str
 
 
-def dense(layer: LayerStats) -> Candidate:
+def dense_candidate(layer: LayerStats) -> Candidate:
+    """Return the candidate that leaves a layer dense."""
     return Candidate(DENSE, (), layer.params, layer.macs, 0.0, 0.0)
 
 
-def one(layer: LayerStats, module: nn.Module, method: str, rank: Rank, options: Mapping[str, Any]) -> Range:
-    """Return a layer with the one factorization it is to have; a tensor train runs as whichever form of it is measured faster here.
+def fixed_candidate(layer: LayerStats, module: nn.Module, method: str, rank: Rank, options: Mapping[str, Any]) -> LayerCandidates:
+    """Return a layer with one candidate, the requested one; a tensor train gets the run mode that is measured faster on this machine.
 
     Raises:
-        UnsupportedError: The method cannot take the layer.
-        ConfigError: The rank or an option does not fit it.
+        UnsupportedError: The method cannot factorize the layer.
+        ConfigError: The rank or an option does not fit the layer.
     """
     compact = factorize(module, method, rank, name=layer.name, options=options, fit=False)
     if METHODS[method] is tensor_train and "run" not in options:
-        chosen = options_of(method, options)
-        options = {**options, "run": tensor_train.faster(cast(Layer, module), rank, layer.input_shape, options=chosen, name=layer.name)}
+        chosen = parse_options(method, options)
+        mode = tensor_train.faster_run_mode(cast(DenseLayer, module), rank, layer.input_shape, options=chosen, name=layer.name)
+        options = {**options, "run": mode}
         compact = factorize(module, method, rank, name=layer.name, options=options, fit=False)
     params, macs = cost_of(compact.to("meta"), layer.input_shape)
-    return Range(layer, module, [Candidate(method, rank, params, round(macs * repeats(layer, module)), math.nan, options=options)], "")
+    candidate = Candidate(method, rank, params, round(macs * effective_calls(layer, module)), math.nan, options=options)
+    return LayerCandidates(layer, module, [candidate], "")
 
 
-def worthwhile(layer: LayerStats, module: nn.Module, forms: Sequence[Form], *, multiple: int) -> Range:
-    """Return a layer with the factorizations that save MACs enough for the layers they add, and why there are none."""
-    if reason := _without_values(module):
-        return Range(layer, module, [], reason)
+def worthwhile_candidates(layer: LayerStats, module: nn.Module, forms: Sequence[MethodOptions], *, multiple: int) -> LayerCandidates:
+    """Return a layer with the candidates that save enough MACs to pay for the layers they add, or the reason why it has none."""
+    if reason := _missing_values_reason(module):
+        return LayerCandidates(layer, module, [], reason)
     found, able, reasons = [], [], []
-    times = repeats(layer, module)
+    calls = effective_calls(layer, module)
     for method, options in forms:
-        limit = _limit(module, method, options)
+        limit = _max_rank(module, method, options)
         if isinstance(limit, str):
             reasons.append(limit)
             continue
         able.append(method)
 
-        def priced(rank: Rank, form: Form = (method, options)) -> Candidate | None:
-            candidate = _priced(layer, module, form, rank, times)
-            return candidate if candidate.macs <= WORTH * layer.macs else None
+        def worthwhile(rank: Rank, form: MethodOptions = (method, options)) -> Candidate | None:
+            candidate = _count_costs(layer, module, form, rank, calls)
+            return candidate if candidate.macs <= MAX_MACS_FRACTION * layer.macs else None
 
-        grid = ranks(limit, multiple, narrow=min(channels(cast(Layer, module))), pays=lambda rank: priced(rank) is not None)
-        found += [candidate for rank in grid if (candidate := priced(rank))]
+        narrow = min(channels_per_group(cast(DenseLayer, module)))
+        grid = candidate_ranks(limit, multiple, narrow=narrow, pays=lambda rank: worthwhile(rank) is not None)
+        found += [candidate for rank in grid if (candidate := worthwhile(rank))]
     if able and not found:
-        reasons = [f"no rank of {' and '.join(able)} saves the {1 - WORTH:.0%} of its MACs that pay for the added layers"]
-    return Range(layer, module, found, "" if found else "; ".join(dict.fromkeys(reasons)))
+        reasons = [f"no rank of {' and '.join(able)} saves the {1 - MAX_MACS_FRACTION:.0%} of its MACs that pay for the added layers"]
+    return LayerCandidates(layer, module, found, "" if found else "; ".join(dict.fromkeys(reasons)))
 
 
-def fitted(ranges: Sequence[Range], *, track: Track = silent) -> list[list[Candidate]]:
-    """Fit every candidate, of all layers at once, and return them with their errors, those of each layer in the order they came in."""
-    jobs = [Job(r.layer.name, r.module, c.method, c.rank, dict(c.options)) for r in ranges for c in r.found]
-    fits = iter(measure_all(jobs, track=track))
-    return [[c._replace(**fit._asdict()) for c in r.found for fit in [next(fits)]] for r in ranges]
+def fit_candidates(layers: Sequence[LayerCandidates], *, track: Track = silent) -> list[list[Candidate]]:
+    """Fit the candidates of all layers at once and return those of each layer with their errors, in the same order."""
+    jobs = [FactorizationJob(each.layer.name, each.module, c.method, c.rank, dict(c.options)) for each in layers for c in each.found]
+    fits = iter(measure_errors(jobs, track=track))
+    return [[c._replace(**fit._asdict()) for c in each.found for fit in [next(fits)]] for each in layers]
 
 
-def _limit(module: nn.Module, method: str, options: Mapping[str, Any]) -> Rank | str:
-    """Largest rank of a method for this layer, or why it cannot take it."""
+def _max_rank(module: nn.Module, method: str, options: Mapping[str, Any]) -> Rank | str:
+    """Return the largest rank of a method for this layer, or the reason why the method cannot factorize the layer."""
     try:
-        return METHODS[method].reject(module) or METHODS[method].max_rank(module, options_of(method, options))
-    except ConfigError as error:  # an option that suits other layers
+        return METHODS[method].reject(module) or METHODS[method].max_rank(module, parse_options(method, options))
+    except ConfigError as error:  # an option that fits other layers of the network
         return str(error)
 
 
-def _priced(layer: LayerStats, module: nn.Module, form: Form, rank: Rank, times: Fraction) -> Candidate:
+def _count_costs(layer: LayerStats, module: nn.Module, form: MethodOptions, rank: Rank, calls: Fraction) -> Candidate:
+    """Return a candidate with parameters and MACs, counted on unfitted layers."""
     method, options = form
     with torch.device("meta"):
-        skeleton = METHODS[method].skeleton(module, rank, options_of(method, options))
+        skeleton = METHODS[method].skeleton(module, rank, parse_options(method, options))
     params, macs = cost_of(skeleton, layer.input_shape)
-    return Candidate(method, rank, params, round(macs * times), math.nan, options=options)
+    return Candidate(method, rank, params, round(macs * calls), math.nan, options=options)
 
 
-def _without_values(module: nn.Module) -> str:
-    """Why there is nothing in a weight to plan with, "" if there is; `factorize` refuses it as an error."""
+def _missing_values_reason(module: nn.Module) -> str:
+    """Return why a layer's weight cannot be planned with, "" if it can; `factorize` raises an error for such a weight."""
     weight = cast(Tensor, module.weight)
     if weight.is_meta:
         return "it is on the meta device and has no values"
@@ -130,52 +139,53 @@ def _without_values(module: nn.Module) -> str:
     return "" if bool(weight.any()) else "its weights are all zero"
 
 
-def repeats(layer: LayerStats, module: nn.Module) -> Fraction:
-    """Return how many calls of its last size a layer is worth: the number of calls, unless their inputs differ in size."""
+def effective_calls(layer: LayerStats, module: nn.Module) -> Fraction:
+    """Return a layer's MACs in units of one call on its last input: the number of calls, unless their inputs differ in size."""
     with torch.device("meta"):
         _, single = cost_of(copy.deepcopy(module).to("meta"), layer.input_shape)
     return Fraction(layer.macs, single)
 
 
-def front(found: list[Candidate]) -> list[Candidate]:
-    """Keep those that no cheaper one beats, cheapest first; of those that are exact but for rounding the cheapest."""
+def pareto_front(found: list[Candidate]) -> list[Candidate]:
+    """Return the candidates that no cheaper one beats, cheapest first; of those exact but for rounding, only the cheapest."""
     kept: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.macs, c.relative_error)):
-        if not kept or (candidate.relative_error < kept[-1].relative_error and kept[-1].relative_error > ROUNDING):
+        if not kept or (candidate.relative_error < kept[-1].relative_error and kept[-1].relative_error > EXACT_ERROR):
             kept.append(candidate)
     return kept
 
 
-def ranks(limit: Rank, multiple: int, *, narrow: int, pays: Callable[[Rank], bool]) -> Iterable[Rank]:
-    """Ranks up to `limit`: a grid of one or two numbers of channels; along one line up to the last that `pays` for others.
+def candidate_ranks(limit: Rank, multiple: int, *, narrow: int, pays: Callable[[Rank], bool]) -> Iterable[Rank]:
+    """Return the ranks up to `limit` to try: a grid for one or two channel counts, else points on one line up to the last that `pays`.
 
-    Ranks that are no numbers of channels have a limit far above what saves anything, and many axes would make a grid of too many points:
-    all of these take the same fraction of their limits.
+    A rank that is not a channel count has a limit far above any that saves something, and a grid over three axes or more has too many
+    points. On the line all numbers of the rank take the same fraction of their limits.
 
     Args:
-        narrow: The fewer of the layer's input and output channels.
-        pays: Whether a rank saves enough; once one does not, none above it does.
+        narrow: The smaller of the layer's input and output channels.
+        pays: Whether a rank saves enough; if one does not, no higher one may.
     """
     if len(limit) == 2 or (len(limit) == 1 and limit[0] <= narrow):
         return itertools.product(*(rank_grid(n, multiple) for n in limit))
     longest = max(limit)
 
     def at(t: int) -> Rank:
-        return tuple(_rounded(max(1, n * t // longest), n, multiple) for n in limit)
+        return tuple(_round_down(max(1, n * t // longest), n, multiple) for n in limit)
 
     low, high = 0, longest  # invariant: at(low) pays, or low is 0
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if pays(at(middle)) else (low, middle - 1)
-    return dict.fromkeys(at(t) for t in rank_grid(_rounded(low, low, multiple), multiple)) if low else ()
+    return dict.fromkeys(at(t) for t in rank_grid(_round_down(low, low, multiple), multiple)) if low else ()
 
 
-def _rounded(r: int, limit: int, multiple: int) -> int:
+def _round_down(r: int, limit: int, multiple: int) -> int:
+    """Round a rank down to the multiple, unless its limit is below four multiples."""
     return max(multiple, r // multiple * multiple) if limit >= 4 * multiple else r
 
 
 def rank_grid(limit: int, multiple: int) -> list[int]:
-    """Ranks up to `limit`, in the channel multiple that kernels like, finer only where a layer has fewer than four multiples."""
+    """Return ranks up to `limit` in steps of the channel multiple that kernels prefer, finer only where fewer than four multiples fit."""
     step = min(multiple, max(1, limit // 4))
-    step *= -(-limit // (step * GRID))
+    step *= -(-limit // (step * MAX_GRID_RANKS))
     return sorted({*range(step, limit + 1, step), limit})

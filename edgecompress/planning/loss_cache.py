@@ -1,8 +1,8 @@
-"""Measured losses on disk, so that another budget, another allocator or a trial of a search does not measure a network again.
+"""Measured losses on disk, so that another budget, allocator or trial of a search does not measure a network again.
 
-One JSON file for each network, inputs and way of fitting, in the cache beside the fits, named by a hash of all that a loss depends on but
-the layer's form: weights, inputs, what the dense network makes of them, and the code. Nothing here fails a plan: what cannot be read whole
-is measured, what cannot be written is left out.
+Each network, set of inputs and way of fitting has one JSON file in the cache beside the fits. Its name is a hash of everything that a loss
+depends on except the layer's form: weights, inputs, outputs of the dense network, and the code. The cache never makes a plan fail: losses
+that cannot be read completely are measured again, and losses that cannot be written are not cached.
 """
 
 import hashlib
@@ -15,62 +15,65 @@ import msgspec
 from torch import nn
 
 from edgecompress.errors import EdgeCompressError
-from edgecompress.factorizations.cache import CODE, code_of, digest, folder_of, trim
+from edgecompress.factorizations.cache import CODE_PACKAGES, cache_folder, hash_code, hash_tensors, trim_folder
 from edgecompress.files import write_atomic
 from edgecompress.network.batches import Batch
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.candidates import Candidate
 
 LOG = logging.getLogger(__name__)
-LIMIT_BYTES: Final = 100_000_000
+MAX_BYTES: Final = 100_000_000  # losses of thousands of networks; older files are removed beyond it
 
-Known = dict[str, float]  # name of a layer's form, or of its rounding → loss in nats a sample
+CachedLosses = dict[str, float]  # key of a layer's form, or of its int8 rounding → loss in nats per sample
 
 
-def file_of(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, data_aware: bool) -> Path | None:
-    """Return where the losses of a network on these inputs are kept; None for nowhere.
+def cache_path(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, data_aware: bool) -> Path | None:
+    """Return the file for the losses of a network on these inputs; None if caching is turned off.
 
     Args:
-        outputs: What it makes of the inputs, part by part: networks of equal weights may compute different things.
+        outputs: The network's outputs for the inputs, part by part: networks with equal weights may compute different functions.
     """
-    folder = folder_of(None, "losses")
+    folder = cache_folder(None, "losses")
     if folder is None:
         return None
-    seen = [digest({str(i): x for i, x in enumerate(batch)}) for batch in (inputs, *outputs)]
-    code = code_of(*CODE, "edgecompress.network", "edgecompress.quantization", "edgecompress.planning")
+    seen = [hash_tensors({str(i): x for i, x in enumerate(batch)}) for batch in (inputs, *outputs)]
+    code = hash_code(*CODE_PACKAGES, "edgecompress.network", "edgecompress.quantization", "edgecompress.planning")
     key = hashlib.sha256(msgspec.json.encode((code, fingerprint(model), seen, data_aware))).hexdigest()
     return folder / key[:2] / f"{key}.json"
 
 
-def name_of(layer: str, form: Candidate) -> str:
+def form_key(layer: str, form: Candidate) -> str:
+    """Return the key of a layer's form within a file."""
     return msgspec.json.encode((layer, form.method, form.rank, dict(form.options)), order="sorted").decode()
 
 
-def rounded(layer: str) -> str:
+def int8_key(layer: str) -> str:
+    """Return the key of a layer's int8 rounding within a file."""
     return msgspec.json.encode((layer, "int8")).decode()
 
 
-def load(path: Path | None) -> Known:
-    """Return what is known; nothing of a file that is not there or is damaged."""
+def load_losses(path: Path | None) -> CachedLosses:
+    """Return the losses of a file; none if the file does not exist or is damaged."""
     if path is None:
         return {}
     try:
-        seal, losses = msgspec.json.decode(path.read_bytes(), type=tuple[str, Known])
+        checksum, losses = msgspec.json.decode(path.read_bytes(), type=tuple[str, CachedLosses])
     except (OSError, msgspec.DecodeError):
         return {}
-    return losses if seal == _seal(path, losses) else {}
+    return losses if checksum == _checksum(path, losses) else {}
 
 
-def store(path: Path | None, losses: Known) -> None:
+def store_losses(path: Path | None, losses: CachedLosses) -> None:
+    """Write the losses to a file; a file that cannot be written is logged and left out."""
     if path is None:
         return
     try:
-        write_atomic(path, msgspec.json.encode((_seal(path, losses), losses)))
+        write_atomic(path, msgspec.json.encode((_checksum(path, losses), losses)))
     except (EdgeCompressError, OSError) as error:
         LOG.info("not cached: %s", error)
-    trim(path.parents[1], LIMIT_BYTES)
+    trim_folder(path.parents[1], MAX_BYTES)
 
 
-def _seal(path: Path, losses: Known) -> str:
-    """Bind what a file says to its name, so that neither a damaged nor a renamed one is believed."""
+def _checksum(path: Path, losses: CachedLosses) -> str:
+    """Return a hash over the file's name and losses, so that neither a damaged nor a renamed file is accepted."""
     return hashlib.sha256(msgspec.json.encode((path.name, losses), order="sorted")).hexdigest()

@@ -1,4 +1,4 @@
-"""What a plan is made from: the forms that layers may take, the limits on them, and what is chosen at a share of what the limits save."""
+"""The allocation problem of one plan: candidates, constraints, and the solution at a fraction of the budget."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,29 @@ from edgecompress.errors import ConfigError
 from edgecompress.planning import constraints, stages
 from edgecompress.planning.allocators import Allocator, Offer, latency, vbmf
 from edgecompress.planning.candidates import Candidate
-from edgecompress.planning.choices import Choices
-from edgecompress.planning.explain import Considered, assembled, nothing_fits
-from edgecompress.planning.latencies import Latencies, quickest
-from edgecompress.planning.offers import offers
+from edgecompress.planning.constraints import Constraint
+from edgecompress.planning.explain import Candidates, assemble_plan, infeasible_reason
+from edgecompress.planning.fitted_candidates import FittedCandidates
+from edgecompress.planning.latencies import Latencies, drop_slow_candidates
+from edgecompress.planning.offers import make_offers
 from edgecompress.planning.sensitivity import Losses
 from edgecompress.records import Budget, CompressionPlan, ModelStats
 
-REALISED: Final = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # of the speed-up that MACs promise, the most that costs little loss is asked for
-LITTLE: Final = 1.25  # times the predicted loss
+# A MACs budget asks for the largest of these fractions of a proportional speed-up that costs little loss; a device rarely realises it all.
+REALISED_FRACTIONS: Final = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+MAX_LOSS_RATIO: Final = 1.25  # predicted losses are not more exact than this factor, so a smaller rise counts as little
 
 
-class Problem(NamedTuple):
-    """What is known before latencies are.
+class PlanningProblem(NamedTuple):
+    """The part of a plan's allocation problem that does not depend on latencies.
 
     Attributes:
-        candidates: Layer → its forms, each in every type that is offered; `choices` is what they come from.
-        rounding: Layer → what computing it in integers adds to the loss, where layers may stay in float.
-        fixed: Layers whose form was given by hand.
-        scheme: That of the files a size is for, and of latencies.
+        allocator: Name of the allocator; `chooser` is the allocator itself.
+        candidates: Layer → its forms, each in every scheme that it may have.
+        fitted: The fitted candidates that these come from.
+        int8_losses: Layer → loss increase of computing it in int8, if layers may stay in float.
+        fixed: Layers whose form was fixed by hand.
+        scheme: Scheme of the files that sizes and latencies are for.
     """
 
     model: nn.Module
@@ -38,84 +42,89 @@ class Problem(NamedTuple):
     allocator: str
     chooser: Allocator
     candidates: Mapping[str, Sequence[Candidate]]
-    choices: Choices
+    fitted: FittedCandidates
     losses: Losses
-    rounding: Mapping[str, float]
+    int8_losses: Mapping[str, float]
     fixed: frozenset[str]
     stage: stages.Stage
     scheme: str
     notes: tuple[str, ...]
 
 
-class Weighed(NamedTuple):
-    """A problem with latencies: `asked` are all limits, those that latencies add among them."""
+class Solution(NamedTuple):
+    """A problem with its latencies, and its solution at any fraction of the budget.
 
-    problem: Problem
-    considered: Considered
-    offered: Sequence[Sequence[Offer]]
-    asked: Sequence[constraints.Limit]
+    Attributes:
+        constraints: The constraints of the budget, and those that latencies add.
+    """
 
-    def at(self, share: float, kept: Sequence[Sequence[int]] | None = None) -> CompressionPlan:
-        """Return the plan that saves this share of what the limits ask for.
+    problem: PlanningProblem
+    candidates: Candidates
+    offers: Sequence[Sequence[Offer]]
+    constraints: Sequence[Constraint]
+
+    def plan_at(self, fraction: float, kept: Sequence[Sequence[int]] | None = None) -> CompressionPlan:
+        """Return the plan that makes a fraction of the savings that the constraints ask for.
 
         Args:
-            kept: For each layer, which of its candidates may be chosen; all where it is None.
+            kept: For each layer, the indices of the candidates that may be chosen; None for all.
 
         Raises:
-            ConfigError: No choice of candidates keeps within the limits; the message names the nearest that can be.
+            ConfigError: No choice of candidates keeps within the constraints; the message names the nearest reachable value.
         """
-        p, limits = self.problem, [limit.at(share) for limit in self.asked]
+        p, limits = self.problem, [each.at_fraction(fraction) for each in self.constraints]
         if kept is None:
-            picked = constraints.allocate(p.chooser, self.offered, limits)
+            picked = constraints.allocate_within(p.chooser, self.offers, limits)
         else:
-            picked = constraints.allocate_among(p.chooser, self.offered, limits, kept)
+            picked = constraints.allocate_subset(p.chooser, self.offers, limits, kept)
         if picked is None:
-            raise ConfigError(nothing_fits(self.considered, constraints.said(p.budget)) or constraints.nearest(self.asked))
-        return assembled(self.considered, picked, p.budget, p.scheme if self.considered.latencies else "", p.notes)
+            asked = constraints.describe_budget(p.budget)
+            raise ConfigError(infeasible_reason(self.candidates, asked) or constraints.describe_unreachable(self.constraints))
+        return assemble_plan(self.candidates, picked, p.budget, p.scheme if self.candidates.latencies else "", p.notes)
 
-    def weakened(self, made: CompressionPlan, left: float) -> CompressionPlan:
-        """Return a stage's plan, which leaves the share `left` of what the plan `made` saves, and no layer below what it has there."""
-        kept = stages.between(self.considered.candidates, made.layers)
-        return msgspec.structs.replace(self.at(1 - left, kept), budget=constraints.weakened(made.budget, self.asked, 1 - left))
+    def stage_plan(self, final: CompressionPlan, remaining: float) -> CompressionPlan:
+        """Return a stage's plan, which leaves a fraction `remaining` of the savings of `final` to later stages.
+
+        No layer gets a lower rank than in `final`.
+        """
+        kept = stages.reachable_ranks(self.candidates.candidates, final.layers)
+        budget = constraints.stage_budget(final.budget, self.constraints, 1 - remaining)
+        return msgspec.structs.replace(self.plan_at(1 - remaining, kept), budget=budget)
 
 
-def weigh(problem: Problem, latencies: Latencies | None) -> Weighed:
-    """Leave out what is no faster than the dense layer, where latencies tell, and set the limits.
-
-    Raises:
-        ConfigError: A limit is out of reach; the message names the nearest that is not.
-    """
+def solve(problem: PlanningProblem, latencies: Latencies | None) -> Solution:
+    """Return the solution of a problem: drop the candidates no faster than the dense layer, and set the constraints."""
     p = problem
-    candidates = quickest(p.candidates, latencies, keep=p.fixed | p.stage.present.keys()) if latencies else p.candidates
+    candidates = drop_slow_candidates(p.candidates, latencies, keep=p.fixed | p.stage.current.keys()) if latencies else p.candidates
     dropped = {name: [c for c in found if c not in candidates[name]] for name, found in p.candidates.items()}
-    considered = Considered(
-        p.stats, candidates, dropped, p.choices, p.losses, p.rounding, latencies, p.fixed, p.allocator, by_loss=p.chooser is latency
+    known = Candidates(
+        p.stats, candidates, dropped, p.fitted, p.losses, p.int8_losses, latencies, p.fixed, p.allocator, by_loss=p.chooser is latency
     )
-    offered = offers(p.model, candidates, p.losses, weakened=p.chooser is vbmf, present=p.stage.present, rounding=p.rounding)
-    asked = constraints.limits(p.budget, p.stats, candidates, latencies=latencies, scheme=p.scheme)
-    asked = asked or [constraints.all_of_it(p.stats, candidates, latencies)]
-    return Weighed(p, considered, offered, [*asked, *_in_step(p, offered, asked, candidates, latencies)])
+    offers = make_offers(p.model, candidates, p.losses, weakening=p.chooser is vbmf, current=p.stage.current, int8_losses=p.int8_losses)
+    asked = constraints.make_constraints(p.budget, p.stats, candidates, latencies=latencies, scheme=p.scheme)
+    asked = asked or [constraints.largest_saving(p.stats, candidates, latencies)]
+    return Solution(p, known, offers, [*asked, *_implied_latency(p, offers, asked, candidates, latencies)])
 
 
-def _in_step(
-    p: Problem,
-    offered: Sequence[Sequence[Offer]],
-    asked: Sequence[constraints.Limit],
+def _implied_latency(
+    p: PlanningProblem,
+    offers: Sequence[Sequence[Offer]],
+    asked: Sequence[Constraint],
     candidates: Mapping[str, Sequence[Candidate]],
     latencies: Latencies | None,
-) -> list[constraints.Limit]:
-    """Return the limit on latency, where it is known and no budget is on it: saved MACs are to be saved time, and nothing gets slower."""
+) -> list[Constraint]:
+    """Return the latency constraint for a budget without one: saved MACs should save time, and the network must not get slower."""
     if latencies is None or p.budget.latency_ms is not None or p.budget.speedup is not None:
         return []
 
-    def loss(limits: Sequence[constraints.Limit]) -> float:
-        picked = constraints.allocate(p.chooser, offered, limits)
-        return math.inf if picked is None else sum(row[i].loss for row, i in zip(offered, picked, strict=True))
+    def least_loss(limits: Sequence[Constraint]) -> float:
+        picked = constraints.allocate_within(p.chooser, offers, limits)
+        return math.inf if picked is None else sum(row[i].loss for row, i in zip(offers, picked, strict=True))
 
-    slowest = constraints.no_slower(latencies, candidates)
-    alone = loss([*asked, slowest])
-    for realised in REALISED if p.budget.macs_ratio is not None else ():
-        limit = constraints.in_step(p.budget.macs_ratio or 1.0, latencies, candidates, realised)
-        if loss([*asked, limit]) <= LITTLE * alone < math.inf:
+    slowest = constraints.dense_latency(latencies, candidates)
+    alone = least_loss([*asked, slowest])
+    for realised in REALISED_FRACTIONS if p.budget.macs_ratio is not None else ():
+        limit = constraints.proportional_latency(p.budget.macs_ratio or 1.0, latencies, candidates, realised)
+        if least_loss([*asked, limit]) <= MAX_LOSS_RATIO * alone < math.inf:
             return [limit]
     return [slowest] if alone < math.inf else []

@@ -1,11 +1,11 @@
-"""What replacing one layer costs: the distillation loss, measured on real inputs at a few ranks and interpolated between.
+"""Loss increase of replacing one layer: measured on real inputs at a few ranks, and interpolated between them.
 
-Both networks normalise by the statistics of each batch. Replacing a layer shifts what the BatchNorms after it read; re-estimating them
-repairs that for nothing, and every network that is compressed has it done. Counted as loss, the shift outweighs the rest in the first
-layers of a ResNet, and the planner would spend its budget there.
+Both networks normalise by the statistics of each batch. Replacing a layer shifts the inputs of the BatchNorms after it; re-estimation
+removes that shift at no cost and is done for every compressed network. If the shift counted as loss, it would outweigh everything else in
+the first layers of a ResNet, and the planner would spend its budget there.
 
-The loss of a small weight perturbation is quadratic in its size, so between probes log(loss) is taken as linear in log(relative error),
-and outside of them with slope two.
+The loss of a small weight perturbation is quadratic in its size. So log(loss) is interpolated linearly in log(relative error) between
+probes, and extrapolated with slope two beyond them.
 """
 
 import copy
@@ -20,42 +20,42 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations.fitting import factors_of
-from edgecompress.factorizations.parallel import Job
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import by_batch
 from edgecompress.network.outputs import divergence
 from edgecompress.network.surgery import replace
 from edgecompress.planning import loss_cache
-from edgecompress.planning.activation_cache import Recording, record, resumed
+from edgecompress.planning.activation_cache import Recording, record_activations, replay_before
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.progress import Track, silent
 
 Point = tuple[float, float]  # relative error, loss
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
 
-PROBES: Final = 5  # of a layer at the most; one that breaks down between two ranks is far off the line between distant probes
-STRAIGHT: Final = math.log(1.5)  # the middle may be off; of a smooth curve the quarters then are off by a quarter of that, 10%
-MACS_BUDGET: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
-HELD: Final = 20_000_000  # parameters of probes
-FEWEST: Final = 32  # inputs; fewer rank layers by chance
-FLOOR: Final = 1e-9  # nats; below it is rounding
-CEILING: Final = 1e6  # nats; a network that overflows is no worse than that
+MAX_PROBES: Final = 5  # probes of one layer; fewer miss a layer whose loss rises steeply between two ranks
+MAX_LOG_DEVIATION: Final = math.log(1.5)  # if the middle is within it of a smooth curve, the quarters are within 10%
+MAX_MACS: Final = 2_000_000_000_000  # keeps planning to minutes on two cores
+MAX_HELD_PARAMS: Final = 20_000_000  # parameters of probes held in memory at a time
+MIN_SAMPLES: Final = 32  # with fewer inputs layers are ordered by chance
+MIN_LOSS: Final = 1e-9  # nats; smaller losses are rounding
+MAX_LOSS: Final = 1e6  # nats; a network that overflows counts as this bad
 
 
-def measure(
+def measure_losses(
     model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Batch, *, data_aware: bool = False, track: Track = silent
 ) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 
-    What was measured once is kept in the user's cache, see `known`.
+    Measured losses are kept in the user's cache, see `loss_cache`.
 
     Args:
-        model: Left as it is.
-        options: Per layer its candidates, as `candidates` returns them.
-        inputs: Real ones.
-        data_aware: Fit what is probed to what the layers read, where a method can.
+        model: The dense model; left unchanged.
+        options: Layer → its candidates, as `find_candidates` returns them.
+        inputs: Real inputs, a tuple of tensors `(n, …)`.
+        data_aware: Fit the probes to the inputs of their layers, where a method can.
 
     Raises:
         ConfigError: The dense model's outputs are not finite.
@@ -64,63 +64,67 @@ def measure(
     if batches.size(inputs) > 1:
         by_batch(trial)
     n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
-    parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about the same size, two samples at least
-    path = loss_cache.file_of(model, inputs, map(partial(_outputs, trial), parts), data_aware=data_aware)
-    losses = loss_cache.load(path)
+    parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about equal size, at least two samples each
+    path = loss_cache.cache_path(model, inputs, map(partial(_run_part, trial), parts), data_aware=data_aware)
+    losses = loss_cache.load_losses(path)
     points: dict[str, list[Point]] = {layer: [] for layer in options}
-    for pick, title in ((first, "measuring sensitivity"), (further, "measuring sensitivity between")):
+    for pick, title in ((coarse_probes, "measuring sensitivity"), (fine_probes, "measuring sensitivity between")):
         work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
-        if missing := [(layer, probe) for layer, probe in work if loss_cache.name_of(layer, probe) not in losses]:
+        if missing := [(layer, probe) for layer, probe in work if loss_cache.form_key(layer, probe) not in losses]:
             summed = [0.0] * len(missing)
-            measured = _losses(model, trial, missing, parts, inputs if data_aware else None)
+            measured = _measure_probes(model, trial, missing, parts, inputs if data_aware else None)
             for i, loss in track(measured, title, len(missing) * len(parts)):
                 summed[i] += loss
-            losses |= {loss_cache.name_of(*each): _bounded(loss / batches.size(inputs)) for each, loss in zip(missing, summed, strict=True)}
-            loss_cache.store(path, losses)
+            samples = batches.size(inputs)
+            losses |= {loss_cache.form_key(*each): _clamp_loss(loss / samples) for each, loss in zip(missing, summed, strict=True)}
+            loss_cache.store_losses(path, losses)
         for layer, probe in work:
-            points[layer].append((probe.relative_error, losses[loss_cache.name_of(layer, probe)]))
-    return {(layer, c.method, c.rank): interpolate(points[layer], c.relative_error) for layer, found in options.items() for c in found}
+            points[layer].append((probe.relative_error, losses[loss_cache.form_key(layer, probe)]))
+    return {(layer, c.method, c.rank): interpolate_loss(points[layer], c.relative_error) for layer, found in options.items() for c in found}
 
 
 @torch.no_grad()
-def _outputs(trial: nn.Module, part: Batch) -> Batch:
+def _run_part(trial: nn.Module, part: Batch) -> Batch:
     return batches.run(trial, part)
 
 
-def _bounded(loss: float) -> float:
-    return min(max(loss, FLOOR), CEILING) if math.isfinite(loss) else CEILING
+def _clamp_loss(loss: float) -> float:
+    return min(max(loss, MIN_LOSS), MAX_LOSS) if math.isfinite(loss) else MAX_LOSS
 
 
-def _losses(
+def _measure_probes(
     model: nn.Module, trial: nn.Module, work: Sequence[tuple[str, Candidate]], parts: Sequence[Batch], inputs: Batch | None
 ) -> Iterator[tuple[int, float]]:
-    """Yield for each part the index of each probe and the loss it costs, summed over samples; as many probes at a time as fit into HELD.
+    """Yield, for each part of the inputs, the index of each probe and its loss summed over samples; memory holds MAX_HELD_PARAMS of probes.
 
     Args:
-        model: What factors are fitted to: a probe that overflows leaves NaN in the running averages of `trial`.
-        trial: A copy, which probes are put into.
+        model: The network that factors are fitted to: probes that overflow leave NaN in the running averages of `trial`.
+        trial: A copy of the network, into which probes are put.
     """
     start = 0
     while start < len(work):
         ends = itertools.accumulate(probe.params for _, probe in work[start:])
-        end = start + max(1, sum(held <= HELD for held in ends))
-        jobs = [Job(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options)) for layer, probe in work[start:end]]
-        fitted = factors_of(model, jobs, inputs=inputs)
+        end = start + max(1, sum(held <= MAX_HELD_PARAMS for held in ends))
+        jobs = [
+            FactorizationJob(layer, model.get_submodule(layer), probe.method, probe.rank, dict(probe.options))
+            for layer, probe in work[start:end]
+        ]
+        fitted = fit_layers(model, jobs, inputs=inputs)
         for part in parts:
-            recording = record(trial, part)
+            recording = record_activations(trial, part)
             if not batches.is_finite(recording.outputs):
                 raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
             for i, (job, made) in enumerate(zip(jobs, fitted, strict=True), start):
-                outputs = _with(trial, job.name, made.compact, part, recording)
+                outputs = _run_with_layer(trial, job.name, made.compact, part, recording)
                 yield i, batches.size(part) * float(divergence(outputs, recording.outputs))
         start = end
 
 
 @torch.no_grad()
-def _with(model: nn.Module, layer: str, compact: nn.Module, part: Batch, recording: Recording) -> Batch:
-    """Return the outputs with a layer replaced; `model` is the dense one again afterwards."""
+def _run_with_layer(model: nn.Module, layer: str, compact: nn.Module, part: Batch, recording: Recording) -> Batch:
+    """Return the network's outputs with one layer replaced; `model` has its dense layer again afterwards."""
     dense = model.get_submodule(layer)
-    with resumed(recording, dense):
+    with replay_before(recording, dense):
         replace(model, layer, compact)
         try:
             return batches.run(model, part)
@@ -128,33 +132,34 @@ def _with(model: nn.Module, layer: str, compact: nn.Module, part: Batch, recordi
             replace(model, layer, dense)
 
 
-def affordable(options: Mapping[str, list[Candidate]], macs: int) -> int:
-    """Return on how many inputs a network of `macs` can be probed within MACS_BUDGET, at least FEWEST."""
-    forwards = 1 + sum(len(_spread(found)) for found in options.values())
-    return max(FEWEST, MACS_BUDGET // max(1, macs * forwards))
+def affordable_samples(options: Mapping[str, list[Candidate]], macs: int) -> int:
+    """Return how many inputs a network of `macs` can be probed on within MAX_MACS, at least MIN_SAMPLES."""
+    forwards = 1 + sum(len(_spread_probes(found)) for found in options.values())
+    return max(MIN_SAMPLES, MAX_MACS // max(1, macs * forwards))
 
 
-def first(found: Sequence[Candidate], _: Sequence[Point] = ()) -> list[Candidate]:
-    """Pick the probes that every layer gets: the ends of the range and the middle."""
-    return _spread(found)[::2]
+def coarse_probes(found: Sequence[Candidate], _: Sequence[Point] = ()) -> list[Candidate]:
+    """Return the probes that every layer gets: the ends of its range of ranks and the middle."""
+    return _spread_probes(found)[::2]
 
 
-def further(found: Sequence[Candidate], points: Sequence[Point]) -> list[Candidate]:
-    """Pick those between, where the middle is off the line between the ends; where it is not, they are taken to be on it too."""
+def fine_probes(found: Sequence[Candidate], points: Sequence[Point]) -> list[Candidate]:
+    """Return the probes between the coarse ones, none if the middle lies on the line between the ends: then they lie on it too."""
     if len(points) < 3:
-        return _spread(found)[1::2]
+        return _spread_probes(found)[1::2]
     low, middle, high = sorted(points)
-    return _spread(found)[1::2] if abs(math.log(middle[1] / interpolate([low, high], middle[0]))) > STRAIGHT else []
+    deviation = abs(math.log(middle[1] / interpolate_loss([low, high], middle[0])))
+    return _spread_probes(found)[1::2] if deviation > MAX_LOG_DEVIATION else []
 
 
-def _spread(found: Sequence[Candidate]) -> list[Candidate]:
-    """Return up to PROBES candidates spread over the range; the dense one is known to cost nothing."""
+def _spread_probes(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return up to MAX_PROBES factorized candidates spread over the range; the dense one has no loss."""
     factorized = [c for c in found if c.method != DENSE and c.relative_error > 0]
-    n = min(PROBES, len(factorized))
+    n = min(MAX_PROBES, len(factorized))
     return [factorized[round(i * (len(factorized) - 1) / max(1, n - 1))] for i in range(n)]
 
 
-def interpolate(points: Sequence[Point], error: float) -> float:
+def interpolate_loss(points: Sequence[Point], error: float) -> float:
     """Return the loss at a relative error from measured (error, loss) points, monotone in the error."""
     if error <= 0 or not points:
         return 0.0
@@ -170,6 +175,6 @@ def interpolate(points: Sequence[Point], error: float) -> float:
     return math.exp(logs[-1][1] + 2 * (x - logs[-1][0]))
 
 
-def without_data(options: Mapping[str, list[Candidate]]) -> Losses:
-    """Squared relative error in place of a loss, when there is nothing to measure on: every layer counts the same."""
+def squared_errors(options: Mapping[str, list[Candidate]]) -> Losses:
+    """Return the squared relative error of every candidate, used as its loss if no inputs are available; every layer counts the same."""
     return {(layer, c.method, c.rank): c.relative_error**2 for layer, found in options.items() for c in found}

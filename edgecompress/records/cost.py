@@ -83,7 +83,7 @@ class NetworkCost(Cost, frozen=True, kw_only=True):
     """Median latency of a whole dense network.
 
     Attributes:
-        layers_ms: Of this, what its layers take, see `costs.shares.layers_share`.
+        layers_ms: Latency of its layers within it, see `planning.latency_tables.layer_fraction`.
     """
 
     layers_ms: float

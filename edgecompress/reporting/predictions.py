@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgecompress.devices.statistics import median
-from edgecompress.planning.latency_tables.table import conditions_of, where
+from edgecompress.planning.latency_tables.table import conditions_of, describe_conditions
 from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan
 
 
@@ -12,5 +12,5 @@ def measured_as_planned(plan: CompressionPlan | None, artifacts: Sequence[Artifa
     if plan is None or plan.latency_ms is None:
         return None
     files = {a.sha256 for a in artifacts if (a.model, a.format, a.quant.scheme) == ("compressed", "tflite", plan.scheme)}
-    alike = [r for r in results if r.artifact_sha256 in files and where(conditions_of(r)) == plan.measured_on]
+    alike = [r for r in results if r.artifact_sha256 in files and describe_conditions(conditions_of(r)) == plan.measured_on]
     return median(max(alike, key=lambda r: r.started_at).latency_ms) if alike else None

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgecompress.errors import ConfigError
-from edgecompress.planning.allocators import ALLOCATORS, Offer, allocator_named
+from edgecompress.planning.allocators import ALLOCATORS, Offer, get_allocator
 
 numbers = st.integers(0, 1000)
 compact = st.builds(Offer, st.integers(1, 60), numbers, st.floats(0, 1), st.floats(0, 1), st.floats(0, 3))
@@ -94,4 +94,4 @@ def test_milliseconds_are_kept_as_well_as_macs(name, table, share, unit):
 
 def test_an_unknown_allocator_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="unknown allocator 'knapsack'; choose from latency, minmax, energy, vbmf, uniform"):
-        allocator_named("knapsack")
+        get_allocator("knapsack")

@@ -12,7 +12,7 @@ from support.factorization_layers import LAYERS, error_of, fitted, half, limit_o
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import METHODS, Factors, errors, factorize, options_of, relative_error
+from edgecompress.factorizations import METHODS, Factors, factorize, parse_options, reconstruction_errors, relative_error
 from edgecompress.factorizations.blocks import chain
 from edgecompress.network.counting import cost_of, params_of, watching
 
@@ -70,7 +70,7 @@ def assert_like_the_dense_layer(method, layer, compact, x):
         layer.weight.copy_(METHODS[method].reconstruct(compact))
     assert_equal_outputs(compact, layer, x)
     if plain(compact):
-        one = chain.dense(compact)
+        one = chain.to_dense_layer(compact)
         assert type(one) is type(layer)
         assert one.training == compact.training
         assert {n: p.shape for n, p in one.named_parameters()} == {n: p.shape for n, p in layer.named_parameters()}
@@ -81,7 +81,7 @@ def assert_like_the_dense_layer(method, layer, compact, x):
 def test_counts_on_the_skeleton_are_those_of_the_real_layers(method, name):
     layer, x, shape = take(name)
     with torch.device("meta"):
-        skeleton = METHODS[method].skeleton(layer, half(limit_of(method, layer)), options_of(method)).to(x.dtype)
+        skeleton = METHODS[method].skeleton(layer, half(limit_of(method, layer)), parse_options(method)).to(x.dtype)
     params, macs = cost_of(skeleton.float(), shape)
     compact = fitted(method, name)
     with watching(compact) as seen:
@@ -252,6 +252,6 @@ def test_spectral_error_is_that_of_the_unfolding(method, rank):
     weight = layer.weight.detach().double().flatten(1)
     difference = METHODS[method].reconstruct(compact).detach().flatten(1) - weight
     wanted = float(torch.linalg.matrix_norm(difference, 2) / torch.linalg.matrix_norm(weight, 2))
-    relative, spectral = errors(layer, method, compact)
+    relative, spectral = reconstruction_errors(layer, method, compact)
     assert 0.9 * wanted <= spectral <= 1.1 * wanted  # both norms are found from below
     assert relative == pytest.approx(relative_error(layer, method, compact))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from edgecompress.factorizations import Moments, parallel
-from edgecompress.factorizations.parallel import Job
+from edgecompress.factorizations.parallel import FactorizationJob
 
 HASTY = {"starts": 1, "sweeps": 2}
 
@@ -15,27 +15,27 @@ def some_jobs():
     conv = nn.Conv2d(8, 6, 3, stride=2, padding=1, padding_mode="reflect", bias=False)
     moments = Moments(torch.eye(7, dtype=torch.float64)[None] * torch.arange(1, 8), torch.linspace(0, 1, 7, dtype=torch.float64)[None])
     return [
-        Job("big", nn.Linear(40, 30).eval(), "svd", (7,)),
-        Job("conv", conv, "tucker2", (3, 4)),
-        Job("conv", conv, "grouped_svd", (3,), {"slices": 4}),
-        Job("double", nn.Conv1d(6, 9, 3, groups=3, dtype=torch.float64), "channel_svd", (2,)),
-        Job("half", nn.Linear(9, 5, dtype=torch.bfloat16), "svd", (2,)),
-        Job("read", nn.Linear(7, 6), "svd", (2,), {}, moments),
-        Job("hasty", nn.Conv2d(6, 6, 3), "cp3", (9,), HASTY),
-        Job("up", nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), "channel_svd", (3,)),
-        Job("train", nn.Conv3d(3, 4, 2), "tensor_train", (2, 2, 2, 2)),
+        FactorizationJob("big", nn.Linear(40, 30).eval(), "svd", (7,)),
+        FactorizationJob("conv", conv, "tucker2", (3, 4)),
+        FactorizationJob("conv", conv, "grouped_svd", (3,), {"slices": 4}),
+        FactorizationJob("double", nn.Conv1d(6, 9, 3, groups=3, dtype=torch.float64), "channel_svd", (2,)),
+        FactorizationJob("half", nn.Linear(9, 5, dtype=torch.bfloat16), "svd", (2,)),
+        FactorizationJob("read", nn.Linear(7, 6), "svd", (2,), {}, moments),
+        FactorizationJob("hasty", nn.Conv2d(6, 6, 3), "cp3", (9,), HASTY),
+        FactorizationJob("up", nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), "channel_svd", (3,)),
+        FactorizationJob("train", nn.Conv3d(3, 4, 2), "tensor_train", (2, 2, 2, 2)),
     ]
 
 
 @pytest.fixture
 def everything_is_kept(monkeypatch):
-    monkeypatch.setattr(parallel, "QUICK_S", -1.0)
-    monkeypatch.setattr(parallel, "SLOW_S", -1.0)
+    monkeypatch.setattr(parallel, "MIN_CACHED_S", -1.0)
+    monkeypatch.setattr(parallel, "MIN_FACTORS_CACHED_S", -1.0)
 
 
 @pytest.fixture
 def workers_at_once(monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(parallel, "WORKER_START_S", 0.0)
 
 
 def assert_same(made, wanted):

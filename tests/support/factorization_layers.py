@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import METHODS, Factors, factorize, options_of
+from edgecompress.factorizations import METHODS, Factors, factorize, parse_options
 
 
 class Case(NamedTuple):
@@ -99,7 +99,7 @@ def take(name: str) -> Case:
 
 
 def limit_of(method: str, layer: nn.Module, **options: object) -> tuple[int, ...]:
-    return METHODS[method].max_rank(layer, options_of(method, options))
+    return METHODS[method].max_rank(layer, parse_options(method, options))
 
 
 def half(limit: tuple[int, ...]) -> tuple[int, ...]:

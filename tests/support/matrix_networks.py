@@ -18,9 +18,9 @@ from edgecompress.data import fetch
 from edgecompress.data.recipe import load
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
-from edgecompress.factorizations.fitting import factors_of
-from edgecompress.factorizations.parallel import Job
-from edgecompress.factorizations.ranks import parameter_rate
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
+from edgecompress.factorizations.ranks import rank_by_parameter_rate
 from edgecompress.network.attention import opened
 from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import reestimate
@@ -298,7 +298,7 @@ def takers(name: str, method: str) -> dict[str, tuple[int, ...]]:
             continue
         try:
             if METHODS[method].reject(layer) is None:
-                found[layer_name] = parameter_rate(layer, method, RATE)
+                found[layer_name] = rank_by_parameter_rate(layer, method, RATE)
         except ConfigError:  # no rank is so small
             continue
     return found
@@ -307,11 +307,13 @@ def takers(name: str, method: str) -> dict[str, tuple[int, ...]]:
 def made(name: str, method: str) -> Made | None:
     """Return a network with every layer factorized that the method takes; None where it takes none."""
     model = dense(name)
-    jobs = [] if method == DENSE else [Job(n, model.get_submodule(n), method, rank) for n, rank in takers(name, method).items()]
+    jobs = (
+        [] if method == DENSE else [FactorizationJob(n, model.get_submodule(n), method, rank) for n, rank in takers(name, method).items()]
+    )
     if method != DENSE:
         if not jobs:
             return None
-        factors = factors_of(model, jobs)
+        factors = fit_layers(model, jobs)
         model = opened(model)
         for job, one in zip(jobs, factors, strict=True):
             replace(model, job.name, one.compact)

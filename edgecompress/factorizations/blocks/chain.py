@@ -10,18 +10,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgecompress.factorizations.blocks.layers import CONVOLUTIONS, PLAIN, TRANSPOSED, Convolution, Layer, groups_of, kernel
+from edgecompress.factorizations.blocks.layers import (
+    CONVOLUTION_BY_AXES,
+    CONVOLUTIONS,
+    TRANSPOSED,
+    Convolution,
+    DenseLayer,
+    grouped_kernel,
+    groups_of,
+)
 from edgecompress.network.factors import Factors
 
 
 @torch.no_grad()
-def composed(compact: Factors) -> Tensor:
+def compose_kernels(compact: Factors) -> Tensor:
     """Return the kernel `(groups, out, in, *area)`, float64, of the one layer that a chain equals."""
-    layers = cast("list[Layer]", list(compact))
+    layers = cast("list[DenseLayer]", list(compact))
     g = math.gcd(*(groups_of(layer) for layer in layers))
-    total = _blocks(kernel(layers[0]).double(), g)  # (g, out, in, *area)
+    total = _to_block_diagonal(grouped_kernel(layers[0]).double(), g)  # (g, out, in, *area)
     for layer in layers[1:]:
-        k = torch.unflatten(kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area): h groups within each of the g
+        k = torch.unflatten(grouped_kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area): h groups within each of the g
         h, t, r = k.shape[1:4]
         x = torch.unflatten(total, 1, (h, r))  # (g, h, r, in, *area)
         a, b = tuple(k.shape[4:]), tuple(x.shape[4:])
@@ -33,7 +41,7 @@ def composed(compact: Factors) -> Tensor:
     return total
 
 
-def _blocks(k: Tensor, g: int) -> Tensor:
+def _to_block_diagonal(k: Tensor, g: int) -> Tensor:
     """Write a kernel of more groups as one of `g` groups, block diagonal within each."""
     h = len(k) // g
     if h == 1:
@@ -47,7 +55,7 @@ def _blocks(k: Tensor, g: int) -> Tensor:
 
 def reconstruct(compact: Factors) -> Tensor:
     """Return the weight of the one layer that a chain equals, in the shape that layer keeps it in, float64."""
-    total = composed(compact)
+    total = compose_kernels(compact)
     layers = list(compact)
     if isinstance(layers[0], nn.Linear):
         return total[0]
@@ -57,17 +65,17 @@ def reconstruct(compact: Factors) -> Tensor:
 
 
 @torch.no_grad()
-def dense(compact: Factors) -> Layer:
+def to_dense_layer(compact: Factors) -> DenseLayer:
     """Return the one layer that a chain equals, in the dtype of its factors."""
-    layers = cast("list[Layer]", list(compact))
+    layers = cast("list[DenseLayer]", list(compact))
     first, last = layers[0], layers[-1]
     bias = last.bias is not None
-    made: Layer
+    made: DenseLayer
     if isinstance(first, nn.Linear):
         made = nn.Linear(first.in_features, cast(nn.Linear, last).out_features, bias=bias, device="meta")
     else:
         convs = cast("list[Convolution]", layers)
-        kind: Any = next((type(c) for c in convs if isinstance(c, TRANSPOSED)), PLAIN[CONVOLUTIONS[type(first)]])
+        kind: Any = next((type(c) for c in convs if isinstance(c, TRANSPOSED)), CONVOLUTION_BY_AXES[CONVOLUTIONS[type(first)]])
         made = kind(
             first.in_channels,
             cast(Convolution, last).out_channels,
@@ -75,7 +83,7 @@ def dense(compact: Factors) -> Layer:
             groups=math.gcd(*(c.groups for c in convs)),
             bias=bias,
             device="meta",
-            **_merged(convs),
+            **_merge_geometry(convs),
         )
     made.to_empty(device=first.weight.device).to(first.weight.dtype)
     made.weight.copy_(reconstruct(compact))
@@ -84,7 +92,7 @@ def dense(compact: Factors) -> Layer:
     return made.train(compact.training)
 
 
-def _merged(convs: list[Convolution]) -> dict[str, Any]:
+def _merge_geometry(convs: list[Convolution]) -> dict[str, Any]:
     """One geometry out of several, of which at most one is not neutral along each axis."""
     made: dict[str, Any] = {
         "stride": tuple(math.prod(v) for v in zip(*(c.stride for c in convs), strict=True)),

@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 from edgecompress.factorizations.blocks.layers import (
     Convolution,
-    Layer,
-    area,
-    channels,
-    fill,
-    fill_bias,
+    DenseLayer,
+    channels_per_group,
+    copy_bias,
+    grouped_kernel,
     is_pointwise,
-    kernel,
-    pointwise,
-    spatial,
-    unfit,
+    kernel_size,
+    pointwise_layer,
+    spatial_layer,
+    unsupported_reason,
+    write_kernel,
 )
 from edgecompress.factorizations.protocol import Count, NotNegative
-from edgecompress.factorizations.tensors.cp import CP, Kernel, Run, als, exact, exact_rank, kernel_of
-from edgecompress.factorizations.tensors.sensitivity import balanced, orthogonal, sensitivity
+from edgecompress.factorizations.tensors.cp import CP, CPResult, KernelTensor, exact_factors, exact_rank, kernel_tensor, run_als
+from edgecompress.factorizations.tensors.sensitivity import balance_factors, orthogonal_sensitivity, sensitivity_of
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
-DEGENERATE = 10.0
+MAX_SENSITIVITY_RATIO = 10.0
 """Times the sensitivity of orthogonal components from which on components cancel so much that rounding them shows."""
 
 
@@ -40,43 +40,43 @@ class AlsOptions(Record, frozen=True, kw_only=True):
 
 
 def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
-    if reason := unfit(layer):
+    if reason := unsupported_reason(layer):
         return reason
-    if is_pointwise(cast(Layer, layer)):
+    if is_pointwise(cast(DenseLayer, layer)):
         return "it mixes channels at one position only, CP would be svd with a layer too many"
-    if channels(cast(Layer, layer)) == (1, 1):
+    if channels_per_group(cast(DenseLayer, layer)) == (1, 1):
         return f"groups={cast(Convolution, layer).groups}, a depthwise kernel is a CP form already"
-    size = area(cast(Layer, layer))
+    size = kernel_size(cast(DenseLayer, layer))
     if separable and sum(k > 1 for k in size) < 2:
         return f"kernel {'×'.join(map(str, size))} has one axis to part, use cp3"
     return None
 
 
-def parts(layer: Convolution, *, separable: bool) -> list[tuple[int, ...]]:
+def axes_of_factors(layer: Convolution, *, separable: bool) -> list[tuple[int, ...]]:
     """The spatial axes of each depthwise factor; those of size 1 go with the first, for they may have a stride or padding too."""
-    size = area(layer)
+    size = kernel_size(layer)
     others = [a for a, k in enumerate(size) if k > 1][1:] if separable else []
     return [tuple(a for a in range(len(size)) if a not in others), *((a,) for a in others)]
 
 
 def max_rank(layer: Convolution, *, separable: bool = False) -> int:
-    out, inside = channels(layer)
-    size = area(layer)
-    return exact_rank((*(math.prod(size[a] for a in axes) for axes in parts(layer, separable=separable)), inside, out))
+    out, inside = channels_per_group(layer)
+    size = kernel_size(layer)
+    return exact_rank((*(math.prod(size[a] for a in axes) for axes in axes_of_factors(layer, separable=separable)), inside, out))
 
 
 def skeleton(layer: Convolution, rank: int, *, separable: bool = False) -> Factors:
     """Each depthwise factor has the stride, padding and dilation of its own axes; the bias is on the last layer."""
-    out, inside = channels(layer)
-    depthwise = [spatial(layer, rank, rank, slices=rank, axes=axes) for axes in parts(layer, separable=separable)]
-    return Factors(pointwise(layer, inside, rank), *depthwise, pointwise(layer, rank, out, bias=layer.bias is not None))
+    out, inside = channels_per_group(layer)
+    depthwise = [spatial_layer(layer, rank, rank, slices=rank, axes=axes) for axes in axes_of_factors(layer, separable=separable)]
+    return Factors(pointwise_layer(layer, inside, rank), *depthwise, pointwise_layer(layer, rank, out, bias=layer.bias is not None))
 
 
 @torch.no_grad()
 def fit(
     layer: Convolution,
     compact: Factors,
-    solve: Callable[[Kernel, int], tuple[CP, str | None]],
+    solve: Callable[[KernelTensor, int], tuple[CP, str | None]],
     *,
     separable: bool = False,
     closed_form: bool = True,
@@ -85,54 +85,54 @@ def fit(
 
     A rank that allows a closed form is not iterated for, unless that is not wanted.
     """
-    rank = channels(cast(Layer, compact[0]))[0]
+    rank = channels_per_group(cast(DenseLayer, compact[0]))[0]
     groups, notes = [], []
-    for k in kernel(layer):
-        problem = kernel_of(k, separable=separable)
+    for k in grouped_kernel(layer):
+        problem = kernel_tensor(k, separable=separable)
         if closed_form and rank >= exact_rank(problem.shape):
-            factors, note = balanced(exact(problem, rank)), None
+            factors, note = balance_factors(exact_factors(problem, rank)), None
         elif not problem.square:  # one group of several may be dead
             factors, note = [torch.zeros(n, rank, dtype=torch.float64, device=k.device) for n in problem.shape], None
         else:
             factors, note = solve(problem, rank)
         groups.append(factors)
         notes.append(note)
-    write(compact, groups)
-    fill_bias(compact[-1], layer)
+    write_factors(compact, groups)
+    copy_bias(compact[-1], layer)
     return next((note for note in notes if note), None)
 
 
 def fit_als(layer: Convolution, compact: Factors, options: AlsOptions, *, separable: bool = False) -> str | None:
     """Fill the layers by plain alternating least squares."""
 
-    def solve(problem: Kernel, rank: int) -> tuple[CP, str | None]:
-        run = als(problem, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
-        return balanced(run.factors), remark(run, problem, "ALS")
+    def solve(problem: KernelTensor, rank: int) -> tuple[CP, str | None]:
+        run = run_als(problem, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
+        return balance_factors(run.factors), describe_unsettled(run, problem, "ALS")
 
     return fit(layer, compact, solve, separable=separable)
 
 
-def write(compact: Factors, groups: Sequence[CP]) -> None:
+def write_factors(compact: Factors, groups: Sequence[CP]) -> None:
     """Write the factors `[*area, in, out]` of each group into the layers."""
 
     def of(mode: int) -> Tensor:
         return torch.stack([factors[mode] for factors in groups])  # (groups, n, rank)
 
     first, *depthwise, last = compact
-    fill(first, of(-2).mT)
+    write_kernel(first, of(-2).mT)
     for mode, one in enumerate(depthwise):
-        fill(one, of(mode).mT)
-    fill(last, of(-1))
+        write_kernel(one, of(mode).mT)
+    write_kernel(last, of(-1))
 
 
-def remark(run: Run, kernel: Kernel, what: str) -> str | None:
+def describe_unsettled(run: CPResult, kernel: KernelTensor, what: str) -> str | None:
     """What a person should know of an iteration that did not settle or went degenerate."""
-    factors = balanced(run.factors)
-    ss = sensitivity(factors)
-    times = ss / orthogonal(kernel.shape, factors[0].shape[1], kernel.square)
-    if run.converged and times < DEGENERATE:
+    factors = balance_factors(run.factors)
+    ss = sensitivity_of(factors)
+    times = ss / orthogonal_sensitivity(kernel.shape, factors[0].shape[1], kernel.square)
+    if run.converged and times < MAX_SENSITIVITY_RATIO:
         return None
     state = "settled" if run.converged else f"was stopped after {run.sweeps} sweeps, before it settled"
-    cancel = f", {times:.3g} times that of orthogonal components, so its components cancel" if times >= DEGENERATE else ""
-    remedy = "raise sweeps or use cp_epc" if times >= DEGENERATE else "raise sweeps or the rank"
+    cancel = f", {times:.3g} times that of orthogonal components, so its components cancel" if times >= MAX_SENSITIVITY_RATIO else ""
+    remedy = "raise sweeps or use cp_epc" if times >= MAX_SENSITIVITY_RATIO else "raise sweeps or the rank"
     return f"{what} {state}: relative error {run.error:.3g}, sensitivity {ss:.3g}{cancel}; {remedy}"

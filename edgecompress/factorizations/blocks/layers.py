@@ -1,7 +1,7 @@
-"""Dense layers as kernels, and kernels as layers: the one place that knows strides, paddings, groups and transposed weights.
+"""Convert dense layers to kernels and back, with their strides, paddings, groups and transposed weights.
 
-A *kernel* has shape `(groups, out, in, *area)`, `out` and `in` counted within a group; a Linear has an empty area. All low-rank forms of
-convolutions are chains of *pointwise* layers, which mix channels, and *spatial* ones, which hold the geometry of the dense layer.
+A *kernel* has the shape `(groups, out, in, *area)`, with `out` and `in` counted within a group; the area of a Linear is empty. All low-rank
+forms of convolutions are chains of *pointwise* layers, which mix channels, and *spatial* layers, which have the dense layer's geometry.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-Layer = nn.Linear | Convolution
+DenseLayer = nn.Linear | Convolution
 
 CONVOLUTIONS: Final[dict[type[nn.Module], int]] = {
     nn.Conv1d: 1,
@@ -23,51 +23,52 @@ CONVOLUTIONS: Final[dict[type[nn.Module], int]] = {
     nn.ConvTranspose3d: 3,
 }
 TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PLAIN: Final = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION_BY_AXES: Final = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-def unfit(layer: nn.Module) -> str | None:
-    """Why no method can factorize `layer`; None if it is an ordinary Linear or convolution with more than one weight a group."""
+def unsupported_reason(layer: nn.Module) -> str | None:
+    """Return why no method can factorize `layer`, None for an ordinary Linear or convolution with several weights in each group."""
     known = type(layer) is nn.Linear or type(layer) in CONVOLUTIONS
     if parametrize.is_parametrized(layer) or (known and not isinstance(layer.weight, nn.Parameter)):
         return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
     if not known:
         return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
-    if cast(Layer, layer).weight.numel() == groups_of(cast(Layer, layer)):
+    if cast(DenseLayer, layer).weight.numel() == groups_of(cast(DenseLayer, layer)):
         return "it has one weight a group, there is nothing to factorize"
     return None
 
 
-def area(layer: Layer) -> tuple[int, ...]:
-    """Kernel size; empty for Linear."""
+def kernel_size(layer: DenseLayer) -> tuple[int, ...]:
+    """Return the kernel size of a convolution, `()` for a Linear."""
     return () if isinstance(layer, nn.Linear) else tuple(layer.kernel_size)
 
 
-def is_pointwise(layer: Layer) -> bool:
-    """Whether `layer` is a Linear or a convolution with a kernel of size 1."""
-    return math.prod(area(layer)) == 1
+def is_pointwise(layer: DenseLayer) -> bool:
+    """Return whether `layer` is a Linear or a convolution with a kernel of size 1."""
+    return math.prod(kernel_size(layer)) == 1
 
 
-def only_mixes(layer: Layer) -> bool:
-    """Whether `layer` maps each position to the same position: it is pointwise and has neither stride nor padding."""
+def is_channel_mixing(layer: DenseLayer) -> bool:
+    """Return whether `layer` maps each position to the same position: it is pointwise, without stride or padding."""
     if isinstance(layer, nn.Linear):
         return True
     padded = not isinstance(layer.padding, str) and any(layer.padding)
     return is_pointwise(layer) and set(layer.stride) == {1} and not padded and not any(layer.output_padding)
 
 
-def groups_of(layer: Layer) -> int:
+def groups_of(layer: DenseLayer) -> int:
+    """Return the number of groups of a convolution, 1 for a Linear."""
     return 1 if isinstance(layer, nn.Linear) else layer.groups
 
 
-def channels(layer: Layer) -> tuple[int, int]:
-    """Output and input channels within one group."""
+def channels_per_group(layer: DenseLayer) -> tuple[int, int]:
+    """Return the output and input channels within one group."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     return layer.out_channels // layer.groups, layer.in_channels // layer.groups
 
 
-def kernel(layer: Layer) -> Tensor:
+def grouped_kernel(layer: DenseLayer) -> Tensor:
     """Return the weight as `(groups, out, in, *area)`, a view in its own dtype."""
     weight = layer.weight.detach()
     if isinstance(layer, nn.Linear):
@@ -78,52 +79,62 @@ def kernel(layer: Layer) -> Tensor:
 
 
 @torch.no_grad()
-def fill(layer: nn.Module, values: Tensor) -> None:
-    """Write a kernel, `(groups, out, in, *area)` or of the same size, into `layer`."""
-    target = kernel(cast(Layer, layer))
+def write_kernel(layer: nn.Module, values: Tensor) -> None:
+    """Write a kernel, `(groups, out, in, *area)` or any shape of the same size, into the weight of `layer`."""
+    target = grouped_kernel(cast(DenseLayer, layer))
     target.copy_(values.reshape(target.shape))
 
 
 @torch.no_grad()
-def fill_bias(layer: nn.Module, dense: Layer) -> None:
-    """Copy the bias of the dense layer into the last factor."""
+def copy_bias(layer: nn.Module, dense: DenseLayer) -> None:
+    """Copy the bias of the dense layer, if it has one, into `layer`, its last factor."""
     if dense.bias is not None:
         cast(Tensor, layer.bias).copy_(dense.bias)
 
 
-def pointwise(layer: Layer, inside: int, out: int, *, bias: bool = False, place: bool = False) -> nn.Module:
-    """Return a channel-mixing layer for one factor of `layer`, of its dimension and with its groups.
+def pointwise_layer(
+    layer: DenseLayer, in_channels: int, out_channels: int, *, bias: bool = False, with_geometry: bool = False
+) -> nn.Module:
+    """Return a channel-mixing layer for one factor of `layer`, with its number of dimensions and groups.
 
     Args:
-        inside, out: Channels within a group.
-        place: Whether this factor of a pointwise layer carries its stride and padding.
+        in_channels, out_channels: Channels within a group.
+        with_geometry: Whether the factor has the stride and padding of `layer`, which is pointwise itself.
     """
     if isinstance(layer, nn.Linear):
-        return nn.Linear(inside, out, bias=bias)
+        return nn.Linear(in_channels, out_channels, bias=bias)
     g = layer.groups
-    if place:
-        return type(layer)(g * inside, g * out, layer.kernel_size, groups=g, bias=bias, **_geometry(layer, range(len(layer.kernel_size))))  # type: ignore[arg-type]
-    return PLAIN[CONVOLUTIONS[type(layer)]](g * inside, g * out, 1, groups=g, bias=bias)
+    if with_geometry:
+        geometry = _geometry_along(layer, range(len(layer.kernel_size)))
+        return type(layer)(g * in_channels, g * out_channels, layer.kernel_size, groups=g, bias=bias, **geometry)  # type: ignore[arg-type]
+    return CONVOLUTION_BY_AXES[CONVOLUTIONS[type(layer)]](g * in_channels, g * out_channels, 1, groups=g, bias=bias)
 
 
-def spatial(
-    layer: Convolution, inside: int, out: int, *, slices: int = 1, axes: tuple[int, ...] | None = None, bias: bool = False
+def spatial_layer(
+    layer: Convolution,
+    in_channels: int,
+    out_channels: int,
+    *,
+    slices: int = 1,
+    axes: tuple[int, ...] | None = None,
+    bias: bool = False,
 ) -> nn.Module:
-    """Return a convolution with the geometry of `layer` for one factor of it.
+    """Return a convolution for one factor of `layer`, with the geometry of `layer` along some axes.
 
     Args:
-        inside, out: Channels within one group of the dense layer.
-        slices: Groups of this factor within one group of the dense layer; `inside` for a depthwise factor.
-        axes: The spatial axes on which it reaches beyond one position; the others are left to other factors. None for all.
+        in_channels, out_channels: Channels within one group of the dense layer.
+        slices: Groups of this factor within one group of the dense layer; `in_channels` for a depthwise factor.
+        axes: Spatial axes along which the factor has the kernel size and geometry of `layer`; None for all axes.
     """
     g = layer.groups
     reach = tuple(range(len(layer.kernel_size))) if axes is None else axes
     size = tuple(k if a in reach else 1 for a, k in enumerate(layer.kernel_size))
-    return type(layer)(g * inside, g * out, size, groups=g * slices, bias=bias, **_geometry(layer, reach))  # type: ignore[arg-type]
+    geometry = _geometry_along(layer, reach)
+    return type(layer)(g * in_channels, g * out_channels, size, groups=g * slices, bias=bias, **geometry)  # type: ignore[arg-type]
 
 
-def _geometry(layer: Convolution, axes: range | tuple[int, ...]) -> dict[str, Any]:
-    """Stride, padding and so on along `axes`; neutral along the others."""
+def _geometry_along(layer: Convolution, axes: range | tuple[int, ...]) -> dict[str, Any]:
+    """Return the stride, padding and so on of `layer` along `axes`, and neutral values along the others."""
 
     def along(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
         return tuple(v if a in axes else neutral for a, v in enumerate(values))

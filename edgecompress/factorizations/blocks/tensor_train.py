@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgecompress.errors import UnsupportedError
-from edgecompress.factorizations.blocks.layers import TRANSPOSED, Layer, channels, fill, kernel, pointwise, spatial
-from edgecompress.factorizations.tensors.tensor_train import contract
+from edgecompress.factorizations.blocks.layers import (
+    TRANSPOSED,
+    DenseLayer,
+    channels_per_group,
+    grouped_kernel,
+    pointwise_layer,
+    spatial_layer,
+    write_kernel,
+)
+from edgecompress.factorizations.tensors.tensor_train import contract_cores
 from edgecompress.network.factors import Factors
 
-SLICES: Final = 64  # at least, where there are three cores or more
+MIN_SLICES: Final = 64  # at least, where there are three cores or more
 
 
 class Layout(NamedTuple):
@@ -35,7 +43,7 @@ class Layout(NamedTuple):
         return split.permute(0, *(1 + self.order.index(axis) for axis in range(len(self.order))))
 
 
-class TrainLinear(Factors):
+class TensorTrainLinear(Factors):
     """A TT-matrix as a chain of Linears, one a core, with reshapes and permutes of at most four axes between them.
 
     The state `(batch, n_{k+1}, later input modes · tokens · earlier output modes, r_k)` loses an input mode in front and gains an output
@@ -64,17 +72,17 @@ class TrainLinear(Factors):
         return y if self.bias is None else y + self.bias
 
 
-class TrainWeight(nn.Module):
+class TensorTrainWeight(nn.Module):
     """The weight of a dense layer as a function of cores `(groups, r, n, s)`: a parametrization."""
 
-    def __init__(self, layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, layer: DenseLayer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.layout, self.shapes = layout, shapes
-        self.shape: torch.Size = kernel(layer).shape
+        self.shape: torch.Size = grouped_kernel(layer).shape
         self.transposed = isinstance(layer, TRANSPOSED)
 
     def forward(self, *cores: Tensor) -> Tensor:
-        kernels = self.layout.restored(contract(cores)).reshape(self.shape)
+        kernels = self.layout.restored(contract_cores(cores)).reshape(self.shape)
         return (kernels.transpose(1, 2) if self.transposed else kernels).flatten(0, 1)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -84,22 +92,26 @@ class TrainWeight(nn.Module):
         return tuple(torch.zeros(self.shape[0], *shape) for shape in self.shapes)
 
 
-class Rematerialised(Factors):
+class RematerializedLayer(Factors):
     """A layer like `layer`, on the meta device or not, that keeps cores and contracts them to its weight in each forward pass."""
 
-    def __init__(self, layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
-        out, inside = channels(layer)
+    def __init__(self, layer: DenseLayer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
+        out, inside = channels_per_group(layer)
         bias = layer.bias is not None
         with torch.device("meta"):  # the dense weight is never allocated
-            like = pointwise(layer, inside, out, bias=bias) if isinstance(layer, nn.Linear) else spatial(layer, inside, out, bias=bias)
+            like = (
+                pointwise_layer(layer, inside, out, bias=bias)
+                if isinstance(layer, nn.Linear)
+                else spatial_layer(layer, inside, out, bias=bias)
+            )
         super().__init__(copy.deepcopy(like))
         self.made_of = like, layout, shapes
         if isinstance(like.bias, Tensor):
             self[0].bias = nn.Parameter(torch.zeros(like.bias.shape))
-        parametrize.register_parametrization(self[0], "weight", TrainWeight(cast(Layer, like), layout, shapes), unsafe=True)
+        parametrize.register_parametrization(self[0], "weight", TensorTrainWeight(cast(DenseLayer, like), layout, shapes), unsafe=True)
 
-    def contracted(self) -> TrainWeight:
-        return cast(TrainWeight, self._held()[0])
+    def contracted(self) -> TensorTrainWeight:
+        return cast(TensorTrainWeight, self._held()[0])
 
     def cores(self) -> list[nn.Parameter]:
         """Return the cores, `(groups, r, n, s)`."""
@@ -108,61 +120,63 @@ class Rematerialised(Factors):
     def _held(self) -> parametrize.ParametrizationList:
         return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, self[0].parametrizations)["weight"])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Rematerialised":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RematerializedLayer":
         memo[id(self)] = made = type(self).__new__(type(self))
         made.__dict__ = copy.deepcopy(self.__dict__, memo)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the parametrized layer, which torch does not allow to be pickled."""
-        return _rebuilt, (*self.made_of, self.state_dict(), self.training)
+        return _rebuild_layer, (*self.made_of, self.state_dict(), self.training)
 
 
-def _rebuilt(layer: Layer, layout: Layout, shapes: Sequence[tuple[int, ...]], state: dict[str, Tensor], training: bool) -> Rematerialised:
-    made = Rematerialised(layer, layout, shapes)
+def _rebuild_layer(
+    layer: DenseLayer, layout: Layout, shapes: Sequence[tuple[int, ...]], state: dict[str, Tensor], training: bool
+) -> RematerializedLayer:
+    made = RematerializedLayer(layer, layout, shapes)
     made.load_state_dict(state, assign=True)
     return made.train(training)
 
 
 @torch.no_grad()
-def write(compact: Factors, trains: Sequence[Sequence[Tensor]]) -> None:
+def write_cores(compact: Factors, trains: Sequence[Sequence[Tensor]]) -> None:
     """Write one train for each group, cores `(r, n, s)`, into the layers."""
     cores = [torch.stack(group) for group in zip(*trains, strict=True)]  # (groups, r, n, s)
-    if isinstance(compact, Rematerialised):
+    if isinstance(compact, RematerializedLayer):
         for parameter, core in zip(compact.cores(), cores, strict=True):
             parameter.copy_(core)
-    elif isinstance(compact, TrainLinear):
+    elif isinstance(compact, TensorTrainLinear):
         for layer, core, m in zip(compact, cores, compact.out_modes, strict=True):
             split = torch.unflatten(core[0], 1, (m, -1))  # (r, m, n, s)
-            fill(layer, split.permute(1, 3, 0, 2))
+            write_kernel(layer, split.permute(1, 3, 0, 2))
     else:
         for layer, core in zip(compact, cores, strict=True):
-            fill(layer, core.permute(0, 3, 1, 2))  # (groups, out, in, area)
+            write_kernel(layer, core.permute(0, 3, 1, 2))  # (groups, out, in, area)
 
 
 @torch.no_grad()
-def read(compact: Factors) -> list[Tensor]:
+def read_cores(compact: Factors) -> list[Tensor]:
     """Return the cores, `(groups, r, n, s)`, float64."""
     cores: Sequence[Tensor]
-    if isinstance(compact, Rematerialised):
+    if isinstance(compact, RematerializedLayer):
         cores = compact.cores()
-    elif isinstance(compact, TrainLinear):
+    elif isinstance(compact, TensorTrainLinear):
         cores = [
-            kernel(cast(Layer, layer)).reshape(m, s, -1, n).permute(2, 0, 3, 1).flatten(1, 2)[None]
+            grouped_kernel(cast(DenseLayer, layer)).reshape(m, s, -1, n).permute(2, 0, 3, 1).flatten(1, 2)[None]
             for layer, n, m, s in zip(compact, compact.in_modes, compact.out_modes, (*compact.ranks, 1), strict=True)
         ]
     else:
-        cores = [kernel(cast(Layer, layer)).flatten(3).permute(0, 2, 3, 1) for layer in compact]
+        cores = [grouped_kernel(cast(DenseLayer, layer)).flatten(3).permute(0, 2, 3, 1) for layer in compact]
     return [core.detach().double() for core in cores]
 
 
-def matrix(cores: Sequence[Tensor], layout: Layout) -> Tensor:
+def contract_matrix(cores: Sequence[Tensor], layout: Layout) -> Tensor:
     """Return the `(out, in)` matrix of a TT-matrix, slice by slice, so that nothing else of its size is held."""
     d = len(cores)
-    parted = next((k for k in range(1, d - 1) if math.prod(layout.sizes[:k]) >= SLICES), d - 1)
+    parted = next((k for k in range(1, d - 1) if math.prod(layout.sizes[:k]) >= MIN_SLICES), d - 1)
     made = cores[0].new_empty(layout.fine)
     view = made.permute(layout.order)  # (m_1, n_1, m_2, n_2, …)
-    rows = contract(cores[:parted]).reshape(-1, cores[parted].shape[0])
+    rows = contract_cores(cores[:parted]).reshape(-1, cores[parted].shape[0])
     for row, index in zip(rows, itertools.product(*map(range, view.shape[: 2 * parted])), strict=True):
-        view[index] = contract([row[None, None], *cores[parted:]]).reshape(view.shape[2 * parted :])
+        view[index] = contract_cores([row[None, None], *cores[parted:]]).reshape(view.shape[2 * parted :])
     return made.reshape(math.prod(layout.fine[:d]), -1)

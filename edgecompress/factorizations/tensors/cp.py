@@ -22,13 +22,13 @@ CP = list[Tensor]
 Update = Callable[[CP, int, Tensor, Tensor], Tensor]
 """(factors, mode, normal matrix Γ, MTTKRP) → the new factor of that mode; the last two are of all other modes."""
 
-SPAN: Final = 10  # sweeps over which progress is judged; a single one may be lucky
+PROGRESS_SPAN: Final = 10  # sweeps over which progress is judged; a single one may be lucky
 JITTER: Final = 1e-13  # of the mean diagonal, on normal matrices that overcomplete factors make singular
-TRIAL: Final = 10  # sweeps each start is given before the best goes on
-NEGLIGIBLE: Final = 1e-7
+START_SWEEPS: Final = 10  # sweeps each start is given before the best goes on
+NEGLIGIBLE_ERROR: Final = 1e-7
 
 
-class Kernel(NamedTuple):
+class KernelTensor(NamedTuple):
     """A tensor in the layout that sweeps read.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
         return *self.area, *self.x.shape[1:]
 
 
-class Run(NamedTuple):
+class CPResult(NamedTuple):
     """What an iteration ended with: factors, relative error, sweeps made, and whether it stopped by itself."""
 
     factors: CP
@@ -55,11 +55,11 @@ class Run(NamedTuple):
     converged: bool
 
 
-def kernel_of(k: Tensor, *, separable: bool = False) -> Kernel:
+def kernel_tensor(k: Tensor, *, separable: bool = False) -> KernelTensor:
     """Lay out `(out, in, *area)`; its area counts as one axis unless `separable`, then axes longer than 1 count each."""
     size = tuple(n for n in k.shape[2:] if n > 1)
     x = k.double().flatten(2).permute(2, 1, 0).contiguous()
-    return Kernel(x, size if separable and size else (len(x),), float(x.square().sum()))
+    return KernelTensor(x, size if separable and size else (len(x),), float(x.square().sum()))
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:
@@ -67,7 +67,7 @@ def exact_rank(shape: tuple[int, ...]) -> int:
     return math.prod(shape) // max(shape)
 
 
-def exact(kernel: Kernel, rank: int) -> CP:
+def exact_factors(kernel: KernelTensor, rank: int) -> CP:
     """Return the decomposition into the fibres along the longest axis; ranks beyond `exact_rank` are filled with zeros."""
     shape = kernel.shape
     long = max(range(len(shape)), key=shape.__getitem__)
@@ -79,13 +79,13 @@ def exact(kernel: Kernel, rank: int) -> CP:
     return [torch.nn.functional.pad(f, (0, rank - f.shape[1])) for f in unit]
 
 
-def random(shape: tuple[int, ...], rank: int, seed: int, device: torch.device | str = "cpu") -> CP:
+def random_factors(shape: tuple[int, ...], rank: int, seed: int, device: torch.device | str = "cpu") -> CP:
     """Return normal factors, the same ones on every device."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(n, rank, generator=generator, dtype=torch.float64).to(device) for n in shape]
 
 
-def composed(factors: CP) -> Tensor:
+def compose_tensor(factors: CP) -> Tensor:
     """Return the tensor `(out, in, *area)` that the factors stand for."""
     *short, inside, out = factors
     total = torch.einsum("tr,sr,ar->tsa", out, inside, khatri_rao(short))
@@ -100,17 +100,17 @@ def khatri_rao(factors: CP) -> Tensor:
     return total
 
 
-def sweep(kernel: Kernel, factors: CP, update: Update) -> tuple[CP, float]:
+def sweep_factors(kernel: KernelTensor, factors: CP, update: Update) -> tuple[CP, float]:
     """Update every factor, and return them with the squared error they leave."""
-    state = _State(list(factors), [f.T @ f for f in factors])
+    state = _SweepState(list(factors), [f.T @ f for f in factors])
     inside, out = len(kernel.area), len(kernel.area) + 1
-    _half(state, torch.matmul(kernel.x.mT, state.factors[inside]), update, fixed=inside, free=out)
-    last = _half(state, torch.matmul(kernel.x, state.factors[out]), update, fixed=out, free=inside)
+    _half_sweep(state, torch.matmul(kernel.x.mT, state.factors[inside]), update, fixed=inside, free=out)
+    last = _half_sweep(state, torch.matmul(kernel.x, state.factors[out]), update, fixed=out, free=inside)
     square = kernel.square - 2 * float((last * state.factors[inside]).sum()) + float(cast(Tensor, math.prod(state.grams)).sum())
     return state.factors, max(0.0, square)
 
 
-class _State(NamedTuple):
+class _SweepState(NamedTuple):
     """Factors during a sweep, and U_mᵀU_m of each; both change in place."""
 
     factors: CP
@@ -122,7 +122,7 @@ class _State(NamedTuple):
         self.factors[mode], self.grams[mode] = new, new.T @ new
 
 
-def _half(state: _State, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
+def _half_sweep(state: _SweepState, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
     """Update the short factors and one long one from the kernel contracted with the other long one.
 
     Args:
@@ -149,7 +149,7 @@ def _half(state: _State, seen: Tensor, update: Update, *, fixed: int, free: int)
     return product
 
 
-def ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Tensor:
+def solve_ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Tensor:
     """Return `product (normal + diag(penalty))⁻¹`, the one solve that every update here is made of.
 
     Args:
@@ -167,21 +167,28 @@ def ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Ten
         jitter *= 10
 
 
-def least_squares(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+def least_squares_update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
     """Return the update of plain ALS."""
-    return ridge(normal, product)
+    return solve_ridge(normal, product)
 
 
-def evened(factors: CP) -> CP:
+def even_norms(factors: CP) -> CP:
     """Spread the norm of each component evenly over its vectors; what they stand for stays."""
     norms = [f.norm(dim=0) for f in factors]
     mean = math.prod(norms, start=torch.ones((), device=factors[0].device)) ** (1 / len(factors))
     return [torch.where(n > 0, f * (mean / n), 0.0) for f, n in zip(factors, norms, strict=True)]
 
 
-def als(
-    kernel: Kernel, rank: int, *, seed: int = 0, starts: int = 1, sweeps: int = 200, tolerance: float = 1e-4, until: float = NEGLIGIBLE
-) -> Run:
+def run_als(
+    kernel: KernelTensor,
+    rank: int,
+    *,
+    seed: int = 0,
+    starts: int = 1,
+    sweeps: int = 200,
+    tolerance: float = 1e-4,
+    until: float = NEGLIGIBLE_ERROR,
+) -> CPResult:
     """Decompose by alternating least squares with extrapolation between sweeps, from the best of several random starts.
 
     Args:
@@ -190,31 +197,32 @@ def als(
         until: Stop at this relative error, by default where rounding of ‖K‖² hides it.
     """
     begun = [
-        _extrapolated(kernel, random(kernel.shape, rank, seed + i, kernel.x.device), min(TRIAL, sweeps), 0.0, until) for i in range(starts)
+        _run_extrapolated(kernel, random_factors(kernel.shape, rank, seed + i, kernel.x.device), min(START_SWEEPS, sweeps), 0.0, until)
+        for i in range(starts)
     ]
     best = min(begun, key=lambda run: run.error)
     if best.error <= until or best.sweeps >= sweeps or starts == 0:
         return best
-    end = _extrapolated(kernel, best.factors, sweeps - best.sweeps, tolerance, until)
+    end = _run_extrapolated(kernel, best.factors, sweeps - best.sweeps, tolerance, until)
     return end._replace(sweeps=best.sweeps + end.sweeps)
 
 
-def _extrapolated(kernel: Kernel, factors: CP, sweeps: int, tolerance: float, until: float) -> Run:
+def _run_extrapolated(kernel: KernelTensor, factors: CP, sweeps: int, tolerance: float, until: float) -> CPResult:
     """Sweep from points beyond the last step; a step that does not pay is taken back and the reach shortened."""
     pace = Extrapolation(factors)
     history: list[float] = []
     for k in range(1, sweeps + 1):
-        made, square = sweep(kernel, pace.point, least_squares)
-        pace.offer(evened(made), square)
+        made, square = sweep_factors(kernel, pace.point, least_squares_update)
+        pace.offer(even_norms(made), square)
         history.append(math.sqrt(pace.value / kernel.square))
-        if history[-1] <= until or settled(history, tolerance):
-            return Run(pace.best, history[-1], k, converged=True)
-    return Run(pace.best, history[-1], sweeps, converged=False)
+        if history[-1] <= until or has_settled(history, tolerance):
+            return CPResult(pace.best, history[-1], k, converged=True)
+    return CPResult(pace.best, history[-1], sweeps, converged=False)
 
 
-def settled(history: list[float], tolerance: float) -> bool:
+def has_settled(history: list[float], tolerance: float) -> bool:
     """Whether a falling quantity fell by less than `tolerance` of itself a step over the last SPAN steps."""
-    return len(history) > SPAN and history[-1] >= history[-1 - SPAN] * (1 - tolerance * SPAN)
+    return len(history) > PROGRESS_SPAN and history[-1] >= history[-1 - PROGRESS_SPAN] * (1 - tolerance * PROGRESS_SPAN)
 
 
 class Extrapolation:

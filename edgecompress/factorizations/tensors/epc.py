@@ -19,21 +19,40 @@ from typing import Final
 
 from torch import Tensor
 
-from edgecompress.factorizations.tensors.cp import CP, SPAN, Extrapolation, Kernel, Run, Update, als, random, ridge, settled, sweep
-from edgecompress.factorizations.tensors.sensitivity import Cost, balanced, cost_of, orthogonal, sensitivity, weights
+from edgecompress.factorizations.tensors.cp import (
+    CP,
+    PROGRESS_SPAN,
+    CPResult,
+    Extrapolation,
+    KernelTensor,
+    Update,
+    has_settled,
+    random_factors,
+    run_als,
+    solve_ridge,
+    sweep_factors,
+)
+from edgecompress.factorizations.tensors.sensitivity import (
+    Cost,
+    balance_factors,
+    cost_of,
+    cost_weights,
+    orthogonal_sensitivity,
+    sensitivity_of,
+)
 
-FILLED: Final = 5e-4  # of a constraint may be left unused, for fewer solves
-SOLVES: Final = 12  # at most, to meet a constraint in one block
-STEER: Final = 5  # sweeps after which μ is changed, by (δ / error)^(2·GAIN) but at most by STEEPEST
-GAIN: Final = 2.0
-STEEPEST: Final = 3.0
+CONSTRAINT_SLACK: Final = 5e-4  # of a constraint may be left unused, for fewer solves
+MAX_SOLVES: Final = 12  # at most, to meet a constraint in one block
+STEER_INTERVAL: Final = 5  # sweeps after which μ is changed, by (δ / error)^(2·GAIN) but at most by STEEPEST
+STEER_GAIN: Final = 2.0
+MAX_STEER_FACTOR: Final = 3.0
 TINY: Final = 1e-14
 TOLERANCE: Final = 1e-3  # of the sensitivity a sweep; less is not worth one
-EXACT: Final = 1e-6  # relative error below which there is no error to preserve, only rounding
+EXACT_ERROR: Final = 1e-6  # relative error below which there is no error to preserve, only rounding
 
 
-def stable(
-    kernel: Kernel,
+def decompose_stably(
+    kernel: KernelTensor,
     rank: int,
     *,
     seed: int = 0,
@@ -42,7 +61,7 @@ def stable(
     slack: float = 0.01,
     stability: float = 1.5,
     cost: Cost = "sensitivity",
-) -> Run:
+) -> CPResult:
     """Decompose with factors that survive rounding.
 
     Args:
@@ -50,22 +69,24 @@ def stable(
         slack: The relative error may exceed that of ALS by this fraction of it.
         stability: Largest sensitivity, in multiples of that of orthogonal components; where it binds, the error is what it costs.
     """
-    reference = als(kernel, rank, seed=seed, starts=starts, sweeps=max(1, sweeps // 2))
-    limit = stability * orthogonal(kernel.shape, rank, kernel.square)
+    reference = run_als(kernel, rank, seed=seed, starts=starts, sweeps=max(1, sweeps // 2))
+    limit = stability * orthogonal_sensitivity(kernel.shape, rank, kernel.square)
     bound = (1 + slack) * reference.error
-    made, done = reference._replace(factors=balanced(reference.factors)), reference.sweeps
-    if bound > EXACT:
-        near = approach(kernel, random(kernel.shape, rank, seed, kernel.x.device), bound=bound, sweeps=sweeps, tolerance=TOLERANCE)
+    made, done = reference._replace(factors=balance_factors(reference.factors)), reference.sweeps
+    if bound > EXACT_ERROR:
+        near = approach_error(
+            kernel, random_factors(kernel.shape, rank, seed, kernel.x.device), bound=bound, sweeps=sweeps, tolerance=TOLERANCE
+        )
         start = near if near.error <= bound else reference
-        made = correct(kernel, start.factors, bound=bound, cost=cost, sweeps=max(1, sweeps // 4))
+        made = lower_cost(kernel, start.factors, bound=bound, cost=cost, sweeps=max(1, sweeps // 4))
         done += near.sweeps + made.sweeps
-    if sensitivity(made.factors) > limit:
-        made = bounded(kernel, made.factors, limit=limit, sweeps=sweeps)
+    if sensitivity_of(made.factors) > limit:
+        made = lower_error(kernel, made.factors, limit=limit, sweeps=sweeps)
         done += made.sweeps
     return made._replace(sweeps=done)
 
 
-def approach(kernel: Kernel, start: CP, *, bound: float, sweeps: int, tolerance: float) -> Run:
+def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int, tolerance: float) -> CPResult:
     """Find factors of relative error `bound` or a little less and low sensitivity, by penalised ALS from any start.
 
     Returns:
@@ -77,31 +98,33 @@ def approach(kernel: Kernel, start: CP, *, bound: float, sweeps: int, tolerance:
     history: list[float] = []
 
     def penalised(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
-        return ridge(normal, product, mu * weights(factors, mode))
+        return solve_ridge(normal, product, mu * cost_weights(factors, mode))
 
     done = 0
     for done in range(1, sweeps + 1):
-        made, now = sweep(kernel, pace.point, penalised)
-        made = balanced(made)
-        cost = sensitivity(made)
+        made, now = sweep_factors(kernel, pace.point, penalised)
+        made = balance_factors(made)
+        cost = sensitivity_of(made)
         if done == 1:
-            mu = now / (STEEPEST * cost)
+            mu = now / (MAX_STEER_FACTOR * cost)
         if pace.offer(made, now + mu * cost):
             square, ss = now, cost
-        if done > SPAN and done % STEER == 0:
-            mu *= min(STEEPEST, max(1 / STEEPEST, (wanted / max(square, TINY * kernel.square)) ** GAIN))
+        if done > PROGRESS_SPAN and done % STEER_INTERVAL == 0:
+            mu *= min(MAX_STEER_FACTOR, max(1 / MAX_STEER_FACTOR, (wanted / max(square, TINY * kernel.square)) ** STEER_GAIN))
             pace.value = square + mu * ss
         if now <= wanted and (found is None or cost < found[0]):
             found = (cost, now, made)
             history.append(cost)  # judged within the bound only: outside of it nothing is found for a while
-            if settled(history, tolerance):
-                return Run(made, math.sqrt(now / kernel.square), done, converged=True)
+            if has_settled(history, tolerance):
+                return CPResult(made, math.sqrt(now / kernel.square), done, converged=True)
     if found:
-        return Run(found[2], math.sqrt(found[1] / kernel.square), done, converged=False)
-    return Run(pace.best, math.sqrt(square / kernel.square), done, converged=False)
+        return CPResult(found[2], math.sqrt(found[1] / kernel.square), done, converged=False)
+    return CPResult(pace.best, math.sqrt(square / kernel.square), done, converged=False)
 
 
-def correct(kernel: Kernel, start: CP, *, bound: float, cost: Cost = "sensitivity", sweeps: int = 50, tolerance: float = 1e-3) -> Run:
+def lower_cost(
+    kernel: KernelTensor, start: CP, *, bound: float, cost: Cost = "sensitivity", sweeps: int = 50, tolerance: float = 1e-3
+) -> CPResult:
     """Lower the cost of factors while their relative error stays within `bound` (P1, P2). The cost never rises from sweep to sweep.
 
     A start outside the bound is returned as it is, balanced.
@@ -110,60 +133,62 @@ def correct(kernel: Kernel, start: CP, *, bound: float, cost: Cost = "sensitivit
     guesses: dict[int, float] = {}
 
     def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
-        weight, old = weights(factors, mode, cost), factors[mode]
+        weight, old = cost_weights(factors, mode, cost), factors[mode]
 
         def slack(u: Tensor) -> float:
             return (wanted - _squared_error(kernel, normal, product, u)) / wanted
 
         if slack(old) < 0:
             return old
-        new = _at_the_bound(normal, product, weight, slack, guesses, mode, rising=False)
-        return new if new is not None and _weighted(weight, new) <= _weighted(weight, old) else old
+        new = _solve_at_bound(normal, product, weight, slack, guesses, mode, rising=False)
+        return new if new is not None and _weighted_norm(weight, new) <= _weighted_norm(weight, old) else old
 
-    return _repeated(kernel, balanced(start), update, lambda factors, _: cost_of(factors, cost), sweeps, tolerance)
+    return _sweep_until_settled(kernel, balance_factors(start), update, lambda factors, _: cost_of(factors, cost), sweeps, tolerance)
 
 
-def bounded(kernel: Kernel, start: CP, *, limit: float, sweeps: int = 200, tolerance: float = 1e-4) -> Run:
+def lower_error(kernel: KernelTensor, start: CP, *, limit: float, sweeps: int = 200, tolerance: float = 1e-4) -> CPResult:
     """Lower the error of factors while their sensitivity stays within `limit` (P3). The error never rises from sweep to sweep.
 
     A start beyond the limit is scaled down to it first, which changes what it stands for.
     """
-    start = balanced(start)
-    ss = sensitivity(start)
+    start = balance_factors(start)
+    ss = sensitivity_of(start)
     if ss > limit:
         start = [f * (limit / ss) ** (1 / (2 * (len(start) - 1))) for f in start]
     guesses: dict[int, float] = {}
 
     def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
-        weight, old = weights(factors, mode), factors[mode]
-        room = limit - (sensitivity(factors) - _weighted(weight, old))  # for this mode's part of the sensitivity
+        weight, old = cost_weights(factors, mode), factors[mode]
+        room = limit - (sensitivity_of(factors) - _weighted_norm(weight, old))  # for this mode's part of the sensitivity
 
         def slack(u: Tensor) -> float:
-            return (room - _weighted(weight, u)) / limit
+            return (room - _weighted_norm(weight, u)) / limit
 
-        free = ridge(normal, product)
-        new = free if slack(free) >= 0 else _at_the_bound(normal, product, weight, slack, guesses, mode, rising=True)
+        free = solve_ridge(normal, product)
+        new = free if slack(free) >= 0 else _solve_at_bound(normal, product, weight, slack, guesses, mode, rising=True)
         if new is None or _squared_error(kernel, normal, product, new) > _squared_error(kernel, normal, product, old):
             return old
         return new
 
-    return _repeated(kernel, start, update, lambda _, square: math.sqrt(square), sweeps, tolerance)
+    return _sweep_until_settled(kernel, start, update, lambda _, square: math.sqrt(square), sweeps, tolerance)
 
 
-def _repeated(kernel: Kernel, factors: CP, update: Update, falling: Callable[[CP, float], float], sweeps: int, tolerance: float) -> Run:
+def _sweep_until_settled(
+    kernel: KernelTensor, factors: CP, update: Update, falling: Callable[[CP, float], float], sweeps: int, tolerance: float
+) -> CPResult:
     """Sweep until what falls has settled."""
     history: list[float] = []
     square, done = math.inf, 0
     for done in range(1, sweeps + 1):
-        factors, square = sweep(kernel, factors, update)
-        factors = balanced(factors)
+        factors, square = sweep_factors(kernel, factors, update)
+        factors = balance_factors(factors)
         history.append(falling(factors, square))
-        if settled(history, tolerance):
-            return Run(factors, math.sqrt(square / kernel.square), done, converged=True)
-    return Run(factors, math.sqrt(square / kernel.square), done, converged=False)
+        if has_settled(history, tolerance):
+            return CPResult(factors, math.sqrt(square / kernel.square), done, converged=True)
+    return CPResult(factors, math.sqrt(square / kernel.square), done, converged=False)
 
 
-def _at_the_bound(
+def _solve_at_bound(
     normal: Tensor, product: Tensor, weight: Tensor, slack: Callable[[Tensor], float], guesses: dict[int, float], mode: int, *, rising: bool
 ) -> Tensor | None:
     """Return U(μ) = M (Γ + μ diag(w²))⁻¹ with the slack of the constraint between 0 and FILLED, or the nearest met; None if none was.
@@ -175,22 +200,22 @@ def _at_the_bound(
     mu = guesses.get(mode, 1e-4 * scale)
     met: tuple[float, float, Tensor] | None = None  # log μ, slack, U: inside the constraint
     unmet: tuple[float, float] | None = None
-    for attempt in range(SOLVES):
-        u = ridge(normal, product, mu * weight)
+    for attempt in range(MAX_SOLVES):
+        u = solve_ridge(normal, product, mu * weight)
         left = slack(u)
         if left >= 0:
             met = (math.log(mu), left, u)
-            if left <= FILLED:
+            if left <= CONSTRAINT_SLACK:
                 break
         else:
             unmet = (math.log(mu), left)
         if met and unmet:
-            if abs(met[0] - unmet[0]) < FILLED:
+            if abs(met[0] - unmet[0]) < CONSTRAINT_SLACK:
                 break
-            share = min(0.95, max(0.05, (met[1] - FILLED / 2) / (met[1] - unmet[1])))
+            share = min(0.95, max(0.05, (met[1] - CONSTRAINT_SLACK / 2) / (met[1] - unmet[1])))
             mu = math.exp(met[0] + share * (unmet[0] - met[0]))
         else:
-            step = STEEPEST if attempt < 2 else 10.0
+            step = MAX_STEER_FACTOR if attempt < 2 else 10.0
             mu *= step if (left < 0) == rising else 1 / step
         if not TINY < mu / scale < 1 / TINY:
             break
@@ -200,9 +225,9 @@ def _at_the_bound(
     return met[2]
 
 
-def _weighted(weight: Tensor, u: Tensor) -> float:
+def _weighted_norm(weight: Tensor, u: Tensor) -> float:
     return float((weight * u.square().sum(0)).sum())
 
 
-def _squared_error(kernel: Kernel, normal: Tensor, product: Tensor, u: Tensor) -> float:
+def _squared_error(kernel: KernelTensor, normal: Tensor, product: Tensor, u: Tensor) -> float:
     return kernel.square - 2 * float((u * product).sum()) + float(((u @ normal) * u).sum())

@@ -9,36 +9,36 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CHUNK: Final = 1 << 20  # float64 values held at a time beside the matrix
+CHUNK_VALUES: Final = 1 << 20  # float64 values held at a time beside the matrix
 RIDGE: Final = 1e-10  # of the largest moment: small beside what inputs excite, large beside rounding
 
 
-def gram(matrix: Tensor) -> Tensor:
+def gram_matrix(matrix: Tensor) -> Tensor:
     """Return M Mᵀ in float64 for `(m, n)` of any dtype, without a float64 copy of M."""
     m = len(matrix)
     total = matrix.new_zeros(m, m, dtype=torch.float64)
-    for part in torch.split(matrix, max(1, CHUNK // m), dim=1):
+    for part in torch.split(matrix, max(1, CHUNK_VALUES // m), dim=1):
         block = part.double()
         total.addmm_(block, block.T)
     return total
 
 
-def leading(symmetric: Tensor, r: int) -> Tensor:
+def leading_eigenvectors(symmetric: Tensor, r: int) -> Tensor:
     """Return the `r` leading eigenvectors of `(n, n)`, shape `(n, r)`, largest first."""
     vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors
     return vectors[:, -r:].flip(1)
 
 
-def times(left: Tensor, matrix: Tensor) -> Tensor:
+def multiply_in_chunks(left: Tensor, matrix: Tensor) -> Tensor:
     """Return `left @ matrix` in float64 without a float64 copy of `matrix`."""
     product = left.new_empty(len(left), matrix.shape[1])
-    chunk = max(1, CHUNK // len(matrix))
+    chunk = max(1, CHUNK_VALUES // len(matrix))
     for into, part in zip(torch.split(product, chunk, dim=1), torch.split(matrix, chunk, dim=1), strict=True):
         torch.matmul(left, part.double(), out=into)
     return product
 
 
-def truncated(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def truncated_svd(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return `(m, r)` and `(r, n)`, float64, whose product approximates `(m, n)` best; each component's norm is split evenly.
 
     Without `second` best is the Frobenius norm (Eckart–Young). With E[x xᵀ], shape `(n, n)`, it is E‖(M − M̂)x‖²: the solution is the
@@ -51,24 +51,24 @@ def truncated(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple[Ten
     """
     m, n = matrix.shape
     if m > n and second is None:
-        right, left = truncated(matrix.T, r)
+        right, left = truncated_svd(matrix.T, r)
         return left.T, right.T
     if m > n:  # only directions that M reaches may be chosen, or full rank would not be exact
         q, reached = torch.linalg.qr(matrix.double())
-        left, right = truncated(reached, r, second)
+        left, right = truncated_svd(reached, r, second)
         return q @ left, right
-    u = leading(gram(matrix) if second is None else _gram_of_outputs(matrix, second), r)
-    return balanced(u, times(u.T, matrix))
+    u = leading_eigenvectors(gram_matrix(matrix) if second is None else _output_gram_matrix(matrix, second), r)
+    return balance_norms(u, multiply_in_chunks(u.T, matrix))
 
 
-def _gram_of_outputs(matrix: Tensor, second: Tensor) -> Tensor:
+def _output_gram_matrix(matrix: Tensor, second: Tensor) -> Tensor:
     """Return M (E[x xᵀ] / its largest diagonal + RIDGE) Mᵀ."""
     scale = float(second.diagonal().amax().clamp_min(torch.finfo(second.dtype).tiny))
-    outputs = times(times(second, matrix.T).T, matrix.T)
-    return gram(matrix).mul_(RIDGE).add_(outputs, alpha=1 / scale)
+    outputs = multiply_in_chunks(multiply_in_chunks(second, matrix.T).T, matrix.T)
+    return gram_matrix(matrix).mul_(RIDGE).add_(outputs, alpha=1 / scale)
 
 
-def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def balance_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Give each column of `(m, r)` and row of `(r, n)` the same norm; their product stays."""
     a, b = left.norm(dim=0), right.norm(dim=1)
     scale = torch.where((a > 0) & (b > 0), (b / a).sqrt(), 1.0)

@@ -17,90 +17,90 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgecompress.factorizations.tensors.cp import CP, Kernel, Run, ridge, settled, sweep
+from edgecompress.factorizations.tensors.cp import CP, CPResult, KernelTensor, has_settled, solve_ridge, sweep_factors
 
 PENALTY: Final = (
     1.0  # of ADMM, in mean diagonals of the normal matrix; less leaves 4-bit factors off the grid, more keeps them where they are
 )
 DAMPING: Final = 1e-6  # of the mean diagonal, so that columns nobody hears do not blow up
-CLIPS: Final = (1.0, 0.9, 0.8)  # of the largest value: a finer grid may be worth clipping it
-SETTLED: Final = 1e-4  # fall of the error a sweep that is not worth another
+CLIP_FRACTIONS: Final = (1.0, 0.9, 0.8)  # of the largest value: a finer grid may be worth clipping it
+MIN_IMPROVEMENT: Final = 1e-4  # fall of the error a sweep that is not worth another
 
 
-def scales(factor: Tensor, bits: int, channel: int | None) -> Tensor:
+def grid_scales(factor: Tensor, bits: int, channel: int | None) -> Tensor:
     """Return the step of the grid that just holds `factor`: one for each index of axis `channel`, or one for all."""
     peak = factor.abs().amax() if channel is None else factor.abs().amax(1 - channel, keepdim=True)
     return torch.where(peak > 0, peak / (2 ** (bits - 1) - 1), 1.0)
 
 
-def on_grid(factor: Tensor, scale: Tensor, bits: int) -> Tensor:
+def round_to_grid(factor: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return the nearest values of the grid."""
     most = 2 ** (bits - 1) - 1
     return (factor / scale).round().clamp(-most, most) * scale
 
 
-def channels(factors: CP, per_channel: bool) -> list[int | None]:
+def scale_axes(factors: CP, per_channel: bool) -> list[int | None]:
     """Return the axis whose indices have a scale each: what a layer calls its output channel, the component but for the last factor."""
     return [None if not per_channel else 0 if mode == len(factors) - 1 else 1 for mode in range(len(factors))]
 
 
-def rounded(factors: CP, bits: int, *, per_channel: bool) -> CP:
+def round_factors(factors: CP, bits: int, *, per_channel: bool) -> CP:
     """Return each factor rounded by itself: what quantizing after the decomposition gives."""
-    return [on_grid(f, scales(f, bits, c), bits) for f, c in zip(factors, channels(factors, per_channel), strict=True)]
+    return [round_to_grid(f, grid_scales(f, bits, c), bits) for f, c in zip(factors, scale_axes(factors, per_channel), strict=True)]
 
 
-def quantize(kernel: Kernel, start: CP, *, bits: int, per_channel: bool = True, sweeps: int = 100) -> Run:
+def quantize_factors(kernel: KernelTensor, start: CP, *, bits: int, per_channel: bool = True, sweeps: int = 100) -> CPResult:
     """Return factors on a grid of `bits`, whose error is never above that of `start` rounded factor by factor.
 
     Args:
         start: Float factors of little sensitivity.
         sweeps: At most, of ADMM and of the rounding each.
     """
-    axes = channels(start, per_channel)
-    first = rounded(start, bits, per_channel=per_channel)
-    found = admm(kernel, start, axes, bits=bits, sweeps=sweeps)
-    best = min(found, first, key=lambda factors: _error(kernel, factors))
+    axes = scale_axes(start, per_channel)
+    first = round_factors(start, bits, per_channel=per_channel)
+    found = run_admm(kernel, start, axes, bits=bits, sweeps=sweeps)
+    best = min(found, first, key=lambda factors: _relative_error(kernel, factors))
 
     def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
         old = factors[mode]
-        free = ridge(normal, product, DAMPING * float(normal.diagonal().mean()))
-        tried = [compensated(normal, free, clip * scales(free, bits, axes[mode]), bits) for clip in CLIPS]
+        free = solve_ridge(normal, product, DAMPING * float(normal.diagonal().mean()))
+        tried = [round_with_compensation(normal, free, clip * grid_scales(free, bits, axes[mode]), bits) for clip in CLIP_FRACTIONS]
         return min([old, *tried], key=lambda u: float(((u @ normal - 2 * product) * u).sum()))
 
-    history = [_error(kernel, best)]
+    history = [_relative_error(kernel, best)]
     for done in range(1, sweeps + 1):
-        best, square = sweep(kernel, best, update)
+        best, square = sweep_factors(kernel, best, update)
         history.append(math.sqrt(square / kernel.square))
-        if history[-1] >= history[-2] * (1 - SETTLED):
-            return Run(best, history[-1], done, converged=True)
-    return Run(best, history[-1], sweeps, converged=settled(history, SETTLED))
+        if history[-1] >= history[-2] * (1 - MIN_IMPROVEMENT):
+            return CPResult(best, history[-1], done, converged=True)
+    return CPResult(best, history[-1], sweeps, converged=has_settled(history, MIN_IMPROVEMENT))
 
 
-def admm(kernel: Kernel, start: CP, axes: list[int | None], *, bits: int, sweeps: int, penalty: float = PENALTY) -> CP:
+def run_admm(kernel: KernelTensor, start: CP, axes: list[int | None], *, bits: int, sweeps: int, penalty: float = PENALTY) -> CP:
     """Return the best on-grid factors that ADMM comes by: A ← ridge to (Ã − Λ), Ã ← Q(A + Λ), Λ ← Λ + A − Ã, mode by mode.
 
     With a penalty of 0 its steps are those of plain ALS.
     """
-    grid = [on_grid(f, scales(f, bits, c), bits) for f, c in zip(start, axes, strict=True)]
+    grid = [round_to_grid(f, grid_scales(f, bits, c), bits) for f, c in zip(start, axes, strict=True)]
     dual = [torch.zeros_like(f) for f in start]
 
     def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
         rho = penalty * float(normal.diagonal().mean())
-        free = ridge(normal, product + rho * (grid[mode] - dual[mode]), rho)
+        free = solve_ridge(normal, product + rho * (grid[mode] - dual[mode]), rho)
         shifted = free + dual[mode]
-        grid[mode] = on_grid(shifted, scales(shifted, bits, axes[mode]), bits)
+        grid[mode] = round_to_grid(shifted, grid_scales(shifted, bits, axes[mode]), bits)
         dual[mode] = shifted - grid[mode]
         return free
 
-    factors, best, least = start, list(grid), _error(kernel, grid)
+    factors, best, least = start, list(grid), _relative_error(kernel, grid)
     for _ in range(sweeps):
-        factors, _ = sweep(kernel, factors, update)
-        if (error := _error(kernel, grid)) < least:
+        factors, _ = sweep_factors(kernel, factors, update)
+        if (error := _relative_error(kernel, grid)) < least:
             best, least = list(grid), error
     return best
 
 
-def compensated(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Tensor:
+def round_with_compensation(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Round `(n, R)` to the grid, minimising ‖(U − wanted) Γ^½‖ greedily: the heaviest column first, its error made up by the others."""
     most = 2 ** (bits - 1) - 1
     order = torch.argsort(normal.diagonal(), descending=True)
@@ -120,7 +120,7 @@ def compensated(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Ten
     return back
 
 
-def _error(kernel: Kernel, factors: CP) -> float:
+def _relative_error(kernel: KernelTensor, factors: CP) -> float:
     """Return the relative error."""
-    _, square = sweep(kernel, factors, lambda f, mode, _normal, _product: f[mode])
+    _, square = sweep_factors(kernel, factors, lambda f, mode, _normal, _product: f[mode])
     return math.sqrt(square / kernel.square)

@@ -20,17 +20,17 @@ from edgecompress.factorizations.tensors.cp import CP
 Cost = Literal["sensitivity", "norm"]
 
 
-def squares(factors: CP) -> list[Tensor]:
+def squared_norms(factors: CP) -> list[Tensor]:
     """Return ‖u_r^(m)‖² for each mode m, `(R,)`."""
     return [f.square().sum(0) for f in factors]
 
 
-def weights(factors: CP, mode: int, cost: Cost = "sensitivity") -> Tensor:
+def cost_weights(factors: CP, mode: int, cost: Cost = "sensitivity") -> Tensor:
     """Return w_r² such that the part of the cost that depends on this mode's factor is Σ_r w_r² ‖u_r‖², `(R,)`.
 
     "norm" is Σ_r Π_m ‖u_r^(m)‖², the total norm of the components.
     """
-    n = squares(factors)
+    n = squared_norms(factors)
     others = [m for m in range(len(factors)) if m != mode]
     one = torch.ones_like(n[0])
     if cost == "norm":
@@ -39,24 +39,24 @@ def weights(factors: CP, mode: int, cost: Cost = "sensitivity") -> Tensor:
     return sum(terms, start=torch.zeros_like(one))
 
 
-def sensitivity(factors: CP) -> float:
+def sensitivity_of(factors: CP) -> float:
     """Return ss."""
-    n = squares(factors)
+    n = squared_norms(factors)
     last = len(factors) - 1
     apart = len(factors[last]) * math.prod(n[:last], start=torch.ones_like(n[0]))  # the one term without the last factor
-    return float((weights(factors, last) * n[last] + apart).sum())
+    return float((cost_weights(factors, last) * n[last] + apart).sum())
 
 
 def total_norm(factors: CP) -> float:
     """Return Σ_r λ_r², the sum of the squared norms of the components."""
-    return float(math.prod(squares(factors), start=torch.ones((), device=factors[0].device)).sum())
+    return float(math.prod(squared_norms(factors), start=torch.ones((), device=factors[0].device)).sum())
 
 
 def cost_of(factors: CP, cost: Cost) -> float:
-    return sensitivity(factors) if cost == "sensitivity" else total_norm(factors)
+    return sensitivity_of(factors) if cost == "sensitivity" else total_norm(factors)
 
 
-def balanced(factors: CP) -> CP:
+def balance_factors(factors: CP) -> CP:
     """Scale the vectors of each component to the least sensitivity, ‖u_r^(n)‖² ∝ I_n; what they stand for stays.
 
     Then ss = N (Π_n I_n)^(1/N) Σ_r λ_r^(2(N−1)/N).
@@ -68,7 +68,7 @@ def balanced(factors: CP) -> CP:
     return [torch.where(n > 0, f * (mean * math.sqrt(len(f) / middle) / n), 0.0) for f, n in zip(factors, norms, strict=True)]
 
 
-def orthogonal(shape: tuple[int, ...], rank: int, square: float) -> float:
+def orthogonal_sensitivity(shape: tuple[int, ...], rank: int, square: float) -> float:
     """Return the sensitivity that `rank` orthogonal components of equal norm and total squared norm `square` would have.
 
     It bounds that of any components with Σλ² ≤ `square` when they are balanced: what exceeds it cancels.

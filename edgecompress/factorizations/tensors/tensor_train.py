@@ -14,10 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgecompress.factorizations.tensors.lowrank import CHUNK, balanced, gram, times
+from edgecompress.factorizations.tensors.lowrank import CHUNK_VALUES, balance_norms, gram_matrix, multiply_in_chunks
 
-SWEEPS: Final = 10  # of balancing; each brings neighbours nearer by a constant factor
-Choice = Callable[[int, list[Tensor]], int]  # (bond, squared singular values of each tensor, largest first) → rank
+BALANCE_SWEEPS: Final = 10  # of balancing; each brings neighbours nearer by a constant factor
+RankRule = Callable[[int, list[Tensor]], int]  # (bond, squared singular values of each tensor, largest first) → rank
 
 
 def max_ranks(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def max_ranks(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, len(sizes)))
 
 
-def feasible(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+def feasible_ranks(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
     """Lower ranks to what their neighbours can make use of: r_k ≤ r_{k−1} n_k and r_k ≤ n_{k+1} r_{k+1}; the trains are the same."""
     made = list(ranks)
     for k in range(len(made)):
@@ -44,15 +44,15 @@ def tt_svd(tensor: Tensor, *, ranks: Sequence[int] | None = None, epsilon: float
         tensor: Of any floating dtype; no float64 copy of it is made.
         ranks: One for each bond, `feasible`. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
     """
-    return _sweep([tensor], _choice([tensor], epsilon) if ranks is None else lambda k, _: ranks[k])[0]
+    return _split_cores([tensor], _truncation_rule([tensor], epsilon) if ranks is None else lambda k, _: ranks[k])[0]
 
 
 def common_ranks(tensors: Sequence[Tensor], epsilon: float) -> tuple[int, ...]:
     """Return ranks at which `tt_svd` brings each of several tensors of one shape within `epsilon` of its norm."""
-    return tuple(core.shape[2] for core in _sweep(tensors, _choice(tensors, epsilon))[0][:-1])
+    return tuple(core.shape[2] for core in _split_cores(tensors, _truncation_rule(tensors, epsilon))[0][:-1])
 
 
-def contract(cores: Sequence[Tensor]) -> Tensor:
+def contract_cores(cores: Sequence[Tensor]) -> Tensor:
     """Return the tensor, shape `(*batch, n₁, …, n_d)`, of cores `(*batch, r, n, s)`.
 
     Ends may be open: r₀ is then counted into the first size, r_d into the last.
@@ -67,42 +67,16 @@ def contract(cores: Sequence[Tensor]) -> Tensor:
     return total.reshape(*batch, *sizes)
 
 
-def round_tt(cores: Sequence[Tensor], *, ranks: Sequence[int] | None = None, epsilon: float = 0.0) -> list[Tensor]:
-    """Return a train of lower ranks near one that exists, without contracting it: a QR sweep, then truncation bond by bond.
-
-    All but the last core come out with orthonormal `(r_{k−1} n_k, r_k)`. No rank rises.
-
-    Args:
-        ranks: The most each bond may keep, `feasible` or not. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
-    """
-    made = [core.double() for core in cores]
-    wanted = None
-    if ranks is not None:
-        wanted = feasible([min(r, core.shape[2]) for r, core in zip(ranks, made, strict=False)], [core.shape[1] for core in made])
-    for k in range(len(made) - 1, 0, -1):
-        q, upper = torch.linalg.qr(made[k].flatten(1).T)  # (n s, t), (t, r)
-        made[k] = q.T.reshape(-1, *made[k].shape[1:])
-        made[k - 1] = made[k - 1] @ upper.T
-    bound = epsilon**2 * float(made[0].square().sum()) / max(1, len(made) - 1)
-    for k in range(len(made) - 1):
-        q, upper = torch.linalg.qr(made[k].flatten(0, 1))  # (r n, t), (t, s)
-        u, s, vh = torch.linalg.svd(upper, full_matrices=False)
-        rank = _rank_within(s.square(), bound) if wanted is None else wanted[k]
-        made[k] = (q @ u[:, :rank]).reshape(*made[k].shape[:2], rank)
-        made[k + 1] = torch.tensordot(s[:rank, None] * vh[:rank], made[k + 1], 1)
-    return made
-
-
-def spread(cores: Sequence[Tensor]) -> list[Tensor]:
+def balance_cores(cores: Sequence[Tensor]) -> list[Tensor]:
     """Share the norm of each bond's components between the two cores they join; the tensor stays."""
     made = list(cores)
-    for _, k in itertools.product(range(SWEEPS), range(len(made) - 1)):
-        left, right = balanced(made[k].flatten(0, 1), made[k + 1].flatten(1))
+    for _, k in itertools.product(range(BALANCE_SWEEPS), range(len(made) - 1)):
+        left, right = balance_norms(made[k].flatten(0, 1), made[k + 1].flatten(1))
         made[k], made[k + 1] = left.view_as(made[k]), right.view_as(made[k + 1])
     return made
 
 
-def _sweep(tensors: Sequence[Tensor], choose: Choice) -> list[list[Tensor]]:
+def _split_cores(tensors: Sequence[Tensor], choose: RankRule) -> list[list[Tensor]]:
     """Split off core after core from the left, of all tensors at the same rank."""
     sizes = tensors[0].shape
     rests = [tensor.reshape(1, -1) for tensor in tensors]
@@ -110,27 +84,27 @@ def _sweep(tensors: Sequence[Tensor], choose: Choice) -> list[list[Tensor]]:
     rank = 1
     for k, n in enumerate(sizes[:-1]):
         before, rests = rank, [rest.reshape(rank * n, -1) for rest in rests]
-        spectra = [torch.linalg.eigh(gram(_wide(rest))) for rest in rests]
+        spectra = [torch.linalg.eigh(gram_matrix(_transpose_to_wide(rest))) for rest in rests]
         rank = choose(k, [spectrum.eigenvalues.flip(0) for spectrum in spectra])
         for i, spectrum in enumerate(spectra):
-            left, rests[i] = _projected(rests[i], spectrum.eigenvectors[:, -rank:].flip(1))
+            left, rests[i] = _project(rests[i], spectrum.eigenvectors[:, -rank:].flip(1))
             trains[i].append(left.reshape(before, n, rank))
     return [[*train, rest.double().reshape(rank, -1, 1)] for train, rest in zip(trains, rests, strict=True)]
 
 
-def _wide(matrix: Tensor) -> Tensor:
+def _transpose_to_wide(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
-def _projected(matrix: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+def _project(matrix: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     """Project `(m, n)` on the singular vectors `top` of its short side; return orthonormal `(m, r)` and what is left, `(r, n)`."""
     if matrix.shape[0] <= matrix.shape[1]:
-        return top, times(top.T, matrix)
-    q, upper = torch.linalg.qr(times(top.T, matrix.T).T)
+        return top, multiply_in_chunks(top.T, matrix)
+    q, upper = torch.linalg.qr(multiply_in_chunks(top.T, matrix.T).T)
     return q, upper @ top.T
 
 
-def _choice(tensors: Sequence[Tensor], epsilon: float) -> Choice:
+def _truncation_rule(tensors: Sequence[Tensor], epsilon: float) -> RankRule:
     """Truncate each bond by ε‖A‖/√(d−1) at most: the errors are orthogonal, so their squares add up to ε²‖A‖² at most."""
     bonds = max(1, tensors[0].ndim - 1)
     bounds = [epsilon**2 * _norm_squared(tensor) / bonds for tensor in tensors]
@@ -152,4 +126,4 @@ def _rank_within(values: Tensor, bound: float, noise: float = 0.0) -> int:
 
 
 def _norm_squared(tensor: Tensor) -> float:
-    return sum(float(part.double().square().sum()) for part in torch.split(tensor.reshape(-1), CHUNK))
+    return sum(float(part.double().square().sum()) for part in torch.split(tensor.reshape(-1), CHUNK_VALUES))

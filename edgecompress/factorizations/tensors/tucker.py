@@ -16,7 +16,7 @@ from torch import Tensor
 MIN_SWEEPS: Final = 3  # as many as tensorly makes at least
 MAX_SWEEPS: Final = 20
 TOLERANCE: Final = 0.9e-4  # of the relative error, from one sweep to the next; tensorly's is 1e-4
-BLOCK: Final = 128  # rows of a symmetric product computed at a time
+BLOCK_ROWS: Final = 128  # rows of a symmetric product computed at a time
 
 
 def hooi(k: Tensor, r_out: int, r_in: int) -> tuple[Tensor, Tensor]:
@@ -25,37 +25,37 @@ def hooi(k: Tensor, r_out: int, r_in: int) -> tuple[Tensor, Tensor]:
     It sweeps from the same start and in the same order as other implementations, so that it ends no worse than they do. Sweeps are made in
     the precision of a float32 kernel: the squared error only feels the square of what a direction is off by.
     """
-    x = _laid_out(k)
+    x = _to_slices(k)
     area, n_out, n_in = x.shape
     if r_in == n_in or r_in >= area * r_out:  # it loses nothing of what the other projection keeps, so that one is optimal at once
-        u, _ = _leading(x, r_out)
-        v, _ = _leading((u.T @ x).mT, r_in)
-        return _orthonormal(u), _orthonormal(v)
-    v, _ = _leading(x.mT, r_in)
+        u, _ = _leading_vectors(x, r_out)
+        v, _ = _leading_vectors((u.T @ x).mT, r_in)
+        return _orthonormalize(u), _orthonormalize(v)
+    v, _ = _leading_vectors(x.mT, r_in)
     if r_out == n_out or r_out >= area * r_in:
-        return _orthonormal(_leading(x @ v, r_out)[0]), _orthonormal(v)
+        return _orthonormalize(_leading_vectors(x @ v, r_out)[0]), _orthonormalize(v)
     error, total = math.inf, float(x.square().sum()) or 1.0  # one group of several may be dead
     for sweep in range(MAX_SWEEPS):
-        u, _ = _leading(x @ v, r_out)
-        v, kept = _leading((u.T @ x).mT, r_in)
+        u, _ = _leading_vectors(x @ v, r_out)
+        v, kept = _leading_vectors((u.T @ x).mT, r_in)
         before, error = error, math.sqrt(max(0.0, 1 - kept / total))
         if sweep + 1 >= MIN_SWEEPS and before - error <= TOLERANCE:
             break
-    return _orthonormal(u), _orthonormal(v)
+    return _orthonormalize(u), _orthonormalize(v)
 
 
-def core(k: Tensor, u_out: Tensor, u_in: Tensor) -> Tensor:
+def core_tensor(k: Tensor, u_out: Tensor, u_in: Tensor) -> Tensor:
     """Return G = K ×₁ U_outᵀ ×₂ U_inᵀ, shape `(r_out, r_in, area)`, in the precision of `k`; ‖K − K̂‖² = ‖K‖² − ‖G‖²."""
-    x = _laid_out(k)
+    x = _to_slices(k)
     return (u_out.T.to(x) @ (x @ u_in.to(x))).movedim(0, 2)
 
 
-def _laid_out(k: Tensor) -> Tensor:
+def _to_slices(k: Tensor) -> Tensor:
     """Return `(area, out, in)`, float32 at least."""
     return k.to(torch.promote_types(k.dtype, torch.float32)).movedim(2, 0).contiguous()
 
 
-def _leading(x: Tensor, r: int) -> tuple[Tensor, float]:
+def _leading_vectors(x: Tensor, r: int) -> tuple[Tensor, float]:
     """Return the `r` leading left singular vectors of `(area, n, m)` unfolded to (n, area · m), and the squared norm they keep.
 
     At full rank, where any rotation is as good, they are the identity.
@@ -65,13 +65,13 @@ def _leading(x: Tensor, r: int) -> tuple[Tensor, float]:
         return torch.eye(n, dtype=x.dtype, device=x.device), float(x.square().sum())
     rows = x.transpose(0, 1).flatten(1)
     gram = rows.new_empty(n, n)
-    for i in range(0, n, BLOCK):  # the lower triangle, which is all that eigh reads
-        torch.mm(rows[i:], rows[i : i + BLOCK].T, out=gram[i:, i : i + BLOCK])
+    for i in range(0, n, BLOCK_ROWS):  # the lower triangle, which is all that eigh reads
+        torch.mm(rows[i:], rows[i : i + BLOCK_ROWS].T, out=gram[i:, i : i + BLOCK_ROWS])
     values, vectors = torch.linalg.eigh(gram)
     return vectors[:, -r:].flip(1), float(values[-r:].sum())
 
 
-def _orthonormal(u: Tensor) -> Tensor:
+def _orthonormalize(u: Tensor) -> Tensor:
     """Return a basis of the columns in float64, orthonormal to its precision; the identity stays."""
     q: Tensor = u.double() if u.shape[0] == u.shape[1] else torch.linalg.qr(u.double())[0]
     return q

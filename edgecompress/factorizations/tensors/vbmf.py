@@ -20,11 +20,13 @@ from torch import Tensor
 
 Values = NDArray[np.floating[Any]]
 
-COLUMNS: Final = 2048  # added up in the precision of the matrix before they join the float64 total
-NEAR_BOUND: Final = 2.5129  # Nakajima et al. 2013: the bound on τ is this times √α, to four digits
-GOLDEN: Final = (3 - math.sqrt(5)) / 2
-FAINT: Final = 1e-5  # smallest eigenvalue, of the largest, that float32 products leave exact enough to tell signal from noise
-CLOSE: Final = 3e-6  # relative distance of two variances whose free energies still differ by more than rounding
+CHUNK_COLUMNS: Final = 2048  # added up in the precision of the matrix before they join the float64 total
+BOUND_FACTOR: Final = 2.5129  # Nakajima et al. 2013: the bound on τ is this times √α, to four digits
+GOLDEN_SECTION: Final = (3 - math.sqrt(5)) / 2
+MIN_FLOAT32_EIGENVALUE: Final = (
+    1e-5  # smallest eigenvalue, of the largest, that float32 products leave exact enough to tell signal from noise
+)
+VARIANCE_TOLERANCE: Final = 3e-6  # relative distance of two variances whose free energies still differ by more than rounding
 
 
 def evbmf_rank(matrix: Tensor) -> int:
@@ -43,12 +45,12 @@ def spectrum_rank(squares: Values, long_side: int) -> int:
         return 0
     short_side = len(squares)
     alpha = short_side / long_side
-    bound = NEAR_BOUND * math.sqrt(alpha)
+    bound = BOUND_FACTOR * math.sqrt(alpha)
     bound = (1 + bound) * (1 + alpha / bound)  # on γ² / (M σ²): what is above it is signal
     squares = np.maximum(squares / squares.sum(), np.finfo(np.float64).tiny)
     rest = math.ceil(short_side / (1 + alpha)) - 1  # at most so many components can be signal
     low = max(float(squares[rest]) / bound, float(squares[rest:].mean()))
-    variance = brent(_free_energy(squares, alpha, bound), low, 1 / short_side)
+    variance = minimize_brent(_free_energy(squares, alpha, bound), low, 1 / short_side)
     return int(np.count_nonzero(squares > bound * variance))
 
 
@@ -56,7 +58,7 @@ def _squared_singular_values(short: Tensor) -> Values:
     """Descending; at least what the rounding of the Gram matrix may leave of a zero."""
     values: Values = short.detach().to(torch.promote_types(short.dtype, torch.float32)).cpu().numpy()
     squares = _eigenvalues(values)
-    if values.dtype == np.float32 and squares[-1] < FAINT * squares[0]:
+    if values.dtype == np.float32 and squares[-1] < MIN_FLOAT32_EIGENVALUE * squares[0]:
         squares = _eigenvalues(values.astype(np.float64))
     return squares.clip(min=len(squares) * np.finfo(np.float64).eps * squares[0])
 
@@ -64,8 +66,8 @@ def _squared_singular_values(short: Tensor) -> Values:
 def _eigenvalues(short: Values) -> Values:
     """Eigenvalues of the Gram matrix, descending; its products are in the precision of the matrix."""
     gram = np.zeros((len(short), len(short)))
-    for start in range(0, short.shape[1], COLUMNS):
-        part = short[:, start : start + COLUMNS]
+    for start in range(0, short.shape[1], CHUNK_COLUMNS):
+        part = short[:, start : start + CHUNK_COLUMNS]
         gram += part @ part.T
     return np.linalg.eigvalsh(gram)[::-1]
 
@@ -90,7 +92,7 @@ def _free_energy(squares: Values, alpha: float, bound: float) -> Callable[[float
     return at
 
 
-def brent(f: Callable[[float], float], low: float, high: float) -> float:
+def minimize_brent(f: Callable[[float], float], low: float, high: float) -> float:
     """Return a local minimum of `f` between `low` and `high`, both positive, by golden sections and parabolas.
 
     The free energy has a minimum between most neighbouring singular values near the bound, so the search decides which is found. It is
@@ -99,10 +101,10 @@ def brent(f: Callable[[float], float], low: float, high: float) -> float:
     References:
         R. P. Brent. Algorithms for minimization without derivatives. Prentice-Hall 1973, chapter 5.
     """
-    best = second = third = low + GOLDEN * (high - low)
+    best = second = third = low + GOLDEN_SECTION * (high - low)
     f_best = f_second = f_third = f(best)
     step = earlier = 0.0
-    while abs(best - (low + high) / 2) > 2 * (tolerance := CLOSE * best) - (high - low) / 2:
+    while abs(best - (low + high) / 2) > 2 * (tolerance := VARIANCE_TOLERANCE * best) - (high - low) / 2:
         parabola = None
         if abs(earlier) > tolerance:  # the parabola through the three best points
             r, q = (best - second) * (f_best - f_third), (best - third) * (f_best - f_second)
@@ -112,7 +114,7 @@ def brent(f: Callable[[float], float], low: float, high: float) -> float:
                 parabola = p / q
         if parabola is None:
             earlier = (high if best < (low + high) / 2 else low) - best
-            step = GOLDEN * earlier
+            step = GOLDEN_SECTION * earlier
         else:
             earlier, step = step, parabola
             if min(best + step - low, high - best - step) < 2 * tolerance:

@@ -1,4 +1,4 @@
-"""Who gets how much of a budget. An allocator is a module with the function of `Allocator`; it stands in `ALLOCATORS` under its name."""
+"""Allocators divide a budget among layers. Each is a module with the function of `Allocator`, listed in `ALLOCATORS` under its name."""
 
 from typing import Final
 
@@ -8,14 +8,14 @@ from edgecompress.planning.allocators.protocol import Allocator, Offer
 
 ALLOCATORS: Final[dict[str, Allocator]] = {"latency": latency, "minmax": minmax, "energy": energy, "vbmf": vbmf, "uniform": uniform}
 
-__all__ = ["ALLOCATORS", "Allocator", "Offer", "allocator_named"]
+__all__ = ["ALLOCATORS", "Allocator", "Offer", "get_allocator"]
 
 
-def allocator_named(name: str) -> Allocator:
-    """Return an allocator.
+def get_allocator(name: str) -> Allocator:
+    """Return the allocator of this name.
 
     Raises:
-        ConfigError: There is none of this name; lists the known.
+        ConfigError: No allocator has this name; the message lists those that exist.
     """
     if name not in ALLOCATORS:
         raise ConfigError(f"unknown allocator {name!r}; choose from {', '.join(ALLOCATORS)}")

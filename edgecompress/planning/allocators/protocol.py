@@ -1,18 +1,18 @@
-"""What an allocator is: a module that defines the function of `Allocator`."""
+"""The interface of an allocator: a module that defines the function of `Allocator`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
 class Offer(NamedTuple):
-    """One candidate of a layer, as allocators see it. Of the dense layer all but the cost are 0.
+    """One candidate of a layer, as allocators see it; for the dense layer everything except the cost is 0.
 
     Attributes:
-        cost: In the unit of the budget: MACs, parameters, bytes or milliseconds.
-        loss: What it adds to the network's loss; losses of layers are added up.
+        cost: Cost in the unit of the budget: MACs, parameters, bytes or milliseconds.
+        loss: Increase of the network's loss; the losses of all layers add up.
         error: ‖W − Ŵ‖_F / ‖W‖_F.
-        spectral_error: ‖W − Ŵ‖₂ / ‖W‖₂ of the matrix (out, all else).
-        weakening: How far its rank lies below the largest one, in units of the distance to the rank that EVBMF estimates.
+        spectral_error: ‖W − Ŵ‖₂ / ‖W‖₂ of the matrix (out, all other axes).
+        weakening: Distance of the rank below the full rank, in units of the distance of the rank that EVBMF estimates.
     """
 
     cost: float
@@ -23,5 +23,7 @@ class Offer(NamedTuple):
 
 
 class Allocator(Protocol):
+    """Divides a budget among layers by choosing one offer of each."""
+
     def allocate(self, offers: Sequence[Sequence[Offer]], budget: float) -> list[int] | None:
-        """Return the index of the chosen offer of each layer, total cost within `budget`; None when the cheapest together exceed it."""
+        """Return the index of the chosen offer of each layer, total cost within `budget`; None if even the cheapest offers exceed it."""

@@ -1,7 +1,7 @@
-"""Allocation by one threshold: every layer takes its cheapest offer that is no worse than the threshold, the lowest that fits.
+"""Allocation by one threshold: every layer takes its cheapest offer that is no worse than the threshold.
 
-What is no worse than a higher threshold is cheaper or the same, so the total cost falls as the threshold rises, and bisection over the
-values that occur finds the lowest one exactly.
+A higher threshold admits the same offers and more, so the total cost falls as the threshold rises, and bisection over the values that
+occur finds the lowest threshold within the budget exactly.
 """
 
 import bisect
@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from edgecompress.planning.allocators.protocol import Offer
 
 
-def lowest(offers: Sequence[Sequence[Offer]], budget: float, badness: Callable[[Sequence[Offer], Offer], float]) -> list[int] | None:
-    """Return the index of each layer's offer at the lowest threshold whose total cost is within `budget`, None when there is none.
+def allocate_by_threshold(
+    offers: Sequence[Sequence[Offer]], budget: float, badness: Callable[[Sequence[Offer], Offer], float]
+) -> list[int] | None:
+    """Return the index of each layer's offer at the lowest threshold whose total cost is within `budget`; None if no threshold is.
 
     Args:
-        badness: Of an offer among those of its layer; each layer's threshold is at least its least badness.
+        badness: Returns the badness of an offer, given all offers of its layer. A layer whose offers are all worse than the threshold
+            takes the best of them.
     """
     values = [[badness(row, offer) for offer in row] for row in offers]
     levels = sorted({value for row in values for value in row})
 
     def picked(level: float) -> list[int]:
-        return [_cheapest(row, value, max(level, min(value))) for row, value in zip(offers, values, strict=True)]
+        return [_cheapest_offer(row, value, max(level, min(value))) for row, value in zip(offers, values, strict=True)]
 
     def fits(level: float) -> bool:
         return sum(row[i].cost for row, i in zip(offers, picked(level), strict=True)) <= budget
@@ -29,6 +32,6 @@ def lowest(offers: Sequence[Sequence[Offer]], budget: float, badness: Callable[[
     return picked(levels[first]) if first < len(levels) else None
 
 
-def _cheapest(row: Sequence[Offer], values: Sequence[float], level: float) -> int:
-    """Return the cheapest offer within the level; of equally cheap ones the best."""
+def _cheapest_offer(row: Sequence[Offer], values: Sequence[float], level: float) -> int:
+    """Return the index of the cheapest offer within the level; of equally cheap ones, the best."""
     return min((i for i, value in enumerate(values) if value <= level), key=lambda i: (row[i].cost, values[i]))

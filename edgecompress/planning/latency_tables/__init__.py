@@ -1,1 +1,1 @@
-"""What layers cost on a device, measured: tables that are kept, filled where they lack something, and read by the planner."""
+"""Latency of single layers on a device: tables on disk, measured where entries are missing, and read by the planner."""

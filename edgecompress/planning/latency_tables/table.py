@@ -1,4 +1,4 @@
-"""Cost tables on disk and what can be read from them, between measured ranks too."""
+"""Cost tables on disk: load, save and merge them, and estimate latencies between measured ranks."""
 
 import hashlib
 import re
@@ -14,25 +14,26 @@ from edgecompress.errors import ConfigError
 from edgecompress.files import write_atomic
 from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, read, to_json
 
-Key = tuple[str, str, str]  # geometry, form, scheme
-VERSION: Final = 2  # of what tables hold: where an older edgecompress kept one, another is begun
-SLUG: Final = re.compile(r"[^A-Za-z0-9.]+")
+CostKey = tuple[str, str, str]  # geometry, form, scheme
+TABLE_VERSION: Final = 2  # part of a table's path: after a change of its content a new table is begun
+UNSAFE_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.]+")
 
 
-class Wanted(NamedTuple):
-    """A form to measure in a scheme; `macs` of one call."""
+class LatencyQuery(NamedTuple):
+    """A form of a layer whose latency in a scheme is wanted; `macs` are those of one call."""
 
     form: LayerForm
     scheme: str
     macs: int
 
     @property
-    def key(self) -> Key:
+    def key(self) -> CostKey:
+        """Geometry, form and scheme, under which a table keeps the cost."""
         return self.form.geometry, self.form.form, self.scheme
 
     @property
-    def dense(self) -> "Wanted":
-        """The same layer as it is, in the same scheme; its MACs are not known here."""
+    def dense(self) -> "LatencyQuery":
+        """The query for the dense layer in the same scheme, with 0 for its unknown MACs."""
         return self._replace(form=msgspec.structs.replace(self.form, method="dense", rank=(), options={}), macs=0)
 
 
@@ -43,47 +44,48 @@ def conditions_of(result: BenchmarkResult) -> CostTable:
     return CostTable(device=device, runtime=result.backend, threads=result.threads, cpu_mask=result.cpu_mask)
 
 
-def where(table: CostTable) -> str:
-    """Return device, runtime and threads, for people."""
+def describe_conditions(table: CostTable) -> str:
+    """Return the device, runtime and threads of a table, for people."""
     threads = f"{table.threads} thread{'s' if table.threads != 1 else ''}"
     return ", ".join(filter(None, (table.device, table.runtime, threads, table.cpu_mask and f"CPUs {table.cpu_mask}")))
 
 
-def path_of(table: CostTable) -> Path:
-    """Return where this user's table of such a device, runtime and number of threads is kept."""
-    what = (VERSION, table.device, table.runtime, table.threads, table.cpu_mask)
-    readable = SLUG.sub("-", f"{table.device} {table.runtime} {table.threads} threads").strip("-")[:80]
+def table_path(table: CostTable) -> Path:
+    """Return the path of this user's table for the device, runtime and number of threads of `table`."""
+    what = (TABLE_VERSION, table.device, table.runtime, table.threads, table.cpu_mask)
+    readable = UNSAFE_IN_NAMES.sub("-", f"{table.device} {table.runtime} {table.threads} threads").strip("-")[:80]
     return user_cache_path("edgecompress") / "costs" / f"{readable}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}.json"
 
 
-def load(path: Path, *, conditions: CostTable | None = None) -> CostTable:
-    """Return the table of a file; an empty one of `conditions` when there is no file and conditions are given.
+def load_table(path: Path, *, conditions: CostTable | None = None) -> CostTable:
+    """Return the table of a file; `conditions`, an empty table, if given and the file does not exist.
 
     Raises:
-        ConfigError: No table, or one of another device, runtime or number of threads than `conditions`.
+        ConfigError: The file holds no table, or one of another device, runtime or number of threads than `conditions`.
     """
     if conditions is not None and not path.exists():
         return conditions
     table = read(path, CostTable)
-    if conditions is not None and (other := _unlike(table, conditions)):
+    if conditions is not None and (other := _describe_difference(table, conditions)):
         raise ConfigError(f"{path}: {other}; name another file, or leave --table out to keep one for each device")
     return table
 
 
-def save(table: CostTable, path: Path) -> None:
-    """Write the table with what another process may have added to the file meanwhile."""
+def save_table(table: CostTable, path: Path) -> None:
+    """Write the table, together with entries that another process added to the file meanwhile."""
     with suppress(ConfigError):
-        table = merged(load(path, conditions=empty(table)), table)
+        table = merge_tables(load_table(path, conditions=without_costs(table)), table)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, to_json(table))
 
 
-def empty(table: CostTable) -> CostTable:
+def without_costs(table: CostTable) -> CostTable:
+    """Return an empty table of the same device, runtime and threads."""
     return msgspec.structs.replace(table, layers={}, networks={})
 
 
-def merged(old: CostTable, new: CostTable) -> CostTable:
-    """Return `old` with what `new` has, which wins."""
+def merge_tables(old: CostTable, new: CostTable) -> CostTable:
+    """Return `old` with the entries of `new`, which replace those that both have."""
     layers = {geometry: {form: dict(costs) for form, costs in forms.items()} for geometry, forms in old.layers.items()}
     for geometry, forms in new.layers.items():
         for form, costs in forms.items():
@@ -94,35 +96,36 @@ def merged(old: CostTable, new: CostTable) -> CostTable:
     return msgspec.structs.replace(old, layers=layers, networks=networks)
 
 
-def with_layers(table: CostTable, measured: Mapping[Key, Cost]) -> CostTable:
+def add_layers(table: CostTable, measured: Mapping[CostKey, Cost]) -> CostTable:
+    """Return the table with measured costs of layers added."""
     layers: dict[str, dict[str, dict[str, Cost]]] = {}
     for (geometry, form, scheme), cost in measured.items():
         layers.setdefault(geometry, {}).setdefault(form, {})[scheme] = cost
-    return merged(table, msgspec.structs.replace(empty(table), layers=layers))
+    return merge_tables(table, msgspec.structs.replace(without_costs(table), layers=layers))
 
 
-def lacking(table: CostTable, wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Return what of these the table has not, each once."""
+def missing_queries(table: CostTable, wanted: Iterable[LatencyQuery]) -> list[LatencyQuery]:
+    """Return the queries, each once, that the table has no cost for."""
     by_key = {w.key: w for w in wanted}
-    return [w for w in by_key.values() if cost_of(table, w) is None]
+    return [w for w in by_key.values() if find_cost(table, w) is None]
 
 
-def cost_of(table: CostTable, wanted: Wanted) -> Cost | None:
-    """Return what was measured of exactly this form and scheme."""
+def find_cost(table: CostTable, wanted: LatencyQuery) -> Cost | None:
+    """Return the measured cost of exactly this form and scheme, None if it was not measured."""
     geometry, form, scheme = wanted.key
     return table.layers.get(geometry, {}).get(form, {}).get(scheme)
 
 
-def ms_of(table: CostTable, form: LayerForm, macs: int, scheme: str) -> float | None:
-    """Return milliseconds of a form: as measured, or between the nearest measured ranks of its method by MACs; None when there are none.
+def estimate_ms(table: CostTable, form: LayerForm, macs: int, scheme: str) -> float | None:
+    """Return the milliseconds of a form, interpolated by MACs between measured ranks of its method; None if no rank was measured.
 
     Args:
-        macs: Of one call of the form.
+        macs: MACs of one call of the form.
     """
-    if exact := cost_of(table, Wanted(form, scheme, macs)):
+    if exact := find_cost(table, LatencyQuery(form, scheme, macs)):
         return exact.ms
     known = table.layers.get(form.geometry, {})
-    alike = {costs[scheme].macs: costs[scheme].ms for name, costs in known.items() if scheme in costs and _alike(name, form)}
+    alike = {costs[scheme].macs: costs[scheme].ms for name, costs in known.items() if scheme in costs and _is_same_method(name, form)}
     if not alike:
         return None
     below = max((m for m in alike if m <= macs), default=None)
@@ -134,14 +137,15 @@ def ms_of(table: CostTable, form: LayerForm, macs: int, scheme: str) -> float | 
     return alike[below] + (alike[above] - alike[below]) * ((macs - below) / (above - below) if above > below else 0.0)
 
 
-def _alike(name: str, form: LayerForm) -> bool:
-    """Whether a key of the table is the same method with the same options."""
+def _is_same_method(name: str, form: LayerForm) -> bool:
+    """Return whether a key of the table has the same method with the same options."""
     method, *rest = name.split(" ")
     options = [word for word in rest if "=" in word]
     return method == form.method and options == [f"{k}={v}" for k, v in sorted(form.options.items())]
 
 
-def _unlike(table: CostTable, other: CostTable) -> str:
+def _describe_difference(table: CostTable, other: CostTable) -> str:
+    """Return in which condition two tables differ, "" if in none."""
     for name in ("device", "runtime", "threads", "cpu_mask"):
         here, there = getattr(table, name), getattr(other, name)
         if here != there:

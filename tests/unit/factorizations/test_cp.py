@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecompress.factorizations.tensors import cp, epc
-from edgecompress.factorizations.tensors.sensitivity import balanced, cost_of, orthogonal, sensitivity, total_norm
+from edgecompress.factorizations.tensors.sensitivity import balance_factors, cost_of, orthogonal_sensitivity, sensitivity_of, total_norm
 
 few = settings(max_examples=10, deadline=None, derandomize=True)
 shapes = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(1, 3), st.integers(2, 3))
@@ -41,15 +41,15 @@ def border():
 
 
 def relative_error(k, factors):
-    return float(torch.linalg.vector_norm(k.flatten(2) - cp.composed(factors).flatten(2)) / torch.linalg.vector_norm(k))
+    return float(torch.linalg.vector_norm(k.flatten(2) - cp.compose_tensor(factors).flatten(2)) / torch.linalg.vector_norm(k))
 
 
 @pytest.fixture(scope="module")
 def started():
     """A kernel, and what plain ALS makes of it."""
     k = smooth()
-    kernel = cp.kernel_of(k)
-    return k, kernel, cp.als(kernel, 16, sweeps=100)
+    kernel = cp.kernel_tensor(k)
+    return k, kernel, cp.run_als(kernel, 16, sweeps=100)
 
 
 # ---- sweeps
@@ -59,8 +59,8 @@ def started():
 @given(shape=shapes, rank=st.integers(1, 5), separable=st.booleans(), seed=st.integers(0, 9))
 def test_a_sweep_hands_out_the_matricized_products_and_the_error(shape, rank, separable, seed):
     k = normal(*shape, seed=seed)
-    kernel = cp.kernel_of(k, separable=separable)
-    start = cp.random(kernel.shape, rank, seed)
+    kernel = cp.kernel_tensor(k, separable=separable)
+    start = cp.random_factors(kernel.shape, rank, seed)
     seen = []
 
     def update(factors, mode, normal, product):
@@ -71,24 +71,24 @@ def test_a_sweep_hands_out_the_matricized_products_and_the_error(shape, rank, se
         torch.testing.assert_close(product, unfolded @ rows, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(normal, rows.T @ rows, rtol=1e-10, atol=1e-10)
         seen.append(mode)
-        return cp.least_squares(factors, mode, normal, product)
+        return cp.least_squares_update(factors, mode, normal, product)
 
-    factors, square = cp.sweep(kernel, start, update)
+    factors, square = cp.sweep_factors(kernel, start, update)
     assert set(seen) == set(range(len(kernel.shape)))
     assert math.sqrt(square / kernel.square) == pytest.approx(relative_error(k, factors), abs=1e-7)
 
 
 def test_plain_sweeps_are_those_of_tensorly():
     k = normal(5, 4, 3, 1)
-    kernel = cp.kernel_of(k)
-    start = cp.random(kernel.shape, 3, 0)
+    kernel = cp.kernel_tensor(k)
+    start = cp.random_factors(kernel.shape, 3, 0)
     order = []
 
     def update(factors, mode, normal, product):
         order.append(mode)
-        return cp.least_squares(factors, mode, normal, product)
+        return cp.least_squares_update(factors, mode, normal, product)
 
-    ours, _ = cp.sweep(kernel, start, update)
+    ours, _ = cp.sweep_factors(kernel, start, update)
     theirs = [f.numpy().copy() for f in start]
     x = kernel.x.numpy()
     for mode in order:
@@ -100,43 +100,43 @@ def test_plain_sweeps_are_those_of_tensorly():
 
 
 def test_als_never_returns_worse_than_an_earlier_stop():
-    kernel = cp.kernel_of(smooth())
-    errors = [cp.als(kernel, 9, sweeps=n, tolerance=0).error for n in (5, 10, 20, 40, 80)]
+    kernel = cp.kernel_tensor(smooth())
+    errors = [cp.run_als(kernel, 9, sweeps=n, tolerance=0).error for n in (5, 10, 20, 40, 80)]
     assert all(later <= earlier for earlier, later in pairwise(errors))
 
 
 def test_extrapolation_reaches_the_error_of_plain_sweeps_in_fewer():
     k = smooth(24, 20)
-    kernel = cp.kernel_of(k)
-    factors = cp.random(kernel.shape, 24, 0)
+    kernel = cp.kernel_tensor(k)
+    factors = cp.random_factors(kernel.shape, 24, 0)
     for _ in range(100):
-        factors, square = cp.sweep(kernel, factors, cp.least_squares)
-    run = cp.als(kernel, 24, sweeps=100, tolerance=0, until=math.sqrt(square / kernel.square))
+        factors, square = cp.sweep_factors(kernel, factors, cp.least_squares_update)
+    run = cp.run_als(kernel, 24, sweeps=100, tolerance=0, until=math.sqrt(square / kernel.square))
     assert run.sweeps < 60
 
 
 def test_several_starts_are_no_worse_than_the_best_of_them_after_its_trial():
-    kernel = cp.kernel_of(smooth())
-    alone = [cp.als(kernel, 6, seed=seed, sweeps=cp.TRIAL).error for seed in range(4)]
-    assert cp.als(kernel, 6, starts=4, sweeps=cp.TRIAL).error == min(alone)
+    kernel = cp.kernel_tensor(smooth())
+    alone = [cp.run_als(kernel, 6, seed=seed, sweeps=cp.START_SWEEPS).error for seed in range(4)]
+    assert cp.run_als(kernel, 6, starts=4, sweeps=cp.START_SWEEPS).error == min(alone)
 
 
 @few
 @given(shape=shapes, separable=st.booleans(), seed=st.integers(0, 9))
 def test_the_closed_form_is_exact(shape, separable, seed):
     k = normal(*shape, seed=seed)
-    kernel = cp.kernel_of(k, separable=separable)
+    kernel = cp.kernel_tensor(k, separable=separable)
     for extra in (0, 2):
         rank = cp.exact_rank(kernel.shape) + extra
-        factors = balanced(cp.exact(kernel, rank))
+        factors = balance_factors(cp.exact_factors(kernel, rank))
         assert all(f.shape == (n, rank) for f, n in zip(factors, kernel.shape, strict=True))
         assert relative_error(k, factors) < 1e-14
 
 
 def test_a_kernel_of_exact_rank_is_found_again():
-    factors = cp.random((9, 8, 7), 3, 1)
-    k = cp.composed(factors)
-    run = cp.als(cp.kernel_of(k), 3, starts=3, sweeps=500, tolerance=0)
+    factors = cp.random_factors((9, 8, 7), 3, 1)
+    k = cp.compose_tensor(factors)
+    run = cp.run_als(cp.kernel_tensor(k), 3, starts=3, sweeps=500, tolerance=0)
     assert run.converged
     assert relative_error(k, run.factors) < 1e-6
 
@@ -146,44 +146,44 @@ def test_a_kernel_of_exact_rank_is_found_again():
 
 @pytest.mark.parametrize("shape", [(9, 6, 8), (3, 3, 5, 7)])
 def test_sensitivity_is_what_noise_does(shape):
-    factors = cp.random(shape, 12, 0)
-    exact, sigma = cp.composed(factors), 1e-5
+    factors = cp.random_factors(shape, 12, 0)
+    exact, sigma = cp.compose_tensor(factors), 1e-5
     generator = torch.Generator().manual_seed(1)
     total = 0.0
     for _ in range(2000):
         moved = [f + sigma * torch.randn(f.shape, generator=generator, dtype=f.dtype) for f in factors]
-        total += float((cp.composed(moved) - exact).square().sum())
-    assert total / 2000 / sigma**2 == pytest.approx(sensitivity(factors), rel=0.02)
+        total += float((cp.compose_tensor(moved) - exact).square().sum())
+    assert total / 2000 / sigma**2 == pytest.approx(sensitivity_of(factors), rel=0.02)
 
 
 @few
 @given(rank=st.integers(1, 6), seed=st.integers(0, 99), order=st.integers(3, 5))
 def test_balancing_keeps_the_tensor_and_is_the_least_sensitive_scaling(rank, seed, order):
     shape = (3, 2, 4, 5, 6)[-order:]
-    factors = cp.random(shape, rank, seed)
-    made = balanced(factors)
-    torch.testing.assert_close(cp.composed(made), cp.composed(factors), rtol=1e-12, atol=1e-12)
+    factors = cp.random_factors(shape, rank, seed)
+    made = balance_factors(factors)
+    torch.testing.assert_close(cp.compose_tensor(made), cp.compose_tensor(factors), rtol=1e-12, atol=1e-12)
     norms = math.prod(f.norm(dim=0) for f in factors)
     closed = order * math.prod(shape) ** (1 / order) * float((norms ** (2 * (order - 1) / order)).sum())
-    assert sensitivity(made) == pytest.approx(closed, rel=1e-9)
+    assert sensitivity_of(made) == pytest.approx(closed, rel=1e-9)
     for other in range(5):
         scale = 1 + 0.1 * normal(rank, seed=other)
-        assert sensitivity([made[0] * scale, made[1] / scale, *made[2:]]) >= sensitivity(made)
+        assert sensitivity_of([made[0] * scale, made[1] / scale, *made[2:]]) >= sensitivity_of(made)
 
 
 def test_orthogonal_components_of_equal_norm_have_the_reference_sensitivity():
     unit = [torch.eye(n, 4, dtype=torch.float64) for n in (5, 6, 7)]
-    factors = balanced([3 * unit[0], *unit[1:]])
-    assert sensitivity(factors) == pytest.approx(orthogonal((5, 6, 7), 4, total_norm(factors)), rel=1e-12)
+    factors = balance_factors([3 * unit[0], *unit[1:]])
+    assert sensitivity_of(factors) == pytest.approx(orthogonal_sensitivity((5, 6, 7), 4, total_norm(factors)), rel=1e-12)
     assert total_norm(factors) == pytest.approx(4 * 9)
 
 
 def test_a_dead_component_does_not_break_balancing():
-    factors = cp.random((3, 4, 5), 3, 0)
+    factors = cp.random_factors((3, 4, 5), 3, 0)
     factors[1][:, 1] = 0
-    made = balanced(factors)
+    made = balance_factors(factors)
     assert all(bool(f.isfinite().all()) for f in made)
-    torch.testing.assert_close(cp.composed(made), cp.composed(factors))
+    torch.testing.assert_close(cp.compose_tensor(made), cp.compose_tensor(factors))
 
 
 # ---- correction
@@ -193,9 +193,9 @@ def test_a_dead_component_does_not_break_balancing():
 @pytest.mark.parametrize("slack", [1.0, 1.01, 1.2])
 def test_correction_stays_within_the_error_and_never_raises_its_cost(started, cost, slack):
     k, kernel, run = started
-    costs = [cost_of(balanced(run.factors), cost)]
+    costs = [cost_of(balance_factors(run.factors), cost)]
     for sweeps in range(1, 12):
-        made = epc.correct(kernel, run.factors, bound=slack * run.error, cost=cost, sweeps=sweeps, tolerance=0)
+        made = epc.lower_cost(kernel, run.factors, bound=slack * run.error, cost=cost, sweeps=sweeps, tolerance=0)
         assert relative_error(k, made.factors) <= slack * run.error * (1 + 1e-6)
         costs.append(cost_of(made.factors, cost))
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(costs))
@@ -204,27 +204,29 @@ def test_correction_stays_within_the_error_and_never_raises_its_cost(started, co
 
 
 def test_correction_at_no_error_leaves_separated_components_alone():
-    factors = balanced([torch.linalg.qr(normal(n, 3, seed=n)).Q for n in (6, 5, 7)])
-    k = cp.composed(factors)
-    made = epc.correct(cp.kernel_of(k), factors, bound=1e-9, sweeps=5)
-    torch.testing.assert_close(cp.composed(made.factors), k, rtol=1e-6, atol=1e-6)
-    assert sensitivity(made.factors) == pytest.approx(sensitivity(factors), rel=1e-6)
+    factors = balance_factors([torch.linalg.qr(normal(n, 3, seed=n)).Q for n in (6, 5, 7)])
+    k = cp.compose_tensor(factors)
+    made = epc.lower_cost(cp.kernel_tensor(k), factors, bound=1e-9, sweeps=5)
+    torch.testing.assert_close(cp.compose_tensor(made.factors), k, rtol=1e-6, atol=1e-6)
+    assert sensitivity_of(made.factors) == pytest.approx(sensitivity_of(factors), rel=1e-6)
 
 
 def test_without_a_penalty_the_ridge_is_the_als_update():
-    factors = cp.random((9, 6, 8), 5, 0)
+    factors = cp.random_factors((9, 6, 8), 5, 0)
     product = normal(9, 5)
     gram = (factors[1].T @ factors[1]) * (factors[2].T @ factors[2])
-    torch.testing.assert_close(cp.ridge(gram, product, 1e-12), cp.least_squares(factors, 0, gram, product), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        cp.solve_ridge(gram, product, 1e-12), cp.least_squares_update(factors, 0, gram, product), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_bounded_sensitivity_is_kept_and_the_error_never_rises(started):
     k, kernel, run = started
-    limit = orthogonal(kernel.shape, 16, kernel.square)
+    limit = orthogonal_sensitivity(kernel.shape, 16, kernel.square)
     errors = []
     for sweeps in range(1, 12):
-        made = epc.bounded(kernel, run.factors, limit=limit, sweeps=sweeps, tolerance=0)
-        assert sensitivity(made.factors) <= limit * (1 + 1e-6)
+        made = epc.lower_error(kernel, run.factors, limit=limit, sweeps=sweeps, tolerance=0)
+        assert sensitivity_of(made.factors) <= limit * (1 + 1e-6)
         errors.append(relative_error(k, made.factors))
     assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
 
@@ -234,16 +236,16 @@ def test_order_and_scale_of_the_components_do_not_matter(started):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     scale = 1 + normal(16).abs()
     shuffled = [f[:, order] for f in (run.factors[0] * scale, run.factors[1] / scale, run.factors[2])]
-    ours, theirs = (epc.correct(kernel, f, bound=1.01 * run.error, sweeps=10, tolerance=0) for f in (run.factors, shuffled))
-    assert sensitivity(ours.factors) == pytest.approx(sensitivity(theirs.factors), rel=1e-3)
+    ours, theirs = (epc.lower_cost(kernel, f, bound=1.01 * run.error, sweeps=10, tolerance=0) for f in (run.factors, shuffled))
+    assert sensitivity_of(ours.factors) == pytest.approx(sensitivity_of(theirs.factors), rel=1e-3)
 
 
 def test_the_approach_is_less_sensitive_than_a_correction_of_als(started):
     k, kernel, run = started
-    corrected = epc.correct(kernel, run.factors, bound=1.01 * run.error, sweeps=50)
-    made = epc.stable(kernel, 16, stability=math.inf)
-    assert relative_error(k, made.factors) <= 1.01 * cp.als(kernel, 16, starts=3, sweeps=100).error * (1 + 1e-6)
-    assert sensitivity(made.factors) < sensitivity(corrected.factors) < sensitivity(balanced(run.factors))
+    corrected = epc.lower_cost(kernel, run.factors, bound=1.01 * run.error, sweeps=50)
+    made = epc.decompose_stably(kernel, 16, stability=math.inf)
+    assert relative_error(k, made.factors) <= 1.01 * cp.run_als(kernel, 16, starts=3, sweeps=100).error * (1 + 1e-6)
+    assert sensitivity_of(made.factors) < sensitivity_of(corrected.factors) < sensitivity_of(balance_factors(run.factors))
 
 
 # ---- border rank
@@ -251,18 +253,18 @@ def test_the_approach_is_less_sensitive_than_a_correction_of_als(started):
 
 def test_on_a_tensor_of_border_rank_als_diverges_and_the_stable_form_stays_bounded():
     k = border()
-    kernel = cp.kernel_of(k)
+    kernel = cp.kernel_tensor(k)
     norms, errors = [], []
-    factors = cp.random(kernel.shape, 2, 0)
+    factors = cp.random_factors(kernel.shape, 2, 0)
     for sweep in range(1, 5001):
-        factors, square = cp.sweep(kernel, factors, cp.least_squares)
-        factors = cp.evened(factors)
+        factors, square = cp.sweep_factors(kernel, factors, cp.least_squares_update)
+        factors = cp.even_norms(factors)
         if sweep in (200, 1000, 5000):
             norms.append(total_norm(factors) / kernel.square)
             errors.append(math.sqrt(square / kernel.square))
     assert errors[0] > errors[1] > errors[2]  # the error has no minimum,
     assert norms[2] > 2 * norms[1] > 4 * norms[0]  # because components grow without bound and cancel
-    made = epc.stable(kernel, 2, sweeps=2000)
-    assert sensitivity(made.factors) <= 1.5 * orthogonal(kernel.shape, 2, kernel.square) * (1 + 1e-6)
+    made = epc.decompose_stably(kernel, 2, sweeps=2000)
+    assert sensitivity_of(made.factors) <= 1.5 * orthogonal_sensitivity(kernel.shape, 2, kernel.square) * (1 + 1e-6)
     assert total_norm(made.factors) <= 5 * kernel.square
     assert made.error > errors[2]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.factorizations import METHODS, FitWarning, factorize, options_of, relative_error
+from edgecompress.factorizations import METHODS, FitWarning, factorize, parse_options, relative_error
 from edgecompress.network.counting import params_of
 
 
@@ -116,7 +116,7 @@ def test_a_dead_group_beside_a_live_one_stays_dead(method):
     layer = conv(8, 8, groups=2)
     with torch.no_grad():
         layer.weight[:4] = 0
-    limit = METHODS[method].max_rank(layer, options_of(method))
+    limit = METHODS[method].max_rank(layer, parse_options(method))
     compact = quietly(layer, method, tuple(min(n, 4) for n in limit))
     y = compact(torch.randn(2, 8, 6, 6)) - layer.bias[:, None, None]
     assert float(y[:, :4].detach().abs().max()) < 1e-6
@@ -139,4 +139,4 @@ def test_a_dead_group_beside_a_live_one_stays_dead(method):
 )
 def test_an_option_that_does_not_fit_is_refused(method, options, message):
     with pytest.raises(ConfigError, match=message):
-        options_of(method, options)
+        parse_options(method, options)

@@ -10,8 +10,16 @@ from torch import nn
 
 from edgecompress.factorizations import factorize, relative_error
 from edgecompress.factorizations.tensors import cp, epc, quantized_cp
-from edgecompress.factorizations.tensors.quantized_cp import admm, channels, compensated, on_grid, quantize, rounded, scales
-from edgecompress.factorizations.tensors.sensitivity import balanced
+from edgecompress.factorizations.tensors.quantized_cp import (
+    grid_scales,
+    quantize_factors,
+    round_factors,
+    round_to_grid,
+    round_with_compensation,
+    run_admm,
+    scale_axes,
+)
+from edgecompress.factorizations.tensors.sensitivity import balance_factors
 from edgecompress.toolchains import REPOSITORY
 
 WEIGHTS = REPOSITORY / "examples" / "resnet20_fashion_mnist" / "weights.safetensors"
@@ -30,11 +38,11 @@ def rank_at(k, rate):
 
 
 def error(k, factors):
-    return float(torch.linalg.vector_norm(k - cp.composed(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
+    return float(torch.linalg.vector_norm(k - cp.compose_tensor(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
 
 
 def tensorly_factors(k, rank):
-    weights, factors = parafac(cp.kernel_of(k).x.numpy(), rank, n_iter_max=100, tol=0, init="random", random_state=0)
+    weights, factors = parafac(cp.kernel_tensor(k).x.numpy(), rank, n_iter_max=100, tol=0, init="random", random_state=0)
     made = [torch.from_numpy(f) for f in factors]
     return [made[0] * torch.from_numpy(weights), *made[1:]]
 
@@ -43,13 +51,13 @@ def tensorly_factors(k, rank):
 def test_corrected_factors_of_a_trained_network_survive_rounding_and_those_of_tensorly_do_not(trained, name):
     k = trained[name]
     rank = rank_at(k, 4)
-    ours, theirs = epc.stable(cp.kernel_of(k), rank).factors, tensorly_factors(k, rank)
+    ours, theirs = epc.decompose_stably(cp.kernel_tensor(k), rank).factors, tensorly_factors(k, rank)
     assert error(k, ours) <= 1.03 * error(k, theirs)
     lost = {}
     for who, factors in (("ours", ours), ("tensorly", theirs)):
         exact = error(k, factors)
-        int8 = error(k, rounded(factors, 8, per_channel=False)) / exact
-        int4 = error(k, rounded(factors, 4, per_channel=True)) / exact
+        int8 = error(k, round_factors(factors, 8, per_channel=False)) / exact
+        int4 = error(k, round_factors(factors, 4, per_channel=True)) / exact
         lost[who] = int8, int4
     assert lost["ours"][0] <= 1.01
     assert lost["ours"][1] <= 1.3
@@ -61,37 +69,37 @@ def test_corrected_factors_of_a_trained_network_survive_rounding_and_those_of_te
 @pytest.mark.parametrize(("bits", "per_channel"), [(8, True), (8, False), (4, True), (4, False)])
 def test_factors_chosen_on_the_grid_beat_factors_rounded_to_it(trained, name, bits, per_channel):
     k = trained[name]
-    kernel = cp.kernel_of(k)
-    start = epc.stable(kernel, rank_at(k, 3)).factors
-    made = quantize(kernel, start, bits=bits, per_channel=per_channel)
+    kernel = cp.kernel_tensor(k)
+    start = epc.decompose_stably(kernel, rank_at(k, 3)).factors
+    made = quantize_factors(kernel, start, bits=bits, per_channel=per_channel)
     assert made.error == pytest.approx(error(k, made.factors), rel=1e-6)
-    assert error(k, made.factors) < error(k, rounded(start, bits, per_channel=per_channel))
+    assert error(k, made.factors) < error(k, round_factors(start, bits, per_channel=per_channel))
     most = 2 ** (bits - 1) - 1
-    for factor, channel in zip(made.factors, channels(made.factors, per_channel), strict=True):
-        steps = factor / scales(factor, bits, channel)  # the scale a quantizer would derive
+    for factor, channel in zip(made.factors, scale_axes(made.factors, per_channel), strict=True):
+        steps = factor / grid_scales(factor, bits, channel)  # the scale a quantizer would derive
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-6)
         assert float(steps.abs().max()) == pytest.approx(most)
 
 
 def test_admm_without_a_penalty_takes_the_steps_of_als(monkeypatch):
     k = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kernel = cp.kernel_of(k)
-    start = cp.random(kernel.shape, 4, 0)
+    kernel = cp.kernel_tensor(k)
+    start = cp.random_factors(kernel.shape, 4, 0)
     steps, plain = [], []
 
     def recorded(*args):
-        steps.append(cp.ridge(*args))
+        steps.append(cp.solve_ridge(*args))
         return steps[-1]
 
     def update(factors, mode, normal, product):
-        plain.append(cp.least_squares(factors, mode, normal, product))
+        plain.append(cp.least_squares_update(factors, mode, normal, product))
         return plain[-1]
 
-    monkeypatch.setattr(quantized_cp, "ridge", recorded)
-    admm(kernel, start, channels(start, True), bits=8, sweeps=3, penalty=0.0)
+    monkeypatch.setattr(quantized_cp, "solve_ridge", recorded)
+    run_admm(kernel, start, scale_axes(start, True), bits=8, sweeps=3, penalty=0.0)
     factors = start
     for _ in range(3):
-        factors, _ = cp.sweep(kernel, factors, update)
+        factors, _ = cp.sweep_factors(kernel, factors, update)
     torch.testing.assert_close(steps, plain)
 
 
@@ -102,8 +110,8 @@ def test_compensated_rounding_is_no_worse_than_nearest_for_the_weighted_error():
     wins = 0
     for seed in range(20):
         wanted = torch.randn(7, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        scale = scales(wanted, 4, 0)
-        near, made = on_grid(wanted, scale, 4), compensated(normal, wanted, scale, 4)
+        scale = grid_scales(wanted, 4, 0)
+        near, made = round_to_grid(wanted, scale, 4), round_with_compensation(normal, wanted, scale, 4)
         lost = [float((((u - wanted) @ normal) * (u - wanted)).sum()) for u in (made, near)]
         wins += lost[0] < lost[1]
     assert wins >= 18
@@ -124,17 +132,17 @@ def test_the_layers_are_on_the_grid_that_a_per_channel_quantizer_finds(bits):
 
 def test_the_error_falls_as_bits_or_rank_rise(trained):
     k = trained["layer2.0.conv1"]
-    kernel = cp.kernel_of(k)
+    kernel = cp.kernel_tensor(k)
     errors = []
     for rank, bits in ((8, 4), (16, 4), (16, 8), (32, 8)):
-        errors.append(quantize(kernel, epc.stable(kernel, rank).factors, bits=bits).error)
+        errors.append(quantize_factors(kernel, epc.decompose_stably(kernel, rank).factors, bits=bits).error)
     assert all(later < earlier for earlier, later in pairwise(errors))
 
 
 def test_a_zero_column_stays_zero_on_any_grid():
-    factors = balanced(cp.random((3, 4, 5), 3, 0))
+    factors = balance_factors(cp.random_factors((3, 4, 5), 3, 0))
     factors[0][:, 1] = 0
     for per_channel in (True, False):
-        made = rounded(factors, 4, per_channel=per_channel)
+        made = round_factors(factors, 4, per_channel=per_channel)
         assert all(bool(f.isfinite().all()) for f in made)
         assert not bool(made[0][:, 1].any())

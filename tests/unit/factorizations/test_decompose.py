@@ -106,7 +106,7 @@ def test_inputs_do_not_matter_to_a_method_that_does_not_read_them(net, made):
 
 
 def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net, svds, monkeypatch):
-    monkeypatch.setattr(fitting, "WIDEST", 8 * 128**2 - 1)
+    monkeypatch.setattr(fitting, "MAX_LAYER_MOMENTS_BYTES", 8 * 128**2 - 1)
     model, result = decompose(net, svds, inputs=(IMAGE,))
     wide = [f"{name}: second moments of its input would take 0.0 GB, so it was fitted to its weight" for name in ("body", "head")]
     assert result.notes == tuple(wide)
@@ -116,7 +116,7 @@ def test_moments_that_would_take_too_much_memory_are_left_out_and_it_says_so(net
 
 def test_layers_whose_moments_do_not_fit_together_are_read_one_after_the_other(net, svds, monkeypatch):
     together = decompose(net, svds, inputs=(IMAGE,))
-    monkeypatch.setattr(fitting, "MOMENTS_BYTES", 1)
+    monkeypatch.setattr(fitting, "MAX_MOMENTS_BYTES", 1)
     apart = decompose(net, svds, inputs=(IMAGE,))
     assert apart[1] == together[1]
     torch.testing.assert_close(apart[0].state_dict(), together[0].state_dict(), rtol=0, atol=0)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
-from edgecompress.factorizations import METHODS, factorize, options_of
+from edgecompress.factorizations import METHODS, factorize, parse_options
 
 pytestmark = pytest.mark.filterwarnings("ignore::edgecompress.factorizations.FitWarning")
 
@@ -116,12 +116,12 @@ def test_what_is_no_ordinary_layer(method, name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_option(method):
-    known = options_of(method).__struct_fields__
+    known = parse_options(method).__struct_fields__
     remedy = f"choose from {', '.join(known)}" if known else "it has none"
     refused(layer_for(method), method, f"{method}: unknown option 'flavour'; {remedy}", options={"flavour": 1})
 
 
-@pytest.mark.parametrize(("method", "option"), [(m, o) for m in METHODS for o in options_of(m).__struct_fields__])
+@pytest.mark.parametrize(("method", "option"), [(m, o) for m in METHODS for o in parse_options(m).__struct_fields__])
 def test_an_option_of_another_type(method, option):
     refused(layer_for(method), method, f"{method}: ", options={option: object()})
 
@@ -130,7 +130,7 @@ def test_an_unknown_method():
     with pytest.raises(ConfigError, match=f"^conv7: unknown method 'cp9'; choose from {', '.join(METHODS)}"):
         factorize(nn.Linear(2, 2), "cp9", (1,), name="conv7")
     with pytest.raises(ConfigError, match=r"^unknown method 'cp9'; choose from"):
-        options_of("cp9")
+        parse_options("cp9")
 
 
 @pytest.mark.parametrize("method", METHODS)

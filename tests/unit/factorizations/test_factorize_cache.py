@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from support.factor_jobs import assert_same, entries, some_jobs
 from torch import nn
 
-from edgecompress.factorizations import Moments, cache, factorize, options_of, parallel, svd
-from edgecompress.factorizations.parallel import Job, factorize_all, measure_all
+from edgecompress.factorizations import Moments, cache, factorize, parallel, parse_options
+from edgecompress.factorizations.methods import svd
+from edgecompress.factorizations.parallel import FactorizationJob, factorize_all, measure_errors
 from edgecompress.network.surgery import replace
 
 
 def key(layer, method="svd", rank=(2,), options=None, moments=None):
-    return cache.key_of(layer, method, rank, msgspec.structs.asdict(options_of(method, options)), moments)
+    return cache.fit_key(layer, method, rank, msgspec.structs.asdict(parse_options(method, options)), moments)
 
 
 def test_a_second_call_fits_nothing(everything_is_kept, tmp_path, monkeypatch):
@@ -29,7 +30,7 @@ def test_a_second_call_fits_nothing(everything_is_kept, tmp_path, monkeypatch):
     monkeypatch.setattr(svd, "fit", lambda *_: pytest.fail("was fitted again"))
     renamed = [jobs[0]._replace(name="another")]
     assert_same(factorize_all(renamed, cache=tmp_path), first)
-    assert measure_all(renamed, cache=tmp_path) == [first[0][1:]]
+    assert measure_errors(renamed, cache=tmp_path) == [first[0][1:]]
 
 
 def test_all_that_a_fit_depends_on_is_in_the_key_and_nothing_else():
@@ -69,21 +70,21 @@ def test_all_that_a_fit_depends_on_is_in_the_key_and_nothing_else():
     ("quick", "slow", "call", "files", "tensors"),
     [
         (1e9, 1e9, factorize_all, 0, 0),
-        (1e9, 1e9, measure_all, 0, 0),
+        (1e9, 1e9, measure_errors, 0, 0),
         (-1.0, 1e9, factorize_all, 1, 3),
-        (-1.0, 1e9, measure_all, 1, 0),
-        (-1.0, -1.0, measure_all, 1, 3),
+        (-1.0, 1e9, measure_errors, 1, 0),
+        (-1.0, -1.0, measure_errors, 1, 3),
     ],
 )
 def test_quick_fits_are_not_kept_and_factors_only_if_they_were_asked_for_or_slow(quick, slow, call, files, tensors, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "QUICK_S", quick)
-    monkeypatch.setattr(parallel, "SLOW_S", slow)
+    monkeypatch.setattr(parallel, "MIN_CACHED_S", quick)
+    monkeypatch.setattr(parallel, "MIN_FACTORS_CACHED_S", slow)
     jobs = some_jobs()[:1]
     call(jobs, cache=tmp_path)
     found = entries(tmp_path)
     assert (len(found), sum(len(load_file(path)) for path in found)) == (files, tensors)
     assert_same(factorize_all(jobs, cache=tmp_path), factorize_all(jobs, cache=""))
-    assert measure_all(jobs, cache=tmp_path) == measure_all(jobs, cache="")
+    assert measure_errors(jobs, cache=tmp_path) == measure_errors(jobs, cache="")
 
 
 def test_a_quick_fit_whose_error_takes_long_is_kept(tmp_path, monkeypatch):
@@ -91,15 +92,15 @@ def test_a_quick_fit_whose_error_takes_long_is_kept(tmp_path, monkeypatch):
 
     def slowly(*arguments):
         time.sleep(waited)
-        return errors(*arguments)
+        return reconstruction_errors(*arguments)
 
-    errors = parallel.errors
-    monkeypatch.setattr(parallel, "errors", slowly)
-    monkeypatch.setattr(parallel, "QUICK_S", waited)
+    reconstruction_errors = parallel.reconstruction_errors
+    monkeypatch.setattr(parallel, "reconstruction_errors", slowly)
+    monkeypatch.setattr(parallel, "MIN_CACHED_S", waited)
     jobs = some_jobs()[:1]
-    made = measure_all(jobs, cache=tmp_path)
-    monkeypatch.setattr(parallel, "errors", lambda *_: pytest.fail("was measured again"))
-    assert measure_all(jobs, cache=tmp_path) == made
+    made = measure_errors(jobs, cache=tmp_path)
+    monkeypatch.setattr(parallel, "reconstruction_errors", lambda *_: pytest.fail("was measured again"))
+    assert measure_errors(jobs, cache=tmp_path) == made
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -107,8 +108,8 @@ def test_a_quick_fit_whose_error_takes_long_is_kept(tmp_path, monkeypatch):
 def test_a_damaged_entry_is_never_believed(data):
     layer, where = some_jobs()[0].layer, Path(os.environ["EDGECOMPRESS_CACHE"]) / "damaged"
     compact = factorize(layer, "svd", (2,))
-    known, fit = key(layer), cache.Fit(0.25, 0.25, "a note")
-    cache.store(where, known, fit, compact)
+    known, fit = key(layer), cache.FitResult(0.25, 0.25, "a note")
+    cache.store_fit(where, known, fit, compact)
     (path,) = entries(where)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole) - 1))
@@ -117,9 +118,9 @@ def test_a_damaged_entry_is_never_believed(data):
     )
     path.write_bytes(broken)
     empty = factorize(layer, "svd", (2,), fit=False)
-    found = cache.load(where, known)
+    found = cache.load_fit(where, known)
     assert found in (None, fit)
-    if found is not None and cache.fill(where, known, empty):
+    if found is not None and cache.load_factors(where, known, empty):
         torch.testing.assert_close(empty.state_dict(), compact.state_dict(), rtol=0, atol=0)
 
 
@@ -139,12 +140,14 @@ def test_an_entry_that_is_none_is_a_miss_and_written_anew(damage, everything_is_
         other.replace(path)
     elif damage == "another-shape":
         folder = tmp_path / "factorizations"
-        cache.store(folder, path.stem, cache.Fit(wanted[0].relative_error, wanted[0].relative_error, ""), factorize(job.layer, "svd", (3,)))
+        cache.store_fit(
+            folder, path.stem, cache.FitResult(wanted[0].relative_error, wanted[0].relative_error, ""), factorize(job.layer, "svd", (3,))
+        )
     else:
         path.write_bytes(b"\xff" * 100_000)
     assert_same(factorize_all([job], cache=tmp_path), wanted)
     torch.testing.assert_close(load_file(path), good, rtol=0, atol=0)
-    assert cache.load(tmp_path / "factorizations", path.stem) == wanted[0][1:]
+    assert cache.load_fit(tmp_path / "factorizations", path.stem) == wanted[0][1:]
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
@@ -161,7 +164,7 @@ def test_the_cache_is_where_the_environment_says_and_by_default_where_this_user_
     assert len(entries(tmp_path / "factorizations")) == 1
     monkeypatch.delenv("EDGECOMPRESS_CACHE")
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "user" / name)
-    assert cache.folder_of(None) == tmp_path / "user" / "edgecompress" / "factorizations"
+    assert cache.cache_folder(None) == tmp_path / "user" / "edgecompress" / "factorizations"
 
 
 def test_a_cache_that_cannot_be_written_costs_no_result(everything_is_kept, tmp_path):
@@ -172,13 +175,13 @@ def test_a_cache_that_cannot_be_written_costs_no_result(everything_is_kept, tmp_
 
 def test_the_oldest_go_first_when_the_cache_is_full_and_what_is_used_is_not_old(tmp_path):
     for i in range(10):
-        cache.store(tmp_path, f"{i:064}", cache.Fit(i / 10, i / 10, ""), None)
-        os.utime(cache._path(tmp_path, f"{i:064}"), ns=(i, i))
-    cache.load(tmp_path, f"{0:064}")
-    size = sum(path.stat().st_size + cache.ENTRY_BYTES for path in entries(tmp_path))
-    cache.trim(tmp_path, size)
+        cache.store_fit(tmp_path, f"{i:064}", cache.FitResult(i / 10, i / 10, ""), None)
+        os.utime(cache._entry_path(tmp_path, f"{i:064}"), ns=(i, i))
+    cache.load_fit(tmp_path, f"{0:064}")
+    size = sum(path.stat().st_size + cache.ENTRY_OVERHEAD_BYTES for path in entries(tmp_path))
+    cache.trim_folder(tmp_path, size)
     assert len(entries(tmp_path)) == 10
-    cache.trim(tmp_path, size // 2)
+    cache.trim_folder(tmp_path, size // 2)
     left = [int(path.stem) for path in entries(tmp_path)]
     assert left == [0, 7, 8, 9]  # 10 × 0.9 / 2, rounded down
 
@@ -190,23 +193,23 @@ def test_many_at_once_write_and_read_and_trim_one_cache_without_harm(tmp_path):
 
     def work(i):
         name = list(forms)[i % 3]
-        cache.store(tmp_path, name, cache.Fit(0.5, 0.5, "note"), forms[name])
+        cache.store_fit(tmp_path, name, cache.FitResult(0.5, 0.5, "note"), forms[name])
         if i % 7 == 0:
-            cache.trim(tmp_path, 40_000)
-        return cache.load(tmp_path, name)
+            cache.trim_folder(tmp_path, 40_000)
+        return cache.load_fit(tmp_path, name)
 
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(work, range(120))) <= {None, cache.Fit(0.5, 0.5, "note")}
+        assert set(pool.map(work, range(120))) <= {None, cache.FitResult(0.5, 0.5, "note")}
     for name, form in forms.items():
-        cache.store(tmp_path, name, cache.Fit(0.5, 0.5, "note"), form)
-        assert cache.fill(tmp_path, name, empty[name])
+        cache.store_fit(tmp_path, name, cache.FitResult(0.5, 0.5, "note"), form)
+        assert cache.load_factors(tmp_path, name, empty[name])
         torch.testing.assert_close(empty[name].state_dict(), form.state_dict(), rtol=0, atol=0)
     assert len(entries(tmp_path)) == 3
 
 
 def test_cached_factors_work_in_a_model(everything_is_kept, tmp_path):
     model = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
-    job = Job("0", model[0], "svd", (10,))
+    job = FactorizationJob("0", model[0], "svd", (10,))
     x = torch.randn(3, 12)
     wanted = model(x)
     for _ in range(2):

@@ -18,7 +18,7 @@ from torch import nn
 
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.factorizations import factorize, parallel, relative_error
-from edgecompress.factorizations.parallel import Job, factorize_all, measure_all
+from edgecompress.factorizations.parallel import FactorizationJob, factorize_all, measure_errors
 
 
 def test_each_job_gets_what_factorize_gives_it_in_the_order_of_the_jobs():
@@ -40,12 +40,12 @@ def test_worker_processes_and_the_cache_give_the_same_bits_as_this_process(worke
     assert_same(factorize_all(jobs, processes=2, cache=""), here)
     assert_same(factorize_all(jobs, cache=tmp_path), here)
     fits = [made[1:] for made in here]
-    assert measure_all(jobs, processes=2, cache="") == measure_all(jobs, cache=tmp_path) == fits
+    assert measure_errors(jobs, processes=2, cache="") == measure_errors(jobs, cache=tmp_path) == fits
 
 
 def test_workers_write_the_cache_themselves(workers_at_once, tmp_path):
-    jobs = [Job("", nn.Linear(500, 500), "svd", (r,)) for r in (200, 100)]
-    measure_all(jobs, processes=2, cache=tmp_path)
+    jobs = [FactorizationJob("", nn.Linear(500, 500), "svd", (r,)) for r in (200, 100)]
+    measure_errors(jobs, processes=2, cache=tmp_path)
     assert len(entries(tmp_path)) == 2
 
 
@@ -91,7 +91,11 @@ def of_integers(layer):
 
 
 def wrong(name, *job):
-    return [Job("fine", nn.Linear(4, 4), "svd", (2,)), Job(name, *job), Job("well", nn.Linear(5, 4), "svd", (2,))]
+    return [
+        FactorizationJob("fine", nn.Linear(4, 4), "svd", (2,)),
+        FactorizationJob(name, *job),
+        FactorizationJob("well", nn.Linear(5, 4), "svd", (2,)),
+    ]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -117,7 +121,7 @@ def test_an_error_has_the_name_of_its_layer_from_wherever_it_comes(job, kind, me
 
 def test_the_death_of_a_worker_is_an_error_with_the_names_of_the_layers_it_may_have_been(workers_at_once):
     torch.manual_seed(0)
-    jobs = [Job(f"layer{i}", nn.Linear(600, 600), "svd", (200,)) for i in range(20)]
+    jobs = [FactorizationJob(f"layer{i}", nn.Linear(600, 600), "svd", (200,)) for i in range(20)]
 
     def track(iterable, description, total):
         for i, item in enumerate(iterable):
@@ -137,13 +141,13 @@ def test_the_death_of_a_worker_is_an_error_with_the_names_of_the_layers_it_may_h
 @pytest.mark.parametrize("disk_is_full", [False, True])
 def test_factors_do_not_come_through_the_pipe_where_death_would_leave_half_of_them(disk_is_full, tmp_path):
     atomic = select.PIPE_BUF  # bytes that are written at once or not at all
-    job = Job("wide", nn.Linear(600, 600), "svd", (200,))
+    job = FactorizationJob("wide", nn.Linear(600, 600), "svd", (200,))
     handed = tmp_path / "handed"
     if disk_is_full:
         handed.write_text("no folder")
-    answer = parallel._work_on(3, parallel._packed(job), "", None, handed)
+    answer = parallel._run_packed_job(3, parallel._pack_job(job), "", None, handed)
     assert len(pickle.dumps(answer)) < atomic
-    taken = parallel._taken(handed, 3, job)
+    taken = parallel._collect_factors(handed, 3, job)
     torch.testing.assert_close(taken.state_dict(), factorize_all([job], cache="")[0].compact.state_dict(), rtol=0, atol=0)
 
 
@@ -151,16 +155,16 @@ INTERRUPTED = """
 import torch
 from torch import nn
 from edgecompress.factorizations import parallel
-from edgecompress.factorizations.parallel import Job, factorize_all
+from edgecompress.factorizations.parallel import FactorizationJob, factorize_all
 
 def track(iterable, description, total):
     for i, item in enumerate(iterable):
         print("one is done", flush=True)
         yield item
 
-parallel.PATIENCE_S = 0.0
+parallel.WORKER_START_S = 0.0
 layer = nn.Linear(1000, 1000)
-factorize_all([Job(str(i), layer, "svd", (300,)) for i in range(400)], processes=2, cache="", track=track)
+factorize_all([FactorizationJob(str(i), layer, "svd", (300,)) for i in range(400)], processes=2, cache="", track=track)
 """
 
 
@@ -183,6 +187,6 @@ def test_an_interrupt_stops_the_workers_too():
 
 
 def test_warnings_that_are_no_notes_go_where_they_went_before():
-    with pytest.warns(UserWarning, match="something else"), parallel._noting() as notes:
+    with pytest.warns(UserWarning, match="something else"), parallel._collect_fit_warnings() as notes:
         warnings.warn("something else", UserWarning, stacklevel=1)
     assert notes == []

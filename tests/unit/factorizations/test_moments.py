@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS, Moments, factorize
-from edgecompress.factorizations.moments import collect, readable
+from edgecompress.factorizations.moments import collect_moments, supports_moments
 
 AWARE = [method for method, form in METHODS.items() if form.DATA_AWARE]
 # Of layers below fp32 the rounding of the factors would decide.
-READABLE = [name for name in LAYERS if readable(take(name).layer) and take(name).x.dtype != torch.bfloat16]
+READABLE = [name for name in LAYERS if supports_moments(take(name).layer) and take(name).x.dtype != torch.bfloat16]
 TAKEN = [(method, name) for method in AWARE for name in READABLE if takes(method, name)]
 each = pytest.mark.parametrize(("method", "name"), TAKEN, ids=[f"{m}-{n}" for m, n in TAKEN])
 even = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 
 
 def moments_of(layer, *batches):
-    return collect(nn.Sequential(layer).eval(), ["0"], ((x,) for x in batches))["0"]
+    return collect_moments(nn.Sequential(layer).eval(), ["0"], ((x,) for x in batches))["0"]
 
 
 def correlated(name, n=40):
@@ -61,7 +61,7 @@ def test_moments_are_those_of_the_unfolded_input(name, split, monkeypatch):
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode={"zeros": "constant"}.get(layer.padding_mode, layer.padding_mode))
     rows = F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride).double()  # (batch, in · area, positions)
     rows = rows.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)  # (groups, batch · positions, in / groups · area)
-    monkeypatch.setattr("edgecompress.factorizations.moments.ROWS_BYTES", 30_000)  # several parts
+    monkeypatch.setattr("edgecompress.factorizations.moments.MAX_ROWS_BYTES", 30_000)  # several parts
     found = moments_of(layer, *x.chunk(split))
     torch.testing.assert_close(found.mean, rows.mean(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.second, rows.mT @ rows / rows.shape[1], rtol=0, atol=1e-6)
@@ -112,7 +112,7 @@ def test_a_layer_that_runs_twice_sees_both_and_one_that_never_runs_is_left_out()
 
     model = Twice()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    found = collect(model, ["used", "unused"], [(x,)])
+    found = collect_moments(model, ["used", "unused"], [(x,)])
     assert set(found) == {"used"}
     torch.testing.assert_close(found["used"], moments_of(model.used, torch.cat([x, model.used(x).detach()])))
 
@@ -281,6 +281,6 @@ def test_collecting_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     before, x = copy.deepcopy(model.state_dict()), torch.randn(2, 3, 6, 6)
     with pytest.raises(RuntimeError):
-        collect(model, ["0"], [(x,), (torch.randn(2, 9, 6, 6),)])  # the second batch does not fit
+        collect_moments(model, ["0"], [(x,), (torch.randn(2, 9, 6, 6),)])  # the second batch does not fit
     assert not model[0]._forward_pre_hooks
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

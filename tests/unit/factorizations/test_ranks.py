@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import METHODS, factorize, options_of, relative_error
-from edgecompress.factorizations.blocks.layers import channels
-from edgecompress.factorizations.ranks import ESTIMATORS, UNFOLDINGS, energy, evbmf, parameter_rate
-from edgecompress.factorizations.tensors.vbmf import brent, evbmf_rank
+from edgecompress.factorizations import METHODS, factorize, parse_options, relative_error
+from edgecompress.factorizations.blocks.layers import channels_per_group
+from edgecompress.factorizations.ranks import ESTIMATORS, UNFOLDINGS, rank_by_energy, rank_by_evbmf, rank_by_parameter_rate
+from edgecompress.factorizations.tensors.vbmf import evbmf_rank, minimize_brent
 from edgecompress.network.counting import params_of
 
 WIDE_AND_TALL = [(64, 576, 10), (576, 64, 10), (128, 128, 5), (30, 300, 1), (512, 144, 20), (2304, 256, 20)]
@@ -77,7 +77,7 @@ def test_faint_components_of_float32_are_told_from_noise():
 def test_brent_finds_the_minimum_of_a_unimodal_function(low, ratio, where):
     high = low * ratio
     wanted = low + where * (high - low)
-    assert brent(lambda x: abs(x - wanted) ** 1.5 + (x - wanted) ** 2, low, high) == pytest.approx(wanted, rel=1e-4)
+    assert minimize_brent(lambda x: abs(x - wanted) ** 1.5 + (x - wanted) ** 2, low, high) == pytest.approx(wanted, rel=1e-4)
 
 
 LAYERS = {
@@ -111,12 +111,12 @@ def make(name):
 
 
 def options_for(method, layer):
-    return {"slices": 1} if method == "grouped_svd" and channels(layer)[1] % 2 else {}
+    return {"slices": 1} if method == "grouped_svd" and channels_per_group(layer)[1] % 2 else {}
 
 
 def skeleton_params(layer, method, rank, options):
     with torch.device("meta"):
-        return params_of(METHODS[method].skeleton(layer, rank, options_of(method, options)))
+        return params_of(METHODS[method].skeleton(layer, rank, parse_options(method, options)))
 
 
 @pytest.mark.parametrize("fraction", [1e-3, 0.5, 0.9, 1.0])
@@ -124,7 +124,7 @@ def skeleton_params(layer, method, rank, options):
 def test_energy_keeps_its_fraction(name, method, fraction):
     layer = make(name)
     options = options_for(method, layer)
-    rank = energy(layer, method, fraction, options=options)
+    rank = rank_by_energy(layer, method, fraction, options=options)
     error = relative_error(layer, method, factorize(layer, method, rank, options=options))
     assert error**2 <= 1 - fraction + 1e-10
     if len(rank) == 1 and rank != (1,):
@@ -137,10 +137,10 @@ def test_energy_keeps_its_fraction(name, method, fraction):
 def test_parameter_rate_is_kept_by_the_largest_rank_on_its_line(name, method, rate):
     layer = make(name)
     options = options_for(method, layer)
-    limit = METHODS[method].max_rank(layer, options_of(method, options))
+    limit = METHODS[method].max_rank(layer, parse_options(method, options))
     budget = params_of(layer) / rate
     try:
-        rank = parameter_rate(layer, method, rate, options=options)
+        rank = rank_by_parameter_rate(layer, method, rate, options=options)
     except ConfigError:
         assert skeleton_params(layer, method, (1,) * len(limit), options) > budget
         return
@@ -154,11 +154,11 @@ def test_tucker2_ranks_of_a_rate_are_those_of_the_quadratic_formula():
     beta, rate = 0.8 * 128 / 64, 2.5
     a, b, c = beta * 9, 64 + beta * 128, -128 * 64 * 9 / rate
     r_in = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
-    assert parameter_rate(layer, "tucker2", rate) == (pytest.approx(beta * r_in, abs=beta), pytest.approx(r_in, abs=1))
+    assert rank_by_parameter_rate(layer, "tucker2", rate) == (pytest.approx(beta * r_in, abs=beta), pytest.approx(r_in, abs=1))
 
 
 def test_a_cp_core_of_a_rate_compresses_the_tucker_core():
-    r_out, r_in, r = parameter_rate(nn.Conv2d(64, 64, 3, bias=False), "tucker2_cp_epc", 4)
+    r_out, r_in, r = rank_by_parameter_rate(nn.Conv2d(64, 64, 3, bias=False), "tucker2_cp_epc", 4)
     assert r_out == r_in
     assert r * (r_out + 9 + r_in) < 9 * r_out * r_in
 
@@ -167,8 +167,8 @@ def test_a_cp_core_of_a_rate_compresses_the_tucker_core():
 def test_evbmf_is_a_rank_that_the_method_takes(name, method):
     layer = make(name)
     options = options_for(method, layer)
-    rank = evbmf(layer, method, options=options)
-    limit = METHODS[method].max_rank(layer, options_of(method, options))
+    rank = rank_by_evbmf(layer, method, options=options)
+    limit = METHODS[method].max_rank(layer, parse_options(method, options))
     assert len(rank) == len(limit)
     assert all(1 <= r <= m for r, m in zip(rank, limit, strict=True))
 
@@ -180,8 +180,8 @@ def test_evbmf_finds_what_was_planted_in_each_unfolding():
         core, u_out, u_in = (torch.randn(*shape, generator=g) for shape in [(9, 6, 3, 3), (64, 9), (48, 6)])
         layer.weight.copy_(torch.einsum("abhw,ta,sb->tshw", core, u_out, u_in) / 9)
         layer.weight.add_(torch.randn(layer.weight.shape, generator=g) / 10)
-    assert evbmf(layer, "tucker2") == (9, 6)
-    assert evbmf(layer, "channel_svd") == (9,)
+    assert rank_by_evbmf(layer, "tucker2") == (9, 6)
+    assert rank_by_evbmf(layer, "channel_svd") == (9,)
 
 
 def test_evbmf_takes_the_largest_rank_that_a_group_needs():
@@ -189,7 +189,7 @@ def test_evbmf_takes_the_largest_rank_that_a_group_needs():
     with torch.no_grad():
         layer.weight[:32] = planted(32, 96, 2, 5, dtype=torch.float32).reshape(32, 32, 3)
         layer.weight[32:] = planted(32, 96, 7, 5, seed=1, dtype=torch.float32).reshape(32, 32, 3)
-    assert evbmf(layer, "channel_svd") == (7,)
+    assert rank_by_evbmf(layer, "channel_svd") == (7,)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_weights_without_a_rank_are_refused(estimator, value, says):
 def test_a_rate_needs_no_weights():
     with torch.device("meta"):
         layer = nn.Linear(512, 512)
-    assert parameter_rate(layer, "svd", 4) == ((512 * 513 // 4 - 512) // 1024,)
+    assert rank_by_parameter_rate(layer, "svd", 4) == ((512 * 513 // 4 - 512) // 1024,)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -9,8 +9,8 @@ from torch import nn
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS, Factors, Moments, factorize, refactorize
 from edgecompress.factorizations.blocks import chain
-from edgecompress.factorizations.blocks.cores import cored
-from edgecompress.factorizations.blocks.layers import kernel
+from edgecompress.factorizations.blocks.cores import split_core
+from edgecompress.factorizations.blocks.layers import grouped_kernel
 
 F64 = {"dtype": torch.float64}
 # Each: a layer, the method and rank it is decomposed by, the method and rank it is decomposed by again, the shape of an input.
@@ -68,8 +68,8 @@ def tuned(name):
     compact = factorize(made(), method, rank).eval()
     with torch.no_grad():
         for part in compact:
-            scale = torch.logspace(-0.5, 0.5, kernel(part).shape[1], dtype=torch.float64)
-            kernel(part).mul_(scale.reshape(-1, *(1 for _ in range(kernel(part).ndim - 2))))
+            scale = torch.logspace(-0.5, 0.5, grouped_kernel(part).shape[1], dtype=torch.float64)
+            grouped_kernel(part).mul_(scale.reshape(-1, *(1 for _ in range(grouped_kernel(part).ndim - 2))))
             part.weight.add_(0.05 * torch.randn_like(part.weight))
     return compact, again, lower, torch.randn(2, *shape, dtype=torch.float64)
 
@@ -83,11 +83,11 @@ def error(compact, weight):
 def test_it_equals_factorizing_the_dense_layer(name):
     compact, method, rank, x = tuned(name)
     weight = chain.reconstruct(compact)
-    again, direct = refactorize(compact, method, rank), factorize(chain.dense(compact), method, rank)
+    again, direct = refactorize(compact, method, rank), factorize(chain.to_dense_layer(compact), method, rank)
     assert error(again, weight) == pytest.approx(error(direct, weight), abs=1e-8)
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in direct.named_parameters()}
     assert [(type(a), str(a)) for a in again] == [(type(b), str(b)) for b in direct]
-    torch.testing.assert_close(again(x), chain.dense(again)(x))
+    torch.testing.assert_close(again(x), chain.to_dense_layer(again)(x))
     assert all(p.is_contiguous() and p.requires_grad for p in again.parameters())
 
 
@@ -96,13 +96,13 @@ def test_the_dense_kernel_is_not_built_where_there_is_a_core(name, monkeypatch):
     compact, method, rank, _ = tuned(name)
     largest = max(part.weight.numel() for part in compact)
     seen = []
-    composed = chain.composed
+    composed = chain.compose_kernels
 
     def watched(factors):
         seen.append(composed(factors))
         return seen[-1]
 
-    monkeypatch.setattr(chain, "composed", watched)
+    monkeypatch.setattr(chain, "compose_kernels", watched)
     refactorize(compact, method, rank)
     assert max(made.numel() for made in seen) <= largest
 
@@ -132,14 +132,14 @@ def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
     if method == "svd":
         naive = copy.deepcopy(compact)
         with torch.no_grad():  # keep the components whose factors are largest
-            first, last = kernel(compact[0]).flatten(2), kernel(compact[1]).flatten(2)
+            first, last = grouped_kernel(compact[0]).flatten(2), grouped_kernel(compact[1]).flatten(2)
             weak = (first.norm(dim=2) * last.norm(dim=1)).argsort(1)[:, : -rank[0]]
             for g, rows in enumerate(weak):
-                kernel(naive[0])[g, rows] = 0
+                grouped_kernel(naive[0])[g, rows] = 0
         products = [naive]
     else:
         squeeze, core, expand = compact
-        inner = factorize(chain.dense(Factors(core)), method, rank)
+        inner = factorize(chain.to_dense_layer(Factors(core)), method, rank)
         products = [Factors(squeeze, *inner, expand)]
     assert all(error(refactorize(compact, method, rank), weight) < 0.99 * error(naive, weight) for naive in products)
 
@@ -147,12 +147,12 @@ def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
 @pytest.mark.parametrize("name", AGAIN)
 def test_outer_factors_are_orthonormal_and_equal_the_chain(name):
     compact, _, _, _ = tuned(name)
-    split = cored(compact)
+    split = split_core(compact)
     parts = [part for part in split if part is not None]
     torch.testing.assert_close(chain.reconstruct(Factors(*parts)), chain.reconstruct(compact))
     for part, transposed in ((split.squeeze, False), (split.expand, True)):
         if part is not None:
-            u = kernel(part).flatten(2)
+            u = grouped_kernel(part).flatten(2)
             u = u.mT if transposed else u
             torch.testing.assert_close(u @ u.mT, torch.eye(u.shape[1], **F64).expand(len(u), -1, -1))
 

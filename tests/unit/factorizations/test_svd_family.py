@@ -12,13 +12,13 @@ from torch import nn
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import factorize
-from edgecompress.factorizations.blocks.layers import kernel
-from edgecompress.factorizations.tensors.lowrank import truncated
+from edgecompress.factorizations.blocks.layers import grouped_kernel
+from edgecompress.factorizations.tensors.lowrank import truncated_svd
 
 
 def matrices(method, layer):
     """The matrices of each group that the method truncates, as its papers unfold the kernel."""
-    for k in kernel(layer).double():
+    for k in grouped_kernel(layer).double():
         if method == "grouped_svd":
             yield from (part.flatten(1) for part in k.chunk(2, dim=1))
         elif method == "spatial_svd":
@@ -56,7 +56,7 @@ def test_a_linear_has_the_error_of_its_tail():
 def test_components_have_equal_norms_on_both_sides(shape, r, aware):
     torch.manual_seed(0)
     matrix, second = torch.randn(shape), torch.eye(shape[1], dtype=torch.float64)
-    left, right = truncated(matrix, r, second if aware else None)
+    left, right = truncated_svd(matrix, r, second if aware else None)
     torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
     torch.testing.assert_close(left.norm(dim=0).square(), torch.linalg.svdvals(matrix.double())[:r])  # √σ each
 

@@ -15,8 +15,17 @@ from torch.nn.utils import parametrizations
 
 from edgecompress.artifacts.converter_process import convert
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.factorizations import factorize, refactorize, relative_error, tensor_train
-from edgecompress.factorizations.tensor_train import Options, balanced_modes, faster, max_rank, ranks_for, reconstruct, shrunk, skeleton
+from edgecompress.factorizations import factorize, refactorize, relative_error
+from edgecompress.factorizations.methods import tensor_train
+from edgecompress.factorizations.methods.tensor_train import (
+    Options,
+    balanced_modes,
+    faster_run_mode,
+    max_rank,
+    ranks_within_error,
+    reconstruct,
+    skeleton,
+)
 from edgecompress.factorizations.timing import median_ms
 from edgecompress.network.counting import cost_of
 from edgecompress.network.exported import to_program, write_program
@@ -100,7 +109,7 @@ def test_error_of_a_linear_is_at_most_epsilon(n, m, cores, epsilon):
     layer = nn.Linear(n, m, dtype=torch.float64)
     if tensor_train.reject(layer) is None:
         options = Options(cores=cores)
-        rank = ranks_for(layer, epsilon, options)
+        rank = ranks_within_error(layer, epsilon, options)
         compact = factorize(layer, "tensor_train", rank, options={"cores": cores})
         assert relative_error(layer, "tensor_train", compact) <= epsilon + 1e-12
 
@@ -109,7 +118,7 @@ def test_error_of_a_linear_is_at_most_epsilon(n, m, cores, epsilon):
 @pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])
 def test_error_of_a_layer_is_at_most_epsilon(name, epsilon):
     layer, _, _ = take(name)
-    compact = factorize(layer, "tensor_train", ranks_for(layer, epsilon, Options()))
+    compact = factorize(layer, "tensor_train", ranks_within_error(layer, epsilon, Options()))
     assert relative_error(layer, "tensor_train", compact) <= epsilon + 1e-12
 
 
@@ -220,33 +229,20 @@ def test_a_pointwise_factor_at_full_rank_is_left_out():
     }
 
 
-@cases
-def test_shrinking_a_train_is_near_decomposing_anew(name, run):
-    layer, _, _ = take(name)
-    full = max_rank(layer, Options())
-    compact = factorize(layer, "tensor_train", full, options={"run": run})
-    anew, _, _ = at_half(name, run)
-    less = shrunk(layer.to("meta"), compact, halves(full), Options(run=run))
-    torch.testing.assert_close(reconstruct(less), reconstruct(anew))
-    assert [p.shape for p in less.parameters()] == [p.shape for p in anew.parameters()]
-    if layer.bias is not None:
-        assert torch.equal(*(dict(one.named_parameters())[key] for one in (less, compact) for key in one.state_dict() if "bias" in key))
-
-
 @pytest.mark.parametrize(("times", "form"), [((1.0, 2.0), "chain"), ((2.0, 1.0), "dense"), ((1.0, 1.0), "dense")])
 def test_the_faster_form_is_the_one_with_the_lower_latency(times, form):
     def measured(layers, shape):
-        assert ([type(one).__name__ for one in layers], shape) == (["TrainLinear", "Linear"], (4, 12))
+        assert ([type(one).__name__ for one in layers], shape) == (["TensorTrainLinear", "Linear"], (4, 12))
         return times
 
-    assert faster(nn.Linear(12, 10), (1, 1), (4, 12), options=Options(), latency=measured) == form
+    assert faster_run_mode(nn.Linear(12, 10), (1, 1), (4, 12), options=Options(), latency=measured) == form
 
 
 @pytest.mark.parametrize(("features", "form"), [(4, "dense"), (4096, "chain")])
 def test_this_machine_runs_a_huge_matrix_faster_as_a_chain_and_a_tiny_one_dense(features, form):
     layer = nn.Linear(features, features, bias=False)
     state = torch.random.get_rng_state()
-    assert faster(layer, (1, 1), (features,), options=Options()) == form
+    assert faster_run_mode(layer, (1, 1), (features,), options=Options()) == form
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -305,24 +301,22 @@ def test_modes_of_a_convolution_are_refused():
 @pytest.mark.parametrize("epsilon", [-0.1, 1.0, math.nan])
 def test_an_epsilon_that_is_no_relative_error_is_refused(epsilon):
     with pytest.raises(ConfigError, match=f"epsilon={epsilon}: .*; give one between"):
-        ranks_for(nn.Linear(4, 4), epsilon, Options())
+        ranks_within_error(nn.Linear(4, 4), epsilon, Options())
 
 
 def test_ranks_of_a_weight_that_is_not_finite_are_refused():
     layer = nn.Linear(4, 4)
     nn.init.constant_(layer.weight, math.inf)
     with pytest.raises(ConfigError, match="weights hold NaN or infinity; retrain or repair the checkpoint"):
-        ranks_for(layer, 0.1, Options())
+        ranks_within_error(layer, 0.1, Options())
 
 
 @pytest.mark.parametrize("rank", [(0, 1), (1, 99), (1,), (1, 1, 1)])
 def test_a_rank_that_does_not_fit_is_refused_everywhere(rank):
     layer = nn.Linear(12, 10)
-    compact = factorize(layer, "tensor_train", (2, 2))
     calls = (
         lambda: factorize(layer, "tensor_train", rank, name="fc"),
-        lambda: faster(layer, rank, (12,), options=Options(), name="fc"),
-        lambda: shrunk(layer, compact, rank, Options(), name="fc"),
+        lambda: faster_run_mode(layer, rank, (12,), options=Options(), name="fc"),
     )
     for call in calls:
         with pytest.raises(ConfigError, match=r"fc: rank .* for tensor_train; each must be between 1 and"):
@@ -331,9 +325,9 @@ def test_a_rank_that_does_not_fit_is_refused_everywhere(rank):
 
 def test_a_layer_that_cannot_be_timed_is_refused():
     with pytest.raises(ConfigError, match=r"fc: does not take inputs of shape \(13,\); give theirs, without the batch axis"):
-        faster(nn.Linear(12, 10), (1, 1), (13,), options=Options(), name="fc")
+        faster_run_mode(nn.Linear(12, 10), (1, 1), (13,), options=Options(), name="fc")
     with pytest.raises(ConfigError, match="fc: it is on the meta device, where nothing takes time; load its weights first"):
-        faster(nn.Linear(12, 10, device="meta"), (1, 1), (12,), options=Options(), name="fc")
+        faster_run_mode(nn.Linear(12, 10, device="meta"), (1, 1), (12,), options=Options(), name="fc")
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -100,7 +100,7 @@ def test_hooi_sweeps_never_increase_the_error(monkeypatch):
     for sweeps in range(1, 9):
         monkeypatch.setattr(tucker, "MAX_SWEEPS", sweeps)
         u_out, u_in = tucker.hooi(k, 4, 3)
-        kept.append(float(tucker.core(k, u_out, u_in).square().sum()))
+        kept.append(float(tucker.core_tensor(k, u_out, u_in).square().sum()))
     assert all(later >= earlier - 1e-9 for earlier, later in pairwise(kept))
     assert kept[-1] > kept[0]
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from edgecompress.network import batches
 from edgecompress.network.surgery import replace
 from edgecompress.planning import activation_cache
-from edgecompress.planning.activation_cache import record, resumed
+from edgecompress.planning.activation_cache import record_activations, replay_before
 
 
 class Counted(nn.Conv2d):
@@ -74,13 +74,13 @@ def layers(model):
 @pytest.mark.parametrize("held", [10**9, 20_000, 0])
 @torch.no_grad()
 def test_a_network_resumed_at_a_replaced_layer_gives_what_it_gives_as_a_whole(model, monkeypatch, held):
-    monkeypatch.setattr(activation_cache, "BYTES", held)
-    recording = record(model, inputs())
+    monkeypatch.setattr(activation_cache, "MAX_BYTES", held)
+    recording = record_activations(model, inputs())
     assert all(map(torch.equal, recording.outputs, batches.run(model, inputs())))
     for name in layers(model):
         dense = model.get_submodule(name)
         changed = nn.Sequential(dense, nn.Tanh())
-        with resumed(recording, dense):
+        with replay_before(recording, dense):
             replace(model, name, changed)
             found = batches.run(model, inputs())
         whole = batches.run(model, inputs())
@@ -92,10 +92,10 @@ def test_a_network_resumed_at_a_replaced_layer_gives_what_it_gives_as_a_whole(mo
 
 @torch.no_grad()
 def test_layers_before_the_replaced_one_are_not_computed(model):
-    recording = record(model, inputs())
+    recording = record_activations(model, inputs())
     computed = {}
     for name in layers(model):
-        with resumed(recording, model.get_submodule(name)):
+        with replay_before(recording, model.get_submodule(name)):
             Counted.calls = 0
             batches.run(model, inputs())
             computed[name] = Counted.calls
@@ -104,8 +104,8 @@ def test_layers_before_the_replaced_one_are_not_computed(model):
 
 
 def test_a_layer_that_was_not_called_has_nothing_before_it(model):
-    recording = record(model, inputs())
-    with resumed(recording, nn.Linear(1, 1)):
+    recording = record_activations(model, inputs())
+    with replay_before(recording, nn.Linear(1, 1)):
         Counted.calls = 0
         batches.run(model, inputs())
     assert Counted.calls == 6

@@ -18,10 +18,10 @@ from edgecompress.network.analyze import analyze
 from edgecompress.network.batchnorm import before, reestimate
 from edgecompress.network.outputs import top1
 from edgecompress.network.surgery import forward
-from edgecompress.planning import constraints, dtypes
+from edgecompress.planning import constraints, int8_loss
 from edgecompress.planning.allocators import Offer, latency
-from edgecompress.planning.dtypes import rounding_losses
-from edgecompress.planning.latencies import Costs, priced
+from edgecompress.planning.int8_loss import measure_int8_losses
+from edgecompress.planning.latencies import DeviceCosts, candidate_latencies
 from edgecompress.planning.plan import plan
 from edgecompress.records import Budget
 
@@ -30,7 +30,7 @@ WHOLE_MS = 2.0
 
 def costs(ms, whole_ms=WHOLE_MS):
     """Latencies by a rule in place of a device: ms(form, macs)."""
-    return Costs("int8-static", "a board, a runtime, 1 thread", whole_ms, lambda wanted: [ms(w.form, w.macs) for w in wanted])
+    return DeviceCosts("int8-static", "a board, a runtime, 1 thread", whole_ms, lambda wanted: [ms(w.form, w.macs) for w in wanted])
 
 
 def by_macs(form, macs):
@@ -42,9 +42,9 @@ def test_layers_cost_what_they_take_of_the_whole_and_the_network_beside_them_the
     net = Uneven()
     stats = analyze(net, IMAGE, measure=False)
     given = costs(by_macs)._replace(layers_ms=layers_ms)
-    found = priced(net, stats, {layer.name: () for layer in stats.layers}, given)
+    found = candidate_latencies(net, stats, {layer.name: () for layer in stats.layers}, given)
     alone = [by_macs(None, layer.macs) for layer in stats.layers]
-    layers = [found.dense(layer.name) for layer in stats.layers]
+    layers = [found.dense_ms(layer.name) for layer in stats.layers]
     assert sum(layers) == pytest.approx(min(WHOLE_MS, sum(alone) if layers_ms is None else layers_ms))
     assert sum(layers) + found.rest_ms == pytest.approx(WHOLE_MS)
     assert [one / layers[0] for one in layers] == pytest.approx([one / alone[0] for one in alone])
@@ -63,23 +63,23 @@ problems = st.integers(2, 4).flatmap(
 def limit(rows, which, share):
     table = {str(i): [option[which] for option in row] for i, row in enumerate(rows)}
     least, most = (sum(f(row) for row in table.values()) for f in (min, max))
-    return constraints.Limit("macs_ratio", f"budget {which}", "MACs", table, most, 0.0, least + share * (most - least))
+    return constraints.Constraint("macs_ratio", f"budget {which}", "MACs", table, most, 0.0, least + share * (most - least))
 
 
 @given(problems, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_every_limit_is_kept_and_nothing_beats_the_best_of_all_choices(rows, first, second):
     limits = [limit(rows, 0, first), limit(rows, 1, second)]
     offers = [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows]
-    picked = constraints.allocate(latency, offers, limits)
+    picked = constraints.allocate_within(latency, offers, limits)
     within = [
         sum(row[i][2] for row, i in zip(rows, choice, strict=True))
         for choice in itertools.product(*(range(len(row)) for row in rows))
-        if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.allowed * (1 + 1e-9) for each in limits)
+        if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.layers_total * (1 + 1e-9) for each in limits)
     ]
     if picked is None:
         return
     for each in limits:
-        assert sum(row[i] for row, i in zip(each.costs.values(), picked, strict=True)) <= each.allowed * (1 + 1e-6)
+        assert sum(row[i] for row, i in zip(each.costs.values(), picked, strict=True)) <= each.layers_total * (1 + 1e-6)
     assert sum(row[i][2] for row, i in zip(rows, picked, strict=True)) >= min(within) - 1e-9
 
 
@@ -95,12 +95,12 @@ def test_two_limits_are_nearly_always_spent_nearly_as_well_as_possible():
         within = [
             sum(row[i][2] for row, i in zip(rows, choice, strict=True))
             for choice in itertools.product(range(4), repeat=5)
-            if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.allowed for each in limits)
+            if all(sum(row[i] for row, i in zip(each.costs.values(), choice, strict=True)) <= each.layers_total for each in limits)
         ]
         if not within:
             continue
         possible += 1
-        picked = constraints.allocate(latency, [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows], limits)
+        picked = constraints.allocate_within(latency, [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows], limits)
         found += picked is not None
         good += picked is not None and sum(row[i][2] for row, i in zip(rows, picked, strict=True)) <= 1.15 * min(within)
     assert possible > 50
@@ -229,14 +229,14 @@ def test_what_came_out_fast_by_chance_is_measured_again_before_it_is_promised(ne
     def ms(form, macs):
         return 1e-5 * macs * (0.1 if (form.method, form.rank) in lucky else 1.0)
 
-    def again(wanted):
+    def remeasure(wanted):
         found = lucky & {(w.form.method, w.form.rank) for w in wanted}
         lucky.difference_update(found)
         return bool(found)
 
     given = costs(ms, whole_ms=1e-5 * stats.macs)
     deceived = plan(net, stats, costs=given, **asked)
-    told = plan(net, stats, costs=given._replace(again=again), **asked)
+    told = plan(net, stats, costs=given._replace(remeasure=remeasure), **asked)
     assert deceived.latency_ms < 0.8e-5 * deceived.macs
     assert told.latency_ms == pytest.approx(1e-5 * told.macs)
     assert not lucky
@@ -331,14 +331,14 @@ def uneven():
 
 def joint_costs(whole_ms):
     """In float each layer takes three times as long."""
-    return Costs(
+    return DeviceCosts(
         "int8-static", "a board", whole_ms, lambda wanted: [by_macs(w.form, w.macs) * (3 if w.scheme == "fp32" else 1) for w in wanted]
     )
 
 
 def test_what_rounding_hurts_stays_in_float_as_far_as_the_time_allows(uneven, inputs):
     stats = analyze(uneven, IMAGE, measure=False)
-    losses = rounding_losses(uneven, [layer.name for layer in stats.layers], inputs)
+    losses = measure_int8_losses(uneven, [layer.name for layer in stats.layers], inputs)
     assert max(losses, key=losses.get) in ("dw1", "project", "expand", "dw2")
     kept = []
     for budget in (0.7, 1.0, 1.6, 4.0):
@@ -365,16 +365,16 @@ def test_without_a_latency_to_spend_mixed_precision_is_no_slower_than_the_dense_
 
 def test_what_rounding_costs_is_measured_once(uneven, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
-    once = rounding_losses(uneven, ["dw1", "head"], inputs)
-    all_of_it = rounding_losses(uneven, ["dw1", "head", "expand"], inputs)
+    once = measure_int8_losses(uneven, ["dw1", "head"], inputs)
+    all_of_it = measure_int8_losses(uneven, ["dw1", "head", "expand"], inputs)
     assert {name: all_of_it[name] for name in once} == once
-    monkeypatch.setattr(dtypes, "divergence", lambda *_: pytest.fail("was measured again"))
-    assert rounding_losses(uneven, ["expand", "dw1"], inputs) == {name: all_of_it[name] for name in ("expand", "dw1")}
+    monkeypatch.setattr(int8_loss, "divergence", lambda *_: pytest.fail("was measured again"))
+    assert measure_int8_losses(uneven, ["expand", "dw1"], inputs) == {name: all_of_it[name] for name in ("expand", "dw1")}
 
 
 def test_the_model_is_left_as_it_is_by_measuring_what_rounding_costs(uneven, inputs, monkeypatch):
     monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
     before = {name: value.clone() for name, value in uneven.state_dict().items()}
-    rounding_losses(uneven, ["dw1", "head"], inputs)
+    measure_int8_losses(uneven, ["dw1", "head"], inputs)
     assert all(torch.equal(value, before[name]) for name, value in uneven.state_dict().items())
     assert not uneven.dw1._forward_pre_hooks

@@ -21,14 +21,14 @@ from edgecompress.factorizations import factorize
 from edgecompress.network.analyze import analyze
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.planning.latency_tables import table as tables
-from edgecompress.planning.latency_tables.forms import form_of
-from edgecompress.planning.latency_tables.measure import SMALLEST
-from edgecompress.planning.latency_tables.shares import share_of
-from edgecompress.planning.latency_tables.source import Network, open_source
-from edgecompress.planning.latency_tables.table import Wanted
-from edgecompress.planning.latency_tables.writing import write_layers
+from edgecompress.planning.latency_tables.layer_files import write_layers
+from edgecompress.planning.latency_tables.layer_forms import layer_form
+from edgecompress.planning.latency_tables.layer_fraction import solve_layer_fraction
+from edgecompress.planning.latency_tables.measured_table import NetworkToMeasure, open_cost_table
+from edgecompress.planning.latency_tables.measurement import SMALLEST_MODEL
+from edgecompress.planning.latency_tables.table import LatencyQuery
 from edgecompress.planning.profile import profile
-from edgecompress.planning.reduced import forms, reduced
+from edgecompress.planning.reduced_network import form_pairs, reduce_network
 from edgecompress.records import ConversionRequest, Cost, CostTable, LayerForm, from_json, to_json
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -57,7 +57,7 @@ def stats_of(layer, shape):
 
 def form(name, method="dense", rank=()):
     layer, shape = LAYERS[name]
-    return form_of(stats_of(layer, shape), layer, method, rank)
+    return layer_form(stats_of(layer, shape), layer, method, rank)
 
 
 def computed(path, x):
@@ -137,7 +137,9 @@ def test_every_scheme_of_a_form_is_of_its_types(written, case):
 
 
 def test_layers_of_one_shape_are_one_whatever_their_names_and_weights():
-    a, b = (form_of(stats_of(nn.Conv2d(8, 12, 3, padding=1), (8, 10, 14)), nn.Conv2d(8, 12, 3, padding=1), "svd", (4,)) for _ in range(2))
+    a, b = (
+        layer_form(stats_of(nn.Conv2d(8, 12, 3, padding=1), (8, 10, 14)), nn.Conv2d(8, 12, 3, padding=1), "svd", (4,)) for _ in range(2)
+    )
     assert (a.geometry, a.form) == (b.geometry, b.form) == ("Conv2d 8→12 3×3 /1×1 @10×14", "svd 4")
     assert len({form(name).geometry for name in LAYERS}) == len(LAYERS)
     assert from_json(to_json(a), LayerForm, source="here").geometry == a.geometry  # also after a journey as JSON
@@ -152,13 +154,13 @@ def cost(ms, macs=100):
 
 def holding(points, method="svd", layer="linear"):
     """A table with costs of ranks, which are their MACs too."""
-    return tables.with_layers(HERE, {(form(layer).geometry, f"{method} {r}", "fp32"): cost(ms, r) for r, ms in points.items()})
+    return tables.add_layers(HERE, {(form(layer).geometry, f"{method} {r}", "fp32"): cost(ms, r) for r, ms in points.items()})
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.01, 10), min_size=2, max_size=8), st.integers(1, 60))
 def test_between_measured_ranks_a_cost_lies_between_theirs_and_at_them_it_is_theirs(points, rank):
     table = holding(points)
-    found = tables.ms_of(table, form("linear", "svd", (rank,)), rank, "fp32")
+    found = tables.estimate_ms(table, form("linear", "svd", (rank,)), rank, "fp32")
     below, above = [r for r in points if r <= rank], [r for r in points if r >= rank]
     if rank in points:
         assert found == points[rank]
@@ -173,17 +175,17 @@ def test_between_measured_ranks_a_cost_lies_between_theirs_and_at_them_it_is_the
 
 def test_another_method_scheme_or_layer_says_nothing():
     table = holding({4: 1.0, 8: 2.0})
-    assert tables.ms_of(table, form("linear", "svd", (6,)), 6, "int8-static") is None
-    assert tables.ms_of(table, form("linear", "tensor_train", (2, 2)), 6, "fp32") is None
-    assert tables.ms_of(table, form("pointwise", "svd", (6,)), 6, "fp32") is None
+    assert tables.estimate_ms(table, form("linear", "svd", (6,)), 6, "int8-static") is None
+    assert tables.estimate_ms(table, form("linear", "tensor_train", (2, 2)), 6, "fp32") is None
+    assert tables.estimate_ms(table, form("pointwise", "svd", (6,)), 6, "fp32") is None
 
 
 def test_what_two_processes_add_is_kept(tmp_path):
     path = tmp_path / "costs" / "board.json"
-    tables.save(holding({4: 1.0}), path)
-    tables.save(holding({8: 2.0}, layer="pointwise"), path)
-    tables.save(holding({4: 3.0}), path)
-    kept = tables.load(path)
+    tables.save_table(holding({4: 1.0}), path)
+    tables.save_table(holding({8: 2.0}, layer="pointwise"), path)
+    tables.save_table(holding({4: 3.0}), path)
+    kept = tables.load_table(path)
     assert kept.layers[form("linear").geometry]["svd 4"]["fp32"].ms == 3.0
     assert kept.layers[form("pointwise").geometry]["svd 8"]["fp32"].ms == 2.0
 
@@ -201,7 +203,7 @@ def test_a_table_of_other_conditions_is_refused(tmp_path, change, said):
     path = tmp_path / "board.json"
     path.write_bytes(to_json(msgspec.structs.replace(HERE, **change)))
     with pytest.raises(ConfigError, match=f"board.json: {said}; name another file"):
-        tables.load(path, conditions=HERE)
+        tables.load_table(path, conditions=HERE)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1}', to_json(cost(1.0))])
@@ -209,7 +211,7 @@ def test_what_is_no_table_is_refused_with_its_name(tmp_path, content):
     path = tmp_path / "board.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"board\.json"):
-        tables.load(path)
+        tables.load_table(path)
 
 
 # Measuring
@@ -219,19 +221,19 @@ def network_of(net, tmp_path):
     stats = analyze(net, IMAGE, measure=False)
 
     def write(paths, scheme):
-        for path, model in zip(paths, (net, reduced(net, stats)), strict=True):
+        for path, model in zip(paths, (net, reduce_network(net, stats)), strict=True):
             program = path.with_suffix(".pt2")
             write_program(to_program(model, IMAGE), program)
             convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
 
-    return Network("net", "0" * 64, 1000, forms(net, stats), write)
+    return NetworkToMeasure("net", "0" * 64, 1000, form_pairs(net, stats), write)
 
 
 def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_path):
     net = trained(Net(), epochs=1)
     stats = analyze(net, IMAGE, measure=False)
     path = tmp_path / "costs.json"
-    source = open_source(device="local://", table=path, threads=1, noisy=True)
+    source = open_cost_table(device="local://", table=path, threads=1, noisy=True)
     found = profile(net, stats, source, network_of(net, tmp_path), schemes=("fp32",), rank_multiple=4)
     assert {layer.split()[0] for layer in found.layers} == {"Conv2d", "Linear"}
     assert all({"fp32"} == set(costs) and costs["fp32"].ms > 0 for forms in found.layers.values() for costs in forms.values())
@@ -239,56 +241,58 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
     whole = found.networks["0" * 64]["fp32"]
     assert whole.ms > 0
     assert 0.2 < whole.layers_ms / whole.ms < 5.0
-    again = open_source(device="local://", table=path, threads=1)
+    again = open_cost_table(device="local://", table=path, threads=1)
     assert profile(net, stats, again, network_of(net, tmp_path), schemes=("fp32",), rank_multiple=4) == found
-    fresh = open_source(device="local://", table=path, threads=1, refresh=True, noisy=True)
+    fresh = open_cost_table(device="local://", table=path, threads=1, refresh=True, noisy=True)
     anew = profile(net, stats, fresh, network_of(net, tmp_path), schemes=("fp32",), rank_multiple=4)
     assert anew.layers.keys() == found.layers.keys()
     assert all(anew.layers[layer][name] != costs for layer, forms in found.layers.items() for name, costs in forms.items())
-    alone = open_source(device="", table=path, threads=1)
-    wanted = Wanted(form_of(stats.layers[0], net.stem, "dense", ()), "fp32", stats.layers[0].macs)
-    assert alone.price([wanted]) == [anew.layers[wanted.form.geometry]["dense"]["fp32"].ms]
+    alone = open_cost_table(device="", table=path, threads=1)
+    wanted = LatencyQuery(layer_form(stats.layers[0], net.stem, "dense", ()), "fp32", stats.layers[0].macs)
+    assert alone.latencies_of([wanted]) == [anew.layers[wanted.form.geometry]["dense"]["fp32"].ms]
     with pytest.raises(ConfigError, match="net as a whole was not measured in int8-static; run `edgecompress profile` with --device"):
-        alone.whole(network_of(net, tmp_path), "int8-static")
+        alone.network_cost(network_of(net, tmp_path), "int8-static")
 
 
 def test_what_a_plan_chose_is_measured_once_more_and_no_more_than_that(tmp_path):
     layer = nn.Conv2d(8, 16, 3, padding=1)
     stats = analyze(nn.Sequential(layer), (torch.zeros(1, 8, 12, 12),), measure=False).layers[0]
-    dense, chosen = (Wanted(form_of(stats, layer, *form), "fp32", macs) for form, macs in ((("dense", ()), 2), (("tucker2", (4, 4)), 1)))
+    dense, chosen = (
+        LatencyQuery(layer_form(stats, layer, *form), "fp32", macs) for form, macs in ((("dense", ()), 2), (("tucker2", (4, 4)), 1))
+    )
     path = tmp_path / "costs.json"
-    source = open_source(device="local://", table=path, threads=1, noisy=True)
-    source.price([dense, chosen])
-    once = tables.cost_of(tables.load(path), chosen)
-    assert not open_source(device="", table=path, threads=1).again([chosen])
-    assert source.again([chosen])
-    assert not source.again([chosen])
-    twice = tables.cost_of(tables.load(path), chosen)
+    source = open_cost_table(device="local://", table=path, threads=1, noisy=True)
+    source.latencies_of([dense, chosen])
+    once = tables.find_cost(tables.load_table(path), chosen)
+    assert not open_cost_table(device="", table=path, threads=1).remeasure([chosen])
+    assert source.remeasure([chosen])
+    assert not source.remeasure([chosen])
+    twice = tables.find_cost(tables.load_table(path), chosen)
     assert (once.again, twice.again) == (False, True)
     assert twice.ms == pytest.approx(once.ms, rel=0.9)
-    assert not tables.cost_of(tables.load(path), dense).again
+    assert not tables.find_cost(tables.load_table(path), dense).again
 
 
 @given(st.floats(0.0, 0.5), st.floats(0.8, 1.2), st.floats(0.3, 0.6))
 def test_two_networks_tell_their_layers_from_the_rest(rest, slope, kept):
     before = (1 - rest) / slope
-    share = share_of(before, kept * before, rest + slope * kept * before)
+    share = solve_layer_fraction(before, kept * before, rest + slope * kept * before)
     assert share == pytest.approx(1 - rest, abs=0.16)  # as far as layers are trusted to take what they take alone
-    assert share_of(1 - rest, kept * (1 - rest), rest + kept * (1 - rest)) == pytest.approx(1 - rest)
+    assert solve_layer_fraction(1 - rest, kept * (1 - rest), rest + kept * (1 - rest)) == pytest.approx(1 - rest)
 
 
 def test_a_reduced_network_that_keeps_all_layers_leaves_them_what_they_take_alone():
-    assert share_of(0.9, 0.9, 1.0) == pytest.approx(0.9, abs=0.01)
-    assert share_of(1.3, 1.3, 1.0) == 1.0
+    assert solve_layer_fraction(0.9, 0.9, 1.0) == pytest.approx(0.9, abs=0.01)
+    assert solve_layer_fraction(1.3, 1.3, 1.0) == 1.0
 
 
 def test_the_reduced_network_has_the_forms_that_are_measured_for_it():
     net = trained(Net(), epochs=1)
     stats = analyze(net, IMAGE, measure=False)
-    small = reduced(net, stats)
+    small = reduce_network(net, stats)
     assert torch.isfinite(small(*IMAGE)).all()
     replaced = 0
-    for layer, (dense, form, calls) in zip(stats.layers, forms(net, stats), strict=True):
+    for layer, (dense, form, calls) in zip(stats.layers, form_pairs(net, stats), strict=True):
         assert (dense.method, dense.geometry, calls) == ("dense", form.geometry, 1.0)
         params = sum(p.numel() for p in small.get_submodule(layer.name).parameters())
         if form.method == "dense":
@@ -303,32 +307,32 @@ def test_the_reduced_network_has_the_forms_that_are_measured_for_it():
 def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchains, "layer_writer", lambda: pytest.fail("a converter was started"))
     path = tmp_path / "costs.json"
-    source = open_source(device="local://", table=path, threads=1)
+    source = open_cost_table(device="local://", table=path, threads=1)
     assert source.table.runtime == f"ai-edge-litert {version('ai-edge-litert')}"
-    tables.save(msgspec.structs.replace(source.table, runtime="ai-edge-litert 1.0"), path)
+    tables.save_table(msgspec.structs.replace(source.table, runtime="ai-edge-litert 1.0"), path)
     with pytest.raises(ConfigError, match=r"costs\.json: its runtime is ai-edge-litert 1\.0, here it is ai-edge-litert"):
-        open_source(device="local://", table=path, threads=1)
+        open_cost_table(device="local://", table=path, threads=1)
 
 
 def test_the_layer_that_tells_the_runtime_is_the_writers_own(tmp_path):
     smallest = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
     write_layers([(smallest, "fp32", tmp_path / "a.tflite")])
-    assert (tmp_path / "a.tflite").read_bytes() == SMALLEST.read_bytes()
+    assert (tmp_path / "a.tflite").read_bytes() == SMALLEST_MODEL.read_bytes()
 
 
 def test_a_table_of_other_threads_is_refused_without_a_device_too(tmp_path):
     path = tmp_path / "costs.json"
-    tables.save(HERE, path)
+    tables.save_table(HERE, path)
     with pytest.raises(ConfigError, match=r"its threads are 1, here they are 2; give --threads 1"):
-        open_source(device="", table=path, threads=2)
+        open_cost_table(device="", table=path, threads=2)
 
 
 def test_a_busy_machine_is_refused(tmp_path):
     path = tmp_path / "costs.json"
-    source = open_source(device="local://", table=path, threads=1)
+    source = open_cost_table(device="local://", table=path, threads=1)
     with (
         busy(),
         pytest.raises(DeviceError, match=r"processors.* in each of 3 runs; a table measured now would be wrong"),
     ):
-        source.measure([Wanted(form("linear"), "fp32", 240)])
-    assert not path.exists() or not tables.load(path).layers
+        source.measure_missing([LatencyQuery(form("linear"), "fp32", 240)])
+    assert not path.exists() or not tables.load_table(path).layers

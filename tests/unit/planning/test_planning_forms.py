@@ -33,7 +33,7 @@ def test_a_tensor_train_runs_as_the_form_that_is_measured_faster(net, stats, lay
 
 
 def test_a_form_that_was_asked_for_is_not_measured(net, stats, monkeypatch):
-    monkeypatch.setattr("edgecompress.factorizations.tensor_train.faster", None)  # a call would fail
+    monkeypatch.setattr("edgecompress.factorizations.methods.tensor_train.faster_run_mode", None)  # a call would fail
     made = plan(net, stats, macs_ratio=1.0, layers={"2": ("tensor_train", (2, 2), {"run": "dense", "cores": 3})})
     assert {step.layer: step.form for step in made.layers}["2"] == "tensor_train run=dense cores=3"
 

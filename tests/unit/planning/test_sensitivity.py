@@ -6,18 +6,18 @@ import pytest
 import torch
 from support.networks import digits
 
-from edgecompress.factorizations.fitting import factors_of
-from edgecompress.factorizations.parallel import Job
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network.batchnorm import reestimate
 from edgecompress.network.outputs import divergence
 from edgecompress.network.surgery import forward, replace
 from edgecompress.planning import sensitivity
-from edgecompress.planning.choices import candidates_of, forms_of
+from edgecompress.planning.fitted_candidates import find_candidates, methods_to_try
 
 
 @pytest.fixture(scope="module")
 def candidates(net, stats):
-    return candidates_of(net, stats, forms_of("auto", None, measured=False), multiple=2).candidates
+    return find_candidates(net, stats, methods_to_try("auto", None, measured=False), multiple=2).candidates
 
 
 def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
@@ -27,18 +27,18 @@ def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
     other.bn1.running_mean += 1
     other.bn2.running_var *= 3
     before = copy.deepcopy(other.state_dict())
-    assert sensitivity.measure(other, candidates, inputs) == sensitivity.measure(net, candidates, inputs)
+    assert sensitivity.measure_losses(other, candidates, inputs) == sensitivity.measure_losses(net, candidates, inputs)
     torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidates):
     """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
     inputs = (digits()[0].inputs[:512],)
-    losses = sensitivity.measure(net, candidates, inputs)
-    probe = sensitivity.first(candidates["body"])[0]
-    job = Job("body", net.body, probe.method, probe.rank, dict(probe.options))
+    losses = sensitivity.measure_losses(net, candidates, inputs)
+    probe = sensitivity.coarse_probes(candidates["body"])[0]
+    job = FactorizationJob("body", net.body, probe.method, probe.rank, dict(probe.options))
     trial = copy.deepcopy(net)
-    replace(trial, "body", factors_of(net, [job])[0].compact)
+    replace(trial, "body", fit_layers(net, [job])[0].compact)
     shifted = float(divergence(forward(trial, inputs), forward(net, inputs)))
     both = [copy.deepcopy(net), trial]
     for model in both:
@@ -50,12 +50,12 @@ def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidate
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 65])
 def test_any_number_of_samples_will_do(net, candidates, samples):
-    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:samples],))
+    losses = sensitivity.measure_losses(net, candidates, (digits()[0].inputs[:samples],))
     assert all(loss >= 0 for loss in losses.values())
 
 
 def test_a_probe_that_overflows_is_the_worst_there_is_and_leaves_nothing_behind(net, candidates, monkeypatch):
-    fit = sensitivity.factors_of
+    fit = sensitivity.fit_layers
 
     def overflowing(model, jobs, **given):
         assert all(bool(kept.isfinite().all()) for kept in model.state_dict().values())
@@ -64,10 +64,10 @@ def test_a_probe_that_overflows_is_the_worst_there_is_and_leaves_nothing_behind(
         return made
 
     monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
-    monkeypatch.setattr(sensitivity, "factors_of", overflowing)
-    monkeypatch.setattr(sensitivity, "HELD", 1)  # one probe at a time
-    losses = sensitivity.measure(net, candidates, (digits()[0].inputs[:64],), data_aware=True)
-    assert max(losses.values()) == pytest.approx(sensitivity.CEILING)
+    monkeypatch.setattr(sensitivity, "fit_layers", overflowing)
+    monkeypatch.setattr(sensitivity, "MAX_HELD_PARAMS", 1)  # one probe at a time
+    losses = sensitivity.measure_losses(net, candidates, (digits()[0].inputs[:64],), data_aware=True)
+    assert max(losses.values()) == pytest.approx(sensitivity.MAX_LOSS)
     assert all(kept.isfinite().all() for kept in net.state_dict().values())
 
 
@@ -94,7 +94,7 @@ def measured(net, candidates, monkeypatch, tmp_path):
 
     def measure(model=net, *, found=candidates, inputs=inputs, **options):
         bar = Counted()
-        losses = sensitivity.measure(model, found, inputs, track=bar, **options)
+        losses = sensitivity.measure_losses(model, found, inputs, track=bar, **options)
         return bar.total, losses
 
     assert measure()[0] > 0

@@ -20,9 +20,9 @@ from edgecompress.network.surgery import forward
 from edgecompress.planning import stages
 from edgecompress.planning.allocators import ALLOCATORS
 from edgecompress.planning.candidates import Candidate
-from edgecompress.planning.constraints import Limit, weakened
+from edgecompress.planning.constraints import Constraint, stage_budget
 from edgecompress.planning.plan import plan
-from edgecompress.planning.stages import Stage, below, left
+from edgecompress.planning.stages import Stage, lower_ranks, remaining_fraction
 from edgecompress.records import Budget, LayerPlan
 
 # The schedule
@@ -33,21 +33,21 @@ shares = st.floats(0.01, 1)
 @given(st.integers(1, 6), shares, shares)
 def test_each_stage_goes_the_share_of_the_way_left_and_the_last_one_all_of_it(of, weakening, final):
     asked = Budget(macs_ratio=final, speedup=1 / final)
-    macs = Limit("macs_ratio", "", "MACs", {}, dense=100.0, rest=0.0, total=100 * final)
-    time = Limit("speedup", "", "ms", {}, dense=7.0, rest=0.0, total=7 * final)
-    shares = [1 - left(number, of, weakening) for number in range(1, of + 1)]
-    made = [1.0, *(weakened(asked, [macs, time], share).macs_ratio for share in shares)]
+    macs = Constraint("macs_ratio", "", "MACs", {}, dense=100.0, rest=0.0, total=100 * final)
+    time = Constraint("speedup", "", "ms", {}, dense=7.0, rest=0.0, total=7 * final)
+    shares = [1 - remaining_fraction(number, of, weakening) for number in range(1, of + 1)]
+    made = [1.0, *(stage_budget(asked, [macs, time], share).macs_ratio for share in shares)]
     for number in range(1, of):
         assert made[number - 1] - made[number] == pytest.approx(weakening * (made[number - 1] - final), abs=1e-12)
     assert made[-1] == pytest.approx(final)
     assert made == sorted(made, reverse=True)
-    assert [weakened(asked, [macs, time], share).speedup for share in shares] == pytest.approx([1 / ratio for ratio in made[1:]])
+    assert [stage_budget(asked, [macs, time], share).speedup for share in shares] == pytest.approx([1 / ratio for ratio in made[1:]])
 
 
 @given(st.integers(2, 6), shares)
 def test_a_stage_before_the_last_is_the_same_however_many_follow(of, weakening):
     """So that a run which is asked for one stage more goes on from those it has."""
-    assert [left(n, of, weakening) for n in range(1, of)] == [left(n, of + 3, weakening) for n in range(1, of)]
+    assert [remaining_fraction(n, of, weakening) for n in range(1, of)] == [remaining_fraction(n, of + 3, weakening) for n in range(1, of)]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_stage_before_the_last_is_the_same_however_many_follow(of, weakening):
 )
 def test_a_layer_may_only_become_what_it_is_at_a_lower_rank_and_cost(rank, params, macs, options, kept):
     now = Candidate("tucker2", (8, 8), 100, 100, 0.0)
-    assert bool(below([Candidate("tucker2", rank, params, macs, 0.5, options=options)], now)) == kept
-    assert not below([Candidate("cp3", (4,), 1, 1, 0.5)], now)
+    assert bool(lower_ranks([Candidate("tucker2", rank, params, macs, 0.5, options=options)], now)) == kept
+    assert not lower_ranks([Candidate("cp3", (4,), 1, 1, 0.5)], now)
 
 
 # Factorized layers, opened
@@ -80,7 +80,7 @@ def test_an_opened_layer_is_the_dense_one_again_with_what_the_factors_compute(me
     if not takes(method, name):
         return  # that it says why not is tested with the factorizations
     case, compact = take(name), tuned(fitted(method, name))
-    made = stages.opened(nn.Sequential(compact), nn.Sequential(case.layer), [step("0", method, ())])
+    made = stages.restore_dense(nn.Sequential(compact), nn.Sequential(case.layer), [step("0", method, ())])
     assert (type(made[0]), str(made[0])) == (type(case.layer), str(case.layer))
     torch.testing.assert_close(made(case.x), compact(case.x), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(made(case.x), case.layer(case.x), atol=0.01)  # training has moved the factors, and the bias
@@ -112,8 +112,8 @@ def inputs():
 
 def after(model, before, made):
     """The network that a stage makes of the one before, without any training."""
-    changed = stages.changed(made, before)
-    network, _ = decompose(stages.opened(model[0], model[1], stages.among(before, changed)), changed)
+    changed = stages.changed_layers(made, before)
+    network, _ = decompose(stages.restore_dense(model[0], model[1], stages.previous_forms(before, changed)), changed)
     return network.eval()
 
 
@@ -137,16 +137,16 @@ def test_ranks_and_costs_never_rise_and_the_last_budget_is_kept(net, inputs, all
     stats, network, before, was = analyze(net, IMAGE, measure=False), net, (), None
     for number in (1, 2, 3):
         made = plan(
-            stages.opened(network, net, before),
+            stages.restore_dense(network, net, before),
             stats,
             macs_ratio=0.25,
             allocator=allocator,
             inputs=inputs,
             rank_multiple=2,
-            stage=Stage(left(number, 3, 0.5), stages.present(before)),
+            stage=Stage(remaining_fraction(number, 3, 0.5), stages.current_forms(before)),
         )
-        assert made.macs <= (0.25 + 0.75 * left(number, 3, 0.5)) * stats.macs
-        assert made.budget.macs_ratio == pytest.approx(0.25 + 0.75 * left(number, 3, 0.5), abs=1e-4)
+        assert made.macs <= (0.25 + 0.75 * remaining_fraction(number, 3, 0.5)) * stats.macs
+        assert made.budget.macs_ratio == pytest.approx(0.25 + 0.75 * remaining_fraction(number, 3, 0.5), abs=1e-4)
         network = after((network, net), before, made)
         counted = analyze(network, IMAGE, measure=False)
         assert (counted.macs, counted.params) == (made.macs, made.params)
@@ -174,13 +174,13 @@ def test_with_a_bound_on_accuracy_every_stage_keeps_it_and_ranks_never_rise(net,
     judged = ((digits()[0].inputs[400:1400],), None)
     for number, bound in ((1, 4.0), (2, 12.0)):
         made = plan(
-            stages.opened(network, net, before),
+            stages.restore_dense(network, net, before),
             stats,
             budget=Budget(max_drop=bound),
             inputs=inputs,
             judged=judged,
             rank_multiple=2,
-            stage=Stage(left(number, 2, 0.5), stages.present(before)),
+            stage=Stage(remaining_fraction(number, 2, 0.5), stages.current_forms(before)),
         )
         lost = float(made.notes[-1].split(" points")[0].rpartition(" ")[2])
         assert 0 <= lost <= bound

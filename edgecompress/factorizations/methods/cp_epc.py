@@ -14,8 +14,8 @@ from torch import nn
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
 from edgecompress.factorizations.protocol import Count, Moments, NotNegative, Positive
-from edgecompress.factorizations.tensors.cp import CP, Kernel
-from edgecompress.factorizations.tensors.epc import stable
+from edgecompress.factorizations.tensors.cp import CP, KernelTensor
+from edgecompress.factorizations.tensors.epc import decompose_stably
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
@@ -58,8 +58,8 @@ def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Fac
 
 
 def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
-    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
-        run = stable(
+    def solve(kernel: KernelTensor, rank: int) -> tuple[CP, str | None]:
+        run = decompose_stably(
             kernel,
             rank,
             seed=options.seed,
@@ -69,6 +69,6 @@ def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments
             stability=options.stability,
             cost=options.cost,
         )
-        return run.factors, cp_chain.remark(run, kernel, "CP-EPC")
+        return run.factors, cp_chain.describe_unsettled(run, kernel, "CP-EPC")
 
     return cp_chain.fit(layer, compact, solve, separable=options.separable)

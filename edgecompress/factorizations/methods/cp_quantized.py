@@ -14,9 +14,9 @@ from torch import nn
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
 from edgecompress.factorizations.protocol import Count, Moments, NotNegative
-from edgecompress.factorizations.tensors.cp import CP, Kernel
-from edgecompress.factorizations.tensors.epc import stable
-from edgecompress.factorizations.tensors.quantized_cp import quantize
+from edgecompress.factorizations.tensors.cp import CP, KernelTensor
+from edgecompress.factorizations.tensors.epc import decompose_stably
+from edgecompress.factorizations.tensors.quantized_cp import quantize_factors
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
@@ -55,9 +55,9 @@ def skeleton(layer: Convolution, rank: tuple[int, ...], options: Options) -> Fac
 
 
 def fit(layer: Convolution, compact: Factors, options: Options, moments: Moments | None) -> str | None:
-    def solve(kernel: Kernel, rank: int) -> tuple[CP, str | None]:
-        near = stable(kernel, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, slack=options.slack)
-        run = quantize(kernel, near.factors, bits=options.bits, per_channel=options.per_channel, sweeps=options.sweeps // 2)
+    def solve(kernel: KernelTensor, rank: int) -> tuple[CP, str | None]:
+        near = decompose_stably(kernel, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, slack=options.slack)
+        run = quantize_factors(kernel, near.factors, bits=options.bits, per_channel=options.per_channel, sweeps=options.sweeps // 2)
         if run.converged and near.converged:
             return run.factors, None
         return run.factors, (

@@ -12,19 +12,19 @@ from torch import nn
 from edgecompress.factorizations.blocks import chain
 from edgecompress.factorizations.blocks.layers import (
     Convolution,
-    Layer,
-    area,
-    channels,
-    fill,
+    DenseLayer,
+    channels_per_group,
+    grouped_kernel,
     is_pointwise,
-    kernel,
-    pointwise,
-    spatial,
-    unfit,
+    kernel_size,
+    pointwise_layer,
+    spatial_layer,
+    unsupported_reason,
+    write_kernel,
 )
-from edgecompress.factorizations.moments import correct_bias, seen_by
+from edgecompress.factorizations.moments import correct_bias, error_moments
 from edgecompress.factorizations.protocol import Moments, NoOptions
-from edgecompress.factorizations.tensors.lowrank import truncated
+from edgecompress.factorizations.tensors.lowrank import truncated_svd
 from edgecompress.network.factors import Factors
 
 Options = NoOptions
@@ -33,29 +33,29 @@ reconstruct = chain.reconstruct
 
 
 def reject(layer: nn.Module) -> str | None:
-    if reason := unfit(layer):
+    if reason := unsupported_reason(layer):
         return reason
-    if is_pointwise(cast(Layer, layer)):
+    if is_pointwise(cast(DenseLayer, layer)):
         return "it mixes channels at one position only, channel_svd would be svd"
     return None
 
 
 def max_rank(layer: Convolution, options: NoOptions) -> tuple[int]:
-    out, inside = channels(layer)
-    return (min(out, inside * torch.Size(area(layer)).numel()),)
+    out, inside = channels_per_group(layer)
+    return (min(out, inside * torch.Size(kernel_size(layer)).numel()),)
 
 
 def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> Factors:
     (r,) = rank
-    out, inside = channels(layer)
-    return Factors(spatial(layer, inside, r), pointwise(layer, r, out, bias=layer.bias is not None))
+    out, inside = channels_per_group(layer)
+    return Factors(spatial_layer(layer, inside, r), pointwise_layer(layer, r, out, bias=layer.bias is not None))
 
 
 @torch.no_grad()
 def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Moments | None) -> None:
     first, last = compact
-    r = channels(cast(Layer, first))[0]
-    pairs = [truncated(k.flatten(1), r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
-    fill(first, torch.stack([right for _, right in pairs]))
-    fill(last, torch.stack([left for left, _ in pairs]))
+    r = channels_per_group(cast(DenseLayer, first))[0]
+    pairs = [truncated_svd(k.flatten(1), r, error_moments(layer, moments, i)) for i, k in enumerate(grouped_kernel(layer))]
+    write_kernel(first, torch.stack([right for _, right in pairs]))
+    write_kernel(last, torch.stack([left for left, _ in pairs]))
     correct_bias(layer, compact, moments)

@@ -1,22 +1,22 @@
-"""Layers as cost tables know them: by geometry and form, not by name or weights."""
+"""Describe a layer by its geometry and form, as cost tables do, not by its name or weights."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
 
-from edgecompress.factorizations.blocks.layers import Layer
-from edgecompress.factorizations.cache import arguments_of
+from edgecompress.factorizations.blocks.layers import DenseLayer
+from edgecompress.factorizations.cache import layer_arguments
 from edgecompress.records import LayerForm, LayerStats
 
 
-def form_of(
+def layer_form(
     layer: LayerStats, module: nn.Module, method: str, rank: tuple[int, ...], options: Mapping[str, Any] | None = None
 ) -> LayerForm:
-    """Return what the latency of a layer in a form depends on."""
+    """Return everything that the latency of a layer with this method and rank depends on."""
     return LayerForm(
         kind=type(module).__name__,
-        arguments=arguments_of(cast(Layer, module)),
+        arguments=layer_arguments(cast(DenseLayer, module)),
         input_shape=layer.input_shape,
         method=method,
         rank=rank,

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.factorizations.blocks import chain
-from edgecompress.factorizations.blocks.layers import Convolution, Layer, area, channels, fill, kernel, spatial, unfit
-from edgecompress.factorizations.moments import correct_bias, seen_by
+from edgecompress.factorizations.blocks.layers import (
+    Convolution,
+    DenseLayer,
+    channels_per_group,
+    grouped_kernel,
+    kernel_size,
+    spatial_layer,
+    unsupported_reason,
+    write_kernel,
+)
+from edgecompress.factorizations.moments import correct_bias, error_moments
 from edgecompress.factorizations.protocol import Moments, NoOptions
-from edgecompress.factorizations.tensors.lowrank import balanced, truncated
+from edgecompress.factorizations.tensors.lowrank import balance_norms, truncated_svd
 from edgecompress.network.factors import Factors
 
 Options = NoOptions
@@ -24,64 +33,64 @@ RIDGE: Final = 1e-10  # of the largest moment; features that calibration never e
 
 
 def reject(layer: nn.Module) -> str | None:
-    if reason := unfit(layer):
+    if reason := unsupported_reason(layer):
         return reason
-    size = area(cast(Layer, layer))
+    size = kernel_size(cast(DenseLayer, layer))
     if sum(k > 1 for k in size) < 2:
         return f"kernel {'×'.join(map(str, size)) or 'of a Linear'}, spatial_svd needs two axes to part; use svd or channel_svd"
     return None
 
 
 def max_rank(layer: Convolution, options: NoOptions) -> tuple[int]:
-    out, inside = channels(layer)
-    axis, size = _axis(layer), area(layer)
+    out, inside = channels_per_group(layer)
+    axis, size = _long_axis(layer), kernel_size(layer)
     return (min(inside * size[axis], out * torch.Size(size).numel() // size[axis]),)
 
 
 def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> Factors:
     """Each factor has the stride, padding and dilation of its own axes; the bias is on the last."""
     (r,) = rank
-    out, inside = channels(layer)
-    axis = _axis(layer)
-    rest = tuple(a for a in range(len(area(layer))) if a != axis)
-    return Factors(spatial(layer, inside, r, axes=(axis,)), spatial(layer, r, out, axes=rest, bias=layer.bias is not None))
+    out, inside = channels_per_group(layer)
+    axis = _long_axis(layer)
+    rest = tuple(a for a in range(len(kernel_size(layer))) if a != axis)
+    return Factors(spatial_layer(layer, inside, r, axes=(axis,)), spatial_layer(layer, r, out, axes=rest, bias=layer.bias is not None))
 
 
 @torch.no_grad()
 def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Moments | None) -> None:
     first, last = compact
-    r = channels(cast(Layer, first))[0]
-    axis = _axis(layer)
-    pairs = [_fitted(k, axis, r, seen_by(layer, moments, i)) for i, k in enumerate(kernel(layer))]
-    fill(first, torch.stack([along for along, _ in pairs]))
-    fill(last, torch.stack([across for _, across in pairs]))
+    r = channels_per_group(cast(DenseLayer, first))[0]
+    axis = _long_axis(layer)
+    pairs = [_fit_group(k, axis, r, error_moments(layer, moments, i)) for i, k in enumerate(grouped_kernel(layer))]
+    write_kernel(first, torch.stack([along for along, _ in pairs]))
+    write_kernel(last, torch.stack([across for _, across in pairs]))
     correct_bias(layer, compact, moments)
 
 
-def _axis(layer: Convolution) -> int:
+def _long_axis(layer: Convolution) -> int:
     """The first axis on which the kernel is longer than 1."""
-    return next(a for a, k in enumerate(area(layer)) if k > 1)
+    return next(a for a, k in enumerate(kernel_size(layer)) if k > 1)
 
 
-def _fitted(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fit_group(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Tensor, Tensor]:
     """Factor `(out, in, *area)` into `(r, in · k)` and `(out, r · rest)`; `second` is E[x xᵀ] of the flattened `(in, *area)`."""
     shape = k.shape[1:]
     k = k.movedim(2 + axis, 2).flatten(3)  # (out, in, k, rest)
     out, inside, size, rest = k.shape
     matrix = k.transpose(2, 3).transpose(1, 2).reshape(out * rest, inside * size)
     if second is None:
-        left, along = truncated(matrix, r)
+        left, along = truncated_svd(matrix, r)
         return along, left.reshape(out, rest, r).transpose(1, 2).flatten(1)
     c = second.reshape(*shape, *shape).movedim((1 + axis, 1 + len(shape) + axis), (1, 1 + len(shape)))
     c = c.reshape(inside * size, rest, inside * size, rest)
     alike = torch.einsum("aibi->ab", c) / rest  # as if the columns of the kernel's reach were independent
     w = k.double().reshape(out, inside * size, rest)
-    found = [_refitted(w, *truncated(matrix, r, weight), c) for weight in (None, alike)]
+    found = [_refit_second(w, *truncated_svd(matrix, r, weight), c) for weight in (None, alike)]
     along, across, _ = min(found, key=lambda one: one[2])
     return along, across
 
 
-def _refitted(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor, Tensor, float]:
+def _refit_second(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor, Tensor, float]:
     """Solve for the second factor that loses least of the output, the first one given; return both, balanced, and the loss."""
     out, _, rest = w.shape
     r = len(along)
@@ -96,5 +105,5 @@ def _refitted(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor
     lost = w - torch.einsum("ors,ra->oas", across.reshape(out, r, rest), along)
     error = float(torch.einsum("oai,aibj,obj->", lost, c, lost))
     flat = across.reshape(out, r, rest).transpose(1, 2).reshape(out * rest, r)
-    flat, along = balanced(flat, along)
+    flat, along = balance_norms(flat, along)
     return along, flat.reshape(out, rest, r).transpose(1, 2).flatten(1), error

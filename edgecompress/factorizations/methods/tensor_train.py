@@ -25,25 +25,32 @@ from edgecompress.errors import ConfigError
 from edgecompress.factorizations.blocks import chain
 from edgecompress.factorizations.blocks.layers import (
     Convolution,
-    Layer,
-    area,
-    channels,
-    fill_bias,
+    DenseLayer,
+    channels_per_group,
+    copy_bias,
+    grouped_kernel,
     is_pointwise,
-    kernel,
-    pointwise,
-    spatial,
-    unfit,
+    kernel_size,
+    pointwise_layer,
+    spatial_layer,
+    unsupported_reason,
 )
-from edgecompress.factorizations.blocks.tensor_train import Layout, Rematerialised, TrainLinear, matrix, read, write
+from edgecompress.factorizations.blocks.tensor_train import (
+    Layout,
+    RematerializedLayer,
+    TensorTrainLinear,
+    contract_matrix,
+    read_cores,
+    write_cores,
+)
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.factorizations.tensors import tensor_train as trains
 from edgecompress.factorizations.timing import median_ms
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
-Run = Literal["chain", "dense"]
-Latency = Callable[[Sequence[nn.Module], tuple[int, ...]], Sequence[float]]  # (layers, input shape without batch) → ms of each
+RunMode = Literal["chain", "dense"]
+MeasureLatency = Callable[[Sequence[nn.Module], tuple[int, ...]], Sequence[float]]  # (layers, input shape without batch) → ms of each
 
 DATA_AWARE = False
 
@@ -62,71 +69,71 @@ class Options(Record, frozen=True, kw_only=True):
     cores: int = 3
     in_modes: tuple[int, ...] = ()
     out_modes: tuple[int, ...] = ()
-    run: Run = "chain"
+    run: RunMode = "chain"
 
 
 def reject(layer: nn.Module) -> str | None:
-    if reason := unfit(layer):
+    if reason := unsupported_reason(layer):
         return reason
     if isinstance(layer, nn.Linear):
         if not any(n % k == 0 for n in (layer.in_features, layer.out_features) for k in range(2, math.isqrt(n) + 1)):
             return f"neither {layer.in_features} inputs nor {layer.out_features} outputs can be split, tensor_train would be svd"
         return None
-    if is_pointwise(cast(Layer, layer)):
+    if is_pointwise(cast(DenseLayer, layer)):
         return "it mixes channels at one position only, tensor_train would be svd"
-    if channels(cast(Layer, layer)) == (1, 1) and sum(k > 1 for k in area(cast(Layer, layer))) == 1:
+    if channels_per_group(cast(DenseLayer, layer)) == (1, 1) and sum(k > 1 for k in kernel_size(cast(DenseLayer, layer))) == 1:
         return "a depthwise kernel along one axis has nothing to part"
     return None
 
 
-def max_rank(layer: Layer, options: Options) -> tuple[int, ...]:
+def max_rank(layer: DenseLayer, options: Options) -> tuple[int, ...]:
     return trains.max_ranks(_layout(layer, options).sizes)
 
 
-def skeleton(layer: Layer, rank: tuple[int, ...], options: Options) -> Factors:
+def skeleton(layer: DenseLayer, rank: tuple[int, ...], options: Options) -> Factors:
     """Ranks that neighbours cannot make use of are lowered, and a pointwise factor at full rank is left out."""
     layout = _layout(layer, options)
-    ranks = trains.feasible(rank, layout.sizes)
+    ranks = trains.feasible_ranks(rank, layout.sizes)
     joints = zip((1, *ranks), layout.sizes, (*ranks, 1), strict=True)
-    shapes = [core.shape for core in _opened(layer, [torch.empty(joint, device="meta") for joint in joints])]
+    shapes = [core.shape for core in _layer_cores(layer, [torch.empty(joint, device="meta") for joint in joints])]
     bias = layer.bias is not None
     if options.run == "dense":
-        return Rematerialised(layer, layout, shapes)
+        return RematerializedLayer(layer, layout, shapes)
     if isinstance(layer, nn.Linear):
-        return TrainLinear(*_modes(layer, options), ranks, bias=bias)
+        return TensorTrainLinear(*_linear_modes(layer, options), ranks, bias=bias)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    reaches = iter(_reaches(layer))
+    reaches = iter(_axes_of_factors(layer))
     for k, (inside, size, out) in enumerate(shapes):
         last = bias and k == len(shapes) - 1
         if size == 1:
-            layers["expand" if k else "squeeze"] = pointwise(layer, inside, out, bias=last)
+            layers["expand" if k else "squeeze"] = pointwise_layer(layer, inside, out, bias=last)
         else:
             axes = next(reaches)
-            layers[f"axis{axes[0]}"] = spatial(layer, inside, out, axes=axes, bias=last)
+            layers[f"axis{axes[0]}"] = spatial_layer(layer, inside, out, axes=axes, bias=last)
     return Factors(layers)
 
 
 @torch.no_grad()
-def fit(layer: Layer, compact: Factors, options: Options, moments: Moments | None) -> None:
+def fit(layer: DenseLayer, compact: Factors, options: Options, moments: Moments | None) -> None:
     layout = _layout(layer, options)
-    ranks = [core.shape[2] for core in _trains(layer, compact)[0][:-1]]
-    found = [trains.tt_svd(layout.arranged(one), ranks=ranks) for one in kernel(layer)]
-    write(compact, [trains.spread(_opened(layer, train)) for train in found])
-    fill_bias(compact if isinstance(compact, TrainLinear) else compact[-1], layer)
+    ranks = [core.shape[2] for core in _read_trains(layer, compact)[0][:-1]]
+    found = [trains.tt_svd(layout.arranged(one), ranks=ranks) for one in grouped_kernel(layer)]
+    write_cores(compact, [trains.balance_cores(_layer_cores(layer, train)) for train in found])
+    copy_bias(compact if isinstance(compact, TensorTrainLinear) else compact[-1], layer)
 
 
 def reconstruct(compact: Factors) -> Tensor:
-    if isinstance(compact, TrainLinear):
-        return matrix([core[0] for core in read(compact)], _matrix_layout(compact.in_modes, compact.out_modes))
-    if not isinstance(compact, Rematerialised):
+    if isinstance(compact, TensorTrainLinear):
+        return contract_matrix([core[0] for core in read_cores(compact)], _linear_layout(compact.in_modes, compact.out_modes))
+    if not isinstance(compact, RematerializedLayer):
         return chain.reconstruct(compact)
     weight = compact.contracted()
     if isinstance(compact[0], nn.Linear):
-        return matrix([core[0] for core in read(compact)], weight.layout)
-    return cast(Tensor, weight(*read(compact)))
+        return contract_matrix([core[0] for core in read_cores(compact)], weight.layout)
+    return cast(Tensor, weight(*read_cores(compact)))
 
 
-def ranks_for(layer: Layer, epsilon: float, options: Options) -> tuple[int, ...]:
+def ranks_within_error(layer: DenseLayer, epsilon: float, options: Options) -> tuple[int, ...]:
     """Return the ranks at which the relative error of the weight is at most `epsilon`.
 
     Each bond is truncated by ε‖W‖/√(d−1); bonds of groups take the largest rank any group needs. The factors' dtype adds its rounding.
@@ -139,42 +146,18 @@ def ranks_for(layer: Layer, epsilon: float, options: Options) -> tuple[int, ...]
     if not bool(layer.weight.isfinite().all()):
         raise ConfigError("weights hold NaN or infinity; retrain or repair the checkpoint")
     layout = _layout(layer, options)
-    return trains.common_ranks([layout.arranged(one) for one in kernel(layer)], epsilon)
+    return trains.common_ranks([layout.arranged(one) for one in grouped_kernel(layer)], epsilon)
 
 
-@torch.no_grad()
-def shrunk(layer: Layer, compact: Factors, rank: tuple[int, ...], options: Options, *, name: str = "layer") -> Factors:
-    """Return factors of lower ranks near `compact`, which may have been fine-tuned: by rounding, without the dense weight.
-
-    Args:
-        layer: The dense layer, for its geometry alone; may be on the meta device.
-        rank: A bond keeps its own where that is lower.
-        options: Those of `compact`; `run` may be another.
-        name: For messages.
-
-    Raises:
-        ConfigError: The rank does not fit the layer.
-    """
-    _check_rank(layer, rank, options, name)
-    found = [trains.round_tt(train, ranks=rank) for train in _trains(layer, compact)]
-    parameter = next(compact.parameters())
-    made = skeleton(layer, tuple(core.shape[2] for core in found[0][:-1]), options).to(parameter)
-    write(made, [trains.spread(_opened(layer, train)) for train in found])
-    if layer.bias is not None:
-        last, before = (one if isinstance(one, TrainLinear) else one[-1] for one in (made, compact))
-        cast(Tensor, last.bias).copy_(cast(Tensor, before.bias))
-    return made.train(compact.training)
-
-
-def faster(
-    layer: Layer,
+def faster_run_mode(
+    layer: DenseLayer,
     rank: tuple[int, ...],
     input_shape: tuple[int, ...],
     *,
     options: Options,
-    latency: Latency | None = None,
+    latency: MeasureLatency | None = None,
     name: str = "layer",
-) -> Run:
+) -> RunMode:
     """Return which form of a train has the lower latency, to be written into the plan as option `run`.
 
     Running the chain saves multiply-accumulates and adds operators; a dense weight made beforehand is as fast as the layer was.
@@ -197,17 +180,17 @@ def faster(
         raise ConfigError(f"{name}: does not take inputs of shape {input_shape}; give theirs, without the batch axis") from error
     with torch.random.fork_rng(devices=[]):
         chained = skeleton(layer, rank, msgspec.structs.replace(options, run="chain")).to(layer.weight).eval()
-    one, other = (latency or _here)([chained, like], input_shape)
+    one, other = (latency or _measure_here)([chained, like], input_shape)
     return "chain" if one < other else "dense"
 
 
-def _check_rank(layer: Layer, rank: tuple[int, ...], options: Options, name: str) -> None:
+def _check_rank(layer: DenseLayer, rank: tuple[int, ...], options: Options, name: str) -> None:
     limit = max_rank(layer, options)
     if len(rank) != len(limit) or any(not 1 <= r <= m for r, m in zip(rank, limit, strict=True)):
         raise ConfigError(f"{name}: rank {rank} for tensor_train; each must be between 1 and {limit}")
 
 
-def _here(layers: Sequence[nn.Module], input_shape: tuple[int, ...]) -> Sequence[float]:
+def _measure_here(layers: Sequence[nn.Module], input_shape: tuple[int, ...]) -> Sequence[float]:
     return median_ms(layers, torch.zeros(1, *input_shape).to(next(layers[0].parameters())))
 
 
@@ -220,7 +203,7 @@ def balanced_modes(n: int, d: int) -> tuple[int, ...]:
     return min(found, key=lambda modes: (sum(modes), modes))
 
 
-def _modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _linear_modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the modes of the input and output features.
 
     Raises:
@@ -241,32 +224,32 @@ def _modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], tuple[i
     return tuple(n for n, _ in pairs), tuple(m for _, m in pairs)
 
 
-def _matrix_layout(in_modes: tuple[int, ...], out_modes: tuple[int, ...]) -> Layout:
+def _linear_layout(in_modes: tuple[int, ...], out_modes: tuple[int, ...]) -> Layout:
     d = len(in_modes)
     order = tuple(axis for k in range(d) for axis in (k, d + k))
     return Layout((*out_modes, *in_modes), order, tuple(m * n for m, n in zip(out_modes, in_modes, strict=True)))
 
 
-def _layout(layer: Layer, options: Options) -> Layout:
+def _layout(layer: DenseLayer, options: Options) -> Layout:
     if isinstance(layer, nn.Linear):
-        return _matrix_layout(*_modes(layer, options))
+        return _linear_layout(*_linear_modes(layer, options))
     if options.in_modes or options.out_modes:
         raise ConfigError(
             f"in_modes={options.in_modes}, out_modes={options.out_modes}: a convolution is parted along its axes; leave them out"
         )
-    out, inside = channels(layer)
-    size = area(layer)
+    out, inside = channels_per_group(layer)
+    size = kernel_size(layer)
     return Layout((out, inside, *size), (*range(1, 2 + len(size)), 0), (inside, *(k for k in size if k > 1), out))
 
 
-def _reaches(layer: Convolution) -> list[tuple[int, ...]]:
+def _axes_of_factors(layer: Convolution) -> list[tuple[int, ...]]:
     """Axes of each convolution: one on which the kernel is longer than 1; the first also has the geometry of those on which it is not."""
-    long = [axis for axis, k in enumerate(area(layer)) if k > 1]
-    short = [axis for axis, k in enumerate(area(layer)) if k == 1]
+    long = [axis for axis, k in enumerate(kernel_size(layer)) if k > 1]
+    short = [axis for axis, k in enumerate(kernel_size(layer)) if k == 1]
     return [(long[0], *short), *((axis,) for axis in long[1:])]
 
 
-def _opened(layer: Layer, train: Sequence[Tensor]) -> list[Tensor]:
+def _layer_cores(layer: DenseLayer, train: Sequence[Tensor]) -> list[Tensor]:
     """Write the train of a convolution with cores `(in, area, out)` of its layers; what is square at an end goes into its neighbour."""
     if isinstance(layer, nn.Linear):
         return list(train)
@@ -282,11 +265,11 @@ def _opened(layer: Layer, train: Sequence[Tensor]) -> list[Tensor]:
     return cores
 
 
-def _trains(layer: Layer, compact: Factors) -> list[list[Tensor]]:
+def _read_trains(layer: DenseLayer, compact: Factors) -> list[list[Tensor]]:
     """Return the train of each group that `compact` holds, closed: cores `(r, n, s)` with r = 1 at the start and s = 1 at the end."""
-    cores = read(compact)
+    cores = read_cores(compact)
     if not isinstance(layer, nn.Linear):
-        out, inside = channels(layer)
+        out, inside = channels_per_group(layer)
         groups = len(cores[0])
         start, end = (torch.eye(n, dtype=torch.float64, device=cores[0].device).expand(groups, n, n) for n in (inside, out))
         first = cores.pop(0).transpose(1, 2) if cores[0].shape[2] == 1 else start[:, None]

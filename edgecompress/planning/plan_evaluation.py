@@ -1,0 +1,85 @@
+"""Evaluate a plan without training: decompose the network, re-estimate BatchNorm and compare its answers with the dense network's."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from torch import Tensor, nn
+
+from edgecompress.factorizations.fitting import fit_layers
+from edgecompress.factorizations.parallel import FactorizationJob
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.batchnorm import Before, before, reestimate
+from edgecompress.network.outputs import scores_of, top1
+from edgecompress.network.parity import agreement
+from edgecompress.network.surgery import forward, replace
+from edgecompress.progress import Track
+from edgecompress.records import CompressionPlan
+
+BISECTION_STEPS: Final = 6  # these find the fraction of the budget to 1/64
+PlanAt = Callable[[float], CompressionPlan]  # fraction of the budget → plan; 0 decomposes only the layers fixed by hand
+
+
+@dataclass(frozen=True)
+class PlanEvaluator:
+    """Measures how much a plan changes a network's answers, before any training.
+
+    Attributes:
+        model: The dense network.
+        recovery: Inputs that BatchNorm is re-estimated on, and that factors are fitted to if `data_aware`.
+        held_out: Inputs that plans are evaluated on.
+        labels: Labels of `held_out`, or None.
+    """
+
+    model: nn.Module
+    recovery: Batch
+    held_out: Batch
+    labels: Tensor | None
+    data_aware: bool
+
+    def agreement(self, plan: CompressionPlan) -> float:
+        """Return the fraction of held-out inputs on which the planned and the dense network predict the same class; 1 without classes."""
+        same = agreement(self._outputs(plan), self._dense[0])
+        return 1.0 if same is None else same
+
+    def accuracy_drop(self, plan: CompressionPlan) -> float:
+        """Return how many points of top-1 accuracy a plan costs; without labels, points of agreement with the dense network."""
+        reference = self._dense[0]
+        outputs = self._outputs(plan)
+        if self.labels is not None and (dense := scores_of(reference)) is not None and (planned := scores_of(outputs)) is not None:
+            return 100 * (top1(dense, self.labels) - top1(planned, self.labels))
+        same = agreement(outputs, reference)
+        return 0.0 if same is None else 100 * (1 - same)
+
+    @cached_property
+    def _dense(self) -> tuple[Batch, Before]:
+        """The dense network's outputs on the held-out inputs, and its BatchNorm statistics."""
+        network = copy.deepcopy(self.model).eval()
+        return forward(network, self.held_out), before(network, batches.evenly(self.recovery))
+
+    def _outputs(self, plan: CompressionPlan) -> Batch:
+        """Return the planned network's outputs on the held-out inputs."""
+        network = copy.deepcopy(self.model).eval()
+        jobs = [
+            FactorizationJob(step.layer, self.model.get_submodule(step.layer), step.method, step.rank, step.options) for step in plan.layers
+        ]
+        for job, fitted in zip(jobs, fit_layers(self.model, jobs, inputs=self.recovery if self.data_aware else None), strict=True):
+            replace(network, job.name, fitted.compact)
+        reestimate(network, batches.evenly(self.recovery), since=self._dense[1])
+        return forward(network, self.held_out)
+
+
+def largest_accepted_plan(plan_at: PlanAt, accepts: Callable[[CompressionPlan], bool], *, track: Track) -> CompressionPlan:
+    """Return the plan for the largest accepted fraction of the budget below 1, found by bisection; `plan_at(0)` if none is accepted."""
+    best, low, high = plan_at(0.0), 0.0, 1.0
+    for _ in track(range(BISECTION_STEPS), "backing off", BISECTION_STEPS):
+        middle = (low + high) / 2
+        plan = plan_at(middle)
+        if accepts(plan):
+            low, best = middle, plan
+        else:
+            high = middle
+    return best
