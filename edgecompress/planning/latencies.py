@@ -99,7 +99,9 @@ def planned_queries(model: nn.Module, stats: ModelStats, plan: CompressionPlan, 
     return queries
 
 
-def candidate_latencies(model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequence[Candidate]], costs: DeviceCosts) -> Latencies:
+def candidate_latencies(
+    model: nn.Module, stats: ModelStats, candidates: Mapping[str, Sequence[Candidate]], costs: DeviceCosts
+) -> Latencies:
     """Return the latencies of all candidates and of the dense layers.
 
     The forms of one layer are measured in turns, so they can be compared with each other. The dense layers are scaled to their latency
