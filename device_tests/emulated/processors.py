@@ -1,13 +1,13 @@
-"""What the kernel of an emulated device tells programs about its processor: libraries choose their kernels by it, and die of an x86 one."""
+"""The /proc/cpuinfo and /sys of an emulated device; libraries choose their kernels by them, and crash where they describe an x86 CPU."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """A processor and what it sits in. `features` and `part` are /proc/cpuinfo's; `qemu_cpu` is the same core to qemu.
+    """A processor and its board. `features` and `part` are those of /proc/cpuinfo; `qemu_cpu` is qemu's name of the same core.
 
-    qemu's default processor hides what a real core lacks.
+    The core is always named, since qemu's default processor has instructions that a real core lacks.
     """
 
     machine: str  # the kernel's name, as in wheels
@@ -21,8 +21,8 @@ class Processor:
     governor: str = "ondemand"
 
 
-def cpuinfo(processor: Processor, cores: int) -> str:
-    """Return its /proc/cpuinfo."""
+def cpuinfo_text(processor: Processor, cores: int) -> str:
+    """Return the text of /proc/cpuinfo for that many cores."""
     version = 8 if processor.machine == "aarch64" else 7
     core = (
         f"BogoMIPS\t: 108.00\nFeatures\t: {processor.features}\nCPU implementer\t: 0x41\nCPU architecture: {version}\n"
@@ -32,8 +32,8 @@ def cpuinfo(processor: Processor, cores: int) -> str:
     return f"{listed}Hardware\t: {processor.hardware}\nModel\t\t: {processor.model}\n"
 
 
-def sysfs(processor: Processor, cores: int) -> dict[str, str]:
-    """Return the files of its /sys that programs ask: processors, frequencies, temperature, model."""
+def sysfs_files(processor: Processor, cores: int) -> dict[str, str]:
+    """Return {path below /sys: text} of the files that programs read: processors, frequencies, temperature, model."""
     cpu = "devices/system/cpu"
     listed = f"0-{cores - 1}\n" if cores > 1 else "0\n"
     files = {f"{cpu}/{name}": listed for name in ("online", "possible", "present")}

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+from support.fifos import open_when_written
 
 from edgecompress.devices import OPENERS, list_devices, open_device
 from edgecompress.devices.device import CompletedCommand
@@ -210,11 +211,11 @@ INTERRUPTED = """
 import sys
 from pathlib import Path, PurePosixPath
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.execute import measure
+from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.records import Measuring
 with open_device(sys.argv[1]) as device:
     device.base = PurePosixPath(sys.argv[2])
-    measure(device, [Path(sys.argv[3])], Measuring(runner=sys.argv[4]))
+    measure_latencies(device, [Path(sys.argv[3])], Measuring(runner=sys.argv[4]))
 """
 
 
@@ -225,7 +226,7 @@ def test_an_interrupted_run_leaves_nothing(device, tiny, tmp_path):
     runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; exec sleep 60")
     argv = [sys.executable, "-c", INTERRUPTED, device.url, str(device.base), tiny / "tiny.tflite", runner]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE)
-    with fifo.open("rb") as file:
+    with open_when_written(fifo, process) as file:
         assert file.readline() == b"started\n"
         process.send_signal(signal.SIGINT)
         assert file.read() == b""

@@ -93,11 +93,11 @@ def test_a_lost_connection_is_no_result(ssh_server, tmp_path):
         ssh_server.drop_connections()
 
     with open_device(ssh_server.url) as device:
-        thread = threading.Thread(target=pull_the_cable)
+        thread = threading.Thread(target=pull_the_cable, daemon=True)  # it waits for ever where the command does not start
         thread.start()
         with pytest.raises(DeviceError, match="connection was lost"):
             device.run(["sh", "-c", f"echo >'{fifo}'; exec sleep 20"], timeout_s=20)
-        thread.join()
+        thread.join(60)
         with pytest.raises(DeviceError, match="connection was lost"):
             device.run(["true"], timeout_s=5)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.farm import name_boards, running_phones, write_jobs, write_sleeper
+from support.fifos import open_when_written
 from support.leases import overlaps, turns
 from support.ssh_server import free_port
 
@@ -123,7 +124,7 @@ def test_an_interrupt_gives_the_leases_back_and_ends_what_runs(ssh_devices, slee
     settings = sleeper(0.0, body=f"pipe = open({str(fifo)!r}, 'w'); pipe.write('x'); pipe.flush(); time.sleep(60)")
     names = [entry.name for entry in ssh_devices(2)]
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, file, settings.runner, *names], stderr=subprocess.PIPE)
-    with fifo.open("rb") as pipe:
+    with open_when_written(fifo, process) as pipe:
         assert pipe.read(1) + pipe.read(1) == b"xx"
         process.send_signal(how)
         assert pipe.read() == b""  # closed by the last runner that ends

@@ -1,8 +1,8 @@
-"""What can go wrong with the emulated end. The fault in force is a line of a file, so that a test switches it while the end runs.
+"""The faults of the emulated phone. A file holds the fault in force as one line, so that a test can switch it while the phone runs.
 
-NAME                 until another line is written
-NAME 1234            of MOMENTS: once, when so many bytes of the link, both ways together, have passed since the line was written
-NAME 50ms            of MOMENTS: once, so long after a runner was started
+NAME                 in force until another line is written
+NAME 1234            a name of MOMENTS: once, when so many bytes have passed over the link, in both directions, since the line was written
+NAME 50ms            a name of MOMENTS: once, so long after a runner was started
 """
 
 import os
@@ -11,7 +11,7 @@ STATES = ("unauthorized", "offline")
 STORAGE = ("no-space", "read-only", "noexec", "partial-file")
 RUNS = ("drop-mid-push", "drop-mid-shell", "stall")
 MOMENTS = ("drop", "freeze", "kill", "die")  # the link breaks; it falls silent; the runner is killed; the device is gone
-NAMES = ("none", *STATES, *STORAGE, *RUNS, *MOMENTS)
+FAULT_NAMES = ("none", *STATES, *STORAGE, *RUNS, *MOMENTS)
 
 
 class Faults:

@@ -1,4 +1,4 @@
-"""The folder that plays the device where it has no userland of its own: the programs of this machine run, storage faults are played."""
+"""A folder in the role of the phone, where arm64 programs cannot run: this machine's programs run, storage faults are simulated."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 REMOTE = "/data/local/tmp"
-ROOM_BYTES = 4096  # of a disk that is full
+FREE_BYTES = 4096  # a full disk still takes this much, so that a push fails in the middle
 PROGRAMS = {
     "getprop": 'case "$1" in ro.kernel.qemu) echo 1;; ro.product.model) echo "Emulated end";; esac',
     "mkdir": 'if grep -qx read-only {fault}; then echo "mkdir: \'$*\': Read-only file system" >&2; exit 1; fi; exec /bin/mkdir "$@"',
@@ -18,12 +18,12 @@ PROGRAMS = {
 
 
 class Folder:
-    """What services need of a device, as `Phone` has it too.
+    """The device as the services use it; `Phone` has the same methods.
 
     Args:
         root: A folder of this host that is `/` there.
-        python: What python3 is there.
-        mark: The value of EDGECOMPRESS_END in everything that runs there.
+        python: The interpreter that python3 starts there.
+        mark: The value of EDGECOMPRESS_END in the environment of every process there.
     """
 
     def __init__(self, root, faults, *, python, mark):
@@ -37,10 +37,10 @@ class Folder:
             (programs / name).write_text(f"#!/bin/sh\n{text}\n")
             (programs / name).chmod(0o755)
 
-    def settle(self):
-        """Do nothing: each fault is looked for where it matters."""
+    def apply_storage_fault(self):
+        """Do nothing; each fault is looked up at the operation that it concerns."""
 
-    def command(self, line):
+    def process_arguments(self, line):
         """Return the argument list and the options of the process that a shell command becomes."""
         environment = {
             "PATH": f"{self.root / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(self.storage), "TMPDIR": str(self.storage),
@@ -48,26 +48,26 @@ class Folder:
         }  # fmt: skip
         return ["sh", "-c", line.replace(REMOTE, str(self.storage))], {"cwd": self.root, "env": environment}
 
-    def user(self):
-        """Touch files as the shell user does: that is who runs this."""
+    def as_shell_user(self):
+        """Act as the shell user, who is the user of this process."""
         return contextlib.nullcontext()
 
-    def path(self, name):
+    def local_path(self, name):
         return Path(name.replace(REMOTE, str(self.storage)) if name.startswith(REMOTE) else f"{self.root}/{name.lstrip('/')}")
 
     def write(self, file, data, before):
-        """Write what a push brings after `before` bytes.
+        """Write a part of a pushed file of which `before` bytes are written already.
 
         Raises:
             OSError: The disk is full or read-only.
         """
         if self.faults.on("read-only"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        if self.faults.on("no-space") and before + len(data) > ROOM_BYTES:
+        if self.faults.on("no-space") and before + len(data) > FREE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(file, data)
 
-    def mode(self, mode):
+    def effective_mode(self, mode):
         return mode & (0o666 if self.faults.on("noexec") else 0o777)
 
     def kill_runner(self):
@@ -75,21 +75,21 @@ class Folder:
 
 
 def write_all(file, data):
-    """Write all of `data`; a disk that fills up takes a part of it without an error first."""
+    """Write all of `data`; a disk that fills up first takes a part of it without an error."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 def kill_runners(storage):
-    """Kill what says to be a runner, as the kernel does when the memory runs out."""
+    """Kill every process that left its number in a work folder as a runner does, as the kernel does when the memory runs out."""
     for file in storage.glob("*/pid"):
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-def facts(path):
-    """Return (mode, size, mtime) as sync STAT has them; zeros for a path that is not there."""
+def stat_fields(path):
+    """Return (mode, size, mtime) as the sync service sends them; zeros for a path that does not exist."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""The transport of adb: messages, authentication, and the streams that services run on.
+"""The transport of adb: messages, authentication, and the streams that carry services.
 
-After Android's packages/modules/adb, protocol.txt. A message is six little-endian words (command, arg0, arg1, length, checksum,
-command ^ 0xffffffff) and its data; a stream may have one unacknowledged WRTE in flight.
+The protocol is that of Android's packages/modules/adb, protocol.txt. A message is six little-endian words (command, arg0, arg1, length,
+checksum, command ^ 0xffffffff) and its data; a stream may have one unacknowledged WRTE in flight.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ BANNER = b"device::ro.product.name=edge;ro.product.model=Emulated_end;ro.product
 
 
 class Stream:
-    """One OPENed service: bytes the host sent, and the right to send the next WRTE."""
+    """The stream of one OPENed service: the bytes that the host sent, and an event that is set when the next WRTE may be sent."""
 
     def __init__(self, link, local, remote):
         self.link, self.local, self.remote = link, local, remote
@@ -39,7 +39,7 @@ class Stream:
 
 
 class Link:
-    """One connection of an adb server."""
+    """One connection of an adb server to the device."""
 
     def __init__(self, reader, writer, device):
         self.reader, self.writer, self.device = reader, writer, device
@@ -54,7 +54,7 @@ class Link:
         message = HEADER.pack(word, arg0, arg1, len(data), sum(data) & 0xFFFFFFFF, word ^ 0xFFFFFFFF) + data
         now, passed = self.device.faults.count(len(message))
         self.writer.write(message[:passed] if now != "kill" else message)
-        self.happen(now)
+        self.apply_moment(now)
 
     async def serve(self):
         try:
@@ -64,19 +64,19 @@ class Link:
                 data = await self.reader.readexactly(length)
                 if self.frozen:
                     continue
-                self.happen(self.device.faults.count(HEADER.size + length)[0])
+                self.apply_moment(self.device.faults.count(HEADER.size + length)[0])
                 if not self.frozen and not self.writer.is_closing():
-                    self.handle(word.to_bytes(4, "little"), arg0, arg1, data)
+                    self.handle_message(word.to_bytes(4, "little"), arg0, arg1, data)
                     await self.writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        except asyncio.CancelledError:  # the device ends; Python 3.11 would print every link of it as a crash
+        except asyncio.CancelledError:  # the device ends; Python 3.11 would print a traceback for every link
             return
         finally:
             self.drop()
 
-    def happen(self, moment):
-        """Let one of the faults of a moment come true."""
+    def apply_moment(self, moment):
+        """Cause a fault of MOMENTS; "" causes none."""
         if moment == "drop":
             self.drop()
         elif moment == "freeze":
@@ -91,14 +91,14 @@ class Link:
             task.cancel()
         self.writer.close()
 
-    def handle(self, command, arg0, arg1, data):
+    def handle_message(self, command, arg0, arg1, data):
         if command == b"CNXN":
             if not self.device.faults.on("offline"):
                 self.send(b"AUTH", AUTH_TOKEN, 0, os.urandom(20))
         elif command == b"AUTH":
             self.authenticate(arg0)
         elif command == b"OPEN":
-            self.open(arg0, data.rstrip(b"\0").decode(errors="replace"))
+            self.open_stream(arg0, data.rstrip(b"\0").decode(errors="replace"))
         elif (stream := self.streams.get(arg1)) is not None:
             if command == b"OKAY":
                 stream.ready.set()
@@ -111,13 +111,13 @@ class Link:
                 stream.ready.set()
 
     def authenticate(self, kind):
-        """Take any signature as that of a known computer; with the fault unauthorized no key is known and nobody accepts a new one."""
+        """Accept any signature as that of a known computer; under the fault "unauthorized" accept none."""
         if not self.device.faults.on("unauthorized"):
             self.send(b"CNXN", VERSION, MAX_DATA, BANNER)
         elif kind == AUTH_SIGNATURE:
             self.send(b"AUTH", AUTH_TOKEN, 0, os.urandom(20))
 
-    def open(self, remote, service):
+    def open_stream(self, remote, service):
         name, _, argument = service.partition(":")
         kind, *options = name.split(",")
         self.last_id += 1
@@ -127,11 +127,11 @@ class Link:
             return
         self.streams[stream.local] = stream
         self.send(b"OKAY", stream.local, remote)
-        task = asyncio.create_task(self.run(SERVICES[kind], stream, argument, options))
+        task = asyncio.create_task(self.run_service(SERVICES[kind], stream, argument, options))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def run(self, service, stream, argument, options):
+    async def run_service(self, service, stream, argument, options):
         try:
             await service(self.device, stream, argument, options)
         except Dropped:

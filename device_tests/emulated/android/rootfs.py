@@ -1,4 +1,4 @@
-"""Build the phone's read-only system: Debian's arm64 mksh and toybox, laid out as Android lays out its own, once per set of ingredients."""
+"""Build the read-only system of the phone: Debian's arm64 mksh and toybox in the folders of Android."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from processors import Processor
-from roots import SUITE, EmulationError, extract, held, missing, run
+from rootfs_cache import DEBIAN_SUITE, EmulationError, extract_packages, find_missing, hold_rootfs, run_step
 
-UID: Final = 2000  # Android's `shell`
+UID: Final = 2000  # the user `shell` of Android
 PHONE: Final = Processor(
     machine="aarch64",
     handler="qemu-aarch64",
@@ -31,10 +31,10 @@ PROPERTIES: Final = {
     "ro.kernel.qemu": "1",
 }
 PACKAGES: Final = ("mksh", "toybox", "coreutils")
-# Here → there; the last ones are in Android's toybox and left out of Debian's.
+# Debian's program → its name on the phone. Android's toybox has tr, dd and expr, Debian's does not.
 PROGRAMS: Final = {"mksh": "sh", "toybox": "toybox", "tr": "tr", "dd": "dd", "expr": "expr"}
 LIBRARIES: Final = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libcrypt.so.1", "libgmp.so.10")
-# What Android has and Debian's toybox has not.
+# Programs of Android that Debian's toybox lacks, as shell scripts.
 SCRIPTS: Final = {
     "getprop": """
 if [ $# -eq 0 ]; then while IFS== read -r key value; do echo "[$key]: [$value]"; done </system/build.prop; exit; fi
@@ -57,39 +57,39 @@ FILES: Final = {
 }
 
 
-def lacks() -> list[str]:
-    """Return what this machine lacks to build and run the phone, each with its remedy."""
-    return missing(PHONE.handler, {"patchelf": "patchelf", "qemu-aarch64-static": "qemu-user-static"})
+def find_missing_tools() -> list[str]:
+    """Return what this machine lacks to build and run the phone, each lack with its remedy."""
+    return find_missing(PHONE.handler, {"patchelf": "patchelf", "qemu-aarch64-static": "qemu-user-static"})
 
 
-def root_of(*, cache: Path, mirror: str) -> AbstractContextManager[Path]:
-    """Hold the phone's root file system, built when it is not there.
+def hold_phone_rootfs(*, cache: Path, mirror: str) -> AbstractContextManager[Path]:
+    """Yield the root file system of the phone, built first when it does not exist.
 
     Raises:
-        EmulationError: Something is missing here, or a download failed.
+        EmulationError: This machine lacks something, or a download failed.
     """
-    if missed := lacks():
+    if missed := find_missing_tools():
         raise EmulationError("arm64 userland: " + "; ".join(missed))
-    ingredients = json.dumps([asdict(PHONE), PACKAGES, SUITE, mirror]) + Path(__file__).read_text()
-    return held("android", ingredients, lambda root: build(root, mirror), cache=cache)
+    ingredients = json.dumps([asdict(PHONE), PACKAGES, DEBIAN_SUITE, mirror]) + Path(__file__).read_text()
+    return hold_rootfs("android", ingredients, lambda root: build_rootfs(root, mirror), cache=cache)
 
 
-def build(root: Path, mirror: str) -> None:
-    """Fill `root`. No glibc lies where a program looks for one: a runner that brings no libraries must not start here, as on a phone."""
+def build_rootfs(root: Path, mirror: str) -> None:
+    """Fill `root`. No glibc lies where a program looks for one, since a runner that brings no libraries must not start, as on a phone."""
     debian = root.with_name(f"{root.name}.debian")
     shutil.rmtree(debian, ignore_errors=True)
     try:
-        extract(debian, architecture="arm64", packages=PACKAGES, mirror=mirror)
+        extract_packages(debian, architecture="arm64", packages=PACKAGES, mirror=mirror)
         for name in ("system/bin", "system/lib64", "system/etc", "data", "sdcard", "dev", "proc", "sys"):
             (root / name).mkdir(parents=True, exist_ok=True)
         for name in LIBRARIES:
             shutil.copy(debian / "usr/lib/aarch64-linux-gnu" / name, root / "system/lib64" / name)
         for source, name in PROGRAMS.items():
             program = shutil.copy(debian / "usr/bin" / source, root / "system/bin" / name)
-            run(
+            run_step(
                 "patchelf", "--set-interpreter", f"/system/lib64/{LIBRARIES[0]}", "--force-rpath", "--set-rpath", "/system/lib64", program
             )  # fmt: skip
-        commands = run("qemu-aarch64-static", "-L", str(debian), str(debian / "usr/bin/toybox")).split()
+        commands = run_step("qemu-aarch64-static", "-L", str(debian), str(debian / "usr/bin/toybox")).split()
     finally:
         shutil.rmtree(debian, ignore_errors=True)
     for name in commands:

@@ -1,4 +1,4 @@
-"""The services `shell:`, `shell,v2:`, `exec:` and `sync:`, after Android's packages/modules/adb, SYNC.TXT and shell_protocol.h."""
+"""The adb services `shell:`, `shell,v2:`, `exec:` and `sync:`, see SYNC.TXT and shell_protocol.h in Android's packages/modules/adb."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 
-from folder import facts
+from folder import stat_fields
 
 SHELL_STDIN, SHELL_STDOUT, SHELL_STDERR, SHELL_EXIT, SHELL_CLOSE_STDIN = range(5)
 HEAD = struct.Struct("<4sI")
@@ -14,18 +14,18 @@ FAULT_AFTER_BYTES = 4096
 
 
 class Dropped(Exception):
-    """The link goes down now."""
+    """Raised to break the link at once."""
 
 
-async def shell(device, stream, command, options):
+async def serve_shell(device, stream, command, options):
     """Run a command; with option v2 its output, error output and exit status come in packets (id, length, data)."""
     packets = "v2" in options
     runner = "exec " in command  # the command that becomes the runner
     if runner and device.faults.on("stall"):
         await stream.closed.wait()
         return
-    device.settle()
-    argv, options = device.command(command)
+    device.apply_storage_fault()
+    argv, options = device.process_arguments(command)
     process = await asyncio.create_subprocess_exec(
         *argv, **options, start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE if packets else asyncio.subprocess.STDOUT,
@@ -33,9 +33,9 @@ async def shell(device, stream, command, options):
     try:
         if runner and device.faults.on("drop-mid-shell"):
             raise Dropped
-        breaking = asyncio.create_task(break_later(device, stream.link)) if runner and device.faults.after_start() else None
+        breaking = asyncio.create_task(break_link_later(device, stream.link)) if runner and device.faults.after_start() else None
         pipes = [(SHELL_STDOUT, process.stdout), (SHELL_STDERR, process.stderr)]
-        copies = asyncio.gather(*(copy(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
+        copies = asyncio.gather(*(copy_output(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
         gone = asyncio.create_task(stream.closed.wait())
         await asyncio.wait({copies, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
@@ -45,57 +45,57 @@ async def shell(device, stream, command, options):
         copies.cancel()
         if breaking:
             breaking.cancel()
-    finally:  # adbd ends what the host has hung up on
+    finally:  # adbd ends a command whose host has hung up
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
-async def break_later(device, link):
+async def break_link_later(device, link):
     name, wait_s = device.faults.after_start()
     await asyncio.sleep(wait_s)
     device.faults.end()
-    link.happen(name)
+    link.apply_moment(name)
 
 
-async def sync(device, stream, _argument, _options):
-    device.settle()
+async def serve_sync(device, stream, _argument, _options):
+    device.apply_storage_fault()
     while True:
         kind, length = HEAD.unpack(await stream.received.readexactly(8))
         if kind == b"QUIT":
             return
         path = (await stream.received.readexactly(length)).decode(errors="replace")
         if kind == b"STAT":
-            with device.user():
-                found = facts(device.path(path))
+            with device.as_shell_user():
+                found = stat_fields(device.local_path(path))
             await stream.write(struct.pack("<4s3I", b"STAT", *found))
         elif kind == b"LIST":
-            await listing(device, stream, path)
+            await send_listing(device, stream, path)
         elif kind == b"SEND":
-            await receive(device, stream, path)
+            await receive_file(device, stream, path)
         elif kind == b"RECV":
-            await transmit(device, stream, path)
+            await send_file(device, stream, path)
         else:
-            await fail(stream, f"unknown request {kind!r}")
+            await send_failure(stream, f"unknown request {kind!r}")
 
 
-async def listing(device, stream, name):
-    with device.user():
-        folder = device.path(name)
-        entries = [(facts(entry), entry.name.encode()) for entry in sorted(folder.iterdir())] if folder.is_dir() else []
+async def send_listing(device, stream, name):
+    with device.as_shell_user():
+        folder = device.local_path(name)
+        entries = [(stat_fields(entry), entry.name.encode()) for entry in sorted(folder.iterdir())] if folder.is_dir() else []
     for found, entry in entries:
         await stream.write(struct.pack("<4s4I", b"DENT", *found, len(entry)) + entry)
     await stream.write(struct.pack("<4s4I", b"DONE", 0, 0, 0, 0))
 
 
-async def receive(device, stream, request):
-    """Take DATA until DONE. Like the real one it reports an error only at the end and leaves a partial file."""
+async def receive_file(device, stream, request):
+    """Write DATA until DONE. Like the real service it reports an error only at the end and leaves a partial file."""
     name, _, mode = request.rpartition(",")
     size, error = 0, None
     with contextlib.ExitStack() as stack:
         try:
-            with device.user():
-                file = stack.enter_context(device.path(name).open("wb", buffering=0))
+            with device.as_shell_user():
+                file = stack.enter_context(device.local_path(name).open("wb", buffering=0))
         except OSError as reason:
             error = f"couldn't create file: {reason.strerror}"
         while True:
@@ -113,19 +113,19 @@ async def receive(device, stream, request):
                     error = f"write failed: {reason.strerror}"
             size += length
     if error is not None:
-        await fail(stream, error)
+        await send_failure(stream, error)
         return
-    with device.user():
-        device.path(name).chmod(device.mode(int(mode)))
+    with device.as_shell_user():
+        device.local_path(name).chmod(device.effective_mode(int(mode)))
     await stream.write(HEAD.pack(b"OKAY", 0))
 
 
-async def transmit(device, stream, name):
+async def send_file(device, stream, name):
     try:
-        with device.user():
-            data = device.path(name).read_bytes()
+        with device.as_shell_user():
+            data = device.local_path(name).read_bytes()
     except OSError as error:
-        await fail(stream, f"open failed: {error.strerror}")
+        await send_failure(stream, f"open failed: {error.strerror}")
         return
     for start in range(0, len(data), 65536):
         chunk = data[start : start + 65536]
@@ -133,14 +133,14 @@ async def transmit(device, stream, name):
     await stream.write(HEAD.pack(b"DONE", 0))
 
 
-async def copy(pipe, stream, kind):
+async def copy_output(pipe, stream, kind):
     while data := await pipe.read(65536):
         await stream.write(data if kind is None else struct.pack("<BI", kind, len(data)) + data)
 
 
-async def fail(stream, message):
+async def send_failure(stream, message):
     data = message.encode()
     await stream.write(HEAD.pack(b"FAIL", len(data)) + data)
 
 
-SERVICES = {"shell": shell, "exec": shell, "sync": sync}
+SERVICES = {"shell": serve_shell, "exec": serve_shell, "sync": serve_sync}

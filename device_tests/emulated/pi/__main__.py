@@ -1,11 +1,11 @@
-"""A Raspberry Pi of this machine's own: ARM programs under qemu-user, its own sshd on 127.0.0.1, nothing left behind.
+"""Run an emulated Raspberry Pi: ARM programs under qemu-user and an sshd of its own on 127.0.0.1, which leave nothing behind.
 
-    python device_tests/emulated/pi start [--board arm64|armhf]    # prints where it is, as JSON, and returns
+    python device_tests/emulated/pi start [--board arm64|armhf]    # prints its address as JSON and returns
     python device_tests/emulated/pi stop  [--board arm64|armhf]
-    python device_tests/emulated/pi run   [--board arm64|armhf]    # the same in the foreground, until it is interrupted
-    python device_tests/emulated/pi build [--board arm64|armhf]    # only the root file system
+    python device_tests/emulated/pi run   [--board arm64|armhf]    # stays in the foreground until it is interrupted
+    python device_tests/emulated/pi build [--board arm64|armhf]    # builds only the root file system
 
-README.md beside this file says what it is and what it is not.
+README.md beside this file describes what is emulated and what is not.
 """
 
 import argparse
@@ -21,18 +21,18 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all emulated devices share
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all emulated devices share
 
 from boards import BOARDS
 from guest import become_sshd
-from memory import limited
-from rootfs import USER, root_of
-from roots import CACHE, ISOLATED, MIRROR, EmulationError
+from memory_limit import limit_memory
+from rootfs import USER, hold_board_rootfs
+from rootfs_cache import CACHE, IN_NAMESPACES, MIRROR, EmulationError
 
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
-MAX_CORES = 4  # of a Pi; no more than this machine has, so that every CPU mask that looks possible is
+MAX_CORES = 4  # a Pi has four; it gets no more than this machine has, so that every CPU mask that looks possible is possible
 
 
 def main(argv: list[str]) -> int:
@@ -59,23 +59,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> None:
-    with root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root:
-        say(str(root))
+def build_rootfs(options: argparse.Namespace) -> None:
+    with hold_board_rootfs(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root:
+        print_line(str(root))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print where the device is, then wait until it dies or we are told to end it."""
-    with root_of(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root, device(options, root) as (described, process):
-        say(json.dumps(described))
+def run_device(options: argparse.Namespace) -> None:
+    """Print the address of the device, then wait until it ends or this process is told to end it."""
+    with (
+        hold_board_rootfs(BOARDS[options.board], cache=options.cache, mirror=options.mirror) as root,
+        running_device(options, root) as (described, process),
+    ):
+        print_line(json.dumps(described))
         process.wait()
         raise EmulationError(f"{options.board}: the device ended by itself with status {process.returncode}; its log was written above")
 
 
-def start(options: argparse.Namespace) -> None:
-    """Leave `run` behind in a session of its own; a device that runs already is named again."""
-    state = state_file(options)
-    if running(state) is None:
+def start_device(options: argparse.Namespace) -> None:
+    """Start `run` in a session of its own and leave it running; print the address of a device that runs already."""
+    state = state_path(options)
+    if running_process(state) is None:
         state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         argv = [sys.executable, str(HERE), "run", "--board", options.board, "--cache", str(options.cache), "--mirror", options.mirror]
         with state.with_suffix(".log").open("wb") as log:
@@ -90,32 +93,32 @@ def start(options: argparse.Namespace) -> None:
         temporary = state.with_suffix(".tmp")
         temporary.write_bytes(line)
         temporary.rename(state)
-    say(state.read_text().strip())
+    print_line(state.read_text().strip())
 
 
-def stop(options: argparse.Namespace) -> None:
-    """End what `start` left and wait until it is gone; without one do nothing."""
-    state = state_file(options)
-    pid = running(state)
+def stop_device(options: argparse.Namespace) -> None:
+    """End the device that `start` left running and wait until it is gone; do nothing where none runs."""
+    state = state_path(options)
+    pid = running_process(state)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         until = time.monotonic() + STOP_TIMEOUT_S
-        while running(state) == pid:
+        while running_process(state) == pid:
             if time.monotonic() > until:
                 raise EmulationError(f"{options.board}: process {pid} did not end within {STOP_TIMEOUT_S} s; kill -9 {pid}")
             time.sleep(0.02)
     state.unlink(missing_ok=True)
 
 
-COMMANDS = {"start": start, "stop": stop, "run": run, "build": build}
+COMMANDS = {"start": start_device, "stop": stop_device, "run": run_device, "build": build_rootfs}
 
 
-def state_file(options: argparse.Namespace) -> Path:
+def state_path(options: argparse.Namespace) -> Path:
     return options.cache / f"{options.board}.json"
 
 
-def running(state: Path) -> int | None:
-    """Return the process that a state file names if it is still our device and no stranger who inherited its number."""
+def running_process(state: Path) -> int | None:
+    """Return the process that a state file names, or None where it ended or another program has its number now."""
     try:
         pid = int(json.loads(state.read_text())["pid"])
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -126,12 +129,12 @@ def running(state: Path) -> int | None:
 
 
 @contextmanager
-def device(options: argparse.Namespace, root: Path):
-    """Start the device in namespaces of its own; yield where it is and its outermost process; end it whatever happens."""
+def running_device(options: argparse.Namespace, root: Path):
+    """Start the device in namespaces of its own, yield its address and its outermost process, and end it whatever happens."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="edgecompress-pi-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        procs = stack.enter_context(limited(folder.name, options.memory_mib))
+        procs = stack.enter_context(limit_memory(folder.name, options.memory_mib))
         home = folder / "home"
         (home / ".ssh").mkdir(parents=True, mode=0o700)
         (folder / "scratch").mkdir()
@@ -145,23 +148,23 @@ def device(options: argparse.Namespace, root: Path):
             "host_key": (folder / "host_key").read_text(), "user_key": f"{user_key}\n", "environment": environment,
             "cores": min(MAX_CORES, len(os.sched_getaffinity(0))), "limited_by": str(procs or ""),
         }  # fmt: skip
-        argv = [*ISOLATED, "--uts", "--ipc", sys.executable, str(HERE), "guest"]
+        argv = [*IN_NAMESPACES, "--uts", "--ipc", sys.executable, str(HERE), "guest"]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sys.stderr, text=True)
         stack.callback(process.wait)
         stack.callback(process.kill)
-        with suppress(BrokenPipeError), process.stdin:  # it ended already; that is seen next
+        with suppress(BrokenPipeError), process.stdin:  # a process that ended already is reported by the wait below
             process.stdin.write(json.dumps(settings))
         wait_for_sshd(port, process, options.board)
-        yield describe(options.board, port, home), process
+        yield describe_device(options.board, port, home), process
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def describe(board: str, port: int, home: Path) -> dict:
-    """Return what a caller needs: with HOME set to `home`, edgecompress and ssh need nothing else."""
+def describe_device(board: str, port: int, home: Path) -> dict:
+    """Return the address of the device and its keys; with HOME set to `home`, edgecompress and ssh need nothing else."""
     identity, known_hosts = home / ".ssh/id_ed25519", home / ".ssh/known_hosts"
     return {
         "url": f"ssh://{USER}@127.0.0.1:{port}",
@@ -187,7 +190,7 @@ def free_port() -> int:
 
 
 def wait_for_sshd(port: int, process: subprocess.Popen, board: str) -> None:
-    """Wait until the server says who it is."""
+    """Wait until the server sends its greeting."""
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until:
         if process.poll() is not None:

@@ -1,27 +1,27 @@
-"""The boards there are: which packages and wheels make their root file system, and which processor they have."""
+"""The boards that can be emulated: the packages and wheels of their root file systems, and their processors."""
 
 from dataclasses import dataclass, field
 from typing import Final
 
 from processors import Processor
 
-PYTHON: Final = "3.11"  # of Raspberry Pi OS 12 and of the Debian it is made of; the wheels are for it
-COMMON: Final = (
+PYTHON: Final = "3.11"  # Raspberry Pi OS 12 and the Debian below it have this one, and the wheels are chosen for it
+COMMON_PACKAGES: Final = (
     "base-files", "dash", "debianutils", "coreutils", "grep", "sed", "tar", "util-linux", "procps", "libc-bin", "libstdc++6",
     "openssh-server", "openssh-sftp-server", "python3",
 )  # fmt: skip
-GLIBC_MINORS: Final = (17, 24, 26, 27, 28, 31, 34, 35, 36)  # of the manylinux tags that bookworm's glibc 2.36 satisfies
+GLIBC_MINORS: Final = (17, 24, 26, 27, 28, 31, 34, 35, 36)  # bookworm has glibc 2.36 and satisfies the manylinux tags of these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Board(Processor):
-    """One board."""
+    """A board that can be emulated."""
 
     architecture: str  # Debian's name
-    wheels: tuple[str, ...]  # names; constraints.txt has the versions unless one stands here
+    wheels: tuple[str, ...]  # names with or without a version; constraints.txt has the versions of the others
     pip_options: tuple[str, ...] = ()
-    packages: tuple[str, ...] = COMMON
-    links: dict[str, str] = field(default_factory=dict)  # what the packages' scripts would have linked
+    packages: tuple[str, ...] = COMMON_PACKAGES
+    links: dict[str, str] = field(default_factory=dict)  # path → target of the links that the packages' scripts would have made
 
 
 BOARDS: Final = {
@@ -49,7 +49,7 @@ BOARDS: Final = {
         max_khz=900_000,
         wheels=("tflite-runtime==2.14.0",),
         pip_options=("--no-deps",),  # no numpy wheel is published for armv7l; Debian's stands in
-        packages=(*COMMON, "python3-numpy"),
+        packages=(*COMMON_PACKAGES, "python3-numpy"),
         links={
             "usr/lib/arm-linux-gnueabihf/libblas.so.3": "blas/libblas.so.3",
             "usr/lib/arm-linux-gnueabihf/liblapack.so.3": "lapack/liblapack.so.3",

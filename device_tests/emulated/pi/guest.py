@@ -1,4 +1,4 @@
-"""What happens inside the device's own namespaces, as process 1: mounts are made, then this becomes its sshd."""
+"""Process 1 inside the namespaces of the device: make its mounts, then become its sshd."""
 
 import os
 import socket
@@ -6,23 +6,23 @@ import stat
 from pathlib import Path
 
 from boards import BOARDS
-from namespaces import furnish, mount, register
+from namespaces import mount_pseudo_filesystems, register_qemu, run_mount
 from rootfs import UID
 
 
-def lay(scratch: Path, root: Path, *, storage_mib: int) -> Path:
-    """Mount the shared root below a private layer in memory, so that nothing a session writes outlives the device; return where."""
-    mount("-t", "tmpfs", "-o", f"size={storage_mib}m,mode=700", "tmpfs", str(scratch))
+def mount_overlay(scratch: Path, root: Path, *, storage_mib: int) -> Path:
+    """Mount the shared root below a private layer in memory, so that what a session writes ends with the device; return the mount point."""
+    run_mount("-t", "tmpfs", "-o", f"size={storage_mib}m,mode=700", "tmpfs", str(scratch))
     for name in ("upper", "work", "root"):
         (scratch / name).mkdir(mode=0o755)
     here = scratch / "root"
     layers = f"lowerdir={root},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
-    mount("-t", "overlay", "-o", f"nosuid,{layers}", "overlay", str(here))
+    run_mount("-t", "overlay", "-o", f"nosuid,{layers}", "overlay", str(here))
     return here
 
 
 def configure_ssh(here: Path, settings: dict) -> None:
-    """Write the server's configuration and keys, fresh for each start."""
+    """Write the configuration and the keys of this start's sshd."""
     folder = here / "etc/ssh"
     for name, text, mode in (("host_key", settings["host_key"], 0o600), ("authorized_keys", settings["user_key"], 0o644)):
         (folder / name).write_text(text)
@@ -37,7 +37,7 @@ def configure_ssh(here: Path, settings: dict) -> None:
 
 
 def become_sshd(settings: dict) -> None:
-    """Become the device's sshd.
+    """Replace this process by the sshd of the device.
 
     Args:
         settings: board, root, scratch, port, host_key, user_key, environment, cores, storage_mib, limited_by.
@@ -47,12 +47,12 @@ def become_sshd(settings: dict) -> None:
     os.umask(0o022)
     socket.sethostname("raspberrypi")
     board = BOARDS[settings["board"]]
-    register(board.handler)
-    here = lay(Path(settings["scratch"]), Path(settings["root"]), storage_mib=settings["storage_mib"])
+    register_qemu(board.handler)
+    here = mount_overlay(Path(settings["scratch"]), Path(settings["root"]), storage_mib=settings["storage_mib"])
     home = here / "home/pi"
     assert stat.S_ISDIR(home.stat().st_mode)
     assert home.stat().st_uid == UID
-    furnish(here, board, settings["cores"])
+    mount_pseudo_filesystems(here, board, settings["cores"])
     configure_ssh(here, settings)
     os.chroot(here)
     os.chdir("/")

@@ -1,15 +1,15 @@
-"""A limit to the memory of an emulated device, beyond which the kernel kills the largest program there, as it does on a board."""
+"""Limit the memory of an emulated device; beyond the limit the kernel kills the largest program on it, as it does on a board."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roots import EmulationError
+from rootfs_cache import EmulationError
 
 CGROUP = Path("/sys/fs/cgroup")
-BURIED_S = 10.0
-# Of the two versions: where a group is made, and what is written into which of its files.
+EXIT_TIMEOUT_S = 10.0
+# For each version of control groups: the folder in which a group is made, and the value that each of its files gets.
 VERSIONS = (
     (CGROUP / "memory", {"memory.limit_in_bytes": "{size}", "memory.memsw.limit_in_bytes": "{size}"}),
     (CGROUP, {"memory.max": "{size}", "memory.swap.max": "0"}),
@@ -17,11 +17,11 @@ VERSIONS = (
 
 
 @contextmanager
-def limited(name: str, mib: int) -> Iterator[Path | None]:
-    """Yield the file that a process writes "0" to in order to be limited, with everything it starts; None for 0 MiB, which is no limit.
+def limit_memory(name: str, mib: int) -> Iterator[Path | None]:
+    """Yield a file; a process that writes "0" to it is limited to `mib` MiB with everything it starts. 0 MiB is no limit and yields None.
 
     Raises:
-        EmulationError: This machine lets nobody make control groups.
+        EmulationError: This machine does not allow control groups to be made.
     """
     if not mib:
         yield None
@@ -34,18 +34,18 @@ def limited(name: str, mib: int) -> Iterator[Path | None]:
         raise EmulationError(f"{group}: {error.strerror}; a limit of memory needs root and a writable {CGROUP}") from error
     try:
         for file, value in settings.items():
-            if (group / file).exists():  # the second is there where the kernel counts swap
+            if (group / file).exists():  # the limit of swap exists only where the kernel counts swap
                 (group / file).write_text(value.format(size=mib << 20))
         if not any((group / file).exists() for file in settings):
             raise EmulationError(f"{group}: no memory controller; leave out the limit of memory")
         yield group / "cgroup.procs"
     finally:
-        _remove(group)
+        _remove_group(group)
 
 
-def _remove(group: Path) -> None:
-    """Remove it once the kernel has buried the last of those in it."""
-    until = time.monotonic() + BURIED_S
+def _remove_group(group: Path) -> None:
+    """Remove a control group as soon as the kernel has removed the last process in it."""
+    until = time.monotonic() + EXIT_TIMEOUT_S
     while True:
         try:
             return group.rmdir()
