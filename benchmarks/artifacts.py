@@ -38,12 +38,14 @@ from edgecompress.network.batchnorm import reestimate
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import top1
 from edgecompress.network.surgery import forward, replace
-from edgecompress.options import Options, update_options
-from edgecompress.pipeline.steps_publish import Pipeline, limits_of
+from edgecompress.options import Options, limits_of, update_options
+from edgecompress.pipeline.context import open_context
+from edgecompress.pipeline.networks import load_compressed
+from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.quantize import spec
 from edgecompress.records import BenchmarkResult, ConversionRequest
-from edgecompress.runs import open_run, trying
+from edgecompress.runs import open_run, use_options
 from edgecompress.targets import FORMATS
 
 PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
@@ -54,10 +56,10 @@ CALIBRATION_SAMPLES = 500
 
 def publish(recipe: Recipe, folder: Path) -> list[Path]:
     """Publish the dense and the compressed network in every format and scheme; print each refusal and leave that file out."""
-    with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, trying(opened, update_options(Options(), {})):
-        steps = Pipeline(opened, recipe)
-        steps.finetune()
-        models, evidence = {"dense": steps.dense, "compressed": steps.compressed}, steps.evidence
+    with open_run(folder / "run", name=recipe.name, recipe=recipe.source) as opened, use_options(opened, update_options(Options(), {})):
+        context = open_context(opened, recipe)
+        run_steps(context, "finetune")
+        models, evidence = {"dense": context.dense, "compressed": load_compressed(context)}, context.evidence
     calibration, _ = fetch(recipe.train_data(), CALIBRATION_SAMPLES, seed=0)
     made = []
     for variant, model in models.items():

@@ -21,7 +21,9 @@ from torch.utils.data import Subset
 from edgecompress import toolchains
 from edgecompress.data.recipe import Recipe, load
 from edgecompress.options import update_options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import open_context
+from edgecompress.pipeline.runner import run as run_steps
+from edgecompress.records import CompressionPlan, FinetuneResult
 from edgecompress.runs import open_run
 
 QUICK_IMAGES = 500  # evaluation images with --quick
@@ -60,8 +62,9 @@ def run(recipe: Recipe, **options: float) -> float:
     """Compress and fine-tune; return the top-1 on the evaluation data."""
     with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run", name=recipe.name, recipe=recipe.source) as opened:
         opened.set_options(update_options(opened.record.options, options))
-        steps = Pipeline(opened, recipe)
-        plan, result = steps.plan(), steps.finetune()
+        context = open_context(opened, recipe)
+        run_steps(context, "finetune")
+        plan, result = context.read(CompressionPlan), context.read(FinetuneResult)
     row = {**options, "macs": plan.macs / plan.macs_before, "dense": result.dense_top1, "before": result.before_top1, "top1": result.top1}
     print(json.dumps(row), flush=True)
     if result.top1 is None:

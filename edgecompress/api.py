@@ -10,10 +10,13 @@ from torch.utils.data import Dataset
 
 from edgecompress.data.recipe import Recipe, of_model
 from edgecompress.options import update_options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import RunContext, open_context
+from edgecompress.pipeline.latencies import profile_network
+from edgecompress.pipeline.publication import check_refusals, publish
+from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.progress import Track, silent
-from edgecompress.records import CostTable, ExportResult, Preprocessing
-from edgecompress.runs import open_run, trying
+from edgecompress.records import CostTable, ExportResult, ModelStats, Preprocessing
+from edgecompress.runs import open_run, use_options
 
 
 def export(
@@ -55,11 +58,10 @@ def export(
         preprocessing=preprocessing,
         labels=labels,
     )
-    with _steps_of(recipe, run, {"target": target, **options}, track) as steps:
-        result = steps.export()
-    if steps.failures:
-        raise steps.failures[0]
-    return result
+    with _open(recipe, run, {"target": target, **options}, track) as context:
+        exported = publish(context).exported
+    check_refusals(exported)
+    return exported
 
 
 def profile(
@@ -88,15 +90,16 @@ def profile(
     Raises:
         EdgeCompressError: One of errors.py, as the command would print it.
     """
-    with _steps_of(of_model(model, example_inputs, name=name), run, options, track) as steps:
-        return steps.profile(steps.analyze(), tuple(schemes), refresh=refresh, noisy=noisy)[0]
+    with _open(of_model(model, example_inputs, name=name), run, options, track) as context:
+        run_steps(context, "analyze")
+        return profile_network(context, context.read(ModelStats), tuple(schemes), refresh=refresh, noisy=noisy).table
 
 
 @contextmanager
-def _steps_of(recipe: Recipe, run: str | Path, options: dict[str, Any], track: Track) -> Iterator[Pipeline]:
-    """Open the run of a recipe; its options stay what they were if one of these is found to be wrong."""
+def _open(recipe: Recipe, run: str | Path, options: dict[str, Any], track: Track) -> Iterator[RunContext]:
+    """Open the run of a recipe with these options; it keeps its former ones if one of these is found to be wrong."""
     with (
         open_run(Path(run or Path("runs") / recipe.name), name=recipe.name, recipe=recipe.source) as opened,
-        trying(opened, update_options(opened.record.options, options)),
+        use_options(opened, update_options(opened.record.options, options)),
     ):
-        yield Pipeline(opened, recipe, track=track)
+        yield open_context(opened, recipe, track=track)

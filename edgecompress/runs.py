@@ -24,33 +24,16 @@ from edgecompress.options import Options
 from edgecompress.records import (
     SCHEMA,
     BenchmarkResult,
-    CompressionPlan,
-    DecomposeResult,
-    ExportResult,
-    FinetuneResult,
-    ModelStats,
-    QatResult,
-    QuantizeResult,
     Record,
     read,
     to_json,
 )
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.records.stages import StageResult
 
 RUN_FILE: Final = "run.json"
-FILES: Final = {
-    "analyze": "stats.json",
-    "plan": "plan.json",
-    "decompose": "decompose.json",
-    "finetune": "finetune.json",
-    "quantize": "quantize.json",
-    "qat": "qat.json",
-    "export": "export.json",
-}
 
 
-class Step(Record, frozen=True, kw_only=True):
+class FinishedStep(Record, frozen=True, kw_only=True):
     """A finished step. `made_from` hashes everything it depends on; `files` are paths in the run folder with their hashes."""
 
     made_from: str
@@ -63,7 +46,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     name: str
     recipe: str
     options: Options
-    steps: dict[str, Step] = {}
+    steps: dict[str, FinishedStep] = {}
 
 
 class Run:
@@ -85,7 +68,7 @@ class Run:
 
     def finish(self, step: str, made_from: str, files: tuple[str, ...], seconds: float) -> None:
         """Note that `step` is done; from here on a crash loses nothing of it."""
-        done = Step(made_from=made_from, files={name: sha256(self.path(name)) for name in files}, seconds=round(seconds, 3))
+        done = FinishedStep(made_from=made_from, files={name: sha256(self.path(name)) for name in files}, seconds=round(seconds, 3))
         self._write(msgspec.structs.replace(self.record, steps={**self.record.steps, step: done}))
 
     def set_options(self, options: Options) -> None:
@@ -103,8 +86,8 @@ class Run:
 
 
 @contextmanager
-def trying(run: Run, options: Options) -> Iterator[None]:
-    """Keep `options` in the run, unless the block finds that something given is wrong: then it keeps those it had."""
+def use_options(run: Run, options: Options) -> Iterator[None]:
+    """Give the run these options; it gets its former ones back if the block finds one of the new ones to be wrong."""
     before = run.record.options
     run.set_options(options)
     try:
@@ -112,12 +95,6 @@ def trying(run: Run, options: Options) -> Iterator[None]:
     except ConfigError:
         run.set_options(before)
         raise
-
-
-def file_of(step: str) -> str:
-    """Return the file of a step's record; of `stages/2/plan`, the plan of a stage before the last, `stages/2/plan.json`."""
-    place, slash, name = step.rpartition("/")
-    return f"{place}{slash}{FILES[name]}"
 
 
 def key(*parts: Any) -> str:
@@ -185,43 +162,6 @@ def _owner(folder: Path) -> str:
         return str(int((folder / ".lock.pid").read_text()))
     except (OSError, ValueError):
         return "unknown"
-
-
-def read_records(folder: Path) -> dict[str, Any]:
-    """Return what a run folder holds, as the keyword arguments of the report verb; None or () for what is not there."""
-    found: dict[str, Any] = {
-        name: read(folder / file, kind) if (folder / file).exists() else None
-        for name, file, kind in (
-            ("stats", FILES["analyze"], ModelStats),
-            ("plan", FILES["plan"], CompressionPlan),
-            ("decomposed", FILES["decompose"], DecomposeResult),
-            ("finetuned", FILES["finetune"], FinetuneResult),
-            ("quantized", FILES["quantize"], QuantizeResult),
-            ("qat", FILES["qat"], QatResult),
-            ("exported", FILES["export"], ExportResult),
-        )
-    }
-    if is_run(folder) and not read_run(folder).options.qat_epochs:
-        found["qat"] = None  # of an earlier export
-    exported = found.pop("exported")
-    found["artifacts"] = exported.artifacts if exported else ()
-    found["refused"] = exported.refused if exported else ()
-    found["stages"] = tuple(_stages(folder))
-    found["results"] = tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json")))
-    found["evaluations"] = tuple(read(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json")))
-    return found
-
-
-def _stages(folder: Path) -> Iterator[StageResult]:
-    """Read the stages before the last, of as many as the run was asked for last."""
-    for number in range(1, read_run(folder).options.stages if is_run(folder) else 1):
-        paths = [folder / file_of(f"stages/{number}/{step}") for step in ("plan", "decompose", "finetune")]
-        if not all(path.exists() for path in paths):
-            return
-        plan, decomposed, finetuned = paths
-        yield StageResult(
-            plan=read(plan, CompressionPlan), decomposed=read(decomposed, DecomposeResult), finetuned=read(finetuned, FinetuneResult)
-        )
 
 
 def keep_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:

@@ -11,8 +11,10 @@ from edgecompress.cli import tables
 from edgecompress.cli.session import bars, console
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options, update_options
+from edgecompress.pipeline.run_records import read_run_records
+from edgecompress.pipeline.steps import STEPS
 from edgecompress.records import BenchmarkResult, ExportResult, Measuring, read, to_json
-from edgecompress.runs import FILES, is_run, keep_result, read_records
+from edgecompress.runs import is_run, keep_result
 from edgecompress.targets import FORMATS, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
@@ -35,7 +37,7 @@ def files_of(paths: list[Path]) -> tuple[Path, ...]:
 
 def _exported(run: Path) -> list[Path]:
     """What the last export of a run published; files of earlier options may lie beside them."""
-    file = run / FILES["export"]
+    file = run / STEPS["export"].files[0]
     return [run / "artifacts" / artifact.path for artifact in read(file, ExportResult).artifacts] if file.is_file() else []
 
 
@@ -138,7 +140,7 @@ def report(
 
     if not is_run(run):
         raise ConfigError(f"{run}: no run folder; run `edgecompress export --run {run}`")
-    record = write(run, **read_records(run))
+    record = write(run, read_run_records(run))
     if json:
         typer.echo(to_json(record), nl=False)
     else:

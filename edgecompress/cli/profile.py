@@ -6,8 +6,8 @@ import typer
 
 from edgecompress.cli import parameters as p
 from edgecompress.cli import tables
-from edgecompress.cli.session import console, pipeline
-from edgecompress.records import to_json
+from edgecompress.cli.session import console, open_target
+from edgecompress.records import ModelStats, to_json
 
 SCHEMES = ("fp32", "int8-dynamic", "int8-static")
 Schemes = Annotated[
@@ -36,9 +36,13 @@ def profile(
     Example: edgecompress profile runs/resnet20_fashion_mnist --device adb://SERIAL
     """
     given = {"device": device, "table": table, "method": method, "threads": threads, "weights": weights, "data": data}
-    with pipeline(recipe, run, given) as steps:
-        stats = steps.analyze()
-        found, path = steps.profile(stats, tuple(dict.fromkeys(scheme or SCHEMES)), refresh=refresh, noisy=noisy)
+    with open_target(recipe, run, given) as context:
+        from edgecompress.pipeline.latencies import profile_network
+        from edgecompress.pipeline.runner import run as run_steps
+
+        run_steps(context, "analyze")
+        stats = context.read(ModelStats)
+        found, path = profile_network(context, stats, tuple(dict.fromkeys(scheme or SCHEMES)), refresh=refresh, noisy=noisy)
     if json:
         print(to_json(found).decode(), end="")  # noqa: T201
         return

@@ -14,10 +14,10 @@ from edgecompress.cli.steplines import STEP_LINES
 from edgecompress.errors import ConfigError
 from edgecompress.options import update_options
 from edgecompress.records import DecomposeResult, Record
-from edgecompress.runs import is_run, open_run, read_run, trying
+from edgecompress.runs import is_run, open_run, read_run, use_options
 
 if TYPE_CHECKING:
-    from edgecompress.pipeline.steps_publish import Pipeline
+    from edgecompress.pipeline.context import RunContext
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def bars() -> Iterator[Bars]:
 
 
 @contextmanager
-def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Iterator["Pipeline"]:
+def open_target(target: str | None, run: Path | None, given: dict[str, Any]) -> Iterator["RunContext"]:
     """Open the run of a recipe or run folder with the given options, and print a line for each step.
 
     Raises:
@@ -72,7 +72,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         folder, source = run or Path(), str(toolchains.example()) if target is None else target
     update_early(given)
     from edgecompress.data.recipe import load
-    from edgecompress.pipeline.steps_publish import Pipeline
+    from edgecompress.pipeline.context import open_context
 
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))  # what a recipe prints is no data of ours
@@ -81,7 +81,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
         notes.print(f"{recipe.name} → {folder}")
         track = stack.enter_context(bars())
         opened = stack.enter_context(open_run(folder, name=recipe.name, recipe=recipe.source))
-        stack.enter_context(trying(opened, update_options(opened.record.options, given)))
+        stack.enter_context(use_options(opened, update_options(opened.record.options, given)))
 
         def on_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             spent = "reused" if reused else f"{seconds:.1f} s"
@@ -91,7 +91,7 @@ def pipeline(target: str | None, run: Path | None, given: dict[str, Any]) -> Ite
             for note in record.notes if isinstance(record, DecomposeResult) else ():
                 notes.print(f"    {note}")
 
-        yield Pipeline(opened, recipe, track=track, on_step=on_step)
+        yield open_context(opened, recipe, track=track, on_step=on_step)
 
 
 def absolute(given: dict[str, Any]) -> dict[str, Any]:

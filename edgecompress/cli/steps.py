@@ -1,4 +1,4 @@
-"""The commands that build: one step each, with whatever is missing before it. Each is a row of `STEPS`."""
+"""The commands that build: one step each, with whatever is missing before it. Each is a row of `edgecompress.pipeline.steps.STEPS`."""
 
 import inspect
 from collections.abc import Callable
@@ -8,128 +8,116 @@ from rich.table import Table
 
 from edgecompress.cli import parameters as p
 from edgecompress.cli import tables
-from edgecompress.cli.session import console, pipeline
-from edgecompress.records import ExportResult, to_json
+from edgecompress.cli.session import console, open_target
+from edgecompress.pipeline.steps import STEPS
+from edgecompress.records import BenchmarkResult, ExportResult, Record, to_json
 from edgecompress.targets import TARGETS
 
 if TYPE_CHECKING:
-    from edgecompress.pipeline.steps_publish import Pipeline
+    from edgecompress.pipeline.context import RunContext
 
 
-class Step(NamedTuple):
-    """A command: its help, the options of a run that it takes, and how its record is shown to a person."""
+class View(NamedTuple):
+    """How the command of a step presents itself: its help, and the table of its record."""
 
     help: str
-    options: tuple[str, ...]
-    render: Callable[[Any, "Pipeline"], Table]
+    render: Callable[[Any], Table]
 
 
-STEPS: Final = {
-    "analyze": Step(
+VIEWS: Final = {
+    "analyze": View(
         """Count and time every layer.
 
         Example: edgecompress analyze examples/resnet20_fashion_mnist""",
-        ("weights", "data", "resolution"),
-        lambda record, _: tables.stats(record),
+        tables.stats,
     ),
-    "plan": Step(
+    "plan": View(
         """Choose a form and rank for each layer, and say why.
 
         Example: edgecompress plan runs/resnet20_fashion_mnist --macs-ratio 0.5""",
-        (
-            "macs_ratio",
-            "latency_ms",
-            "speedup",
-            "size_mb",
-            "params_ratio",
-            "max_drop",
-            "device",
-            "table",
-            "cost_scheme",
-            "threads",
-            "mixed_precision",
-            "allocator",
-            "method",
-            "layer",
-            "data_aware",
-            "min_agreement",
-            "stages",
-            "weakening",
-            "weights",
-            "data",
-            "seed",
-        ),
-        lambda record, _: tables.plan(record),
+        tables.plan,
     ),
-    "decompose": Step(
+    "decompose": View(
         """Replace the planned layers by their factors.
 
         Example: edgecompress decompose runs/resnet20_fashion_mnist""",
-        (),
-        lambda record, _: tables.decomposed(record),
+        tables.decomposed,
     ),
-    "finetune": Step(
+    "finetune": View(
         """Recover accuracy: BatchNorm re-estimation, then distillation from the dense model.
 
         Example: edgecompress finetune runs/resnet20_fashion_mnist --epochs 10""",
-        ("stages", "weakening", "epochs", "epoch_samples", "batch_size", "optimizer", "learning_rate", "data", "seed"),
-        lambda record, _: tables.finetuned(record),
+        tables.finetuned,
     ),
-    "quantize": Step(
+    "quantize": View(
         """Choose calibration inputs and what stays in float; show how well each layer fits int8.
 
         Example: edgecompress quantize runs/resnet20_fashion_mnist --calibration-samples 200""",
-        ("format", "scheme", "calibration_samples", "mixed_precision", "layer_scheme", "min_int8_agreement", "data"),
-        lambda record, _: tables.quantized(record),
+        tables.quantized,
     ),
-    "qat": Step(
+    "qat": View(
         """Train the weights of int8-static files under their rounding, to answer as in float.
 
         Example: edgecompress qat runs/resnet20_fashion_mnist --qat-epochs 2""",
-        ("qat_epochs",),  # the others are shared with fine-tuning, which would be done again
-        lambda record, _: tables.trained(record),
+        tables.trained,
     ),
-    "export": Step(
+    "export": View(
         """Run every missing step and publish verified artifacts, measured here.
 
         Example: edgecompress export --target android""",
-        tuple(p.OF_RUN),
-        lambda record, steps: tables.artifacts(record.artifacts, steps.measured),
+        lambda record: tables.artifacts(record.artifacts),
     ),
 }
 
 
-def _command(name: str, step: Step) -> Callable[..., None]:
+def flags_of(name: str) -> tuple[str, ...]:
+    """Return the options that the command of a step takes: those of its row; `export`, which runs all, takes those of every step."""
+    options = (
+        tuple(dict.fromkeys(option for step in STEPS.values() for option in step.options)) if name == "export" else STEPS[name].options
+    )
+    return tuple(option for option in p.OF_RUN if option in options)
+
+
+def _make_command(name: str, view: View) -> Callable[..., None]:
     """Make the function whose signature the command line reads."""
 
     def command(recipe: str | None, run: Any, json: bool, **given: Any) -> None:
-        with pipeline(recipe, run, given) as steps:
-            record = getattr(steps, name)()
+        measured: tuple[BenchmarkResult, ...] = ()
+        with open_target(recipe, run, given) as context:
+            from edgecompress.pipeline.publication import publish
+            from edgecompress.pipeline.runner import run as run_steps
+
+            record: Record
+            if name == "export":
+                record, measured = publish(context)
+            else:
+                record = run_steps(context, name)
         if json:
             print(to_json(record).decode(), end="")  # noqa: T201
         else:
-            console().print(step.render(record, steps))
+            console().print(tables.artifacts(record.artifacts, measured) if isinstance(record, ExportResult) else view.render(record))
         if isinstance(record, ExportResult):
-            _after_export(steps, record)
+            _finish_export(context, record)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    options = {"recipe": p.Target, "run": p.RunFolder, **{option: p.OF_RUN[option] for option in step.options}}
+    options = {"recipe": p.Target, "run": p.RunFolder, **{option: p.OF_RUN[option] for option in flags_of(name)}}
     taken = [inspect.Parameter(option, kind, default=None, annotation=told) for option, told in options.items()]
     taken.append(inspect.Parameter("json", kind, default=False, annotation=p.Json))
     command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    command.__name__, command.__doc__ = name, step.help
+    command.__name__, command.__doc__ = name, view.help
     return command
 
 
-def _after_export(steps: "Pipeline", record: ExportResult) -> None:
+def _finish_export(context: "RunContext", record: ExportResult) -> None:
     """Say what was refused and what can be done next; fail when something was refused."""
-    folder, notes = steps.run.folder, console(stderr=True)
+    from edgecompress.pipeline.publication import check_refusals
+
+    folder, notes = context.run.folder, console(stderr=True)
     for refused in record.refused:
         notes.print(f"refused: {refused.path}: {refused.reason}")
-    notes.print(f"next: edgecompress bench {folder} --device {TARGETS[steps.options.target].device}")
+    notes.print(f"next: edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
     notes.print(f"      open {folder / 'report.html'}")
-    if steps.failures:
-        raise steps.failures[0]
+    check_refusals(record)
 
 
-COMMANDS: Final = tuple(_command(name, step) for name, step in STEPS.items())
+COMMANDS: Final = tuple(_make_command(name, view) for name, view in VIEWS.items())

@@ -1,70 +1,95 @@
-"""What the steps of a run share: its folder, its recipe with the dense network and the data, and how a step is done once and reused."""
+"""What the steps of a run share: its folder, its recipe, the dense network, its data, and the inputs that artifacts are checked on."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
+from edgecompress.artifacts.publish import Evidence
 from edgecompress.data.recipe import Data, Recipe, at_resolution, call
 from edgecompress.errors import ConfigError
-from edgecompress.files import stamp, write_atomic
+from edgecompress.files import stamp
 from edgecompress.network.attention import opened
 from edgecompress.network.batches import Batch
+from edgecompress.network.exported import to_program
+from edgecompress.network.outputs import scores_of
+from edgecompress.network.surgery import forward
 from edgecompress.network.weights import check_dense, fingerprint, load_into, read_state
 from edgecompress.options import Options
+from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
 from edgecompress.progress import Track, silent
-from edgecompress.records import Record, read, to_json
-from edgecompress.runs import Run, file_of, key, stopwatch
+from edgecompress.records import Record, read
+from edgecompress.runs import Run, key
 
 R = TypeVar("R", bound=Record)
 OnStep = Callable[[str, Record, float, bool], None]
+SMALL_NETWORK_MACS: Final = 100_000_000  # below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
-def ignore(*_: object) -> None:
-    """Nobody wants to know."""
+def ignore_step(*_: object) -> None:
+    """Report a step to nobody."""
 
 
-class RunSteps:
-    """One run folder and its recipe.
+class DenseNetwork:
+    """The trained network of a recipe, loaded once, in eval mode.
 
     Args:
-        on_step: Called after each step with its name, record, seconds, and whether it was reused.
+        weights: Checkpoint to load in place of the recipe's own weights; "" for none.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore) -> None:
-        self.run = run
-        self._recipe = recipe
-        self.track = track
-        self.on_step = on_step
-
-    @property
-    def options(self) -> Options:
-        return self.run.record.options
+    def __init__(self, recipe: Recipe, *, weights: str = "") -> None:
+        self.recipe = recipe
+        self.weights = weights
 
     @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe at the resolution of the run."""
-        return at_resolution(self._recipe, self.options.resolution)
+    def model(self) -> nn.Module:
+        """The model with its checkpoint loaded and its attention in ordinary Linears.
 
-    @cached_property
-    def dense(self) -> nn.Module:
-        """The trained model, checked, its attention in ordinary Linears, in eval mode; checkpoints are of the user's own."""
+        Raises:
+            ConfigError: The recipe fails, the checkpoint does not fit, or a weight is not finite.
+        """
         model = call(self.recipe.model, f"{self.recipe.source}: model()")
         check_dense(model, subject=self.recipe.source)
-        if self.options.weights:
-            path = Path(self.options.weights)
+        if self.weights:
+            path = Path(self.weights)
             load_into(model, read_state(path), source=str(path))
             check_dense(model, subject=str(path))
         return opened(model).eval()
 
-    def data(self, split: str) -> Any:
-        """The recipe's dataset for "train", "eval" or "calibration", or what `--data` gives; None when there is none."""
-        if self.options.data:
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return fingerprint(self.model)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        return to_program(self.model, self.recipe.example_inputs, name=self.recipe.name)
+
+    @cached_property
+    def has_scores(self) -> bool:
+        """Whether one output is a vector of class scores, so that labels can say how often the network is right."""
+        return scores_of(forward(self.model, self.recipe.example_inputs)) is not None
+
+
+class RunData:
+    """The datasets of a run: the recipe's, or those at the path of `--data`."""
+
+    def __init__(self, recipe: Recipe, *, path: str = "", seed: int = 0) -> None:
+        self.recipe = recipe
+        self.path = path
+        self.seed = seed
+
+    def dataset(self, split: str) -> Any:
+        """Return the dataset for "train", "eval" or "calibration"; None when the user gave none."""
+        if self.path:
             kind: datasets.Split = "eval" if split == "eval" else "train"
-            return datasets.load(Path(self.options.data), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+            return datasets.load(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
         functions: dict[str, Data | None] = {
             "train": self.recipe.train_data,
             "eval": self.recipe.eval_data,
@@ -73,36 +98,121 @@ class RunSteps:
         function = functions[split]
         return None if function is None else call(function, f"{self.recipe.source}: {split}_data()")
 
-    @cached_property
+    def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
+        """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
+        seed = self.seed if shuffle else None
+        return datasets.fetch(dataset, samples, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there is anything to fine-tune on."""
+        return self.recipe.train_data is not None or bool(self.path)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One open run and all that its steps read. No step is a method of it.
+
+    Attributes:
+        recipe: At the resolution of the run.
+        stage: The stage that a step works on, from 1; the last one for steps outside of stages.
+        on_step: Called after each step with its name, record, seconds, and whether it was reused.
+        memo: Results that several steps of one process need, by name, with a hash of what each was made from.
+    """
+
+    run: Run
+    recipe: Recipe
+    network: DenseNetwork
+    data: RunData
+    track: Track = silent
+    on_step: OnStep = ignore_step
+    stage: int = 1
+    memo: dict[str, tuple[str, Any]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        return self.run.record.options
+
+    @property
+    def dense(self) -> nn.Module:
+        """The trained network; every artifact is held to it."""
+        return self.network.model
+
+    def at_stage(self, stage: int) -> "RunContext":
+        """Return the context of another stage of the same run."""
+        return dataclasses.replace(self, stage=stage)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the present stage."""
+        return self.run.path(stage_path(name, self.stage, self.options.stages))
+
+    def step_name(self, step: str) -> str:
+        """Return the name under which run.json lists a step of the present stage."""
+        return stage_path(step, self.stage, self.options.stages) if step in STAGED else step
+
+    def read(self, kind: type[R]) -> R:
+        """Return the record of this type that a finished step left, of the present stage where it is one of several."""
+        step = next(step for step in STEPS.values() if step.record is kind)
+        return read(self.path(step.files[0]) if step.name in STAGED else self.run.path(step.files[0]), kind)
+
+    def digest(self, step: str) -> str:
+        """Return a hash of the files of a finished step of the present stage."""
+        return self.run.digest(self.step_name(step))
+
+    def remember(self, name: str, made_from: str, make: Callable[[], Any]) -> Any:
+        """Return `make()`, computed once in this process for each `made_from`."""
+        if name not in self.memo or self.memo[name][0] != made_from:
+            self.memo[name] = (made_from, make())
+        return self.memo[name][1]
+
+    @property
     def source(self) -> str:
-        """Hash of the dense model and the data options; every step depends on it."""
+        """Hash of the dense network and the data; the key of every step holds it.
+
+        Raises:
+            ConfigError: Nothing lies at the path of `--data`.
+        """
         shapes = [(tuple(x.shape), str(x.dtype)) for x in self.recipe.example_inputs]
         data = Path(self.options.data) if self.options.data else None
         if data is not None and not data.exists():
             raise ConfigError(f"{data}: no such file or folder; give --data an ImageFolder, an .npz or idx files")
-        files = [] if data is None else stamp(data)
-        return key(self.recipe.sources_sha256, fingerprint(self.dense), shapes, self.options.data, files)
 
-    def _fetch(self, data: Any, n: int, *, drawn: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
-        seed = self.options.seed if drawn else None
-        return datasets.fetch(data, n, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
+        def hash_source() -> str:
+            files = [] if data is None else stamp(data)
+            return key(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
 
-    def _step(self, name: str, made_from: str, kind: type[R], make: Callable[[], R], *, files: tuple[str, ...] = ()) -> R:
-        path = self.run.path(file_of(name))
-        if self.run.is_done(name, made_from):
-            record = read(path, kind)
-            self._told(name, record, self.run.record.steps[name].seconds, True)
-            return record
-        with stopwatch() as spent:
-            record = make()
-        write_atomic(path, to_json(record))
-        self.run.finish(name, made_from, (file_of(name), *files), spent[0])
-        self._told(name, record, spent[0], False)
-        return record
+        made: str = self.remember("source", self.options.data, hash_source)
+        return made
 
-    def _told(self, name: str, record: Record, seconds: float, reused: bool) -> None:
-        """Tell of each step once, however often later steps ask for it."""
-        told: set[str] = self.__dict__.setdefault("told", set())
-        if name not in told:
-            told.add(name)
-            self.on_step(name, record, seconds, reused)
+    @property
+    def evidence(self) -> Evidence:
+        """Real inputs that artifacts are checked on: evaluation data, or calibration data where there are none."""
+        made: Evidence = self.remember("evidence", key(self.source, self.options.verify_samples), self._fetch_evidence)
+        return made
+
+    def _fetch_evidence(self) -> Evidence:
+        dataset = self.data.dataset("eval")
+        dataset = self.data.dataset("calibration") if dataset is None else dataset
+        inputs, labels = self.data.fetch(dataset, self.options.verify_samples, shuffle=False, labelled=self.network.has_scores)
+        return Evidence(inputs=inputs, labels=labels, data=datasets.describe(dataset))
+
+    @property
+    def dense_outputs(self) -> Batch:
+        """The outputs of the dense network for the evidence."""
+        made: Batch = self.remember(
+            "dense outputs", key(self.source, self.options.verify_samples), lambda: forward(self.dense, self.evidence.inputs)
+        )
+        return made
+
+    @property
+    def repairs(self) -> bool:
+        """Whether fine-tuning follows a decomposition."""
+        return self.data.can_train and self.options.epochs > 0
+
+
+def open_context(run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore_step) -> RunContext:
+    """Return the context of an open run, whose options are set already, for a recipe."""
+    o = run.record.options
+    sized = at_resolution(recipe, o.resolution)
+    network = DenseNetwork(sized, weights=o.weights)
+    return RunContext(run, sized, network, RunData(sized, path=o.data, seed=o.seed), track=track, on_step=on_step, stage=o.stages)

@@ -13,13 +13,10 @@ from edgecompress.records import (
     FinetuneResult,
     LayerPlan,
     ModelStats,
-    QatResult,
     QuantizeResult,
-    RefusedArtifact,
     SkippedLayer,
 )
-from edgecompress.records.evaluation import Evaluation
-from edgecompress.records.stages import StageResult
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.accuracies import accuracies
 from edgecompress.reporting.comparing import compare, newest
 from edgecompress.reporting.conditions import conditions
@@ -29,36 +26,20 @@ from edgecompress.reporting.stages import stage_rows
 from edgecompress.reporting.verdict import conclude
 
 
-def build(
-    *,
-    stats: ModelStats | None = None,
-    plan: CompressionPlan | None = None,
-    decomposed: DecomposeResult | None = None,
-    finetuned: FinetuneResult | None = None,
-    quantized: QuantizeResult | None = None,
-    qat: QatResult | None = None,
-    artifacts: tuple[Artifact, ...] = (),
-    refused: tuple[RefusedArtifact, ...] = (),
-    results: tuple[BenchmarkResult, ...] = (),
-    evaluations: tuple[Evaluation, ...] = (),
-    stages: tuple[StageResult, ...] = (),
-    run: str,
-    created_at: str,
-    version: str,
-) -> Report:
-    """Return the report of what is known.
+def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Report:
+    """Return the report of a run's records.
 
     Args:
-        refused: Files that were asked for and not published; each is a shortfall.
-        stages: Of several, those before the last, of which the other records are.
         run: The run folder as a person would type it; it stands in the commands that fill what is missing.
         created_at: Date and time, ISO 8601.
         version: Of edgecompress.
     """
+    stats, plan, decomposed, finetuned, quantized = records.stats, records.plan, records.decomposed, records.finetuned, records.quantized
+    artifacts, results = records.artifacts, records.results
     groups, unmeasured, left_out = compare(artifacts, results)
     groups, earlier = newest(groups)
-    scored, unknown = accuracies(artifacts, evaluations)
-    left_out += (*unknown, *(evaluation.problem for evaluation in evaluations if evaluation.problem))
+    scored, unknown = accuracies(artifacts, records.evaluations)
+    left_out += (*unknown, *(evaluation.problem for evaluation in records.evaluations if evaluation.problem))
     layers = layer_table(stats, plan, decomposed, measured_as_planned(plan, artifacts, results))
     return Report(
         title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
@@ -71,17 +52,17 @@ def build(
             plan=plan,
             decomposed=decomposed,
             finetuned=finetuned,
-            refused=refused,
+            refused=records.refused,
             left_out=left_out,
         ),
         groups=groups,
         unmeasured=unmeasured,
         accuracies=scored,
         layers=layers,
-        stages=stage_rows(stages, plan, decomposed, finetuned),
+        stages=stage_rows(records.stages, plan, decomposed, finetuned),
         training=training(finetuned),
         quantization=quantization(quantized),
-        qat=qat,
+        qat=records.qat,
         notes=(*notes(plan, decomposed, finetuned, artifacts, results), *earlier),
         conditions=conditions(
             stats=stats,
@@ -93,7 +74,7 @@ def build(
             created_at=created_at,
             version=version,
         ),
-        refused=refused,
+        refused=records.refused,
         missing=missing(run, stats, plan, decomposed, finetuned, quantized, artifacts, results),
     )
 

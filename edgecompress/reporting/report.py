@@ -5,63 +5,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgecompress.files import write_atomic
-from edgecompress.records import (
-    Artifact,
-    BenchmarkResult,
-    CompressionPlan,
-    DecomposeResult,
-    FinetuneResult,
-    ModelStats,
-    QatResult,
-    QuantizeResult,
-    RefusedArtifact,
-    to_json,
-)
-from edgecompress.records.evaluation import Evaluation
-from edgecompress.records.stages import StageResult
+from edgecompress.records import to_json
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
 from edgecompress.reporting.document import Report
 from edgecompress.reporting.render import render
 
 
-def report(
-    folder: Path,
-    *,
-    stats: ModelStats | None = None,
-    plan: CompressionPlan | None = None,
-    decomposed: DecomposeResult | None = None,
-    finetuned: FinetuneResult | None = None,
-    quantized: QuantizeResult | None = None,
-    qat: QatResult | None = None,
-    artifacts: tuple[Artifact, ...] = (),
-    refused: tuple[RefusedArtifact, ...] = (),
-    results: tuple[BenchmarkResult, ...] = (),
-    evaluations: tuple[Evaluation, ...] = (),
-    stages: tuple[StageResult, ...] = (),
-) -> Report:
+def report(folder: Path, records: RunRecords) -> Report:
     """Write `report.json` and `report.html` into `folder`, and return what they say.
 
-    Whatever is missing is named in the report, with the command that fills it.
-
-    Args:
-        stages: Of several, those before the last, of which the other records are.
+    A section without data names the command that fills it.
 
     Raises:
         EdgeCompressError: The disk is full.
         ConfigError: The folder cannot be written.
     """
     found = build(
-        stats=stats,
-        plan=plan,
-        decomposed=decomposed,
-        finetuned=finetuned,
-        quantized=quantized,
-        qat=qat,
-        artifacts=artifacts,
-        refused=refused,
-        results=results,
-        evaluations=evaluations,
-        stages=stages,
+        records,
         # An absolute path would tell strangers the name of the user's home.
         run=folder.name if folder.is_absolute() else str(folder),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

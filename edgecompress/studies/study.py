@@ -12,17 +12,15 @@ from edgecompress.devices import open_device
 from edgecompress.devices.inventory import resolve_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp, write_atomic
-from edgecompress.network.outputs import scores_of
-from edgecompress.network.surgery import forward
-from edgecompress.network.weights import fingerprint
 from edgecompress.options import Options, update_options
-from edgecompress.pipeline.steps_publish import LOCAL, Pipeline
+from edgecompress.pipeline.context import DenseNetwork
+from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.progress import Track, silent
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
 from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
 from edgecompress.reporting.search import render
-from edgecompress.runs import Run, RunRecord, key
+from edgecompress.runs import key
 from edgecompress.studies.front import front
 from edgecompress.studies.space import applied, space_of
 from edgecompress.studies.speeds import at_one_speed
@@ -158,12 +156,12 @@ def _network(recipe: Recipe, options: Options) -> str:
     Raises:
         ConfigError: It cannot be built, or has no class scores to rank trials by.
     """
-    steps = Pipeline(Run(Path(), RunRecord(name=recipe.name, recipe=recipe.source, options=options)), recipe)
-    if scores_of(forward(steps.dense, steps.recipe.example_inputs)) is None:
+    network = DenseNetwork(at_resolution(recipe, options.resolution), weights=options.weights)
+    if not network.has_scores:
         raise ConfigError(f"{recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
-    shapes = [(tuple(x.shape), str(x.dtype)) for x in steps.recipe.example_inputs]
+    shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
     files = [(name, size) for name, size, _ in stamp(Path(options.data))] if options.data else []
-    return key(recipe.sources_sha256, fingerprint(steps.dense), shapes, files)
+    return key(recipe.sources_sha256, network.fingerprint, shapes, files)
 
 
 def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:

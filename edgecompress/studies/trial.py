@@ -15,10 +15,13 @@ from edgecompress.errors import ConfigError
 from edgecompress.files import replacing
 from edgecompress.network.parity import compare
 from edgecompress.options import Options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import RunContext, open_context
+from edgecompress.pipeline.publication import Publication, bench_artifacts, publish, restore_error
+from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.progress import Track, silent
-from edgecompress.records import Artifact, BenchmarkResult, Score, SearchPoint
+from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, Score, SearchPoint
 from edgecompress.records.search import Value
+from edgecompress.reporting.report import report
 from edgecompress.runs import Run, is_run, open_run, read_run
 from edgecompress.studies.loop import Refused
 
@@ -45,15 +48,16 @@ def try_out(
     with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
         opened.set_options(options)
         inherit(opened)
-        steps = Pipeline(opened, recipe, track=track)
-        artifacts = steps.export().artifacts
+        context = open_context(opened, recipe, track=track)
+        publication = publish(context)
+        artifacts = publication.exported.artifacts
         made = next((a for a in artifacts if a.model == "compressed"), None)
         if made is None:
-            raise Refused(str(steps.failures[-1]))
+            raise Refused(str(restore_error(publication.exported.refused[-1])))
         dense = next((a for a in artifacts if a.model == "dense" and a.format == made.format), None)
-        measured = compared(steps, tuple(a for a in (dense, made) if a is not None), device)
-        steps.report()
-        plan, times = steps.plan(), {result.artifact: result for result in measured}
+        measured = measure_in_turns(context, publication, tuple(a for a in (dense, made) if a is not None), device)
+        report(opened.folder, read_run_records(opened.folder))
+        plan, times = context.read(CompressionPlan), {result.artifact: result for result in measured}
         ms = median(times[made.path].latency_ms)
         if dense is not None:
             ms = ratio(times[made.path], times[dense.path]).ratio * median(times[dense.path].latency_ms)
@@ -63,10 +67,10 @@ def try_out(
             host=platform.node(),
             choice=choice,
             artifact=made.path,
-            score=_score(steps, made, ms),
+            score=_score(context, made, ms),
             accuracy_of=AGREEMENT if made.top1 is None else TOP1,
             macs_ratio=plan.macs / max(1, plan.macs_before),
-            dense=None if dense is None else _score(steps, dense, median(times[dense.path].latency_ms)),
+            dense=None if dense is None else _score(context, dense, median(times[dense.path].latency_ms)),
             backend=times[made.path].backend,
             seconds=round(time.perf_counter() - started, 3),
             noisy=times[made.path].noisy,
@@ -92,37 +96,40 @@ def inherit(ours: Run) -> None:
             ours.finish(name, step.made_from, tuple(step.files), step.seconds)
 
 
-def compared(steps: Pipeline, artifacts: tuple[Artifact, ...], device: str) -> tuple[BenchmarkResult, ...]:
+def measure_in_turns(
+    context: RunContext, publication: Publication, artifacts: tuple[Artifact, ...], device: str
+) -> tuple[BenchmarkResult, ...]:
     """Measure a trial's file and the dense one in turns, each loaded many times, for as long as a disturbance of the machine may last.
 
     How often that is tells what they took here, whatever the device. What is noisy is measured again, and the last attempt stands.
     """
-    here = sum(median(result.latency_ms) for result in steps.measured if result.artifact in {a.path for a in artifacts})
-    repetitions = max(steps.options.repetitions, min(MOST, math.ceil(1000 * LEAST_S / max(here, 1e-3))))
-    paths = tuple(steps.run.path("artifacts") / a.path for a in artifacts)
+    here = sum(median(result.latency_ms) for result in publication.measured if result.artifact in {a.path for a in artifacts})
+    repetitions = max(context.options.repetitions, min(MOST, math.ceil(1000 * LEAST_S / max(here, 1e-3))))
+    paths = tuple(context.run.path("artifacts") / a.path for a in artifacts)
     for _ in range(ATTEMPTS):
-        measured = steps.bench(device=device, artifacts=paths, repetitions=repetitions, compare=len(paths) > 1)
+        results = bench_artifacts(context, paths, device=device, repetitions=repetitions, compare=len(paths) > 1)
+        measured = tuple(result for result, _ in results)
         if not any(result.noisy for result in measured):
             break
     return measured
 
 
-def _score(steps: Pipeline, artifact: Artifact, latency_ms: float) -> Score:
+def _score(context: RunContext, artifact: Artifact, latency_ms: float) -> Score:
     accuracy = artifact.top1
     if accuracy is None:
-        accuracy = _agreement(steps, artifact)
+        accuracy = _agreement(context, artifact)
     return Score(accuracy=accuracy, latency_ms=latency_ms, size_bytes=artifact.size_bytes)
 
 
-def _agreement(steps: Pipeline, artifact: Artifact) -> float:
+def _agreement(context: RunContext, artifact: Artifact) -> float:
     """Return how often the file answers as the dense network does, where nobody knows what is right.
 
     Raises:
         ConfigError: There are no class scores to go by.
     """
-    inputs = steps.evidence.inputs
-    found, _ = run(steps.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
-    agreed = compare(found, steps.dense_outputs).top1_agreement
+    inputs = context.evidence.inputs
+    found, _ = run(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
+    agreed = compare(found, context.dense_outputs).top1_agreement
     if agreed is None:
-        raise ConfigError(f"{steps.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
+        raise ConfigError(f"{context.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     return agreed

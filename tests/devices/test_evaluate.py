@@ -13,15 +13,16 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 from support.paths import REPOSITORY
-from support.runs import complaint
+from support.runs import FILES, complaint
 
 from edgecompress.data import load
 from edgecompress.devices.bench import bench
 from edgecompress.devices.evaluate import evaluate
 from edgecompress.errors import ConfigError, DeviceError, ParityError
+from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import Artifact, ExportResult, read, to_json
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.runs import FILES, keep_result, open_run, read_records
+from edgecompress.runs import keep_result, open_run
 
 ROOT = REPOSITORY
 PREBUILT = ROOT / "examples" / "prebuilt"
@@ -347,7 +348,7 @@ def test_a_run_is_scored_on_its_recipes_data_and_every_record_is_kept(edgecompre
     kept = sorted(made_run.glob("results/*/accuracy/*.json"))
     assert len(kept) == 2
     assert read(kept[0], Evaluation).samples == 20
-    assert read_records(made_run)["results"] == ()  # a report takes latencies from there, and is not disturbed
+    assert read_run_records(made_run).results == ()  # a report takes latencies from there, and is not disturbed
 
 
 def test_json_is_the_record_also_of_a_failure_which_exits_with_5(edgecompress, tmp_path, spoiling):

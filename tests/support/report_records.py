@@ -29,6 +29,7 @@ from edgecompress.records import (
     SkippedLayer,
     TensorSpec,
 )
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
 from edgecompress.reporting.document import Report
 
@@ -336,4 +337,4 @@ def pair(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:
 
 def made(**parts: Any) -> Report:
     """Return the report of some of the records."""
-    return build(run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0", **parts)
+    return build(RunRecords(**parts), run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0")

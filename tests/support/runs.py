@@ -14,13 +14,14 @@ import pytest
 from safetensors.torch import save_file
 
 from edgecompress.cli import main
-from edgecompress.runs import FILES
+from edgecompress.pipeline import steps as table
 from support.networks import Net, trained
 from support.processes import with_us
 from support.shared import made_once
 
 COMMAND = Path(sys.executable).with_name("edgecompress")
 OPTIONS = ("--format", "tflite", "--scheme", "fp32", "--scheme", "int8-static")
+FILES = {name: step.files[0] for name, step in table.STEPS.items()}
 STEPS = tuple(step for step in FILES if step not in ("qat", "export"))  # those of every run before its artifacts
 QUICK = ("--epochs", "2", "--epoch-samples", "400", "--calibration-samples", "64", "--verify-samples", "200")
 RECIPE = '''

@@ -20,6 +20,7 @@ from edgecompress.data import Samples
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.surgery import forward
 from edgecompress.quantization.quantize import spec
+from edgecompress.records.run_records import RunRecords
 from edgecompress.runs import read_run
 from edgecompress.targets import SCHEMES
 
@@ -146,7 +147,7 @@ def test_the_verbs_one_by_one(net, tmp_path):
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {"net-fp32.ptl", "net-fp32.ptl.json"}
     (measured,) = edgecompress.bench([tmp_path / artifact.path], repetitions=3)
     assert len(measured.latency_ms) == 3
-    made = edgecompress.report(tmp_path, stats=stats, plan=plan, decomposed=decomposed, finetuned=result, artifacts=(artifact,))
+    made = edgecompress.report(tmp_path, RunRecords(stats=stats, plan=plan, decomposed=decomposed, finetuned=result, artifacts=(artifact,)))
     assert made.verdict.sentence
     assert (tmp_path / "report.html").exists()
 

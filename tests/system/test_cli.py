@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
-from support.runs import OPTIONS, QUICK, STEPS, command, complaint, contents
+from support.runs import FILES, OPTIONS, QUICK, STEPS, command, complaint, contents
 
 from edgecompress import records
 from edgecompress.files import sha256
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_json, read
 from edgecompress.reporting.document import Report
-from edgecompress.runs import FILES, read_run
+from edgecompress.runs import read_run
 
 ARTIFACTS = ("digits-dense-fp32.tflite", "digits-fp32.tflite", "digits-int8-static.tflite")
 ESCAPE = "\x1b"

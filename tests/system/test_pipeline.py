@@ -13,11 +13,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.networks import Net
-from support.runs import QUICK, STEPS, command, complaint, contents, start
+from support.runs import FILES, QUICK, STEPS, command, complaint, contents, start
 
 from edgecompress.files import sha256
 from edgecompress.records import ExportResult, FinetuneResult, read
-from edgecompress.runs import FILES, read_run
+from edgecompress.runs import read_run
 
 DENSE, FP32, INT8 = "digits-dense-fp32.tflite", "digits-fp32.tflite", "digits-int8-static.tflite"
 INTERRUPTED = "interrupted; every finished step is kept, the same command goes on from there"

@@ -14,6 +14,7 @@ from support.report_records import made, pair
 from support.require import require
 
 from edgecompress.records import DeviceInfo, Record
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
 from edgecompress.reporting.render import render
 from edgecompress.reporting.report import report
@@ -116,7 +117,7 @@ def test_the_browser_would_notice_a_request_and_an_error(browser: Chromium, tmp_
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_opens_from_disk_in_silence_and_fits_every_screen(browser: Chromium, tmp_path: Path, name: str) -> None:
-    report(tmp_path, **PAGES[name]())
+    report(tmp_path, RunRecords(**PAGES[name]()))
     page = tmp_path / "report.html"
     for width, dark in ((360, False), (360, True), (700, False), (900, False), (1280, True)):
         browser.open(page, width=width, dark=dark)
@@ -130,7 +131,7 @@ def test_the_page_opens_from_disk_in_silence_and_fits_every_screen(browser: Chro
 
 
 def test_light_and_dark_follow_the_reader(browser: Chromium, tmp_path: Path) -> None:
-    report(tmp_path, **run.everything())
+    report(tmp_path, RunRecords(**run.everything()))
     shades = []
     for dark in (False, True):
         browser.open(tmp_path / "report.html", width=1280, dark=dark)
@@ -140,7 +141,7 @@ def test_light_and_dark_follow_the_reader(browser: Chromium, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_table_shows_the_numbers_of_the_records(browser: Chromium, tmp_path: Path, width: int) -> None:
-    found = report(tmp_path, **run.everything())
+    found = report(tmp_path, RunRecords(**run.everything()))
     browser.open(tmp_path / "report.html", width=width)
     shown = browser.evaluate("[...document.querySelectorAll('.comparison tbody tr:not(.place)')].map(r => r.innerText)")
     expected = [(row, result) for group in found.groups for row in group.rows for result in run.results()
@@ -169,7 +170,7 @@ def test_the_table_shows_the_numbers_of_the_records(browser: Chromium, tmp_path:
 
 
 def test_a_strip_is_inside_its_cell_and_nothing_is_hidden_on_paper(browser: Chromium, tmp_path: Path) -> None:
-    report(tmp_path, **run.everything())
+    report(tmp_path, RunRecords(**run.everything()))
     browser.open(tmp_path / "report.html", width=688)  # A4 less its margins
     browser.send("Emulation.setEmulatedMedia", media="print", features=[])
     try:

@@ -17,10 +17,11 @@ from edgecompress.artifacts.execution import manifest_path
 from edgecompress.data.recipe import load
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.options import Options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import open_context
+from edgecompress.pipeline.publication import publish
 from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read
 from edgecompress.runs import open_run, read_run
-from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MOST, compared
+from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MOST, measure_in_turns
 
 FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--calibration-samples", "32", "--verify-samples", "64")
 SPACE = ("--vary", "macs_ratio=0.6:1.0", "--vary", "method=auto,spatial_svd", "--allocator", "latency")
@@ -114,8 +115,9 @@ def test_what_is_noisy_is_measured_again_thrice_at_most(search, digits_recipe):
     before = len(attempts(run, DENSE))
     recipe = load(str(digits_recipe))
     with open_run(run, name=recipe.name, recipe=recipe.source) as opened, busy():
-        steps = Pipeline(opened, recipe)
-        compared(steps, steps.export().artifacts, "local://")
+        context = open_context(opened, recipe)
+        publication = publish(context)
+        measure_in_turns(context, publication, publication.exported.artifacts, "local://")
     made = attempts(run, DENSE)[before:]
     assert len(made) == ATTEMPTS
     assert all("processors busy" in str(result.noisy) for result in made)

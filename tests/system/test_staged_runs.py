@@ -20,8 +20,12 @@ from edgecompress.factorizations import METHODS
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.files import sha256
 from edgecompress.options import Options, update_options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import open_context
+from edgecompress.pipeline.networks import load_stage
+from edgecompress.pipeline.run_records import read_run_records
+from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, read
+from edgecompress.reporting.report import report
 from edgecompress.runs import open_run
 
 PARTS = {"plan": CompressionPlan, "decompose": DecomposeResult, "finetune": FinetuneResult}
@@ -30,11 +34,11 @@ QUICK = {"macs_ratio": 0.25, "stages": 3, "epochs": 2, "epoch_samples": 400}
 
 @contextmanager
 def steps(folder, recipe, **options):
-    """The steps of a run, and a list of those it makes anew."""
+    """The context of a run, and a list of the steps that it makes anew."""
     made = []
     with open_run(folder, name="digits", recipe=recipe.source) as run:
         run.set_options(update_options(run.record.options, options))
-        yield Pipeline(run, recipe, on_step=lambda name, _record, _seconds, reused: None if reused else made.append(name)), made
+        yield open_context(run, recipe, on_step=lambda name, _record, _seconds, reused: None if reused else made.append(name)), made
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,8 @@ def recipe(digits_recipe):
 def staged(recipe, tmp_path_factory):
     """A run of three stages; look, and copy to change."""
     folder = tmp_path_factory.mktemp("staged") / "run"
-    with steps(folder, recipe, **QUICK) as (pipeline, made):
-        pipeline.finetune()
+    with steps(folder, recipe, **QUICK) as (context, made):
+        run_steps(context, "finetune")
         assert made == ["analyze", *(f"stages/{n}/{part}" for n in (1, 2) for part in PARTS), *PARTS]
     return folder
 
@@ -100,8 +104,8 @@ def test_a_layer_that_keeps_its_rank_keeps_its_fine_tuned_factors_bit_for_bit(st
 
 def test_what_is_fine_tuned_in_a_stage_is_what_the_next_one_decomposes(staged, recipe):
     """Of a layer factorized further, the error that was reached is that against its fine-tuned kernel, not against the dense one."""
-    with steps(staged, recipe) as (pipeline, made):
-        dense, trained_to = pipeline.dense, pipeline._network(1)
+    with steps(staged, recipe) as (context, made):
+        dense, trained_to = context.dense, load_stage(context, 1)
         begun, _ = decompose(dense, read(places(staged)[1] / "plan.json", CompressionPlan), fit=False)
         begun.load_state_dict(load_file(places(staged)[1] / "decomposed.safetensors"))
         assert made == []
@@ -137,11 +141,11 @@ def away(made, weight):
 )
 def test_an_option_redoes_only_what_depends_on_it(staged, recipe, tmp_path, change, redone):
     folder = copied(staged, tmp_path)
-    with steps(folder, recipe, **change) as (pipeline, made):
-        pipeline.finetune()
+    with steps(folder, recipe, **change) as (context, made):
+        run_steps(context, "finetune")
         assert made == redone
-    with steps(folder, recipe) as (pipeline, made):
-        pipeline.finetune()
+    with steps(folder, recipe) as (context, made):
+        run_steps(context, "finetune")
         assert made == []
 
 
@@ -157,8 +161,8 @@ def test_factors_follow_the_network_before_even_where_its_plan_stays(recipe, tmp
     """With every layer given by hand the second plan says the same whatever the first stage was trained to."""
     fixed = ("stem=dense", "body=tucker2:8x8", "mix=svd:8", "head=dense")
     for epochs in (1, 2):
-        with steps(tmp_path / "run", recipe, macs_ratio=0.9, stages=2, layer=fixed, epochs=epochs, epoch_samples=100) as (pipeline, made):
-            pipeline.finetune()
+        with steps(tmp_path / "run", recipe, macs_ratio=0.9, stages=2, layer=fixed, epochs=epochs, epoch_samples=100) as (context, made):
+            run_steps(context, "finetune")
             tuned, begun = (load_file(tmp_path / "run" / name) for name in ("stages/1/weights.safetensors", "decomposed.safetensors"))
             assert all(torch.equal(value, tuned[name]) for name, value in begun.items())
     assert made == ["stages/1/finetune", *PARTS]
@@ -167,9 +171,9 @@ def test_factors_follow_the_network_before_even_where_its_plan_stays(recipe, tmp
 def test_one_stage_after_three_is_what_one_stage_is(staged, recipe, tmp_path):
     runs = copied(staged, tmp_path), tmp_path / "one"
     for folder in runs:
-        with steps(folder, recipe, **{**QUICK, "stages": 1}) as (pipeline, _):
-            pipeline.finetune()
-            pipeline.report()
+        with steps(folder, recipe, **{**QUICK, "stages": 1}) as (context, _):
+            run_steps(context, "finetune")
+            report(context.run.folder, read_run_records(context.run.folder))
     assert not (runs[1] / "stages").exists()
     for name in ("plan.json", "decompose.json", "decomposed.safetensors", "weights.safetensors"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
@@ -179,8 +183,8 @@ def test_one_stage_after_three_is_what_one_stage_is(staged, recipe, tmp_path):
 
 def test_the_report_has_a_row_for_each_stage(staged, recipe, tmp_path):
     folder = copied(staged, tmp_path)
-    with steps(folder, recipe) as (pipeline, _):
-        pipeline.report()
+    with steps(folder, recipe) as (context, _):
+        report(context.run.folder, read_run_records(context.run.folder))
     rows = json.loads((folder / "report.json").read_text())["stages"]
     assert [row["number"] for row in rows] == [1, 2, 3]
     for row, made, trained_to in zip(rows, records(folder, "plan"), records(folder, "finetune"), strict=True):

@@ -21,10 +21,12 @@ from edgecompress.network.exported import read_program, to_program, write_progra
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint, save_state
 from edgecompress.options import update_options
-from edgecompress.pipeline.steps_publish import Pipeline
+from edgecompress.pipeline.context import open_context
+from edgecompress.pipeline.networks import load_compressed
+from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.planning.plan import plan
 from edgecompress.records import CompressionPlan, LayerPlan, ModelStats, read
-from edgecompress.runs import open_run, trying
+from edgecompress.runs import open_run, use_options
 
 WIDTH, HEADS, TOKENS = 12, 4, 6
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -136,42 +138,41 @@ def test_a_vision_transformer_from_python_to_tflite(vision, tmp_path):
 
 
 @contextmanager
-def pipeline(model, folder, **options):
+def open_vision(model, folder, on_step=lambda *_: None, **options):
     recipe = of_model(model, (IMAGE,), train_data=digits()[0], eval_data=digits()[1])
     given = {"method": "svd", "macs_ratio": 0.7, "sensitivity_samples": 32, "epochs": 0} | options
-    with open_run(folder, name="vision", recipe="python") as run:
-        steps = Pipeline(run, recipe)
-        with trying(run, update_options(run.record.options, given)):
-            yield steps
+    with open_run(folder, name="vision", recipe="python") as run, use_options(run, update_options(run.record.options, given)):
+        yield open_context(run, recipe, on_step=on_step)
 
 
 def test_a_checkpoint_has_the_names_of_the_users_model_and_what_a_run_keeps_those_of_its_own(vision, tmp_path):
     save_state(vision.state_dict(), tmp_path / "trained.safetensors")
     untrained = Vision().eval()
-    with pipeline(untrained, tmp_path / "run", weights=str(tmp_path / "trained.safetensors")) as steps:
+    with open_vision(untrained, tmp_path / "run", weights=str(tmp_path / "trained.safetensors")) as context:
         images = (digits()[1].inputs[:50],)
-        torch.testing.assert_close(forward(steps.dense, images), forward(vision, images), rtol=1e-4, atol=1e-4)
-        first = forward(steps.compressed, images)
-        assert {step.layer for step in steps.plan().layers} & set(WHERE)
-    with pipeline(untrained, tmp_path / "run") as again:
-        reused = []
-        again.on_step = lambda name, record, seconds, was_reused: reused.append((name, was_reused))
-        assert torch.equal(forward(again.compressed, images)[0], first[0])
+        torch.testing.assert_close(forward(context.dense, images), forward(vision, images), rtol=1e-4, atol=1e-4)
+        run_steps(context, "finetune")
+        first = forward(load_compressed(context), images)
+        assert {step.layer for step in context.read(CompressionPlan).layers} & set(WHERE)
+    reused = []
+    with open_vision(untrained, tmp_path / "run", lambda name, _r, _s, was_reused: reused.append((name, was_reused))) as again:
+        run_steps(again, "finetune")
+        assert torch.equal(forward(load_compressed(again), images)[0], first[0])
         assert reused == [(name, True) for name in ("analyze", "plan", "decompose", "finetune")]
     opened_names = opened(vision).state_dict()
     save_state(opened_names, tmp_path / "opened.safetensors")
     with (
         pytest.raises(ConfigError, match=r"opened.safetensors: does not fit the model: .* keys missing \(first: encoder.*in_proj_bias\)"),
-        pipeline(untrained, tmp_path / "other", weights=str(tmp_path / "opened.safetensors")) as steps,
+        open_vision(untrained, tmp_path / "other", weights=str(tmp_path / "opened.safetensors")) as context,
     ):
-        steps.analyze()
+        run_steps(context, "analyze")
 
 
 def test_a_plan_says_which_attention_was_left_alone_and_why(vision, tmp_path):
     model = copy.deepcopy(vision)
     model.encoder.layers[0].self_attn.register_forward_hook(lambda *_: None)
-    with pipeline(model, tmp_path / "run") as steps:
-        made = steps.plan()
+    with open_vision(model, tmp_path / "run") as context:
+        made = run_steps(context, "plan")
     assert made.notes == ("encoder.layers.0.self_attn: it has hooks; its projections stay as they are",)
     known = {step.layer for step in (*made.layers, *made.skipped)}
     assert known & set(WHERE) == set(WHERE[4:])

@@ -17,6 +17,7 @@ from edgecompress.devices.runners.file_store import send_files
 from edgecompress.devices.statistics import mad, noise, ratio, repeats
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
 from edgecompress.reporting.render import render
 from edgecompress.runs import keep_result
@@ -309,7 +310,7 @@ def reported(*results):
     artifacts = tuple(
         records.artifact(f"{name}.tflite", sha256=digest) for name, digest in (("resnet20-dense-fp32", "0"), ("resnet20-fp32", "1"))
     )
-    return build(run="r", created_at="", version="0", artifacts=artifacts, results=results)
+    return build(RunRecords(artifacts=artifacts, results=results), run="r", created_at="", version="0")
 
 
 def test_the_report_shows_intervals_noise_conditions_and_the_spread_of_sessions():

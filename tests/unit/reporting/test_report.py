@@ -15,6 +15,7 @@ from support.report_records import made, pair
 from edgecompress.devices.statistics import unlike
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Departure, RefusedArtifact, from_json
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
 from edgecompress.reporting.comparing import percentile
 from edgecompress.reporting.data import build
@@ -109,7 +110,7 @@ def test_what_the_plan_refused_stands_in_the_report() -> None:
 def test_a_loss_that_is_not_finite_is_told_and_survives_the_file(tmp_path: Path) -> None:
     first, second, *rest = run.finetuned().epochs
     diverged = replace(run.finetuned(), epochs=(first, replace(second, loss=float("nan")), *rest))
-    found = report(tmp_path, finetuned=diverged)
+    found = report(tmp_path, RunRecords(finetuned=diverged))
     assert found.training
     assert found.training.epochs[1].loss is None
     assert any("not finite" in text for text in found.verdict.shortfalls)
@@ -302,7 +303,7 @@ def test_every_layer_stands_once_in_the_networks_order() -> None:
 
 
 def test_the_json_is_exactly_the_report(tmp_path: Path) -> None:
-    found = report(tmp_path, **run.everything())
+    found = report(tmp_path, RunRecords(**run.everything()))
     assert from_json((tmp_path / "report.json").read_bytes(), Report, source="report.json") == found
     assert (tmp_path / "report.html").read_text() == render(found)
     assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}
@@ -311,9 +312,9 @@ def test_the_json_is_exactly_the_report(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"report\.json: cannot be written"):
-        report(tmp_path / "file", stats=run.stats())
+        report(tmp_path / "file", RunRecords(stats=run.stats()))
 
 
 def test_commands_quote_the_folder() -> None:
-    found = build(run="my runs; rm -rf ~", created_at="2026-03-02", version="0.1.0")
+    found = build(RunRecords(), run="my runs; rm -rf ~", created_at="2026-03-02", version="0.1.0")
     assert found.missing[0].command == "edgecompress analyze 'my runs; rm -rf ~'"

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 from support import report_records as run
 from support.report_records import made
+from support.runs import FILES
 
 from edgecompress.options import Options
+from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import LayerPrecision, to_json
 from edgecompress.reporting.render import render
-from edgecompress.runs import FILES, open_run, read_records
+from edgecompress.runs import open_run
 
 PLAN = msgspec.structs.replace(
     run.precision(),
@@ -88,4 +90,4 @@ def test_training_of_an_earlier_export_is_not_told_of_a_later_one(tmp_path: Path
     with open_run(tmp_path / "run", name="net", recipe="net.py") as opened:
         opened.set_options(Options(qat_epochs=epochs))
     (tmp_path / "run" / FILES["qat"]).write_bytes(to_json(QAT))
-    assert read_records(tmp_path / "run")["qat"] == (QAT if epochs else None)
+    assert read_run_records(tmp_path / "run").qat == (QAT if epochs else None)

@@ -1,0 +1,158 @@
+"""The step `export`: every artifact of the target, converted, checked against the network and published with its manifest."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from torch.export import ExportedProgram
+
+from edgecompress.artifacts.execution import manifest_path
+from edgecompress.artifacts.gate import Departs
+from edgecompress.artifacts.publish import Converting, Description, artifact_name, export
+from edgecompress.artifacts.routes import by_route
+from edgecompress.devices.bench import bench
+from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch
+from edgecompress.network.reference import keep_reference
+from edgecompress.network.surgery import forward
+from edgecompress.network.weights import fingerprint
+from edgecompress.options import limits_of, select_outputs
+from edgecompress.pipeline.context import RunContext
+from edgecompress.pipeline.latencies import LOCAL
+from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
+from edgecompress.pipeline.networks import export_compressed, export_trained, load_compressed, trains
+from edgecompress.quantization.calibration import load_calibration
+from edgecompress.quantization.quantize import spec
+from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read
+from edgecompress.runs import key, stopwatch
+from edgecompress.targets import SCHEMES
+
+
+def make_artifacts(context: RunContext) -> ExportResult:
+    """Publish every artifact of the target, and the dense fp32 network in each of its formats to compare with.
+
+    An artifact that is refused does not keep the others back: its error is in the result. Artifacts are reused one by one.
+    """
+    jobs = [("compressed", format_name, scheme) for format_name, scheme in select_outputs(context.options)]
+    jobs = [("dense", name, "fp32") for name in dict.fromkeys(name for _, name, _ in jobs)] + jobs
+    made: list[Artifact] = []
+    refused: list[RefusedArtifact] = []
+    for variant, format_name, scheme in context.track(jobs, "exporting", len(jobs)):
+        try:
+            made.append(_make_artifact(context, variant, format_name, scheme))
+        except (ParityError, UnsupportedError, ToolchainError) as error:
+            refused.append(_describe_refusal(artifact_name(context.recipe.name, variant, format_name, scheme), error))
+    models = {"dense": context.dense, "compressed": load_compressed(context)}
+    keep_reference(context.run.path("artifacts"), context.evidence.inputs, models)
+    return ExportResult(artifacts=tuple(made), refused=tuple(refused))
+
+
+def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: str) -> Artifact:
+    """Publish one artifact, unless its key and its files are unchanged; return its manifest.
+
+    Raises:
+        ParityError, UnsupportedError, ToolchainError: The artifact is refused.
+    """
+    folder = context.run.path("artifacts")
+    path = folder / artifact_name(context.recipe.name, variant, format_name, scheme)
+    layers = {} if variant == "dense" else schemes_of_layers(context, scheme)
+    how = _choose_conversion(context, format_name, scheme)
+    step, made_from = f"artifacts/{path.name}", _hash_artifact(context, variant, format_name, scheme, layers, how)
+    if context.run.is_done(step, made_from):
+        return read(manifest_path(path), Artifact)
+    with stopwatch() as spent:
+        calibration = load_calibration(context.run.path(CALIBRATION)) if SCHEMES[scheme].calibrated else None
+        model = context.dense if variant == "dense" else load_compressed(context)
+        make = partial(
+            export,
+            model,
+            context.recipe.example_inputs,
+            about=_describe_model(context, variant, scheme),
+            format=format_name,
+            quant=spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
+            limits=limits_of(scheme, context.options),
+            evidence=context.evidence,
+            program=_export_program(context, variant, scheme),
+            reference=_reference_outputs(context, variant),
+            calibration=calibration,
+            track=context.track,
+        )
+        made = by_route(
+            how.route,
+            lambda route, inside: make(how=msgspec.structs.replace(how, route=route), folder=inside),
+            folder=folder,
+            medians=partial(_measure_medians, context),
+        )
+    context.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
+    return made
+
+
+def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: str, layers: dict[str, str], how: Converting) -> str:
+    """Return the key of an artifact. The toolchain's place and its limits are left out, since they change no file."""
+    lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
+    told = (context.recipe.preprocessing, context.recipe.labels)
+    asked = (variant, format_name, scheme, layers, limits_of(scheme, context.options), context.options.verify_samples, told, lasting)
+    calibration = context.digest("quantize") if SCHEMES[scheme].calibrated else ""
+    return key(context.source, _digest_weights(context, variant, scheme), calibration, asked)
+
+
+def _digest_weights(context: RunContext, variant: str, scheme: str) -> str:
+    """Return the hash of the weights that a file is made from; "" for the dense ones, which are hashed with the source."""
+    if variant == "dense":
+        return ""
+    return context.digest("qat" if trains(context, variant, scheme) else "finetune")
+
+
+def _describe_model(context: RunContext, variant: str, scheme: str) -> Description:
+    weights = _digest_weights(context, variant, scheme) if trains(context, variant, scheme) else ""
+    return Description(
+        name=context.recipe.name,
+        variant=variant,
+        preprocessing=context.recipe.preprocessing,
+        labels=context.recipe.labels,
+        plan_sha256="" if variant == "dense" else context.digest("plan"),
+        weights_sha256=weights or (context.network.fingerprint if variant == "dense" else fingerprint(load_compressed(context))),
+    )
+
+
+def _export_program(context: RunContext, variant: str, scheme: str) -> ExportedProgram:
+    if variant == "dense":
+        return context.network.program
+    return export_trained(context) if trains(context, variant, scheme) else export_compressed(context)
+
+
+def _reference_outputs(context: RunContext, variant: str) -> Batch:
+    """Return what an artifact is held to: the eager outputs of its network for the evidence, also where weights were trained for int8."""
+    if variant == "dense":
+        return context.dense_outputs
+    made_from = key(context.source, context.digest("finetune"), context.options.verify_samples)
+    made: Batch = context.remember("compressed outputs", made_from, lambda: forward(load_compressed(context), context.evidence.inputs))
+    return made
+
+
+def _choose_conversion(context: RunContext, format_name: str, scheme: str) -> Converting:
+    """Return how a file is converted: of the run's options those that its format and scheme have a use for."""
+    o, tflite = context.options, format_name == "tflite"
+    return Converting(
+        route=o.tflite_route if tflite else "",
+        layout="NCHW" if tflite and o.layout == "NCHW" else "NHWC",
+        io="int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32",
+        bytecode_version=(o.bytecode_version or None) if format_name == "torchscript" else None,
+        timeout_s=o.convert_timeout_s,
+        memory_gb=o.convert_memory_gb,
+        also_python=o.also_python if tflite else "",
+    )
+
+
+def _measure_medians(context: RunContext, paths: Sequence[Path]) -> list[float]:
+    results = bench(paths, device=LOCAL, threads=context.options.threads, repetitions=context.options.repetitions)
+    return [median(result.latency_ms) for result in results]
+
+
+def _describe_refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:
+    kind = ParityError if isinstance(error, Departs) else type(error)
+    departure = error.departure if isinstance(error, Departs) else None
+    return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure)

@@ -1,0 +1,76 @@
+"""The step `plan`: a form for each layer of the network that the present stage starts from."""
+
+from typing import Final
+
+import msgspec
+from torch import Tensor
+
+from edgecompress.errors import ConfigError
+from edgecompress.network.attention import closed
+from edgecompress.network.batches import Batch
+from edgecompress.options import budget_of, cost_scheme_of, parse_fixed_layers, parse_method
+from edgecompress.pipeline.context import RunContext
+from edgecompress.pipeline.latencies import open_costs
+from edgecompress.pipeline.networks import load_stage
+from edgecompress.planning import stages
+from edgecompress.planning.plan import plan
+from edgecompress.records import CompressionPlan, LayerPlan, ModelStats
+from edgecompress.targets import TARGETS
+
+JUDGED_SAMPLES: Final = 2000  # The standard error of a top-1 of 90% is then 0.7 points.
+
+
+def make_plan(context: RunContext) -> CompressionPlan:
+    """Plan the present stage, from the dense network or from the network that the stage before left.
+
+    Raises:
+        ConfigError: Factors are to be fitted to data, and the run has none.
+    """
+    o, stats, before = context.options, context.read(ModelStats), layers_before(context)
+    form = parse_method(o)
+    made = plan(
+        stages.restore_dense(load_stage(context, context.stage - 1), context.dense, before),
+        stats,
+        budget=budget_of(o),
+        costs=open_costs(context, stats),
+        scheme=cost_scheme_of(o),
+        allocator=o.allocator,
+        method=form.method,
+        options=form.options,
+        layers=parse_fixed_layers(o),
+        inputs=fetch_planning_inputs(context),
+        judged=_fetch_judged(context) if o.max_drop else None,
+        data_aware=o.data_aware,
+        mixed_precision=o.mixed_precision,
+        rank_multiple=TARGETS[o.target].rank_multiple,
+        min_agreement=None if context.repairs else o.min_agreement,
+        stage=stages.Stage(stages.remaining_fraction(context.stage, o.stages, o.weakening), stages.current_forms(before)),
+        track=context.track,
+    )
+    notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in closed(context.dense).items()]
+    if context.stage > 1:
+        notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
+    return msgspec.structs.replace(made, notes=(*notes, *made.notes))
+
+
+def layers_before(context: RunContext) -> tuple[LayerPlan, ...]:
+    """Return the layers that are factorized already when the present stage begins, as they are."""
+    return context.at_stage(context.stage - 1).read(CompressionPlan).layers if context.stage > 1 else ()
+
+
+def fetch_planning_inputs(context: RunContext) -> Batch | None:
+    """Return real inputs to measure sensitivities on and to fit factors to; None where the run has none.
+
+    Raises:
+        ConfigError: Factors are to be fitted to data, and the run has none.
+    """
+    dataset = context.data.dataset("calibration")
+    if dataset is None and context.options.data_aware:
+        raise ConfigError(f"{context.recipe.source}: no data for --data-aware; add calibration_data(), give --data, or leave it out")
+    return None if dataset is None else context.data.fetch(dataset, context.options.sensitivity_samples, labelled=False)[0]
+
+
+def _fetch_judged(context: RunContext) -> tuple[Batch, Tensor | None] | None:
+    """Return real inputs to measure a drop of accuracy on, with labels where they say how often the network is right; None without data."""
+    dataset = context.data.dataset("calibration")
+    return None if dataset is None else context.data.fetch(dataset, JUDGED_SAMPLES, labelled=context.network.has_scores)

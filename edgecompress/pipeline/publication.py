@@ -1,0 +1,71 @@
+"""After the last step: the artifacts of a run measured, and its report written."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from edgecompress import errors
+from edgecompress.devices.bench import bench
+from edgecompress.errors import EdgeCompressError
+from edgecompress.pipeline.context import RunContext
+from edgecompress.pipeline.latencies import LOCAL
+from edgecompress.pipeline.run_records import read_run_records
+from edgecompress.pipeline.runner import run
+from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read
+from edgecompress.reporting.report import report
+from edgecompress.runs import keep_result, key, stopwatch
+
+
+class Publication(NamedTuple):
+    """What an export published and refused, and the latencies of the published files on this machine."""
+
+    exported: ExportResult
+    measured: tuple[BenchmarkResult, ...]
+
+
+def publish(context: RunContext) -> Publication:
+    """Run every missing step, measure the artifacts on this machine and write the report.
+
+    Refused artifacts are in the result; `check_refusals` makes an error of them.
+    """
+    run(context, "export")
+    exported = context.read(ExportResult)
+    measured = measure_artifacts(context, exported.artifacts) if exported.artifacts else ()
+    report(context.run.folder, read_run_records(context.run.folder))
+    return Publication(exported, measured)
+
+
+def check_refusals(exported: ExportResult) -> None:
+    """Let an export pass in which no artifact was refused.
+
+    Raises:
+        EdgeCompressError: An artifact was refused: the first one's error, in its own class.
+    """
+    if exported.refused:
+        raise restore_error(exported.refused[0])
+
+
+def restore_error(refused: RefusedArtifact) -> EdgeCompressError:
+    """Return the error of a refused artifact as it was raised."""
+    kind: type[EdgeCompressError] = getattr(errors, refused.error)
+    return kind(refused.reason)
+
+
+def measure_artifacts(context: RunContext, artifacts: tuple[Artifact, ...]) -> tuple[BenchmarkResult, ...]:
+    """Measure artifacts on this machine, unless just these files were measured already with the same options."""
+    o, record = context.options, context.run
+    made_from = key([artifact.sha256 for artifact in artifacts], o.threads, o.repetitions)
+    if not record.is_done("bench", made_from):
+        with stopwatch() as spent:
+            results = bench_artifacts(context, tuple(record.path("artifacts") / artifact.path for artifact in artifacts))
+        files = tuple(str(path.relative_to(record.folder)) for _, path in results)
+        record.finish("bench", made_from, files, spent[0])
+    return tuple(read(record.path(name), BenchmarkResult) for name in record.record.steps["bench"].files)
+
+
+def bench_artifacts(
+    context: RunContext, paths: tuple[Path, ...], *, device: str = LOCAL, repetitions: int = 0, compare: bool = False
+) -> tuple[tuple[BenchmarkResult, Path], ...]:
+    """Measure files, interleaved, as often as the options of the run say; keep each result under `results/` and return it with its path."""
+    o = context.options
+    results = bench(paths, device=device, threads=o.threads, repetitions=repetitions or o.repetitions, compare=compare, track=context.track)
+    return tuple((result, keep_result(context.run.folder, result)) for result in results)
