@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factorization_layers import LAYERS, error_of, fitted, half, limit_of, take, takes
+from support.factorization_layers import LAYERS, error_of, fitted, half, is_quick, limit_of, take, takes
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -29,7 +29,14 @@ UNEVEN = {"cp3": 2e-3, "cp4": 2e-3, "cp_epc": 2e-3, "tucker2_cp_epc": 2e-3, "cp_
 
 TAKEN = [(method, name) for method in METHODS for name in LAYERS if takes(method, name)]
 REFUSED = [(method, name) for method in METHODS for name in LAYERS if (method, name) not in TAKEN]
-each = pytest.mark.parametrize(("method", "name"), TAKEN, ids=[f"{m}-{n}" for m, n in TAKEN])
+
+
+def cases(pairs):
+    """Return pairs of a method and a layer as parameters, most of them slow."""
+    return [pytest.param(m, n, id=f"{m}-{n}", marks=() if is_quick(m, n) else pytest.mark.slow) for m, n in pairs]
+
+
+each = pytest.mark.parametrize(("method", "name"), cases(TAKEN))
 
 
 @torch.no_grad()
@@ -50,7 +57,7 @@ def test_each_method_takes_several_layers(method):
     assert sum(m == method for m, _ in TAKEN) >= 5
 
 
-@pytest.mark.parametrize(("method", "name"), [case for case in TAKEN if case[0] not in INEXACT])
+@pytest.mark.parametrize(("method", "name"), cases(case for case in TAKEN if case[0] not in INEXACT))
 def test_exact_at_max_rank(method, name):
     layer, x, _ = take(name)
     compact = fitted(method, name, full=True)

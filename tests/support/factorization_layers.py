@@ -90,6 +90,8 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "transposed3d": lambda: (nn.ConvTranspose3d(3, 4, 2, stride=(2, 1, 1), output_padding=(1, 0, 0)), (3, 3, 3, 3)),
 }
 
+ONE_OF_EACH_KIND = ("linear-tokens", "1x1-no-bias-stride-2", "3x3-no-bias-stride-2", "grouped", "conv1d", "conv3d", "transposed2d")
+
 
 def take(name: str) -> Case:
     """Return the same layer of that name, in evaluation mode, and inputs, each time."""
@@ -106,6 +108,7 @@ def half(limit: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(1, n // 2) for n in limit)
 
 
+@functools.cache
 def takes(method: str, name: str) -> bool:
     """Whether the method takes the layer with its default options."""
     layer = take(name).layer
@@ -113,6 +116,12 @@ def takes(method: str, name: str) -> bool:
         return METHODS[method].reject(layer) is None and bool(limit_of(method, layer))
     except ConfigError:  # a default option does not fit it, e.g. two slices of five channels
         return False
+
+
+def is_quick(method: str, name: str) -> bool:
+    """Whether the quick tests ask the laws of this pair: one layer of each kind under every method, and each other layer under one."""
+    takers = [m for m in METHODS if takes(m, name)]
+    return name in ONE_OF_EACH_KIND or method == takers[list(LAYERS).index(name) % len(takers)]
 
 
 @functools.cache
