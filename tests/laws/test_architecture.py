@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from support.paths import REPOSITORY
+from support.paths import PACKAGE, PROGRAMS, REPOSITORY, python_files
 
 import edgecompress
 from edgecompress.cli import app
@@ -20,11 +20,7 @@ from edgecompress.factorizations import METHODS, Factorization
 from edgecompress.options import Options
 from edgecompress.records import Record
 
-ROOT = REPOSITORY
-PACKAGE = ROOT / "edgecompress"
-SOURCES = sorted(
-    p for folder in ("edgecompress", "converters", "device_tests", "examples", "benchmarks") for p in (ROOT / folder).rglob("*.py")
-)
+SOURCES = python_files(*PROGRAMS)
 COMMANDS = typer.main.get_command(app).commands
 HEAVY = ("torch", "numpy", "tensorflow", "PIL", "jinja2", "safetensors", "asyncssh", "adbutils", "litert_torch", "ai_edge_litert")
 
@@ -50,12 +46,12 @@ def test_an_unknown_public_name_is_an_attribute_error():
 
 def test_public_names_stay_functions_when_their_modules_are_imported():
     for path in PACKAGE.rglob("[a-z]*.py"):
-        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        importlib.import_module(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
     assert [name for name in edgecompress.__all__ if inspect.ismodule(getattr(edgecompress, name))] == []
 
 
 def test_importing_a_module_leaves_no_file_open():
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("[a-z]*.py")]
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in PACKAGE.rglob("[a-z]*.py")]
     code = f"import gc, importlib, io\nfor name in {names!r}:\n    importlib.import_module(name)\n"
     code += "print([found for found in gc.get_objects() if isinstance(found, io.IOBase) and not found.closed and found.fileno() > 2])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
@@ -133,7 +129,7 @@ def test_every_method_has_the_functions_of_the_protocol_with_its_signatures():
             assert own == list(inspect.signature(getattr(Factorization, function)).parameters)[1:], (name, function)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_files_are_short_and_only_the_command_line_prints(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
@@ -148,7 +144,7 @@ def test_no_shell_and_no_code_from_data():
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             called = ast.unparse(call.func)
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            where = f"{path.relative_to(ROOT)}:{call.lineno}: {called}"
+            where = f"{path.relative_to(REPOSITORY)}:{call.lineno}: {called}"
             assert given.get("shell", "False") == "False", where
             assert called not in {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}, where
             if called == "torch.load":
@@ -159,7 +155,7 @@ def test_no_shell_and_no_code_from_data():
 
 def test_the_import_contracts_hold():
     program = shutil.which("lint-imports", path=Path(sys.executable).parent) or shutil.which("lint-imports")
-    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([program, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert " 0 broken" in done.stdout
 
