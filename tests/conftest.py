@@ -14,6 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 pytest_plugins = (
     "support.tiers",
+    "support.busy_machine",
     "support.ssh_server",
     "support.adb_server",
     "support.emulated_pi",
