@@ -1,10 +1,10 @@
-"""Finished fits on disk, so that a second plan over layers it shares with a first one costs nothing.
+"""Finished fits on disk, so that a second plan for the same layers does not fit them again.
 
-One safetensors file an entry, named by a hash of all that the fit depends on: the layer's weights and geometry, method, rank, options,
-moments, the code of the methods and the version of torch. Nothing here fails a run: what cannot be read whole is a miss, what cannot be
-written is left out.
+Each entry is one safetensors file, named by a hash of everything that the fit depends on: the layer's weights and geometry, method, rank,
+options, moments, the code of the methods and the version of torch. The cache never makes a run fail: an entry that cannot be read
+completely is a miss, and one that cannot be written is left out.
 
-    EDGECOMPRESS_CACHE    the folder to keep it in, this user's cache folder by default; empty for no cache
+    EDGECOMPRESS_CACHE    the cache folder, this user's cache folder by default; empty turns caching off
 """
 
 import hashlib
@@ -31,16 +31,15 @@ from edgecompress.files import replacing
 from edgecompress.network.factors import Factors
 
 LOG = logging.getLogger(__name__)
-MAX_BYTES: Final = 1_000_000_000
-ENTRY_OVERHEAD_BYTES: Final = (
-    16_384  # what an entry counts beside its size, so that small ones do not pile up to a folder that is slow to list
-)
-CODE_PACKAGES: Final = tuple(f"edgecompress.factorizations{room}" for room in ("", ".methods", ".blocks", ".tensors"))  # the code that fits
-TRIM_FRACTION: Final = 0.9  # of the limit, once it is exceeded
+MAX_BYTES: Final = 1_000_000_000  # size of the cache; beyond it the entries unused for longest are removed
+# Added to the size of each entry, so that the number of small ones is limited too: listing a full folder is slow.
+ENTRY_OVERHEAD_BYTES: Final = 16_384
+CODE_PACKAGES: Final = tuple(f"edgecompress.factorizations{room}" for room in ("", ".methods", ".blocks", ".tensors"))  # decide a fit
+TRIM_FRACTION: Final = 0.9  # trimming goes below the limit, so that the next entry does not trim again
 
 
 class FitResult(NamedTuple):
-    """What is known of a fitted layer beside its factors; `note` says what went less than well, "" if nothing."""
+    """Errors of a fitted layer, and a note on how the fit fell short of the request; "" if it did not."""
 
     relative_error: float
     spectral_error: float
@@ -48,7 +47,11 @@ class FitResult(NamedTuple):
 
 
 def cache_folder(given: str | Path | None, kind: str = "factorizations") -> Path | None:
-    """Return where results of a kind are kept: in the folder given, None for this user's; None for nowhere, as "" says."""
+    """Return the folder for results of a kind, None if caching is turned off.
+
+    Args:
+        given: The cache folder; None for this user's, "" to turn caching off.
+    """
     chosen = os.environ.get("EDGECOMPRESS_CACHE") if given is None else given
     if chosen is None:
         return user_cache_path("edgecompress") / kind
@@ -56,7 +59,7 @@ def cache_folder(given: str | Path | None, kind: str = "factorizations") -> Path
 
 
 def fit_key(layer: DenseLayer, method: str, rank: tuple[int, ...], options: Mapping[str, Any], moments: Moments | None) -> str:
-    """Hash all that a fit depends on; `options` are the complete ones."""
+    """Return the hash of everything that a fit depends on; `options` include the defaults."""
     state = {"weight": layer.weight} | ({} if layer.bias is None else {"bias": layer.bias})
     read = "" if moments is None else hash_tensors(moments._asdict())
     parts = (hash_code(*CODE_PACKAGES), type(layer).__name__, layer_arguments(layer), hash_tensors(state), method, rank, options, read)
@@ -64,7 +67,7 @@ def fit_key(layer: DenseLayer, method: str, rank: tuple[int, ...], options: Mapp
 
 
 def layer_arguments(layer: DenseLayer) -> dict[str, Any]:
-    """Return what the layer's class is called with to make another of the same geometry."""
+    """Return the arguments with which a layer's class makes another layer of the same geometry."""
     if isinstance(layer, nn.Linear):
         return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
@@ -73,7 +76,7 @@ def layer_arguments(layer: DenseLayer) -> dict[str, Any]:
 
 
 def load_fit(folder: Path, key: str) -> FitResult | None:
-    """Return what an entry says; None for one that is not there or is damaged."""
+    """Return the errors and the note of an entry; None for one that does not exist or is damaged."""
     path = _entry_path(folder, key)
     try:
         with safe_open(path, framework="pt") as file:
@@ -81,19 +84,19 @@ def load_fit(folder: Path, key: str) -> FitResult | None:
             fit = FitResult(float(kept["relative_error"]), float(kept["spectral_error"]), kept["note"])
             if kept["seal"] != _checksum(key, fit, kept["factors"]):
                 return None
-    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):  # RuntimeError: trimmed while it was opened
+    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):  # RuntimeError: removed by another process while it was opened
         return None
     with suppress(OSError):
-        os.utime(path)  # what is used is not the oldest
+        os.utime(path)  # mark the entry as used
     return fit
 
 
 def load_factors(folder: Path, key: str, compact: Factors) -> bool:
-    """Load the factors of an entry that `load` has found good; whether it has them, undamaged."""
+    """Load the factors of an entry that `load_fit` has found good; return whether it has them, undamaged."""
     try:
         with safe_open(_entry_path(folder, key), framework="pt") as file:
             inside = (file.metadata() or {}).get("factors")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     except (OSError, RuntimeError, SafetensorError):
         return False
     own = compact.state_dict()
@@ -105,7 +108,7 @@ def load_factors(folder: Path, key: str, compact: Factors) -> bool:
 
 
 def store_fit(folder: Path, key: str, fit: FitResult, compact: Factors | None) -> None:
-    """Write an entry, with the factors of `compact` or without any."""
+    """Write an entry, with the factors of `compact` or, if it is None, without factors."""
     state = {} if compact is None else {k: v.detach().cpu().contiguous().clone() for k, v in compact.state_dict().items()}
     inside = hash_tensors(state) if state else ""
     kept = {
@@ -123,10 +126,10 @@ def store_fit(folder: Path, key: str, fit: FitResult, compact: Factors | None) -
 
 
 def trim_folder(folder: Path, limit: int = MAX_BYTES) -> None:
-    """Drop the entries that were not used for longest, once they take more than `limit` bytes."""
+    """Remove the entries unused for longest if all entries together exceed `limit` bytes."""
     found = []
     for path in folder.glob("*/*"):
-        with suppress(OSError):  # another process may have dropped it
+        with suppress(OSError):  # another process may have removed it
             status = path.stat()
             found.append((status.st_mtime_ns, status.st_size + ENTRY_OVERHEAD_BYTES, path))
     total = sum(size for _, size, _ in found)
@@ -141,7 +144,7 @@ def trim_folder(folder: Path, limit: int = MAX_BYTES) -> None:
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over the names, types, shapes and values of tensors."""
+    """Return the SHA-256 of the names, types, shapes and values of tensors."""
     made = hashlib.sha256()
     for name, value in sorted(state.items()):
         made.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
@@ -154,13 +157,13 @@ def _entry_path(folder: Path, key: str) -> Path:
 
 
 def _checksum(key: str, fit: FitResult, inside: str) -> str:
-    """Bind what an entry says to its name, so that neither a damaged nor a renamed file is believed."""
+    """Return a hash over an entry's name and content, so that neither a damaged nor a renamed file is accepted."""
     return hashlib.sha256(msgspec.json.encode((key, repr(fit.relative_error), repr(fit.spectral_error), fit.note, inside))).hexdigest()
 
 
 @cache
 def hash_code(*packages: str) -> str:
-    """Hash the code of packages and the version of torch: changed code finds no results of the old one."""
+    """Return the hash of the code of packages and the version of torch; changed code does not find results of older code."""
     made = hashlib.sha256(torch.__version__.encode())
     for package in packages:
         for path in sorted(files(package).iterdir(), key=lambda path: path.name):

@@ -1,4 +1,4 @@
-"""Apply a plan: replace layers by their factorizations in a copy of the model."""
+"""Apply a plan: replace layers of a copy of the model by their factors."""
 
 import copy
 
@@ -18,18 +18,18 @@ from edgecompress.records import CompressionPlan, DecomposeResult
 def decompose(
     model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Batch | None = None, track: Track = silent
 ) -> tuple[nn.Module, DecomposeResult]:
-    """Return a copy of `model` with the planned layers factorized, and the errors measured on them.
+    """Return a copy of `model` with the planned layers factorized, and the relative errors of their weights.
 
     Args:
-        model: Left untouched.
-        plan: Which layers, which method, which rank.
+        model: The dense model; left unchanged.
+        plan: The layers to factorize, with methods and ranks.
         fit: False leaves the factors unfitted, ready for `load_state_dict`; the errors are then the plan's.
-        inputs: Real ones, a tuple of tensors `(n, …)`: the methods that can minimise the error of the layers' outputs on them, not of their
-            weights.
+        inputs: Real inputs, a tuple of tensors `(n, …)`. Data-aware methods then minimise the error of the layers' outputs on them, not of
+            their weights.
 
     Raises:
-        ConfigError: The plan names a layer or method that is not there, or a weight is not finite.
-        UnsupportedError: A method cannot take its layer, or the layer's weight is another layer's too.
+        ConfigError: The plan names a layer or method that does not exist, or a weight is not finite.
+        UnsupportedError: A method cannot factorize its layer, or the layer shares its weight with another layer.
         ToolchainError: A process that factorized layers died.
     """
     tied = tied_layers(model)

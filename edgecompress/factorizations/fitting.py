@@ -1,4 +1,4 @@
-"""The factors of planned layers, fitted to their weights, or to what the layers read where a method can."""
+"""Fit the factors of planned layers to their weights, or to the layers' inputs where a method can."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,18 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.progress import Track, silent
 
-MAX_MOMENTS_BYTES: Final = 1_000_000_000  # held at a time
-MAX_LAYER_MOMENTS_BYTES: Final = MAX_MOMENTS_BYTES // 2  # of one layer
+MAX_MOMENTS_BYTES: Final = 1_000_000_000  # memory for moments; layers whose moments take more are fitted in several passes
+MAX_LAYER_MOMENTS_BYTES: Final = MAX_MOMENTS_BYTES // 2  # a layer whose moments take more is fitted to its weight
 
 
 def fit_layers(
     model: nn.Module, jobs: Sequence[FactorizationJob], *, inputs: Batch | None = None, track: Track = silent
 ) -> list[Factorized]:
-    """Factorize layers of `model`, which stays as it is; see `factorize_all`.
+    """Return the fitted factors of layers of `model`, which stays unchanged; see `factorize_all`.
 
     Args:
-        jobs: Named as in `model`, without moments.
-        inputs: Real inputs of the model: the methods that can minimise the error of each layer's output on them.
+        jobs: The layers with methods and ranks, named as in `model`, without moments.
+        inputs: Real inputs of the model; data-aware methods then minimise the error of each layer's output on them.
     """
     sizes = {i: _moments_bytes(job) for i, job in enumerate(jobs)} if inputs is not None else {}
     wide = {i for i, size in sizes.items() if size > MAX_LAYER_MOMENTS_BYTES}
@@ -45,7 +45,7 @@ def fit_layers(
 
 
 def _moments_bytes(job: FactorizationJob) -> int:
-    """Memory of the second moments of what a layer reads; 0 where they are of no use."""
+    """Return the bytes of the second moments of a layer's input; 0 if the method or the layer cannot use them."""
     form = get_method(job.method)
     if not form.DATA_AWARE or form.reject(job.layer) or not supports_moments(cast(DenseLayer, job.layer)):
         return 0
@@ -54,7 +54,7 @@ def _moments_bytes(job: FactorizationJob) -> int:
 
 
 def _split_by_memory(chosen: Sequence[int], jobs: Sequence[FactorizationJob], sizes: dict[int, int]) -> Iterator[list[int]]:
-    """Part jobs so that the moments of each part's layers fit into memory together."""
+    """Split jobs into groups whose moments fit into memory together."""
     group: list[int] = []
     held: dict[str, int] = {}
     for i in chosen:

@@ -1,4 +1,4 @@
-"""Moments of what a layer reads, so that a factorization can minimise the error of its output."""
+"""Moments of a layer's input, with which a factorization can minimise the error of the layer's output."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, cast
@@ -13,14 +13,15 @@ from edgecompress.factorizations.protocol import Moments
 from edgecompress.network.batches import Batch
 from edgecompress.network.factors import Factors
 
-MAX_ROWS_BYTES: Final = 64_000_000  # of im2col rows held at a time
+MAX_ROWS_BYTES: Final = 64_000_000  # memory for im2col rows; longer batches are split
 
 
 @torch.no_grad()
 def collect_moments(model: nn.Module, layers: Sequence[str], inputs: Iterable[Batch]) -> dict[str, Moments]:
-    """Run `model` in its present mode on `inputs` and return the moments of what each of `layers` reads.
+    """Run `model` in its present mode on `inputs` and return the moments of each layer's input.
 
-    Only Linears and convolutions that `readable` accepts may be asked for. A layer that never runs is left out.
+    Args:
+        layers: Names of Linears and convolutions that `supports_moments` accepts; a layer that never runs is left out of the result.
     """
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
@@ -47,7 +48,7 @@ def collect_moments(model: nn.Module, layers: Sequence[str], inputs: Iterable[Ba
 
 
 def supports_moments(layer: DenseLayer) -> bool:
-    """Whether all outputs of `layer` read one row each; those of a transposed convolution read as many as their phase has."""
+    """Return whether each output of `layer` reads one im2col row; in a transposed convolution it depends on the output's phase."""
     return not isinstance(layer, TRANSPOSED)
 
 
@@ -65,14 +66,15 @@ def im2col(layer: DenseLayer, x: Tensor) -> Tensor:
 
 
 def _padding_of(layer: Convolution) -> Sequence[int]:
-    """What `layer` itself pads by: it reads `padding` each time, unless that is a word or the mode is not zeros."""
+    """Return the padding that `layer` applies, last axis first; `padding` may be a word, and torch then keeps the numbers elsewhere."""
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return layer._reversed_padding_repeated_twice
     return [p for p in reversed(layer.padding) for _ in range(2)]
 
 
 def _split_batch(layer: DenseLayer, x: Tensor) -> Sequence[Tensor]:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of halves overflow
+    """Split a layer's input along the batch, so that the im2col rows of each part fit into MAX_ROWS_BYTES."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums in half precision overflow
     if isinstance(layer, nn.Linear):
         return (x,)
     x = x if x.dim() == len(layer.kernel_size) + 2 else x[None]
@@ -81,7 +83,7 @@ def _split_batch(layer: DenseLayer, x: Tensor) -> Sequence[Tensor]:
 
 
 def error_moments(layer: DenseLayer, moments: Moments | None, group: int) -> Tensor | None:
-    """What the error of one group's output is measured by: centred where a bias takes up the mean, as it is where there is none."""
+    """Return the moments that weight the error of one group's output: centred if a bias can absorb the mean, else as collected."""
     if moments is None:
         return None
     second, mean = moments.second[group], moments.mean[group]
@@ -90,7 +92,7 @@ def error_moments(layer: DenseLayer, moments: Moments | None, group: int) -> Ten
 
 @torch.no_grad()
 def correct_bias(layer: DenseLayer, compact: Factors, moments: Moments | None) -> None:
-    """Give the last factor the dense layer's bias, and what the mean input loses by the factorization: b' = b + (W − Ŵ) E[x]."""
+    """Set the last factor's bias to the dense layer's, plus the mean error of the output: b' = b + (W − Ŵ) E[x]."""
     last = compact[-1]
     copy_bias(last, layer)
     if moments is not None and layer.bias is not None:
@@ -99,6 +101,6 @@ def correct_bias(layer: DenseLayer, compact: Factors, moments: Moments | None) -
 
 
 def are_moments_of(layer: DenseLayer, moments: Moments) -> bool:
-    """Whether `moments` are of this layer's input."""
+    """Return whether `moments` have the shape of this layer's input moments."""
     n = grouped_kernel(layer)[0, 0].numel()
     return tuple(moments.second.shape) == (groups_of(layer), n, n) and tuple(moments.mean.shape) == (groups_of(layer), n)

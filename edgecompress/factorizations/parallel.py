@@ -1,10 +1,10 @@
-"""Factorize many layers: quick ones here, the rest in as many processes as there are cores, and none twice (`cache.py`).
+"""Factorize many layers: quick fits in this process, the rest in as many processes as there are cores, and none twice (`cache.py`).
 
-Each fit computes in one thread wherever it runs, so that it gives the same bits here and there. Those of huge layers, of layers on an
-accelerator and the only one of a call compute here in all threads; of these the last bits depend on how many threads there are.
+Each fit computes in one thread, so it gives the same bits in every process. Huge layers, layers on an accelerator and the only layer of a
+call are fitted in this process with all threads; their last bits depend on the number of threads.
 
-Workers hand factors over in files. A pipe would hold them half written where a worker dies while it sends them, and whoever reads there,
-as loky's own thread does, waits for the rest for ever; what is small is written at once or not at all.
+Worker processes return factors in files. If a worker died while it sent factors through a pipe, the reader, loky's own thread, would wait
+for the rest forever; only small messages are written to a pipe all at once or not at all.
 """
 
 import time
@@ -29,17 +29,15 @@ from edgecompress.network.factors import Factors
 from edgecompress.network.threads import threads
 from edgecompress.progress import Track, silent
 
-WORKER_START_S: Final = 2.0  # what starting processes that import torch costs
-WORKER_IDLE_S: Final = 30  # workers wait so long for the next call
-MAX_WORKER_WEIGHTS: Final = 4_000_000  # weights; several of these at once would take too much memory, and one by one they use threads well
-MIN_CACHED_S: Final = 0.01  # a fit that takes no longer, with its error, is not worth an entry in the cache
-MIN_FACTORS_CACHED_S: Final = (
-    0.25  # one that takes longer is kept there with its factors even if only its error was asked for: that is of many
-)
+WORKER_START_S: Final = 2.0  # starting processes that import torch takes about so long
+WORKER_IDLE_S: Final = 30  # idle workers stay so long, so that the next call need not start new ones
+MAX_WORKER_WEIGHTS: Final = 4_000_000  # larger layers take too much memory several at a time, and use threads well one at a time
+MIN_CACHED_S: Final = 0.01  # computing a quicker fit again costs less than an entry in the cache
+MIN_FACTORS_CACHED_S: Final = 0.25  # slower fits are cached with their factors even if only errors are wanted: a plan may choose them
 
 
 class FactorizationJob(NamedTuple):
-    """One call of `factorize`; `name` is the layer's, for messages."""
+    """The arguments of one call of `factorize`; `name` is the layer's name in messages."""
 
     name: str
     layer: nn.Module
@@ -50,6 +48,8 @@ class FactorizationJob(NamedTuple):
 
 
 class Factorized(NamedTuple):
+    """The factors of a layer, their errors, and a note on how the fit fell short; "" if it did not."""
+
     compact: Factors
     relative_error: float
     spectral_error: float
@@ -59,15 +59,15 @@ class Factorized(NamedTuple):
 def factorize_all(
     jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = silent
 ) -> list[Factorized]:
-    """Return the factors, their error and what went less than well of each job, in the order of the jobs.
+    """Return the fitted factors of each job with their errors, in the order of the jobs.
 
     Args:
-        processes: At most so many; None for the number of cores, which LOKY_MAX_CPU_COUNT sets lower.
-        cache: Folder in which results are looked up and kept; None for this user's, "" for none.
+        processes: Maximum number of worker processes; None for the number of cores, which LOKY_MAX_CPU_COUNT can lower.
+        cache: Cache folder for results; None for this user's, "" for no cache.
 
     Raises:
         ToolchainError: A worker process died.
-        EdgeCompressError: What `factorize` raises, with the layer's name.
+        EdgeCompressError: As `factorize`, with the layer's name.
     """
     made: dict[int, Factorized] = {}
     for i, compact, fit in track(_iterate_results(jobs, processes, cache, keep=True), "factorizing", len(jobs)):
@@ -78,23 +78,24 @@ def factorize_all(
 def measure_errors(
     jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = silent
 ) -> list[FitResult]:
-    """Return the error and what went less than well of each job as `factorize_all` does, and keep none of the factors in memory."""
+    """Return the errors of each job as `factorize_all` does, without keeping the factors in memory."""
     made = {i: fit for i, _, fit in track(_iterate_results(jobs, processes, cache, keep=False), "factorizing candidates", len(jobs))}
     return [made[i] for i in range(len(jobs))]
 
 
-JobResult = tuple[int, Factors | None, FitResult]  # the job's index, its factors where they were asked for
+JobResult = tuple[int, Factors | None, FitResult]  # the job's index, and its factors if they are wanted
 
 
 def _iterate_results(
     jobs: Sequence[FactorizationJob], processes: int | None, given: str | Path | None, *, keep: bool
 ) -> Iterator[JobResult]:
+    """Yield the result of each job, from the cache or computed, as soon as it is known."""
     folder = cache.cache_folder(given)
     todo: dict[int, str] = {}  # job → its key
     for i, job in enumerate(jobs):
         with _prefix_errors(job.name):
             if get_method(job.method).reject(job.layer) is not None or cast(DenseLayer, job.layer).weight.is_meta:
-                _factorize_job(job)  # says why not
+                _factorize_job(job)  # raises the error with the reason
             todo[i] = _cache_key(job) if folder else ""
         if folder and (found := cache.load_fit(folder, todo[i])):
             compact = _factorize_job(job, fit=False) if keep else None
@@ -109,7 +110,7 @@ def _iterate_results(
 def _compute_results(
     jobs: dict[int, FactorizationJob], keys: dict[int, str], processes: int | None, folder: Path | None, *, keep: bool
 ) -> Iterator[JobResult]:
-    """Yield results as they come: the smallest fits from here, and what is left after PATIENCE_S from worker processes."""
+    """Yield results as they come: the smallest fits from this process, and those left after WORKER_START_S from worker processes."""
     if len(jobs) == 1:
         for i, job in jobs.items():
             yield i, *_fit_and_measure(job, keys[i], folder, keep=keep)
@@ -119,12 +120,8 @@ def _compute_results(
     started, done = time.perf_counter(), 0
     while rest:
         spent = time.perf_counter() - started
-        if (
-            processes != 1
-            and len(rest) > 1
-            and spent >= WORKER_START_S
-            and spent * sum(_estimate_work(jobs[i]) for i in rest) >= WORKER_START_S * done
-        ):
+        work_left = sum(_estimate_work(jobs[i]) for i in rest)
+        if processes != 1 and len(rest) > 1 and spent >= WORKER_START_S and spent * work_left >= WORKER_START_S * done:
             break
         i = rest.pop(0)
         with threads(1):
@@ -141,20 +138,20 @@ def _compute_results(
 def _compute_in_workers(
     jobs: dict[int, FactorizationJob], keys: dict[int, str], processes: int | None, folder: Path | None, *, keep: bool
 ) -> Iterator[JobResult]:
-    """Yield results of worker processes; the largest jobs start first, so that none is left over at the end."""
+    """Yield results of worker processes; the largest jobs start first, so that the workers finish at about the same time."""
     import joblib
 
     count = min(len(jobs), processes or joblib.cpu_count())
     left = dict(jobs)
     pool = joblib.Parallel(count, backend="loky", return_as="generator_unordered", batch_size=1, idle_worker_timeout=WORKER_IDLE_S)
     with TemporaryDirectory(prefix="edgecompress-", ignore_cleanup_errors=True) as name:
-        handed = Path(name) if keep else None
-        tasks = (joblib.delayed(_run_packed_job)(i, _pack_job(job), keys[i], folder, handed) for i, job in jobs.items())
+        handover = Path(name) if keep else None
+        tasks = (joblib.delayed(_run_packed_job)(i, _pack_job(job), keys[i], folder, handover) for i, job in jobs.items())
         results = pool(tasks)
         try:
             for i, fit in results:
                 del left[i]
-                yield i, _collect_factors(handed, i, jobs[i]), fit
+                yield i, _collect_factors(handover, i, jobs[i]), fit
         except BrokenExecutor as error:
             names = " or ".join(dict.fromkeys(job.name for job in list(left.values())[:count]))
             raise ToolchainError(
@@ -165,19 +162,19 @@ def _compute_in_workers(
             results.close()
 
 
-def _collect_factors(handed: Path | None, i: int, job: FactorizationJob) -> Factors | None:
-    """Return the factors that a worker has put down, and make them here where the disk was too full for them."""
-    if handed is None:
+def _collect_factors(handover: Path | None, i: int, job: FactorizationJob) -> Factors | None:
+    """Return the factors that a worker has written to a file; fit them in this process if the disk was too full for the file."""
+    if handover is None:
         return None
     compact = _factorize_job(job, fit=False)
-    if cache.load_factors(handed, str(i), compact):
+    if cache.load_factors(handover, str(i), compact):
         return compact
     with threads(1), _collect_fit_warnings():
         return _factorize_job(job)
 
 
 class _PackedJob(NamedTuple):
-    """A job whose layer is bare: hooks and whatever else hangs on a user's module stay where they are."""
+    """A job with only the class, arguments and weights of its layer, without hooks and other attributes of the user's module."""
 
     job: FactorizationJob
     kind: type[nn.Module]
@@ -188,27 +185,29 @@ class _PackedJob(NamedTuple):
 
 
 def _pack_job(job: FactorizationJob) -> _PackedJob:
+    """Return a job in the form that is sent to a worker process."""
     layer = cast(DenseLayer, job.layer)
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    weight = layer.weight.detach().clone(memory_format=torch.contiguous_format)  # of a view, not all that it is a view of
+    weight = layer.weight.detach().clone(memory_format=torch.contiguous_format)  # copies a view alone, not the whole tensor behind it
     return _PackedJob(job._replace(layer=nn.Identity()), type(layer), cache.layer_arguments(layer), weight, bias, layer.training)
 
 
-def _run_packed_job(i: int, packed: _PackedJob, key: str, folder: Path | None, handed: Path | None) -> tuple[int, FitResult]:
+def _run_packed_job(i: int, packed: _PackedJob, key: str, folder: Path | None, handover: Path | None) -> tuple[int, FitResult]:
+    """Run a job in a worker process; write its factors to the folder `handover` unless that is None."""
     layer = packed.kind(**packed.arguments, device="meta")
     layer.weight = nn.Parameter(packed.weight, requires_grad=False)
     if packed.bias is not None:
         layer.bias = nn.Parameter(packed.bias, requires_grad=False)
     job = packed.job._replace(layer=layer.train(packed.training))
     with threads(1):
-        compact, fit = _fit_and_measure(job, key, folder, keep=handed is not None)
-    if handed and compact is not None:
-        cache.store_fit(handed, str(i), fit, compact)
+        compact, fit = _fit_and_measure(job, key, folder, keep=handover is not None)
+    if handover and compact is not None:
+        cache.store_fit(handover, str(i), fit, compact)
     return i, fit
 
 
 def _fit_and_measure(job: FactorizationJob, key: str, folder: Path | None, *, keep: bool) -> tuple[Factors | None, FitResult]:
-    """Fit one layer, measure it, and keep in the cache what took long enough to be worth it."""
+    """Fit one layer, measure its errors, and cache the result if it took long enough."""
     started = time.perf_counter()
     with _collect_fit_warnings() as notes:
         compact = _factorize_job(job)
@@ -229,19 +228,19 @@ def _cache_key(job: FactorizationJob) -> str:
 
 
 def _estimate_work(job: FactorizationJob) -> int:
-    """Compare the sizes of jobs, roughly."""
+    """Return a rough measure of a job's size, for comparison with other jobs."""
     return cast(Tensor, job.layer.weight).numel() * max(1, sum(job.rank))
 
 
 def _can_run_in_worker(job: FactorizationJob) -> bool:
-    """Whether another process may fit this layer in one thread."""
+    """Return whether another process may fit this layer in one thread."""
     weight = cast(Tensor, job.layer.weight)
     return weight.device.type == "cpu" and weight.numel() < MAX_WORKER_WEIGHTS
 
 
 @contextmanager
 def _prefix_errors(name: str) -> Iterator[None]:
-    """Put the layer's name in front of errors that lack it."""
+    """Prefix errors that lack it with the layer's name."""
     try:
         yield
     except EdgeCompressError as error:
@@ -252,7 +251,7 @@ def _prefix_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _collect_fit_warnings() -> Iterator[list[str]]:
-    """Collect the texts of FitWarnings; other warnings go where they went before."""
+    """Collect the texts of FitWarnings; other warnings are shown as before."""
     notes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always", FitWarning)

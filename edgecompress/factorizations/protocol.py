@@ -1,4 +1,4 @@
-"""What a factorization is: a module that defines the functions of `Factorization`."""
+"""The interface of a factorization method: a module that defines the functions of `Factorization`."""
 
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
@@ -16,11 +16,11 @@ L = TypeVar("L", bound=nn.Module, contravariant=True)
 
 
 class NoOptions(Record, frozen=True, kw_only=True):
-    """For a method that leaves nothing to choose but its rank."""
+    """Options of a method that has none beside its rank."""
 
 
 class Moments(NamedTuple):
-    """First and second moments of what one layer reads: `x` is a row of its im2col matrix, in the order of the flattened kernel.
+    """First and second moments of one layer's input, where `x` is a row of its im2col matrix, in the order of the flattened kernel.
 
     Attributes:
         second: E[x xᵀ], shape `(groups, n, n)` with `n = in/groups · kernel area`, float64.
@@ -32,25 +32,27 @@ class Moments(NamedTuple):
 
 
 class Factorization(Protocol[L]):
+    """Replaces one layer by several smaller ones."""
+
     @property
     def Options(self) -> type[Record]:
-        """What may be set beside the rank, with its defaults."""
+        """The settings of the method beside the rank, with defaults."""
 
     @property
     def DATA_AWARE(self) -> bool:
         """Whether `fit` can minimise the error of the layer's output, given the moments of its input."""
 
     def reject(self, layer: nn.Module) -> str | None:
-        """Why this method cannot factorize `layer`; None if it can."""
+        """Return why this method cannot factorize `layer`, None if it can."""
 
     def max_rank(self, layer: L, options: Any) -> tuple[int, ...]:
-        """Smallest rank at which the factorization is exact for any weight."""
+        """Return the smallest rank at which the factorization is exact for any weight."""
 
     def skeleton(self, layer: L, rank: tuple[int, ...], options: Any) -> Factors:
-        """The compact layers, structure only. Costs are counted on it, saved weights load into it."""
+        """Return the smaller layers without fitted weights. Costs are counted on them, and saved weights load into them."""
 
     def fit(self, layer: L, compact: Factors, options: Any, moments: Moments | None) -> str | None:
-        """Fill `compact` so that its composition approximates `layer`. Deterministic. Return what went less than well, if anything."""
+        """Fill `compact`, deterministically, so that it approximates `layer`; return how the fit fell short, None if it did not."""
 
     def reconstruct(self, compact: Factors) -> Tensor:
-        """The weight, in the shape of the dense layer's, float64, of the one layer that `compact` equals."""
+        """Return the weight of the dense layer equal to `compact`, in that layer's shape, float64."""

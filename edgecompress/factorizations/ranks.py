@@ -1,7 +1,7 @@
-"""Rank estimators: how many components a layer's weights have, or how many a budget leaves.
+"""Estimate a rank for a layer from its weights, or from a number of parameters.
 
-A layer of several groups gets one rank for all of them: `evbmf` takes the largest that a group needs, `energy` and `parameter_rate` count
-all groups together.
+A layer with several groups gets one rank for all of them. `rank_by_evbmf` returns the largest rank that a group needs; `rank_by_energy` and
+`rank_by_parameter_rate` count all groups together.
 
 References:
     Y.-D. Kim et al. Compression of deep convolutional neural networks for fast and low power mobile applications. ICLR 2016.
@@ -24,12 +24,12 @@ from edgecompress.factorizations.single_layer import check_weight
 from edgecompress.factorizations.tensors.lowrank import gram_matrix
 from edgecompress.factorizations.tensors.vbmf import evbmf_rank
 
-STEP_ROUNDING: Final = 1e-9  # m · (step / steps) may come out below the integer it is
-Unfoldings = tuple[list[Tensor], ...]  # for each number of a rank, the matrices of which that many components are kept
+STEP_ROUNDING: Final = 1e-9  # rounding may put m · (step / steps) just below an integer
+Unfoldings = tuple[list[Tensor], ...]  # for each number of a rank, the matrices of which so many components are kept
 
 
 def rank_by_evbmf(layer: nn.Module, method: str, *, name: str = "layer", options: Mapping[str, Any] | None = None) -> tuple[int, ...]:
-    """Return how many components stand out of noise, by empirical variational Bayes; at least 1.
+    """Return the rank whose components stand out from noise by empirical variational Bayes; at least 1.
 
     Raises:
         UnsupportedError: The method cannot take the layer, or is not made of unfoldings.
@@ -44,9 +44,9 @@ def rank_by_evbmf(layer: nn.Module, method: str, *, name: str = "layer", options
 def rank_by_energy(
     layer: nn.Module, method: str, fraction: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
-    """Return the smallest rank that surely keeps `fraction` of ‖W‖², so that relative_error² ≤ 1 - fraction.
+    """Return the smallest rank that is certain to keep `fraction` of ‖W‖², so that relative_error² ≤ 1 - fraction.
 
-    A form of several ranks may lose an equal share of the rest by each: its error² is at most the sum of what the unfoldings lose.
+    In a form with several ranks each may lose an equal part of the rest, since its error² is at most the sum of the unfoldings' losses.
 
     Raises:
         UnsupportedError: The method cannot take the layer, or is not made of unfoldings.
@@ -66,10 +66,10 @@ def rank_by_energy(
 def rank_by_parameter_rate(
     layer: nn.Module, method: str, rate: float, *, name: str = "layer", options: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
-    """Return the largest rank at which the form has at most 1/`rate` of the layer's parameters, counted on its skeleton.
+    """Return the largest rank at which the factors have at most 1/`rate` of the layer's parameters, counted on the skeleton.
 
-    The numbers of a rank grow together: those of Tucker-2 as r_out = β r_in with β = max(0.8 out / in, 1), that of a CP core as 2 r_out,
-    others in proportion to the largest rank.
+    The numbers of a rank grow together: those of Tucker-2 as r_out = β r_in with β = max(0.8 out / in, 1), the rank of a CP core as
+    2 r_out, others in proportion to the largest rank.
 
     Raises:
         UnsupportedError: The method cannot take the layer.
@@ -89,7 +89,7 @@ def rank_by_parameter_rate(
             return sum(p.numel() for p in form.skeleton(layer, rank(step), chosen).parameters())
 
     budget = sum(p.numel() for p in layer.parameters()) / rate
-    # At its largest a number may spare a factor, and parameters drop; they grow from there to where the next one is at its largest.
+    # When a number reaches its maximum, a factor may drop out and parameters with it; until the next number does, they only grow.
     starts = {1, *(next((step for step in range(1, steps + 1) if rank(step)[i] == m), 1) for i, m in enumerate(limit))}
     end = steps
     for start in sorted(starts, reverse=True):
@@ -101,11 +101,11 @@ def rank_by_parameter_rate(
 
 
 def _growth_rates(layer: nn.Module, method: str, limit: tuple[int, ...]) -> list[float]:
-    """Return what each number of a rank grows by, beside the others."""
+    """Return the growth rates of the numbers of a rank, relative to each other."""
     if not method.startswith("tucker2"):
         return [m / max(limit) for m in limit]
     out, inside = channels_per_group(cast(Convolution, layer))
-    core = [2.0] if len(limit) == 3 else []  # of that rank a CP core has about half its parameters
+    core = [2.0] if len(limit) == 3 else []  # at that rank a CP core has about half its parameters
     return [1.0, 1 / max(0.8 * out / inside, 1.0), *core]
 
 
@@ -116,7 +116,7 @@ ESTIMATORS: Final[dict[str, Estimator]] = {"evbmf": rank_by_evbmf, "energy": ran
 def _prepare_method(
     layer: nn.Module, method: str, name: str, options: Mapping[str, Any] | None
 ) -> tuple[Factorization[Any], Any, tuple[int, ...]]:
-    """Return the method, its options and its largest rank for a layer that it can take."""
+    """Return a method, its parsed options and its largest rank for a layer; raise an error if it cannot factorize the layer."""
     form, chosen = get_method(method), parse_options(method, options)
     if reason := form.reject(layer):
         raise UnsupportedError(f"{name}: {reason}; leave it out or use another method")
@@ -124,6 +124,7 @@ def _prepare_method(
 
 
 def _unfold(layer: nn.Module, method: str, name: str, options: Any) -> Unfoldings:
+    """Return the unfoldings of a layer's weight whose ranks make up the rank of a method."""
     check_weight(layer, cast(Tensor, layer.weight), name)
     if method not in UNFOLDINGS:
         raise UnsupportedError(f"{name}: {method} is not made of matrices whose rank could be estimated; use parameter_rate")
@@ -131,9 +132,9 @@ def _unfold(layer: nn.Module, method: str, name: str, options: Any) -> Unfolding
 
 
 def _least_common_rank(matrices: list[Tensor], loss: float) -> int:
-    """Return the smallest common rank at which several matrices lose at most `loss` of their squared norm."""
+    """Return the smallest common rank at which several matrices together lose at most `loss` of their squared norm."""
     spectra = [torch.linalg.eigvalsh(gram_matrix(m if m.shape[0] <= m.shape[1] else m.T)).clamp_min(0) for m in matrices]
-    lost = torch.stack(spectra).sum(0).cumsum(0)  # by all but the largest, from the smallest on
+    lost = torch.stack(spectra).sum(0).cumsum(0)  # by dropping the smallest components, from the smallest on
     return max(1, int((lost > loss * lost[-1]).sum()))
 
 
@@ -146,7 +147,7 @@ def _unfold_slices(layer: DenseLayer, options: Any) -> Unfoldings:
 
 
 def _unfold_long_axis(layer: DenseLayer, options: Any) -> Unfoldings:
-    """(in · k, out · rest), with k the first axis that the kernel is long on."""
+    """Return the matrices (in · k, out · rest), with k the first axis on which the kernel is longer than 1."""
     axis = next(a for a, k in enumerate(kernel_size(layer)) if k > 1)
     return ([k.movedim((1, 2 + axis), (0, 1)).flatten(2).flatten(0, 1) for k in grouped_kernel(layer)],)
 

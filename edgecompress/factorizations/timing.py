@@ -1,4 +1,4 @@
-"""Which of several modules runs faster here: interleaved runs, so that what slows the machine slows them all."""
+"""Compare the speed of modules on this machine by runs in turns, so that other load slows all of them."""
 
 import statistics
 import time
@@ -8,12 +8,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-WARMUP_ROUNDS: Final = 3  # rounds that choose kernels and fill caches
+WARMUP_ROUNDS: Final = 3  # the first rounds choose kernels and fill caches
 
 
 @torch.inference_mode()
 def median_ms(modules: Sequence[nn.Module], x: Tensor, *, repetitions: int = 31) -> list[float]:
-    """Return the median milliseconds of each module on `x`, eager, in as many threads as torch has now."""
+    """Return the median milliseconds of each module on `x`, run eagerly with the current number of torch threads."""
     samples: list[list[float]] = [[] for _ in modules]
     for _ in range(WARMUP_ROUNDS + repetitions):
         for module, taken in zip(modules, samples, strict=True):

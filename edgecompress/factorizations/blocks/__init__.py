@@ -1,1 +1,1 @@
-"""What methods are built of: dense layers as kernels and back, and the chains of small layers that stand in for them."""
+"""Building blocks of the methods: kernels of dense layers, and the chains of small layers that replace dense layers."""

@@ -1,7 +1,6 @@
-"""Chains of pointwise and spatial layers as one layer: composed kernels, and the dense layer that has them.
+"""Merge a chain of pointwise and spatial layers into one: compose their kernels, and build the dense layer with the composed kernel.
 
-No two factors reach along the same spatial axis, so composing them needs no convolution of kernels: along each axis at most one of two
-kernels is longer than 1.
+At most one kernel of a chain is longer than 1 along each spatial axis, so composing kernels needs no convolution of kernels.
 """
 
 import math
@@ -24,12 +23,12 @@ from edgecompress.network.factors import Factors
 
 @torch.no_grad()
 def compose_kernels(compact: Factors) -> Tensor:
-    """Return the kernel `(groups, out, in, *area)`, float64, of the one layer that a chain equals."""
+    """Return the kernel `(groups, out, in, *area)`, float64, of the dense layer equal to a chain."""
     layers = cast("list[DenseLayer]", list(compact))
     g = math.gcd(*(groups_of(layer) for layer in layers))
     total = _to_block_diagonal(grouped_kernel(layers[0]).double(), g)  # (g, out, in, *area)
     for layer in layers[1:]:
-        k = torch.unflatten(grouped_kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area): h groups within each of the g
+        k = torch.unflatten(grouped_kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area), with h groups within each of the g
         h, t, r = k.shape[1:4]
         x = torch.unflatten(total, 1, (h, r))  # (g, h, r, in, *area)
         a, b = tuple(k.shape[4:]), tuple(x.shape[4:])
@@ -42,7 +41,7 @@ def compose_kernels(compact: Factors) -> Tensor:
 
 
 def _to_block_diagonal(k: Tensor, g: int) -> Tensor:
-    """Write a kernel of more groups as one of `g` groups, block diagonal within each."""
+    """Return a kernel with more than `g` groups as one with `g` groups, block diagonal within each."""
     h = len(k) // g
     if h == 1:
         return k
@@ -54,7 +53,7 @@ def _to_block_diagonal(k: Tensor, g: int) -> Tensor:
 
 
 def reconstruct(compact: Factors) -> Tensor:
-    """Return the weight of the one layer that a chain equals, in the shape that layer keeps it in, float64."""
+    """Return the weight of the dense layer equal to a chain, in that layer's shape, float64."""
     total = compose_kernels(compact)
     layers = list(compact)
     if isinstance(layers[0], nn.Linear):
@@ -66,7 +65,7 @@ def reconstruct(compact: Factors) -> Tensor:
 
 @torch.no_grad()
 def to_dense_layer(compact: Factors) -> DenseLayer:
-    """Return the one layer that a chain equals, in the dtype of its factors."""
+    """Return the dense layer equal to a chain, in the dtype of its factors."""
     layers = cast("list[DenseLayer]", list(compact))
     first, last = layers[0], layers[-1]
     bias = last.bias is not None
@@ -93,7 +92,7 @@ def to_dense_layer(compact: Factors) -> DenseLayer:
 
 
 def _merge_geometry(convs: list[Convolution]) -> dict[str, Any]:
-    """One geometry out of several, of which at most one is not neutral along each axis."""
+    """Return the combined stride, padding and so on of convolutions, of which at most one is not neutral along each axis."""
     made: dict[str, Any] = {
         "stride": tuple(math.prod(v) for v in zip(*(c.stride for c in convs), strict=True)),
         "dilation": tuple(math.prod(v) for v in zip(*(c.dilation for c in convs), strict=True)),

@@ -1,7 +1,8 @@
-"""The small layer inside an already decomposed one: a core between factors that only mix channels.
+"""Split a factorized layer into its core and the outer factors that only mix channels, to factorize the core alone.
 
-With those made orthonormal the error of the core is the error of the whole, so re-decomposing the core re-decomposes the layer, and the
-dense kernel is never built. Fine-tuning leaves them far from orthonormal: cutting the core down as it is would not be the best one can do.
+If the outer factors are orthonormal, the error of the core is the error of the whole layer, so factorizing the core further factorizes the
+layer further, and the dense kernel is never built. After fine-tuning the outer factors are far from orthonormal; without making them so, a
+truncated core would not be the best one.
 """
 
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from edgecompress.network.factors import Factors
 
 
 class CoreSplit(NamedTuple):
-    """Layers in float64 that equal a chain; `squeeze` and `expand` are orthonormal, None where the chain has none."""
+    """The layers of a chain in float64, with orthonormal `squeeze` and `expand`; None for one that the chain lacks."""
 
     squeeze: DenseLayer | None
     core: DenseLayer
@@ -31,7 +32,7 @@ class CoreSplit(NamedTuple):
 
 @torch.no_grad()
 def split_core(compact: Factors) -> CoreSplit | None:
-    """Split a chain at its core, the layer with the geometry; None if it has another form, e.g. two spatial factors."""
+    """Split a chain at its core, the layer with the geometry; return None for another form, e.g. with two spatial factors."""
     layers = cast("list[DenseLayer]", list(compact))
     at = next((i for i, layer in enumerate(layers) if not is_channel_mixing(layer)), 0)
     before, after = layers[:at], layers[at + 1 :]
@@ -54,7 +55,7 @@ def split_core(compact: Factors) -> CoreSplit | None:
 
 
 def join_core(outer: CoreSplit, inner: Factors) -> Factors:
-    """Put the factors of a core between the outer ones; neighbours that only mix channels become one."""
+    """Return the factors of a core between the outer factors; neighbours that only mix channels are merged."""
     layers = cast("dict[str, DenseLayer]", dict(inner.named_children()))
     first, last = next(iter(layers)), next(reversed(layers))
     if outer.squeeze is not None:
@@ -71,7 +72,7 @@ def join_core(outer: CoreSplit, inner: Factors) -> Factors:
 
 
 def _added_channels(layer: DenseLayer) -> int:
-    """How many more channels a group has after `layer` than before."""
+    """Return by how many channels the output of a group exceeds its input."""
     out, inside = channels_per_group(layer)
     return out - inside
 

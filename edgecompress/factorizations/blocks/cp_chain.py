@@ -1,4 +1,4 @@
-"""CP factors as layers: pointwise, one depthwise layer for each factor of the area, pointwise."""
+"""CP factors as a chain of layers: pointwise, one depthwise layer for each factor of the area, pointwise."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,12 +26,11 @@ from edgecompress.factorizations.tensors.sensitivity import balance_factors, ort
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
-MAX_SENSITIVITY_RATIO = 10.0
-"""Times the sensitivity of orthogonal components from which on components cancel so much that rounding them shows."""
+MAX_SENSITIVITY_RATIO = 10.0  # above 10 times that of orthogonal components, components cancel so much that rounding them shows
 
 
 class AlsOptions(Record, frozen=True, kw_only=True):
-    """The best of several random `starts` goes on for at most `sweeps`, until its error falls by less than `tolerance` a sweep."""
+    """Options of ALS: the best of `starts` random starts runs for `sweeps`, or until a sweep lowers its error by less than `tolerance`."""
 
     seed: int = 0
     starts: Count = 3
@@ -40,6 +39,7 @@ class AlsOptions(Record, frozen=True, kw_only=True):
 
 
 def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
+    """Return why CP cannot factorize a layer, None if it can; `separable` gives each spatial axis its own factor."""
     if reason := unsupported_reason(layer):
         return reason
     if is_pointwise(cast(DenseLayer, layer)):
@@ -53,20 +53,21 @@ def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
 
 
 def axes_of_factors(layer: Convolution, *, separable: bool) -> list[tuple[int, ...]]:
-    """The spatial axes of each depthwise factor; those of size 1 go with the first, for they may have a stride or padding too."""
+    """Return the spatial axes of each depthwise factor; axes of size 1 belong to the first, as they may have stride or padding too."""
     size = kernel_size(layer)
     others = [a for a, k in enumerate(size) if k > 1][1:] if separable else []
     return [tuple(a for a in range(len(size)) if a not in others), *((a,) for a in others)]
 
 
 def max_rank(layer: Convolution, *, separable: bool = False) -> int:
+    """Return the smallest rank at which CP is exact for any weight of the layer."""
     out, inside = channels_per_group(layer)
     size = kernel_size(layer)
     return exact_rank((*(math.prod(size[a] for a in axes) for axes in axes_of_factors(layer, separable=separable)), inside, out))
 
 
 def skeleton(layer: Convolution, rank: int, *, separable: bool = False) -> Factors:
-    """Each depthwise factor has the stride, padding and dilation of its own axes; the bias is on the last layer."""
+    """Return the layers; each depthwise one has the stride, padding and dilation along its own axes, the last layer has the bias."""
     out, inside = channels_per_group(layer)
     depthwise = [spatial_layer(layer, rank, rank, slices=rank, axes=axes) for axes in axes_of_factors(layer, separable=separable)]
     return Factors(pointwise_layer(layer, inside, rank), *depthwise, pointwise_layer(layer, rank, out, bias=layer.bias is not None))
@@ -81,9 +82,11 @@ def fit(
     separable: bool = False,
     closed_form: bool = True,
 ) -> str | None:
-    """Decompose each group by `solve`, which gets the kernel and the rank, and fill the layers; return the first remark.
+    """Decompose each group, fill the layers and return the first remark about the fit, None if there is none.
 
-    A rank that allows a closed form is not iterated for, unless that is not wanted.
+    Args:
+        solve: Returns the CP factors of a kernel at a rank, and a remark or None.
+        closed_form: Use exact factors in closed form at ranks that permit them, instead of `solve`.
     """
     rank = channels_per_group(cast(DenseLayer, compact[0]))[0]
     groups, notes = [], []
@@ -91,7 +94,7 @@ def fit(
         problem = kernel_tensor(k, separable=separable)
         if closed_form and rank >= exact_rank(problem.shape):
             factors, note = balance_factors(exact_factors(problem, rank)), None
-        elif not problem.square:  # one group of several may be dead
+        elif not problem.square:  # one of several groups may be all zero
             factors, note = [torch.zeros(n, rank, dtype=torch.float64, device=k.device) for n in problem.shape], None
         else:
             factors, note = solve(problem, rank)
@@ -103,7 +106,7 @@ def fit(
 
 
 def fit_als(layer: Convolution, compact: Factors, options: AlsOptions, *, separable: bool = False) -> str | None:
-    """Fill the layers by plain alternating least squares."""
+    """Fit the layers by plain alternating least squares; return a remark, None if there is none."""
 
     def solve(problem: KernelTensor, rank: int) -> tuple[CP, str | None]:
         run = run_als(problem, rank, seed=options.seed, starts=options.starts, sweeps=options.sweeps, tolerance=options.tolerance)
@@ -126,7 +129,7 @@ def write_factors(compact: Factors, groups: Sequence[CP]) -> None:
 
 
 def describe_unsettled(run: CPResult, kernel: KernelTensor, what: str) -> str | None:
-    """What a person should know of an iteration that did not settle or went degenerate."""
+    """Return a remark on an iteration that did not settle or whose components cancel, None for a sound one; `what` names the method."""
     factors = balance_factors(run.factors)
     ss = sensitivity_of(factors)
     times = ss / orthogonal_sensitivity(kernel.shape, factors[0].shape[1], kernel.square)

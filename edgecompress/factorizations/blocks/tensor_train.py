@@ -1,4 +1,4 @@
-"""A tensor train as layers: a chain of matmuls for a Linear, or one dense layer whose weight is contracted from the cores."""
+"""Tensor trains as layers: a chain of matrix products for a Linear, or one dense layer whose weight is contracted from the cores."""
 
 import copy
 import itertools
@@ -23,31 +23,31 @@ from edgecompress.factorizations.blocks.layers import (
 from edgecompress.factorizations.tensors.tensor_train import contract_cores
 from edgecompress.network.factors import Factors
 
-MIN_SLICES: Final = 64  # at least, where there are three cores or more
+MIN_SLICES: Final = 64  # a matrix is contracted in at least so many slices, so that little else of its size is held
 
 
 class Layout(NamedTuple):
-    """How one group's kernel, `(out, in, *area)`, is a train's tensor: reshaped to `fine`, permuted by `order`, reshaped to `sizes`."""
+    """Conversion of one group's kernel `(out, in, *area)` to a tensor: reshape to `fine`, permute by `order`, reshape to `sizes`."""
 
     fine: tuple[int, ...]
     order: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def arranged(self, one: Tensor) -> Tensor:
+    def to_tensor(self, one: Tensor) -> Tensor:
         """Return the tensor of one group's kernel."""
         return one.reshape(self.fine).permute(self.order).reshape(self.sizes)
 
-    def restored(self, tensors: Tensor) -> Tensor:
-        """Return the kernels as `(groups, *fine)`, a view of the tensors `(groups, …)`."""
+    def to_kernels(self, tensors: Tensor) -> Tensor:
+        """Return the kernels `(groups, *fine)` as a view of the tensors `(groups, …)`."""
         split = tensors.reshape(len(tensors), *(self.fine[axis] for axis in self.order))
         return split.permute(0, *(1 + self.order.index(axis) for axis in range(len(self.order))))
 
 
 class TensorTrainLinear(Factors):
-    """A TT-matrix as a chain of Linears, one a core, with reshapes and permutes of at most four axes between them.
+    """A TT-matrix as a chain of Linears, one per core, with reshapes and permutes of at most four axes between them.
 
-    The state `(batch, n_{k+1}, later input modes · tokens · earlier output modes, r_k)` loses an input mode in front and gains an output
-    mode behind at each core, so that after the last one the output modes stand in order.
+    Each core removes an input mode at the front of the state `(batch, n_{k+1}, later input modes · tokens · earlier output modes, r_k)` and
+    adds an output mode at its end, so that after the last core the output modes are in order.
     """
 
     bias: nn.Parameter | None
@@ -73,7 +73,7 @@ class TensorTrainLinear(Factors):
 
 
 class TensorTrainWeight(nn.Module):
-    """The weight of a dense layer as a function of cores `(groups, r, n, s)`: a parametrization."""
+    """A parametrization: the weight of a dense layer as a function of cores `(groups, r, n, s)`."""
 
     def __init__(self, layer: DenseLayer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
@@ -82,42 +82,43 @@ class TensorTrainWeight(nn.Module):
         self.transposed = isinstance(layer, TRANSPOSED)
 
     def forward(self, *cores: Tensor) -> Tensor:
-        kernels = self.layout.restored(contract_cores(cores)).reshape(self.shape)
+        kernels = self.layout.to_kernels(contract_cores(cores)).reshape(self.shape)
         return (kernels.transpose(1, 2) if self.transposed else kernels).flatten(0, 1)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Start from zero cores; they are filled by a fit or from a file."""
+        """Return zero cores, which a fit or a file fills."""
         if not weight.is_meta:
             raise UnsupportedError("weight: it is contracted from a tensor train; factorize the dense layer again")
         return tuple(torch.zeros(self.shape[0], *shape) for shape in self.shapes)
 
 
 class RematerializedLayer(Factors):
-    """A layer like `layer`, on the meta device or not, that keeps cores and contracts them to its weight in each forward pass."""
+    """A layer like `layer`, which may be on the meta device, that stores cores and contracts them to its weight in each forward pass."""
 
     def __init__(self, layer: DenseLayer, layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
         out, inside = channels_per_group(layer)
         bias = layer.bias is not None
-        with torch.device("meta"):  # the dense weight is never allocated
+        with torch.device("meta"):  # avoids allocating the dense weight
             like = (
                 pointwise_layer(layer, inside, out, bias=bias)
                 if isinstance(layer, nn.Linear)
                 else spatial_layer(layer, inside, out, bias=bias)
             )
         super().__init__(copy.deepcopy(like))
-        self.made_of = like, layout, shapes
+        self.geometry = like, layout, shapes
         if isinstance(like.bias, Tensor):
             self[0].bias = nn.Parameter(torch.zeros(like.bias.shape))
         parametrize.register_parametrization(self[0], "weight", TensorTrainWeight(cast(DenseLayer, like), layout, shapes), unsafe=True)
 
-    def contracted(self) -> TensorTrainWeight:
-        return cast(TensorTrainWeight, self._held()[0])
+    def weight_function(self) -> TensorTrainWeight:
+        """Return the function that contracts the cores to the weight."""
+        return cast(TensorTrainWeight, self._parametrization()[0])
 
-    def cores(self) -> list[nn.Parameter]:
+    def core_parameters(self) -> list[nn.Parameter]:
         """Return the cores, `(groups, r, n, s)`."""
-        return list(self._held().parameters())
+        return list(self._parametrization().parameters())
 
-    def _held(self) -> parametrize.ParametrizationList:
+    def _parametrization(self) -> parametrize.ParametrizationList:
         return cast(parametrize.ParametrizationList, cast(nn.ModuleDict, self[0].parametrizations)["weight"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RematerializedLayer":
@@ -126,8 +127,8 @@ class RematerializedLayer(Factors):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the parametrized layer, which torch does not allow to be pickled."""
-        return _rebuild_layer, (*self.made_of, self.state_dict(), self.training)
+        """Pickle without the parametrized layer, which torch cannot pickle."""
+        return _rebuild_layer, (*self.geometry, self.state_dict(), self.training)
 
 
 def _rebuild_layer(
@@ -140,10 +141,10 @@ def _rebuild_layer(
 
 @torch.no_grad()
 def write_cores(compact: Factors, trains: Sequence[Sequence[Tensor]]) -> None:
-    """Write one train for each group, cores `(r, n, s)`, into the layers."""
+    """Write one train per group, cores `(r, n, s)`, into the layers."""
     cores = [torch.stack(group) for group in zip(*trains, strict=True)]  # (groups, r, n, s)
     if isinstance(compact, RematerializedLayer):
-        for parameter, core in zip(compact.cores(), cores, strict=True):
+        for parameter, core in zip(compact.core_parameters(), cores, strict=True):
             parameter.copy_(core)
     elif isinstance(compact, TensorTrainLinear):
         for layer, core, m in zip(compact, cores, compact.out_modes, strict=True):
@@ -156,10 +157,10 @@ def write_cores(compact: Factors, trains: Sequence[Sequence[Tensor]]) -> None:
 
 @torch.no_grad()
 def read_cores(compact: Factors) -> list[Tensor]:
-    """Return the cores, `(groups, r, n, s)`, float64."""
+    """Return the cores of the layers, `(groups, r, n, s)`, float64."""
     cores: Sequence[Tensor]
     if isinstance(compact, RematerializedLayer):
-        cores = compact.cores()
+        cores = compact.core_parameters()
     elif isinstance(compact, TensorTrainLinear):
         cores = [
             grouped_kernel(cast(DenseLayer, layer)).reshape(m, s, -1, n).permute(2, 0, 3, 1).flatten(1, 2)[None]
@@ -171,7 +172,7 @@ def read_cores(compact: Factors) -> list[Tensor]:
 
 
 def contract_matrix(cores: Sequence[Tensor], layout: Layout) -> Tensor:
-    """Return the `(out, in)` matrix of a TT-matrix, slice by slice, so that nothing else of its size is held."""
+    """Return the `(out, in)` matrix of a TT-matrix, contracted slice by slice, so that nothing else of its size is held."""
     d = len(cores)
     parted = next((k for k in range(1, d - 1) if math.prod(layout.sizes[:k]) >= MIN_SLICES), d - 1)
     made = cores[0].new_empty(layout.fine)

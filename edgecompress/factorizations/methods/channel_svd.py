@@ -1,4 +1,4 @@
-"""SVD of a kernel unfolded to (out, in·area): the whole convolution at r channels, then a pointwise layer.
+"""SVD of a kernel unfolded to (out, in·area): the convolution with r output channels, then a pointwise layer.
 
 References:
     X. Zhang et al. Accelerating very deep convolutional networks for classification and detection. TPAMI 38(10), 2016.

@@ -1,6 +1,6 @@
-"""CP of a kernel with its area as one axis: pointwise → depthwise with the geometry → pointwise, by plain ALS.
+"""CP of a kernel with its area as one axis, by plain ALS: pointwise → depthwise with the layer's geometry → pointwise.
 
-It shows what alternating least squares gives; `cp_epc` gives the same layers with factors that survive rounding.
+This method serves for comparison; `cp_epc` gives the same layers with factors that survive rounding.
 
 References:
     V. Lebedev et al. Speeding-up convolutional neural networks using fine-tuned CP-decomposition. ICLR 2015.

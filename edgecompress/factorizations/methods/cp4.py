@@ -1,6 +1,6 @@
-"""CP of a kernel with each spatial axis its own: pointwise → depthwise k×1 → depthwise 1×k → pointwise, by plain ALS.
+"""CP of a kernel with separate spatial axes, by plain ALS: pointwise → depthwise k×1 → depthwise 1×k → pointwise.
 
-It shows what alternating least squares gives; `cp_epc` with `separable` gives the same layers with factors that survive rounding.
+This method serves for comparison; `cp_epc` with `separable` gives the same layers with factors that survive rounding.
 
 References:
     V. Lebedev et al. Speeding-up convolutional neural networks using fine-tuned CP-decomposition. ICLR 2015.

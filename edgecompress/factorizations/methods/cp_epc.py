@@ -1,7 +1,7 @@
-"""CP whose factors survive rounding: the layers of cp3 (or cp4), by error-preserving correction.
+"""CP with factors that survive rounding: the layers of cp3 (or cp4), by error-preserving correction.
 
-Plain ALS sets the error that is to be kept. Factors of that error and little sensitivity are then approached from a new start and
-corrected at it. Where even those would cancel, the sensitivity is bounded instead and the error is what it costs; the fit says so.
+Plain ALS gives the error to preserve. From a new start, factors with that error and low sensitivity are then approached and corrected.
+If the components of even those cancel each other, the sensitivity is bounded instead, at the price of a larger error; the fit says so.
 
 References:
     A.-H. Phan et al. Stable low-rank tensor decomposition for compression of convolutional neural network. ECCV 2020.
@@ -21,14 +21,14 @@ from edgecompress.records import Record
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """What is kept, and at what price.
+    """Effort of the iterations, and limits on error and sensitivity.
 
     Attributes:
         seed, starts: As for cp3.
-        sweeps: At most, of the approach; ALS before it gets half as many, the correction after it a quarter.
-        slack: Relative error allowed above that of ALS, as a fraction of it. Factors for 4 bits gain by 0.1.
-        stability: Largest sensitivity, in multiples of what as many orthogonal components would have.
-        cost: What the correction lowers: the sensitivity (P2) or the total norm of the components (P1).
+        sweeps: Maximum sweeps of the approach; ALS before it gets half as many, the correction after it a quarter.
+        slack: Relative error permitted above that of ALS, as a fraction of it. For 4 bits 0.1 gives better factors.
+        stability: Largest sensitivity, in multiples of that of as many orthogonal components.
+        cost: Quantity that the correction lowers: the sensitivity (P2) or the total norm of the components (P1).
         separable: Give each spatial axis its own layer, as cp4 does.
     """
 

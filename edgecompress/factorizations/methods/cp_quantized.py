@@ -1,7 +1,7 @@
-"""CP whose factors sit on an int8 or int4 grid: the layers of cp3, which quantizing leaves as they are.
+"""CP with factors on an int8 or int4 grid: the layers of cp3, which quantization leaves unchanged.
 
-A kernel that cp_epc reproduces closely loses more to 4-bit rounding than to its rank; here the factors are chosen on the grid instead of
-rounded to it.
+A kernel that cp_epc reproduces closely loses more by 4-bit rounding than by its rank. This method therefore chooses the factors on the
+grid instead of rounding them to it.
 
 References:
     D. Ermilov et al. Quantization aware factorization for deep neural network compression. JAIR 81, 2024.
@@ -22,12 +22,12 @@ from edgecompress.records import Record
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """The grid, and the effort.
+    """The grid, and the effort of the iterations.
 
     Attributes:
-        bits: Of each factor.
-        per_channel: A scale for each output channel of each layer, as TFLite has them, or one a layer.
-        seed, starts, sweeps, slack: Of the float factors it begins with, as for cp_epc; also the sweeps on the grid.
+        bits: Bits of each factor.
+        per_channel: One scale per output channel of each layer, as in TFLite, or one per layer.
+        seed, starts, sweeps, slack: For the float factors at the start, as for cp_epc; `sweeps` also limits those on the grid.
     """
 
     bits: Literal[8, 4] = 8

@@ -1,6 +1,6 @@
-"""One SVD for each of several slices of the input channels: a grouped convolution, then a pointwise layer that adds the slices up.
+"""SVD of each of several slices of the input channels: a grouped convolution, then a pointwise layer that sums over the slices.
 
-At the same rank a slice, more slices mean a smaller error and r·out more weights each.
+At the same rank per slice, each further slice lowers the error and adds r·out weights.
 
 References:
     L. Liebenwein et al. Compressing neural networks: towards determining the optimal layer-wise decomposition. NeurIPS 2021.
@@ -32,7 +32,7 @@ from edgecompress.records import Record
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """`slices` of equal size the input channels of each group are cut into."""
+    """The number of `slices` of equal size into which the input channels of each group are divided."""
 
     slices: int = 2
 

@@ -1,4 +1,4 @@
-"""SVD of a kernel unfolded to (in·k, out·rest): a k×1 convolution, then one along the other axes.
+"""SVD of a kernel unfolded to (in·k, out·rest): a k×1 convolution, then a convolution along the other axes.
 
 References:
     M. Jaderberg, A. Vedaldi, A. Zisserman. Speeding up convolutional neural networks with low rank expansions. BMVC 2014.
@@ -29,7 +29,7 @@ Options = NoOptions
 DATA_AWARE = True
 reconstruct = chain.reconstruct
 
-RIDGE: Final = 1e-10  # of the largest moment; features that calibration never excites keep their weights
+RIDGE: Final = 1e-10  # times the largest moment: features that calibration never excites keep their weights
 
 
 def reject(layer: nn.Module) -> str | None:
@@ -48,7 +48,7 @@ def max_rank(layer: Convolution, options: NoOptions) -> tuple[int]:
 
 
 def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> Factors:
-    """Each factor has the stride, padding and dilation of its own axes; the bias is on the last."""
+    """Return two convolutions, each with the stride, padding and dilation along its own axes; the last has the bias."""
     (r,) = rank
     out, inside = channels_per_group(layer)
     axis = _long_axis(layer)
@@ -68,7 +68,7 @@ def fit(layer: Convolution, compact: Factors, options: NoOptions, moments: Momen
 
 
 def _long_axis(layer: Convolution) -> int:
-    """The first axis on which the kernel is longer than 1."""
+    """Return the first axis on which the kernel is longer than 1."""
     return next(a for a, k in enumerate(kernel_size(layer)) if k > 1)
 
 
@@ -83,7 +83,7 @@ def _fit_group(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Ten
         return along, left.reshape(out, rest, r).transpose(1, 2).flatten(1)
     c = second.reshape(*shape, *shape).movedim((1 + axis, 1 + len(shape) + axis), (1, 1 + len(shape)))
     c = c.reshape(inside * size, rest, inside * size, rest)
-    alike = torch.einsum("aibi->ab", c) / rest  # as if the columns of the kernel's reach were independent
+    alike = torch.einsum("aibi->ab", c) / rest  # as if the inputs at different positions of the other axes were independent
     w = k.double().reshape(out, inside * size, rest)
     found = [_refit_second(w, *truncated_svd(matrix, r, weight), c) for weight in (None, alike)]
     along, across, _ = min(found, key=lambda one: one[2])
@@ -91,12 +91,12 @@ def _fit_group(k: Tensor, axis: int, r: int, second: Tensor | None) -> tuple[Ten
 
 
 def _refit_second(w: Tensor, left: Tensor, along: Tensor, c: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Solve for the second factor that loses least of the output, the first one given; return both, balanced, and the loss."""
+    """Solve for the second factor with the least error of the output, given the first; return both, balanced, and that error."""
     out, _, rest = w.shape
     r = len(along)
     across = left.reshape(out, rest, r).transpose(1, 2)  # (out, r, rest)
     lost = w - torch.einsum("ors,ra->oas", across, along)
-    seen = torch.einsum("aibj,rb->airj", c, along)  # E[x zᵀ] with z what the second factor reads
+    seen = torch.einsum("aibj,rb->airj", c, along)  # E[x zᵀ], with z the input of the second factor
     reads = torch.einsum("airj,qa->qirj", seen, along).reshape(r * rest, r * rest)
     ridge = RIDGE * float(reads.diagonal().max().clamp_min(torch.finfo(reads.dtype).tiny))
     wanted = torch.einsum("oai,airj->orj", lost, seen).reshape(out, r * rest)

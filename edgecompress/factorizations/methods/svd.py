@@ -1,6 +1,6 @@
 """Truncated SVD of a Linear or pointwise convolution: W ≈ (U√Σ)(√Σ Vᵀ).
 
-With moments of the input it minimises the error of the output instead, and the bias takes up what the mean input loses.
+With moments of the input, the fit minimises the error of the output instead, and the bias absorbs the mean of that error.
 
 References:
     C. Eckart, G. Young. The approximation of one matrix by another of lower rank. Psychometrika 1(3), 1936.
@@ -48,7 +48,7 @@ def max_rank(layer: DenseLayer, options: NoOptions) -> tuple[int]:
 
 
 def skeleton(layer: DenseLayer, rank: tuple[int, ...], options: NoOptions) -> Factors:
-    """Stride and padding sit where they leave the other factor the smaller map: on the first, or the last of a transposed one."""
+    """Return two pointwise layers; the first has stride and padding, in a transposed layer the last: the other gets the smaller map."""
     (r,) = rank
     out, inside = channels_per_group(layer)
     late = isinstance(layer, TRANSPOSED)

@@ -1,9 +1,9 @@
-"""Tensor trains: of a Linear as a TT-matrix over modes of its features, of a convolution along (in | each spatial axis | out).
+"""Tensor trains: a Linear as a TT-matrix over modes of its features, a convolution as a train along (in | each spatial axis | out).
 
-A convolution becomes pointwise → one convolution along each axis → pointwise, ordinary layers for every converter and kernel library. The
-form that also factorizes the channels (Garipov et al.) keeps fewer weights, and runs on permutes of more axes than mobile kernels take.
+A convolution becomes pointwise → one convolution along each axis → pointwise: ordinary layers for every converter and kernel library. The
+form that also factorizes the channels (Garipov et al.) has fewer weights, but permutes more axes than mobile kernels support.
 
-With `run="dense"` only the weights that are kept shrink: the layer contracts its cores to the dense weight, and artifacts hold that one.
+With `run="dense"` only the stored weights shrink: the layer contracts its cores to the dense weight, which is what artifacts contain.
 
 References:
     A. Novikov, D. Podoprikhin, A. Osokin, D. Vetrov. Tensorizing neural networks. NeurIPS 2015.
@@ -56,14 +56,14 @@ DATA_AWARE = False
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """How a layer is written as a tensor.
+    """The tensor that a layer's weight is reshaped to, and how the train runs.
 
     Attributes:
-        cores: Of a Linear. With 2 the train is the SVD of a rearranged weight and has no fewer weights than that; a convolution has one
-            core for each axis it is long on and two for its channels.
-        in_modes, out_modes: Of a Linear, one each a core, with the products `in_features` and `out_features`. Empty: balanced ones, input
-            modes falling and output modes rising, which is the cheapest order to contract them in.
-        run: "chain" runs the cores one after another; "dense" contracts them to the dense weight and runs that. See `faster`.
+        cores: Number of cores of a Linear. With 2 the train is the SVD of a rearranged weight and has no fewer weights than an SVD. A
+            convolution has one core for each axis on which its kernel is longer than 1, and two for its channels.
+        in_modes, out_modes: Modes of a Linear, one each per core, with the products `in_features` and `out_features`. Empty: balanced
+            modes, input modes falling and output modes rising, the order that is cheapest to contract.
+        run: "chain" runs the cores one after another; "dense" contracts them to the dense weight and runs that. See `faster_run_mode`.
     """
 
     cores: int = 3
@@ -91,7 +91,7 @@ def max_rank(layer: DenseLayer, options: Options) -> tuple[int, ...]:
 
 
 def skeleton(layer: DenseLayer, rank: tuple[int, ...], options: Options) -> Factors:
-    """Ranks that neighbours cannot make use of are lowered, and a pointwise factor at full rank is left out."""
+    """Return the layers of a train; ranks higher than their neighbours permit are lowered, a pointwise factor at full rank is left out."""
     layout = _layout(layer, options)
     ranks = trains.feasible_ranks(rank, layout.sizes)
     joints = zip((1, *ranks), layout.sizes, (*ranks, 1), strict=True)
@@ -117,7 +117,7 @@ def skeleton(layer: DenseLayer, rank: tuple[int, ...], options: Options) -> Fact
 def fit(layer: DenseLayer, compact: Factors, options: Options, moments: Moments | None) -> None:
     layout = _layout(layer, options)
     ranks = [core.shape[2] for core in _read_trains(layer, compact)[0][:-1]]
-    found = [trains.tt_svd(layout.arranged(one), ranks=ranks) for one in grouped_kernel(layer)]
+    found = [trains.tt_svd(layout.to_tensor(one), ranks=ranks) for one in grouped_kernel(layer)]
     write_cores(compact, [trains.balance_cores(_layer_cores(layer, train)) for train in found])
     copy_bias(compact if isinstance(compact, TensorTrainLinear) else compact[-1], layer)
 
@@ -127,7 +127,7 @@ def reconstruct(compact: Factors) -> Tensor:
         return contract_matrix([core[0] for core in read_cores(compact)], _linear_layout(compact.in_modes, compact.out_modes))
     if not isinstance(compact, RematerializedLayer):
         return chain.reconstruct(compact)
-    weight = compact.contracted()
+    weight = compact.weight_function()
     if isinstance(compact[0], nn.Linear):
         return contract_matrix([core[0] for core in read_cores(compact)], weight.layout)
     return cast(Tensor, weight(*read_cores(compact)))
@@ -136,7 +136,7 @@ def reconstruct(compact: Factors) -> Tensor:
 def ranks_within_error(layer: DenseLayer, epsilon: float, options: Options) -> tuple[int, ...]:
     """Return the ranks at which the relative error of the weight is at most `epsilon`.
 
-    Each bond is truncated by ε‖W‖/√(d−1); bonds of groups take the largest rank any group needs. The factors' dtype adds its rounding.
+    Each bond is truncated by ε‖W‖/√(d−1). All groups get the largest rank that any of them needs. The factors' dtype adds rounding.
 
     Raises:
         ConfigError: `epsilon` is outside [0, 1), or the weight is not finite.
@@ -146,7 +146,7 @@ def ranks_within_error(layer: DenseLayer, epsilon: float, options: Options) -> t
     if not bool(layer.weight.isfinite().all()):
         raise ConfigError("weights hold NaN or infinity; retrain or repair the checkpoint")
     layout = _layout(layer, options)
-    return trains.common_ranks([layout.arranged(one) for one in grouped_kernel(layer)], epsilon)
+    return trains.common_ranks([layout.to_tensor(one) for one in grouped_kernel(layer)], epsilon)
 
 
 def faster_run_mode(
@@ -158,17 +158,17 @@ def faster_run_mode(
     latency: MeasureLatency | None = None,
     name: str = "layer",
 ) -> RunMode:
-    """Return which form of a train has the lower latency, to be written into the plan as option `run`.
+    """Return which run mode of a train has the lower latency, for the option `run`.
 
-    Running the chain saves multiply-accumulates and adds operators; a dense weight made beforehand is as fast as the layer was.
+    The chain saves multiply-accumulates and adds operators; a dense weight contracted beforehand is as fast as the original layer.
 
     Args:
-        input_shape: Without the batch axis.
-        latency: Milliseconds of layers on one input of that shape, measured together; on a device, say. None: medians on this machine.
-        name: For messages.
+        input_shape: Shape of an input without the batch axis.
+        latency: Returns the milliseconds of layers on one input of that shape, e.g. on a device; None for medians on this machine.
+        name: Name of the layer in messages.
 
     Raises:
-        ConfigError: The rank or the input shape do not fit the layer, or it is on the meta device, where nothing takes time.
+        ConfigError: The rank or the input shape does not fit the layer, or the layer is on the meta device, where nothing takes time.
     """
     _check_rank(layer, rank, options, name)
     if layer.weight.is_meta:
@@ -207,12 +207,12 @@ def _linear_modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], 
     """Return the modes of the input and output features.
 
     Raises:
-        ConfigError: Those given do not fit the layer.
+        ConfigError: The modes in the options do not fit the layer.
     """
     given = len(options.in_modes) or len(options.out_modes)
     if (given or options.cores) < 2:
         raise ConfigError(f"cores={given or options.cores}: a train has 2 or more; give more, or take svd")
-    d = given or min(options.cores, (layer.in_features * layer.out_features).bit_length())  # more cores would hold one value each
+    d = given or min(options.cores, (layer.in_features * layer.out_features).bit_length())  # further cores would have one value each
     ins = options.in_modes or balanced_modes(layer.in_features, d)
     outs = options.out_modes or balanced_modes(layer.out_features, d)[::-1]
     for name, modes, features in (("in_modes", ins, layer.in_features), ("out_modes", outs, layer.out_features)):
@@ -243,14 +243,14 @@ def _layout(layer: DenseLayer, options: Options) -> Layout:
 
 
 def _axes_of_factors(layer: Convolution) -> list[tuple[int, ...]]:
-    """Axes of each convolution: one on which the kernel is longer than 1; the first also has the geometry of those on which it is not."""
+    """Return the axes of each convolution: one on which the kernel is longer than 1, and for the first also all on which it is not."""
     long = [axis for axis, k in enumerate(kernel_size(layer)) if k > 1]
     short = [axis for axis, k in enumerate(kernel_size(layer)) if k == 1]
     return [(long[0], *short), *((axis,) for axis in long[1:])]
 
 
 def _layer_cores(layer: DenseLayer, train: Sequence[Tensor]) -> list[Tensor]:
-    """Write the train of a convolution with cores `(in, area, out)` of its layers; what is square at an end goes into its neighbour."""
+    """Return the cores `(in, area, out)` of a convolution's layers from its train; a square core at an end is merged into its neighbour."""
     if isinstance(layer, nn.Linear):
         return list(train)
     first, *cores, last = train  # (1, in, r), …, (s, out, 1)
@@ -266,7 +266,7 @@ def _layer_cores(layer: DenseLayer, train: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _read_trains(layer: DenseLayer, compact: Factors) -> list[list[Tensor]]:
-    """Return the train of each group that `compact` holds, closed: cores `(r, n, s)` with r = 1 at the start and s = 1 at the end."""
+    """Return the train of each group in `compact`: cores `(r, n, s)` with r = 1 at the start and s = 1 at the end."""
     cores = read_cores(compact)
     if not isinstance(layer, nn.Linear):
         out, inside = channels_per_group(layer)

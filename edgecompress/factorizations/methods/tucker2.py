@@ -1,6 +1,6 @@
-"""Tucker-2 of a convolution kernel: pointwise → core with the geometry → pointwise.
+"""Tucker-2 of a convolution kernel: pointwise layer → core with the layer's geometry → pointwise layer.
 
-A factor at full rank would be a square rotation: it is left out and stays inside the core.
+A factor at full rank would be a square rotation: it is left out, as part of the core.
 
 References:
     Y.-D. Kim et al. Compression of deep convolutional neural networks for fast and low power mobile applications. ICLR 2016.
@@ -52,7 +52,7 @@ def max_rank(layer: Convolution, options: NoOptions) -> tuple[int, int]:
 
 
 def skeleton(layer: Convolution, rank: tuple[int, ...], options: NoOptions) -> Factors:
-    """Stride, padding, dilation and padding mode sit on the core; the bias on the last layer."""
+    """Return up to three layers; the core has stride, padding, dilation and padding mode, the last layer has the bias."""
     r_out, r_in = rank
     out, inside = channels_per_group(layer)
     squeeze, expand, bias = r_in < inside, r_out < out, layer.bias is not None

@@ -1,7 +1,7 @@
-"""Tucker-2 whose core is CP by error-preserving correction: pointwise → pointwise → depthwise → pointwise → pointwise.
+"""Tucker-2 with its core in CP form by error-preserving correction: pointwise → pointwise → depthwise → pointwise → pointwise.
 
-Two pointwise neighbours are merged where that needs fewer weights, S·R < r_in (S + R); with both sides merged the layers are those of
-cp_epc, fitted to the part of the kernel that Tucker-2 keeps.
+Two neighbouring pointwise layers are merged where that takes fewer weights, S·R < r_in (S + R). With both sides merged, the layers are
+those of cp_epc, fitted to the part of the kernel that Tucker-2 keeps.
 
 References:
     A.-H. Phan et al. Stable low-rank tensor decomposition for compression of convolutional neural network. ECCV 2020.
@@ -35,7 +35,7 @@ from edgecompress.records import Record
 
 
 class Options(Record, frozen=True, kw_only=True):
-    """Of the core, as for cp_epc."""
+    """Options of the core's decomposition, as for cp_epc."""
 
     seed: int = 0
     starts: Count = 3
@@ -53,7 +53,7 @@ def reject(layer: nn.Module) -> str | None:
 
 
 def max_rank(layer: Convolution, options: Options) -> tuple[int, int, int]:
-    """Return `(r_out, r_in, rank of the core)`. A core rank beyond what smaller r_out and r_in allow leaves components at zero."""
+    """Return `(r_out, r_in, rank of the core)`; with smaller r_out and r_in, some components of a core of this rank are zero."""
     out, inside = channels_per_group(layer)
     size = torch.Size(kernel_size(layer)).numel()
     return min(out, inside * size), min(inside, out * size), exact_rank((size, inside, out))

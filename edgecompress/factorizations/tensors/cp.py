@@ -1,8 +1,8 @@
 """Canonical polyadic decomposition of a convolution kernel by alternating least squares: K ≈ Σ_r a_r ∘ … ∘ b_r ∘ c_r.
 
-A kernel has a few short axes (its area) and two long ones (in, out). A sweep contracts the kernel with each long factor once; all short
-factors are solved from those two results on the way, twice a sweep, nearly for free. Only R×R normal matrices are ever factored, and no
-Khatri–Rao product of the long factors is formed.
+A kernel has a few short axes (its area) and two long ones (in, out). A sweep contracts the kernel with each long factor once, and solves
+all short factors from those two results, twice per sweep at almost no cost. Only R×R normal matrices are factored, and no Khatri–Rao
+product of the long factors is formed.
 
 Factors are lists of `(n_i, R)` in the order `[*area, in, out]`, float64.
 
@@ -20,20 +20,21 @@ from torch import Tensor
 
 CP = list[Tensor]
 Update = Callable[[CP, int, Tensor, Tensor], Tensor]
-"""(factors, mode, normal matrix Γ, MTTKRP) → the new factor of that mode; the last two are of all other modes."""
+"""(factors, mode, normal matrix Γ, MTTKRP) → new factor of that mode; Γ and the MTTKRP, the matricized tensor times Khatri–Rao product, are
+those of all other modes."""
 
-PROGRESS_SPAN: Final = 10  # sweeps over which progress is judged; a single one may be lucky
-JITTER: Final = 1e-13  # of the mean diagonal, on normal matrices that overcomplete factors make singular
-START_SWEEPS: Final = 10  # sweeps each start is given before the best goes on
-NEGLIGIBLE_ERROR: Final = 1e-7
+PROGRESS_SPAN: Final = 10  # progress is judged over so many sweeps, since that of a single one varies
+JITTER: Final = 1e-13  # times the mean diagonal: overcomplete factors make normal matrices singular
+START_SWEEPS: Final = 10  # every random start gets so many sweeps, enough to tell which one is best
+NEGLIGIBLE_ERROR: Final = 1e-7  # smaller relative errors are hidden by the rounding of ‖K‖²
 
 
 class KernelTensor(NamedTuple):
-    """A tensor in the layout that sweeps read.
+    """A kernel in the layout that sweeps use.
 
     Attributes:
         x: `(area, in, out)`, float64, contiguous.
-        area: The axes that are flattened in it.
+        area: Sizes of the axes that are flattened to the first axis of `x`.
         square: ‖x‖².
     """
 
@@ -47,7 +48,7 @@ class KernelTensor(NamedTuple):
 
 
 class CPResult(NamedTuple):
-    """What an iteration ended with: factors, relative error, sweeps made, and whether it stopped by itself."""
+    """Result of an iteration: factors, relative error, number of sweeps, and whether it converged."""
 
     factors: CP
     error: float
@@ -56,19 +57,19 @@ class CPResult(NamedTuple):
 
 
 def kernel_tensor(k: Tensor, *, separable: bool = False) -> KernelTensor:
-    """Lay out `(out, in, *area)`; its area counts as one axis unless `separable`, then axes longer than 1 count each."""
+    """Return a kernel `(out, in, *area)` in the layout for sweeps; its area is one axis, or each axis longer than 1 if `separable`."""
     size = tuple(n for n in k.shape[2:] if n > 1)
     x = k.double().flatten(2).permute(2, 1, 0).contiguous()
     return KernelTensor(x, size if separable and size else (len(x),), float(x.square().sum()))
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:
-    """Smallest rank at which every tensor of `shape` has an exact decomposition that can be written down: one term a fibre."""
+    """Return the smallest rank at which every tensor of `shape` has an exact decomposition in closed form: one term per fibre."""
     return math.prod(shape) // max(shape)
 
 
 def exact_factors(kernel: KernelTensor, rank: int) -> CP:
-    """Return the decomposition into the fibres along the longest axis; ranks beyond `exact_rank` are filled with zeros."""
+    """Return the exact decomposition into fibres along the longest axis; components beyond `exact_rank` are zero."""
     shape = kernel.shape
     long = max(range(len(shape)), key=shape.__getitem__)
     fibres = kernel.x.reshape(shape).movedim(long, 0).flatten(1)  # (longest, others)
@@ -80,13 +81,13 @@ def exact_factors(kernel: KernelTensor, rank: int) -> CP:
 
 
 def random_factors(shape: tuple[int, ...], rank: int, seed: int, device: torch.device | str = "cpu") -> CP:
-    """Return normal factors, the same ones on every device."""
+    """Return factors with normally distributed entries, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(n, rank, generator=generator, dtype=torch.float64).to(device) for n in shape]
 
 
 def compose_tensor(factors: CP) -> Tensor:
-    """Return the tensor `(out, in, *area)` that the factors stand for."""
+    """Return the tensor `(out, in, *area)` equal to the factors."""
     *short, inside, out = factors
     total = torch.einsum("tr,sr,ar->tsa", out, inside, khatri_rao(short))
     return total.unflatten(2, [len(f) for f in short])  # type: ignore[no-untyped-call,no-any-return]
@@ -101,7 +102,7 @@ def khatri_rao(factors: CP) -> Tensor:
 
 
 def sweep_factors(kernel: KernelTensor, factors: CP, update: Update) -> tuple[CP, float]:
-    """Update every factor, and return them with the squared error they leave."""
+    """Update every factor once; return the factors and their squared error."""
     state = _SweepState(list(factors), [f.T @ f for f in factors])
     inside, out = len(kernel.area), len(kernel.area) + 1
     _half_sweep(state, torch.matmul(kernel.x.mT, state.factors[inside]), update, fixed=inside, free=out)
@@ -111,7 +112,7 @@ def sweep_factors(kernel: KernelTensor, factors: CP, update: Update) -> tuple[CP
 
 
 class _SweepState(NamedTuple):
-    """Factors during a sweep, and U_mᵀU_m of each; both change in place."""
+    """Factors during a sweep, and U_mᵀU_m of each; both are changed in place."""
 
     factors: CP
     grams: list[Tensor]
@@ -122,17 +123,19 @@ class _SweepState(NamedTuple):
         self.factors[mode], self.grams[mode] = new, new.T @ new
 
 
-def _half_sweep(state: _SweepState, seen: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
-    """Update the short factors and one long one from the kernel contracted with the other long one.
+def _half_sweep(state: _SweepState, contracted: Tensor, update: Update, *, fixed: int, free: int) -> Tensor:
+    """Update the short factors and one long factor from the kernel contracted with the other long factor.
 
     Args:
-        seen: `(area, n, R)`, `n` the length of the free axis.
+        contracted: The contracted kernel, `(area, n, R)`, with `n` the length of the free axis.
+        fixed: Mode of the long factor that the kernel was contracted with.
+        free: Mode of the long factor to update.
 
     Returns:
         The MTTKRP of the free axis.
     """
     made, short = state.factors, min(fixed, free)
-    summed = torch.stack([(part * made[free]).sum(0) for part in seen])  # (area, R)
+    summed = torch.stack([(part * made[free]).sum(0) for part in contracted])  # (area, R)
     grid = summed.reshape(*(len(f) for f in made[:short]), -1)
     for mode in range(short):
         total = grid
@@ -143,14 +146,14 @@ def _half_sweep(state: _SweepState, seen: Tensor, update: Update, *, fixed: int,
                 total = (total * made[other].reshape(shape)).sum(other, keepdim=True)
         state.renew(mode, total.reshape(made[mode].shape), update)
     product = torch.zeros_like(made[free])
-    for part, weight in zip(seen, khatri_rao(made[:short]), strict=True):
+    for part, weight in zip(contracted, khatri_rao(made[:short]), strict=True):
         product.addcmul_(part, weight)
     state.renew(free, product, update)
     return product
 
 
 def solve_ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) -> Tensor:
-    """Return `product (normal + diag(penalty))⁻¹`, the one solve that every update here is made of.
+    """Return `product (normal + diag(penalty))⁻¹`, the linear solve behind every update of a factor.
 
     Args:
         normal: `(R, R)`, positive semidefinite.
@@ -168,12 +171,12 @@ def solve_ridge(normal: Tensor, product: Tensor, penalty: Tensor | float = 0.0) 
 
 
 def least_squares_update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
-    """Return the update of plain ALS."""
+    """Return the new factor of plain ALS."""
     return solve_ridge(normal, product)
 
 
 def even_norms(factors: CP) -> CP:
-    """Spread the norm of each component evenly over its vectors; what they stand for stays."""
+    """Scale the vectors of each component to equal norms; the tensor stays the same."""
     norms = [f.norm(dim=0) for f in factors]
     mean = math.prod(norms, start=torch.ones((), device=factors[0].device)) ** (1 / len(factors))
     return [torch.where(n > 0, f * (mean / n), 0.0) for f, n in zip(factors, norms, strict=True)]
@@ -192,9 +195,9 @@ def run_als(
     """Decompose by alternating least squares with extrapolation between sweeps, from the best of several random starts.
 
     Args:
-        sweeps: At most so many, those of the chosen start included.
-        tolerance: Converged when the relative error falls by less than this fraction of itself a sweep, over SPAN sweeps.
-        until: Stop at this relative error, by default where rounding of ‖K‖² hides it.
+        sweeps: Maximum number of sweeps, including those of the chosen start.
+        tolerance: Converged when the relative error falls by less than this fraction per sweep, over PROGRESS_SPAN sweeps.
+        until: Stop at this relative error, by default the one that rounding of ‖K‖² hides.
     """
     begun = [
         _run_extrapolated(kernel, random_factors(kernel.shape, rank, seed + i, kernel.x.device), min(START_SWEEPS, sweeps), 0.0, until)
@@ -208,7 +211,7 @@ def run_als(
 
 
 def _run_extrapolated(kernel: KernelTensor, factors: CP, sweeps: int, tolerance: float, until: float) -> CPResult:
-    """Sweep from points beyond the last step; a step that does not pay is taken back and the reach shortened."""
+    """Run ALS from extrapolated points; a step that does not lower the error is taken back, and the extrapolation is shortened."""
     pace = Extrapolation(factors)
     history: list[float] = []
     for k in range(1, sweeps + 1):
@@ -221,17 +224,19 @@ def _run_extrapolated(kernel: KernelTensor, factors: CP, sweeps: int, tolerance:
 
 
 def has_settled(history: list[float], tolerance: float) -> bool:
-    """Whether a falling quantity fell by less than `tolerance` of itself a step over the last SPAN steps."""
+    """Return whether a falling quantity fell by less than the fraction `tolerance` per step over the last PROGRESS_SPAN steps."""
     return len(history) > PROGRESS_SPAN and history[-1] >= history[-1 - PROGRESS_SPAN] * (1 - tolerance * PROGRESS_SPAN)
 
 
 class Extrapolation:
-    """Where to sweep from next: x + β(x − x_before), β grown while the value falls and cut when it rises (Ang et al., algorithm 1).
+    """Extrapolation of the next starting point, x + β(x − x_before): β grows while the value falls and is cut when it rises.
+
+    Algorithm 1 of Ang et al.
 
     Attributes:
         best: The factors of the lowest value so far.
-        value: That value.
-        point: Where to sweep from.
+        value: The lowest value so far.
+        point: Starting point of the next sweep.
     """
 
     GROW: Final = 1.05
@@ -244,7 +249,7 @@ class Extrapolation:
         self._beta, self._limit = 0.5, 1.0
 
     def offer(self, factors: CP, value: float) -> bool:
-        """Take what a sweep from `point` gave; return whether it was an improvement."""
+        """Accept the factors and the value of a sweep from `point` if the value fell; return whether it did."""
         if value <= self.value:
             first = math.isinf(self.value)
             self.point = factors if first else [f + self._beta * (f - b) for f, b in zip(factors, self.best, strict=True)]

@@ -1,12 +1,12 @@
-"""Error-preserving correction: CP factors that stay as close to the kernel and are far less sensitive to rounding.
+"""Error-preserving correction: make CP factors far less sensitive to rounding at the same distance from the kernel.
 
-    P1  min Σ_r Π_n ‖u_r^(n)‖²    s.t. ‖K − K̂‖ ≤ δ     `correct(…, cost="norm")`
-    P2  min ss                     s.t. ‖K − K̂‖ ≤ δ     `correct(…, cost="sensitivity")`
-    P3  min ‖K − K̂‖               s.t. ss ≤ c           `bounded`
+    P1  min Σ_r Π_n ‖u_r^(n)‖²    s.t. ‖K − K̂‖ ≤ δ     `lower_cost(…, cost="norm")`
+    P2  min ss                     s.t. ‖K − K̂‖ ≤ δ     `lower_cost(…, cost="sensitivity")`
+    P3  min ‖K − K̂‖               s.t. ss ≤ c           `lower_error`
 
-In one block all three are a ridge regression, U(μ) = M (Γ + μ diag(w²))⁻¹, whose μ the constraint sets. Corrections from a degenerate ALS
-solution crawl, since its large cancelling components can shrink only together. `approach` therefore does not start there: it minimises
-error² + μ·ss from a random start, with extrapolation, and steers μ towards the wanted error; the exact correction then only polishes.
+For one factor all three are a ridge regression, U(μ) = M (Γ + μ diag(w²))⁻¹, with μ set by the constraint. From a degenerate ALS
+solution the correction is slow, since large components that cancel each other can shrink only together. `approach_error` therefore starts
+from random factors: it minimises error² + μ·ss with extrapolation and steers μ towards the wanted error. The exact correction finishes.
 
 References:
     A.-H. Phan et al. Stable low-rank tensor decomposition for compression of convolutional neural network. ECCV 2020.
@@ -41,14 +41,14 @@ from edgecompress.factorizations.tensors.sensitivity import (
     sensitivity_of,
 )
 
-CONSTRAINT_SLACK: Final = 5e-4  # of a constraint may be left unused, for fewer solves
-MAX_SOLVES: Final = 12  # at most, to meet a constraint in one block
-STEER_INTERVAL: Final = 5  # sweeps after which μ is changed, by (δ / error)^(2·GAIN) but at most by STEEPEST
+CONSTRAINT_SLACK: Final = 5e-4  # this fraction of a constraint may stay unused, which saves solves
+MAX_SOLVES: Final = 12  # bracketing and false position meet a constraint in fewer
+STEER_INTERVAL: Final = 5  # every so many sweeps μ changes by (δ / error)^(2·STEER_GAIN), at most by MAX_STEER_FACTOR
 STEER_GAIN: Final = 2.0
 MAX_STEER_FACTOR: Final = 3.0
 TINY: Final = 1e-14
-TOLERANCE: Final = 1e-3  # of the sensitivity a sweep; less is not worth one
-EXACT_ERROR: Final = 1e-6  # relative error below which there is no error to preserve, only rounding
+TOLERANCE: Final = 1e-3  # a sweep that lowers the sensitivity by a smaller fraction does not pay
+EXACT_ERROR: Final = 1e-6  # a smaller relative error is rounding and need not be preserved
 
 
 def decompose_stably(
@@ -62,12 +62,12 @@ def decompose_stably(
     stability: float = 1.5,
     cost: Cost = "sensitivity",
 ) -> CPResult:
-    """Decompose with factors that survive rounding.
+    """Return CP factors that survive rounding.
 
     Args:
-        sweeps: At most, of the approach; ALS, which sets the error, gets half as many and the correction a quarter.
-        slack: The relative error may exceed that of ALS by this fraction of it.
-        stability: Largest sensitivity, in multiples of that of orthogonal components; where it binds, the error is what it costs.
+        sweeps: Maximum sweeps of the approach; ALS, which sets the error, gets half as many and the correction a quarter.
+        slack: Fraction by which the relative error may exceed that of ALS.
+        stability: Largest sensitivity, in multiples of that of orthogonal components; where this limit binds, the error rises.
     """
     reference = run_als(kernel, rank, seed=seed, starts=starts, sweeps=max(1, sweeps // 2))
     limit = stability * orthogonal_sensitivity(kernel.shape, rank, kernel.square)
@@ -87,10 +87,10 @@ def decompose_stably(
 
 
 def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int, tolerance: float) -> CPResult:
-    """Find factors of relative error `bound` or a little less and low sensitivity, by penalised ALS from any start.
+    """Return factors with a relative error of `bound` or slightly less and low sensitivity, by penalised ALS from any start.
 
     Returns:
-        The least sensitive factors met within the bound, converged if the sensitivity had settled; if none was within it, the last ones.
+        The least sensitive factors within the bound, converged if the sensitivity had settled; the last factors if none were within.
     """
     wanted = (bound**2) * kernel.square
     pace, mu, square, ss = Extrapolation(start), 0.0, math.inf, math.inf
@@ -114,7 +114,7 @@ def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int
             pace.value = square + mu * ss
         if now <= wanted and (found is None or cost < found[0]):
             found = (cost, now, made)
-            history.append(cost)  # judged within the bound only: outside of it nothing is found for a while
+            history.append(cost)  # only factors within the bound count; between them the history would stand still
             if has_settled(history, tolerance):
                 return CPResult(made, math.sqrt(now / kernel.square), done, converged=True)
     if found:
@@ -125,9 +125,9 @@ def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int
 def lower_cost(
     kernel: KernelTensor, start: CP, *, bound: float, cost: Cost = "sensitivity", sweeps: int = 50, tolerance: float = 1e-3
 ) -> CPResult:
-    """Lower the cost of factors while their relative error stays within `bound` (P1, P2). The cost never rises from sweep to sweep.
+    """Lower the cost of factors while their relative error stays within `bound` (P1, P2); no sweep raises the cost.
 
-    A start outside the bound is returned as it is, balanced.
+    A start outside the bound is only balanced.
     """
     wanted = (bound**2) * kernel.square
     guesses: dict[int, float] = {}
@@ -147,9 +147,9 @@ def lower_cost(
 
 
 def lower_error(kernel: KernelTensor, start: CP, *, limit: float, sweeps: int = 200, tolerance: float = 1e-4) -> CPResult:
-    """Lower the error of factors while their sensitivity stays within `limit` (P3). The error never rises from sweep to sweep.
+    """Lower the error of factors while their sensitivity stays within `limit` (P3); no sweep raises the error.
 
-    A start beyond the limit is scaled down to it first, which changes what it stands for.
+    A start beyond the limit is scaled down to it first, which changes the tensor.
     """
     start = balance_factors(start)
     ss = sensitivity_of(start)
@@ -159,7 +159,7 @@ def lower_error(kernel: KernelTensor, start: CP, *, limit: float, sweeps: int = 
 
     def update(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
         weight, old = cost_weights(factors, mode), factors[mode]
-        room = limit - (sensitivity_of(factors) - _weighted_norm(weight, old))  # for this mode's part of the sensitivity
+        room = limit - (sensitivity_of(factors) - _weighted_norm(weight, old))  # limit for this mode's part of the sensitivity
 
         def slack(u: Tensor) -> float:
             return (room - _weighted_norm(weight, u)) / limit
@@ -176,7 +176,7 @@ def lower_error(kernel: KernelTensor, start: CP, *, limit: float, sweeps: int = 
 def _sweep_until_settled(
     kernel: KernelTensor, factors: CP, update: Update, falling: Callable[[CP, float], float], sweeps: int, tolerance: float
 ) -> CPResult:
-    """Sweep until what falls has settled."""
+    """Sweep until the quantity that `falling` returns for factors and squared error has settled."""
     history: list[float] = []
     square, done = math.inf, 0
     for done in range(1, sweeps + 1):
@@ -191,14 +191,14 @@ def _sweep_until_settled(
 def _solve_at_bound(
     normal: Tensor, product: Tensor, weight: Tensor, slack: Callable[[Tensor], float], guesses: dict[int, float], mode: int, *, rising: bool
 ) -> Tensor | None:
-    """Return U(μ) = M (Γ + μ diag(w²))⁻¹ with the slack of the constraint between 0 and FILLED, or the nearest met; None if none was.
+    """Return U(μ) = M (Γ + μ diag(w²))⁻¹ with the slack of the constraint between 0 and CONSTRAINT_SLACK, or as near as was found.
 
-    The slack is monotone in μ, `rising` or falling; μ is bracketed and then found by false position in its logarithm. The last sweep's μ of
-    the same mode, kept in `guesses`, is mostly right at once.
+    Returns None if no U within the constraint was found. The slack is monotone in μ, `rising` or falling; μ is bracketed and then found by
+    false position in its logarithm. The last sweep's μ of the same mode, kept in `guesses`, is usually right at once.
     """
     scale = float((normal.diagonal() / weight.clamp_min(TINY)).mean())
     mu = guesses.get(mode, 1e-4 * scale)
-    met: tuple[float, float, Tensor] | None = None  # log μ, slack, U: inside the constraint
+    met: tuple[float, float, Tensor] | None = None  # log μ, slack and U of the best solution within the constraint
     unmet: tuple[float, float] | None = None
     for attempt in range(MAX_SOLVES):
         u = solve_ridge(normal, product, mu * weight)
@@ -226,8 +226,10 @@ def _solve_at_bound(
 
 
 def _weighted_norm(weight: Tensor, u: Tensor) -> float:
+    """Return Σ_r w_r² ‖u_r‖²."""
     return float((weight * u.square().sum(0)).sum())
 
 
 def _squared_error(kernel: KernelTensor, normal: Tensor, product: Tensor, u: Tensor) -> float:
+    """Return ‖K − K̂‖² for a factor `u`, from the normal matrix and the MTTKRP of its mode."""
     return kernel.square - 2 * float((u * product).sum()) + float(((u @ normal) * u).sum())

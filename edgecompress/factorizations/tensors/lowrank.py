@@ -1,7 +1,7 @@
-"""Best low-rank approximations of matrices by the eigenvectors of a Gram matrix, so that a wide matrix costs its short side.
+"""Best low-rank approximations of matrices by eigenvectors of a Gram matrix, whose cost depends on the matrix's shorter side.
 
-A projection on eigenvectors is exact to rounding at full rank and its error is the singular tail to the square root of rounding, whatever
-the condition of the matrix: the eigenvalues themselves, which a Gram matrix does lose, are not used.
+Whatever the condition of the matrix, a projection on eigenvectors is exact to rounding at full rank, and its error equals the norm of the
+dropped singular values to the square root of rounding. The small eigenvalues, which a Gram matrix loses, are not used.
 """
 
 from typing import Final
@@ -9,8 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CHUNK_VALUES: Final = 1 << 20  # float64 values held at a time beside the matrix
-RIDGE: Final = 1e-10  # of the largest moment: small beside what inputs excite, large beside rounding
+CHUNK_VALUES: Final = 1 << 20  # a chunk of so many float64 values takes 8 MB beside the matrix
+RIDGE: Final = 1e-10  # times the largest moment: small beside the directions that inputs excite, large beside rounding
 
 
 def gram_matrix(matrix: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ def multiply_in_chunks(left: Tensor, matrix: Tensor) -> Tensor:
 
 
 def truncated_svd(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return `(m, r)` and `(r, n)`, float64, whose product approximates `(m, n)` best; each component's norm is split evenly.
+    """Return `(m, r)` and `(r, n)`, float64, whose product best approximates `(m, n)`; each component's norm is split evenly.
 
-    Without `second` best is the Frobenius norm (Eckart–Young). With E[x xᵀ], shape `(n, n)`, it is E‖(M − M̂)x‖²: the solution is the
-    projection of M on the leading eigenvectors of M E[x xᵀ] Mᵀ. It needs no inverse, so singular moments do no harm, and what the
-    inputs never excite is approximated by the Frobenius norm.
+    Without `second` the error is the Frobenius norm (Eckart–Young). With `second`, E[x xᵀ] of shape `(n, n)`, it is E‖(M − M̂)x‖², and the
+    solution is the projection of M on the leading eigenvectors of M E[x xᵀ] Mᵀ. The solution needs no inverse, so singular moments do no
+    harm, and directions that the inputs never excite are approximated in the Frobenius norm.
 
     References:
         C. Eckart, G. Young. The approximation of one matrix by another of lower rank. Psychometrika 1(3), 1936.
@@ -53,7 +53,7 @@ def truncated_svd(matrix: Tensor, r: int, second: Tensor | None = None) -> tuple
     if m > n and second is None:
         right, left = truncated_svd(matrix.T, r)
         return left.T, right.T
-    if m > n:  # only directions that M reaches may be chosen, or full rank would not be exact
+    if m > n:  # choose only among directions in the range of M, or full rank would not be exact
         q, reached = torch.linalg.qr(matrix.double())
         left, right = truncated_svd(reached, r, second)
         return q @ left, right
@@ -69,7 +69,7 @@ def _output_gram_matrix(matrix: Tensor, second: Tensor) -> Tensor:
 
 
 def balance_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each column of `(m, r)` and row of `(r, n)` the same norm; their product stays."""
+    """Give each column of `(m, r)` and the matching row of `(r, n)` the same norm; their product stays the same."""
     a, b = left.norm(dim=0), right.norm(dim=1)
     scale = torch.where((a > 0) & (b > 0), (b / a).sqrt(), 1.0)
     return left * scale, right / scale[:, None]

@@ -1,10 +1,10 @@
-"""CP factors that sit on an integer grid, so that quantizing the layers made of them changes nothing.
+"""Choose CP factors on an integer grid, so that quantizing the layers made of them changes nothing.
 
-ADMM moves all factors towards the grid while they still make up for one another; then one factor at a time is rounded column by column,
-each column's rounding error being passed on to the columns that are still free, and kept where that lowers the error.
+ADMM moves all factors towards the grid while they still compensate for each other. Then one factor at a time is rounded column by column:
+each column's rounding error is passed on to the columns not yet rounded, and the result is kept if it lowers the error.
 
-A grid is symmetric, k · scale with |k| ≤ 2^(bits−1) − 1, and the largest k of every scale is taken, so that a quantizer which derives the
-scale from the largest value finds the same grid again.
+A grid is symmetric, k · scale with |k| ≤ 2^(bits−1) − 1, and every scale has a value with the largest k, so that a quantizer which derives
+the scale from the largest value finds the same grid.
 
 References:
     D. Ermilov et al. Quantization aware factorization for deep neural network compression. JAIR 81, 2024.
@@ -19,42 +19,41 @@ from torch import Tensor
 
 from edgecompress.factorizations.tensors.cp import CP, CPResult, KernelTensor, has_settled, solve_ridge, sweep_factors
 
-PENALTY: Final = (
-    1.0  # of ADMM, in mean diagonals of the normal matrix; less leaves 4-bit factors off the grid, more keeps them where they are
-)
-DAMPING: Final = 1e-6  # of the mean diagonal, so that columns nobody hears do not blow up
-CLIP_FRACTIONS: Final = (1.0, 0.9, 0.8)  # of the largest value: a finer grid may be worth clipping it
-MIN_IMPROVEMENT: Final = 1e-4  # fall of the error a sweep that is not worth another
+# Penalty of ADMM in mean diagonals of the normal matrix: a smaller one leaves 4-bit factors off the grid, a larger one stops their moves.
+PENALTY: Final = 1.0
+DAMPING: Final = 1e-6  # times the mean diagonal, so that columns without influence on the error stay bounded
+CLIP_FRACTIONS: Final = (1.0, 0.9, 0.8)  # clipping the largest values to such a fraction gives a finer grid, which may have a lower error
+MIN_IMPROVEMENT: Final = 1e-4  # a sweep that lowers the error by a smaller fraction is the last
 
 
 def grid_scales(factor: Tensor, bits: int, channel: int | None) -> Tensor:
-    """Return the step of the grid that just holds `factor`: one for each index of axis `channel`, or one for all."""
+    """Return the step of the finest grid that covers `factor`: one per index of axis `channel`, or one for all if it is None."""
     peak = factor.abs().amax() if channel is None else factor.abs().amax(1 - channel, keepdim=True)
     return torch.where(peak > 0, peak / (2 ** (bits - 1) - 1), 1.0)
 
 
 def round_to_grid(factor: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Return the nearest values of the grid."""
+    """Return the nearest values on the grid."""
     most = 2 ** (bits - 1) - 1
     return (factor / scale).round().clamp(-most, most) * scale
 
 
 def scale_axes(factors: CP, per_channel: bool) -> list[int | None]:
-    """Return the axis whose indices have a scale each: what a layer calls its output channel, the component but for the last factor."""
+    """Return for each factor the axis with one scale per index: its layer's output channel; None for one scale per layer."""
     return [None if not per_channel else 0 if mode == len(factors) - 1 else 1 for mode in range(len(factors))]
 
 
 def round_factors(factors: CP, bits: int, *, per_channel: bool) -> CP:
-    """Return each factor rounded by itself: what quantizing after the decomposition gives."""
+    """Return each factor rounded on its own, as quantization after the decomposition would."""
     return [round_to_grid(f, grid_scales(f, bits, c), bits) for f, c in zip(factors, scale_axes(factors, per_channel), strict=True)]
 
 
 def quantize_factors(kernel: KernelTensor, start: CP, *, bits: int, per_channel: bool = True, sweeps: int = 100) -> CPResult:
-    """Return factors on a grid of `bits`, whose error is never above that of `start` rounded factor by factor.
+    """Return factors on a grid of `bits`, whose error is at most that of `start` rounded factor by factor.
 
     Args:
-        start: Float factors of little sensitivity.
-        sweeps: At most, of ADMM and of the rounding each.
+        start: Float factors of low sensitivity.
+        sweeps: Maximum sweeps of ADMM, and of the rounding.
     """
     axes = scale_axes(start, per_channel)
     first = round_factors(start, bits, per_channel=per_channel)
@@ -77,9 +76,9 @@ def quantize_factors(kernel: KernelTensor, start: CP, *, bits: int, per_channel:
 
 
 def run_admm(kernel: KernelTensor, start: CP, axes: list[int | None], *, bits: int, sweeps: int, penalty: float = PENALTY) -> CP:
-    """Return the best on-grid factors that ADMM comes by: A ← ridge to (Ã − Λ), Ã ← Q(A + Λ), Λ ← Λ + A − Ã, mode by mode.
+    """Return the best factors on the grid that ADMM visits: A ← ridge to (Ã − Λ), Ã ← Q(A + Λ), Λ ← Λ + A − Ã, mode by mode.
 
-    With a penalty of 0 its steps are those of plain ALS.
+    With a penalty of 0, the steps are those of plain ALS.
     """
     grid = [round_to_grid(f, grid_scales(f, bits, c), bits) for f, c in zip(start, axes, strict=True)]
     dual = [torch.zeros_like(f) for f in start]
@@ -101,7 +100,7 @@ def run_admm(kernel: KernelTensor, start: CP, axes: list[int | None], *, bits: i
 
 
 def round_with_compensation(normal: Tensor, wanted: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Round `(n, R)` to the grid, minimising ‖(U − wanted) Γ^½‖ greedily: the heaviest column first, its error made up by the others."""
+    """Round `(n, R)` to the grid, minimising ‖(U − wanted) Γ^½‖ greedily: the heaviest column first, the others compensate its error."""
     most = 2 ** (bits - 1) - 1
     order = torch.argsort(normal.diagonal(), descending=True)
     damped = normal[order][:, order]
@@ -109,7 +108,7 @@ def round_with_compensation(normal: Tensor, wanted: Tensor, scale: Tensor, bits:
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     step = scale.expand_as(wanted)[:, order]
     steps = wanted[:, order] / step
-    peak = steps.abs() >= most - 1e-6  # stays at the end of the grid, whatever is passed on to it
+    peak = steps.abs() >= most - 1e-6  # these values stay at the end of the grid, whatever error is passed on to them
     free, made = wanted[:, order].clone(), torch.empty_like(steps)
     for r in range(len(order)):
         k = torch.where(peak[:, r], steps[:, r].sign() * most, (free[:, r] / step[:, r]).round().clamp(-most, most))
@@ -121,6 +120,6 @@ def round_with_compensation(normal: Tensor, wanted: Tensor, scale: Tensor, bits:
 
 
 def _relative_error(kernel: KernelTensor, factors: CP) -> float:
-    """Return the relative error."""
+    """Return the relative error of factors."""
     _, square = sweep_factors(kernel, factors, lambda f, mode, _normal, _product: f[mode])
     return math.sqrt(square / kernel.square)

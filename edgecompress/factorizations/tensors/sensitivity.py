@@ -1,4 +1,4 @@
-"""How much a CP decomposition suffers when its factors are perturbed, as rounding them to a few bits does.
+"""Sensitivity of a CP decomposition to perturbations of its factors, e.g. by rounding them to a few bits.
 
 With independent errors of variance σ² in every entry, E‖K̂ − K̂'‖² → σ² · ss with
 
@@ -40,10 +40,10 @@ def cost_weights(factors: CP, mode: int, cost: Cost = "sensitivity") -> Tensor:
 
 
 def sensitivity_of(factors: CP) -> float:
-    """Return ss."""
+    """Return the sensitivity ss."""
     n = squared_norms(factors)
     last = len(factors) - 1
-    apart = len(factors[last]) * math.prod(n[:last], start=torch.ones_like(n[0]))  # the one term without the last factor
+    apart = len(factors[last]) * math.prod(n[:last], start=torch.ones_like(n[0]))  # the only term without the last factor
     return float((cost_weights(factors, last) * n[last] + apart).sum())
 
 
@@ -53,11 +53,12 @@ def total_norm(factors: CP) -> float:
 
 
 def cost_of(factors: CP, cost: Cost) -> float:
+    """Return the sensitivity or the total norm of factors."""
     return sensitivity_of(factors) if cost == "sensitivity" else total_norm(factors)
 
 
 def balance_factors(factors: CP) -> CP:
-    """Scale the vectors of each component to the least sensitivity, ‖u_r^(n)‖² ∝ I_n; what they stand for stays.
+    """Scale the vectors of each component to the least sensitivity, ‖u_r^(n)‖² ∝ I_n; the tensor stays the same.
 
     Then ss = N (Π_n I_n)^(1/N) Σ_r λ_r^(2(N−1)/N).
     """
@@ -71,7 +72,7 @@ def balance_factors(factors: CP) -> CP:
 def orthogonal_sensitivity(shape: tuple[int, ...], rank: int, square: float) -> float:
     """Return the sensitivity that `rank` orthogonal components of equal norm and total squared norm `square` would have.
 
-    It bounds that of any components with Σλ² ≤ `square` when they are balanced: what exceeds it cancels.
+    This bounds the sensitivity of balanced components with Σλ² ≤ `square`; components that exceed it cancel each other.
     """
     order = len(shape)
     p = 2 * (order - 1) / order

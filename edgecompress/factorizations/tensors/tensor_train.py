@@ -1,6 +1,6 @@
 """Tensor trains: A[i₁, …, i_d] = G₁[i₁] … G_d[i_d] with cores G_k of shape `(r_{k−1}, n_k, r_k)` and r₀ = r_d = 1.
 
-Unfoldings are never decomposed by an SVD, only the Gram matrix of their short side is.
+Instead of an SVD of each unfolding, the Gram matrix of its shorter side is decomposed.
 
 References:
     I. V. Oseledets. Tensor-train decomposition. SIAM J. Sci. Comput. 33(5), 2011.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgecompress.factorizations.tensors.lowrank import CHUNK_VALUES, balance_norms, gram_matrix, multiply_in_chunks
 
-BALANCE_SWEEPS: Final = 10  # of balancing; each brings neighbours nearer by a constant factor
+BALANCE_SWEEPS: Final = 10  # each sweep brings the norms of neighbours nearer to each other by a constant factor
 RankRule = Callable[[int, list[Tensor]], int]  # (bond, squared singular values of each tensor, largest first) → rank
 
 
@@ -26,7 +26,7 @@ def max_ranks(sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def feasible_ranks(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
-    """Lower ranks to what their neighbours can make use of: r_k ≤ r_{k−1} n_k and r_k ≤ n_{k+1} r_{k+1}; the trains are the same."""
+    """Return the ranks lowered to r_k ≤ r_{k−1} n_k and r_k ≤ n_{k+1} r_{k+1}; trains of these ranks represent the same tensors."""
     made = list(ranks)
     for k in range(len(made)):
         made[k] = min(made[k], sizes[k] * (made[k - 1] if k else 1))
@@ -36,13 +36,13 @@ def feasible_ranks(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...
 
 
 def tt_svd(tensor: Tensor, *, ranks: Sequence[int] | None = None, epsilon: float = 0.0) -> list[Tensor]:
-    """Return the cores, float64, all but the last with orthonormal `(r_{k−1} n_k, r_k)`.
+    """Return the cores of a tensor, float64, all but the last orthonormal as matrices `(r_{k−1} n_k, r_k)`.
 
     The error is at most √(d−1) times that of the best train of the same ranks.
 
     Args:
-        tensor: Of any floating dtype; no float64 copy of it is made.
-        ranks: One for each bond, `feasible`. None: the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
+        tensor: A tensor of any floating dtype; no float64 copy of it is made.
+        ranks: One rank per bond, as `feasible_ranks` returns them; None for the ranks that bring ‖A − Â‖ to at most `epsilon`·‖A‖.
     """
     return _split_cores([tensor], _truncation_rule([tensor], epsilon) if ranks is None else lambda k, _: ranks[k])[0]
 
@@ -55,10 +55,10 @@ def common_ranks(tensors: Sequence[Tensor], epsilon: float) -> tuple[int, ...]:
 def contract_cores(cores: Sequence[Tensor]) -> Tensor:
     """Return the tensor, shape `(*batch, n₁, …, n_d)`, of cores `(*batch, r, n, s)`.
 
-    Ends may be open: r₀ is then counted into the first size, r_d into the last.
+    If r₀ or r_d is not 1, it is multiplied into the first or last size.
     """
     batch = cores[0].shape[:-3]
-    total = cores[0].flatten(-3, -2)  # (*batch, everything so far, r)
+    total = cores[0].flatten(-3, -2)  # (*batch, product of the sizes so far, r)
     for core in cores[1:]:
         total = (total @ core.flatten(-2)).reshape(*batch, -1, core.shape[-1])
     sizes = [core.shape[-2] for core in cores]
@@ -68,7 +68,7 @@ def contract_cores(cores: Sequence[Tensor]) -> Tensor:
 
 
 def balance_cores(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Share the norm of each bond's components between the two cores they join; the tensor stays."""
+    """Divide the norm of each bond's components evenly between the two cores that they join; the tensor stays the same."""
     made = list(cores)
     for _, k in itertools.product(range(BALANCE_SWEEPS), range(len(made) - 1)):
         left, right = balance_norms(made[k].flatten(0, 1), made[k + 1].flatten(1))
@@ -77,7 +77,7 @@ def balance_cores(cores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _split_cores(tensors: Sequence[Tensor], choose: RankRule) -> list[list[Tensor]]:
-    """Split off core after core from the left, of all tensors at the same rank."""
+    """Split tensors into cores from left to right, with the same ranks for all tensors."""
     sizes = tensors[0].shape
     rests = [tensor.reshape(1, -1) for tensor in tensors]
     trains: list[list[Tensor]] = [[] for _ in tensors]
@@ -97,7 +97,7 @@ def _transpose_to_wide(matrix: Tensor) -> Tensor:
 
 
 def _project(matrix: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-    """Project `(m, n)` on the singular vectors `top` of its short side; return orthonormal `(m, r)` and what is left, `(r, n)`."""
+    """Project `(m, n)` on the singular vectors `top` of its shorter side; return orthonormal `(m, r)` and the projection `(r, n)`."""
     if matrix.shape[0] <= matrix.shape[1]:
         return top, multiply_in_chunks(top.T, matrix)
     q, upper = torch.linalg.qr(multiply_in_chunks(top.T, matrix.T).T)
@@ -105,22 +105,22 @@ def _project(matrix: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _truncation_rule(tensors: Sequence[Tensor], epsilon: float) -> RankRule:
-    """Truncate each bond by ε‖A‖/√(d−1) at most: the errors are orthogonal, so their squares add up to ε²‖A‖² at most."""
+    """Return the rule that truncates each bond by at most ε‖A‖/√(d−1); errors are orthogonal, so their squares sum to at most ε²‖A‖²."""
     bonds = max(1, tensors[0].ndim - 1)
     bounds = [epsilon**2 * _norm_squared(tensor) / bonds for tensor in tensors]
 
     def choose(_: int, spectra: list[Tensor]) -> int:
         return max(_rank_within(values, bound, noise(values)) for values, bound in zip(spectra, bounds, strict=True))
 
-    def noise(values: Tensor) -> float:  # of the eigenvalues of a Gram matrix: counted as error, so that the bound holds for any ε
+    def noise(values: Tensor) -> float:  # rounding of a Gram matrix's eigenvalues; it counts as error, so that the bound holds for any ε
         return len(values) * torch.finfo(values.dtype).eps * float(values[0])
 
     return choose
 
 
 def _rank_within(values: Tensor, bound: float, noise: float = 0.0) -> int:
-    """Return the fewest of `values`, largest first and at least one, that leave at most `bound` to the others."""
-    tails = values.clamp_min(0).flip(0).cumsum(0).flip(0)  # [r]: what keeping r loses
+    """Return how many of `values`, in falling order, must be kept so that the others sum to at most `bound`; at least 1."""
+    tails = values.clamp_min(0).flip(0).cumsum(0).flip(0)  # tails[r]: sum of the values dropped when r are kept
     fine = (tails[1:] + noise <= bound).nonzero()
     return int(fine[0]) + 1 if len(fine) else len(values)
 

@@ -1,7 +1,7 @@
-"""The rank of a noisy low-rank matrix by empirical variational Bayes, which has a closed form once the variance of the noise is known.
+"""Estimate the rank of a noisy low-rank matrix by empirical variational Bayes, in closed form once the variance of the noise is known.
 
-Only the squared singular values are needed, so the eigenvalues of the Gram matrix of the short side do. The work is done in NumPy: its
-product of a matrix with its own transpose computes half of the symmetric result.
+Only the squared singular values are needed, which are the eigenvalues of the Gram matrix of the shorter side. NumPy does the work, since
+its product of a matrix with its own transpose computes only half of the symmetric result.
 
 References:
     S. Nakajima, M. Sugiyama, S. D. Babacan, R. Tomioka. Global analytic solution of fully-observed variational Bayesian matrix
@@ -20,19 +20,17 @@ from torch import Tensor
 
 Values = NDArray[np.floating[Any]]
 
-CHUNK_COLUMNS: Final = 2048  # added up in the precision of the matrix before they join the float64 total
+CHUNK_COLUMNS: Final = 2048  # so many columns are summed in the precision of the matrix before the sum is added in float64
 BOUND_FACTOR: Final = 2.5129  # Nakajima et al. 2013: the bound on τ is this times √α, to four digits
 GOLDEN_SECTION: Final = (3 - math.sqrt(5)) / 2
-MIN_FLOAT32_EIGENVALUE: Final = (
-    1e-5  # smallest eigenvalue, of the largest, that float32 products leave exact enough to tell signal from noise
-)
-VARIANCE_TOLERANCE: Final = 3e-6  # relative distance of two variances whose free energies still differ by more than rounding
+MIN_FLOAT32_EIGENVALUE: Final = 1e-5  # relative to the largest; float32 products do not resolve smaller eigenvalues from noise
+VARIANCE_TOLERANCE: Final = 3e-6  # the free energies of variances that are closer differ by rounding only
 
 
 def evbmf_rank(matrix: Tensor) -> int:
-    """Return how many components of `(m, n)` stand out of noise of unknown variance; 0 if none does.
+    """Return how many components of `(m, n)` stand out from noise of unknown variance; 0 if none does.
 
-    It depends on neither transposition, rotation nor scale.
+    The result does not change under transposition, rotation or scaling.
     """
     m, n = matrix.shape
     short = matrix if m <= n else matrix.T
@@ -40,13 +38,13 @@ def evbmf_rank(matrix: Tensor) -> int:
 
 
 def spectrum_rank(squares: Values, long_side: int) -> int:
-    """Return the same for all squared singular values of a matrix, descending, and its longer side."""
+    """Return the rank as `evbmf_rank`, from all squared singular values of a matrix in falling order and its longer side."""
     if squares[0] <= 0:
         return 0
     short_side = len(squares)
     alpha = short_side / long_side
     bound = BOUND_FACTOR * math.sqrt(alpha)
-    bound = (1 + bound) * (1 + alpha / bound)  # on γ² / (M σ²): what is above it is signal
+    bound = (1 + bound) * (1 + alpha / bound)  # components with γ² / (M σ²) above the bound are signal
     squares = np.maximum(squares / squares.sum(), np.finfo(np.float64).tiny)
     rest = math.ceil(short_side / (1 + alpha)) - 1  # at most so many components can be signal
     low = max(float(squares[rest]) / bound, float(squares[rest:].mean()))
@@ -55,7 +53,7 @@ def spectrum_rank(squares: Values, long_side: int) -> int:
 
 
 def _squared_singular_values(short: Tensor) -> Values:
-    """Descending; at least what the rounding of the Gram matrix may leave of a zero."""
+    """Return the squared singular values in falling order, no smaller than the rounding of the Gram matrix."""
     values: Values = short.detach().to(torch.promote_types(short.dtype, torch.float32)).cpu().numpy()
     squares = _eigenvalues(values)
     if values.dtype == np.float32 and squares[-1] < MIN_FLOAT32_EIGENVALUE * squares[0]:
@@ -64,7 +62,7 @@ def _squared_singular_values(short: Tensor) -> Values:
 
 
 def _eigenvalues(short: Values) -> Values:
-    """Eigenvalues of the Gram matrix, descending; its products are in the precision of the matrix."""
+    """Return the eigenvalues of the Gram matrix in falling order; products are computed in the precision of the matrix."""
     gram = np.zeros((len(short), len(short)))
     for start in range(0, short.shape[1], CHUNK_COLUMNS):
         part = short[:, start : start + CHUNK_COLUMNS]
@@ -75,7 +73,7 @@ def _eigenvalues(short: Values) -> Values:
 def _free_energy(squares: Values, alpha: float, bound: float) -> Callable[[float], float]:
     """Return the free energy, up to a constant and a factor, as a function of the noise variance times the longer side.
 
-    What is below the bound enters only through sums, which are taken once.
+    Components below the bound contribute only through sums, which are computed once.
     """
     zero = np.zeros(1)
     sums = np.concatenate([zero, squares[::-1].cumsum()])[::-1]
@@ -95,8 +93,8 @@ def _free_energy(squares: Values, alpha: float, bound: float) -> Callable[[float
 def minimize_brent(f: Callable[[float], float], low: float, high: float) -> float:
     """Return a local minimum of `f` between `low` and `high`, both positive, by golden sections and parabolas.
 
-    The free energy has a minimum between most neighbouring singular values near the bound, so the search decides which is found. It is
-    the one of the authors' code, and of those that follow it: published ranks are found again.
+    The free energy has a minimum between most neighbouring singular values near the bound, so the search method decides which is found.
+    This one is that of the authors' code and its descendants, so that published ranks are reproduced.
 
     References:
         R. P. Brent. Algorithms for minimization without derivatives. Prentice-Hall 1973, chapter 5.
