@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgecompress.devices.statistics import median, unlike
+from edgecompress.devices.statistics import comparable, median
 from edgecompress.errors import ConfigError
 from edgecompress.files import sha256, write_atomic
 from edgecompress.records import SCHEMA, BenchmarkResult, Record, read, to_json
@@ -60,7 +60,7 @@ class GoldenFile:
         golden = self._known(result.artifact, result.artifact_sha256).latency if self.path is not None else None
         if golden is None:
             return ""
-        if reason := unlike(msgspec.structs.replace(golden, session=""), msgspec.structs.replace(result, session="")):
+        if reason := comparable(golden, result, any_session=True):
             return f"not compared with {self.path}: {reason}"
         if result.device.emulated:
             return f"not compared with {self.path}: emulated"

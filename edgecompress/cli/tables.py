@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edgecompress.cli.numbers import count, ms, percent, rank, size
 from edgecompress.devices.probe import NOTABLE_CPU_FEATURES
-from edgecompress.devices.statistics import CONFIDENCE, Ratio, median, ratio, speed_up, unlike
+from edgecompress.devices.statistics import CONFIDENCE, Ratio, comparable, median, ratio, speed_up
 from edgecompress.devices.text import sanitize
 from edgecompress.records import (
     Artifact,
@@ -157,7 +157,7 @@ def artifacts(made: Sequence[Artifact], results: Sequence[BenchmarkResult] = ())
         base, result = dense.get(a.format), by_name.get(a.path)
         reference = by_name.get(base.path) if base else None
         drop = f"{100 * (base.top1 - a.top1):+.2f}" if base and base is not a and base.top1 is not None and a.top1 is not None else "–"
-        faster = f"{speed_up(reference, result):.2f}×" if reference and result and unlike(reference, result) is None else "–"
+        faster = f"{speed_up(reference, result):.2f}×" if reference and result and comparable(reference, result) is None else "–"
         latency = ms(median(result.latency_ms)) if result else "–"
         rows.append((a.path, size(a.size_bytes), percent(a.top1), drop, latency, faster, parity(a)))
     return table(("artifact", "size", "top-1", "drop", "median ms", "speed-up", "parity"), rows)
@@ -176,8 +176,8 @@ def results(measured: Sequence[BenchmarkResult], *, compare: bool = False) -> Ta
     """Latencies of one `bench`; ratios against the first artifact measured in the same session, with their interval for `--compare`."""
     rows = []
     for result in measured:
-        first = next(r for r in measured if r.session == result.session and r.backend == result.backend)
-        against = "–" if first is result or unlike(first, result) else f"{speed_up(first, result):.2f}×"
+        first = next(r for r in measured if comparable(r, result) is None)
+        against = "–" if first is result else f"{speed_up(first, result):.2f}×"
         lowest, highest = min(result.latency_ms), max(result.latency_ms)
         spread = f"{lowest:.3f}–{highest:.3f}"
         row = (

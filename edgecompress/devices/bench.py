@@ -9,7 +9,7 @@ from edgecompress.devices import Device, open_device
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.inventory import apply_entry, resolve_device
 from edgecompress.devices.runners.execute import check_runner_file, measure_latencies, read_manifest
-from edgecompress.devices.statistics import noise
+from edgecompress.devices.statistics import find_noise
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, silent
 from edgecompress.records import BenchmarkResult, Measuring
@@ -45,7 +45,7 @@ def bench_on_device(device: Device, artifacts: Sequence[Path], how: Measuring, *
     """Measure artifacts of one format on a device that has cooled down; `notes` go into every result."""
     loads = min(MAX_COMPARE_LOADINGS, max(1, how.repetitions // MIN_ROUNDS_PER_LOADING)) if how.compare else 1
     return tuple(
-        msgspec.structs.replace(result, noisy=noise(result), notes=(*result.notes, *filter(None, notes)))
+        msgspec.structs.replace(result, noisy=find_noise(result), notes=(*result.notes, *filter(None, notes)))
         for result in measure_latencies(device, artifacts, how, loads=loads)
     )
 

@@ -1,22 +1,17 @@
-"""What `evaluate` found on devices, put beside each other where it may be: same device, runtime, runner, threads and samples."""
+"""Accuracies that `evaluate` found on devices, beside each other where they are `comparable`."""
 
 from collections.abc import Sequence
 
+from edgecompress.devices.statistics import comparable
 from edgecompress.records import Artifact
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.reporting.document import Accuracy, Scored
-
-Key = tuple[str, ...]
+from edgecompress.reporting.document import AccuracyRow, AccuracyTable
 
 
-def key(found: Evaluation) -> Key:
-    """Return what must be equal for two accuracies to have a difference: where and by what they were computed, and on which samples."""
-    d = found.device
-    return (d.url, d.serial, d.model, str(d.emulated), found.backend, found.runner, str(found.threads), found.data_sha256)
-
-
-def accuracies(artifacts: Sequence[Artifact], evaluations: Sequence[Evaluation]) -> tuple[tuple[Accuracy, ...], tuple[str, ...]]:
-    """Return a table for each place and data, and what was left out because this run no longer has the file."""
+def make_accuracy_tables(
+    artifacts: Sequence[Artifact], evaluations: Sequence[Evaluation]
+) -> tuple[tuple[AccuracyTable, ...], tuple[str, ...]]:
+    """Return a table for each device and data, and a sentence for each evaluation of a file that this run no longer has."""
     dense = {a.sha256 for a in artifacts if a.model == "dense" and a.quant.scheme == "fp32"}
     known = {a.sha256 for a in artifacts}
     left_out = tuple(
@@ -24,24 +19,27 @@ def accuracies(artifacts: Sequence[Artifact], evaluations: Sequence[Evaluation])
         for e in evaluations
         if e.artifact_sha256 not in known
     )
-    grouped: dict[Key, dict[str, Evaluation]] = {}
-    for found in sorted(evaluations, key=lambda e: e.started_at):  # a newer one of the same file takes the place of the older
-        if found.artifact_sha256 in known:
-            grouped.setdefault(key(found), {})[found.artifact_sha256] = found
-    return tuple(_table(list(group.values()), dense) for group in grouped.values()), left_out
+    groups: list[dict[str, Evaluation]] = []
+    for evaluation in sorted(evaluations, key=lambda e: e.started_at):  # a newer one of the same file takes the place of the older
+        if evaluation.artifact_sha256 not in known:
+            continue
+        if (group := next((g for g in groups if comparable(next(iter(g.values())), evaluation) is None), None)) is None:
+            groups.append(group := {})
+        group[evaluation.artifact_sha256] = evaluation
+    return tuple(_make_table(list(group.values()), dense) for group in groups), left_out
 
 
-def _table(found: list[Evaluation], dense: set[str]) -> Accuracy:
+def _make_table(found: list[Evaluation], dense: set[str]) -> AccuracyTable:
     base = next((e for e in found if e.artifact_sha256 in dense), None)
     first = found[0]
-    return Accuracy(
+    return AccuracyTable(
         device=first.device,
         backend=first.backend,
         data=first.data,
         samples=first.samples,
         reason="" if base else "no difference: the dense fp32 file was not evaluated here on these samples",
         rows=tuple(
-            Scored(
+            AccuracyRow(
                 artifact=e.artifact,
                 top1=e.top1,
                 change_points=100 * (e.top1 - base.top1) if base else None,

@@ -1,7 +1,7 @@
-"""The before/after table: which artifacts may be compared, and with which.
+"""The before/after table: results in groups that may be compared, each beside the dense fp32 file.
 
-A ratio of two times is made only inside a group: same session, device, runtime with version, runner and thread count. A ratio of two sizes,
-or a difference of two accuracies, is made with the dense fp32 file of the same format, and for accuracy of the same data.
+A ratio of two times is made only inside a group, whose results are `comparable`. A ratio of two sizes, or a difference of two accuracies,
+is made with the dense fp32 file of the same format, and for accuracy of the same data.
 """
 
 import math
@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from edgecompress.devices.statistics import median, ratio
+from edgecompress.devices.statistics import comparable, differing_conditions, median, ratio
 from edgecompress.records import Artifact, BenchmarkResult
-from edgecompress.reporting.document import Group, Latency, Note, Row
+from edgecompress.reporting.document import ArtifactRow, Group, Latency, Note
 from edgecompress.reporting.numbers import format_whole
 
-Key = tuple[str, ...]
-KEY_NAMES = ("in another session", "on another device", "under another governor", "with another runtime", "by another runner",
-             "with another number of threads", "on other processors")  # fmt: skip
+Pair = tuple[Artifact, BenchmarkResult]
 
 
 def percentile(values: Sequence[float], p: float) -> float:
@@ -29,28 +27,17 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 
 def is_baseline(artifact: Artifact) -> bool:
+    """Whether an artifact is a dense fp32 file, which others are compared with."""
     return artifact.model == "dense" and artifact.quant.scheme == "fp32"
 
 
-def key(result: BenchmarkResult) -> Key:
-    """Return what must be equal for two results to be compared, in the order of `KEY_NAMES`."""
-    d = result.device
-    device = "\0".join((d.url, d.serial, d.model, d.soc, d.abi, d.os, str(d.emulated)))
-    return (result.session, device, d.governor, result.backend, result.runner, str(result.threads), result.cpu_mask)
-
-
-def differences(a: BenchmarkResult, b: BenchmarkResult) -> tuple[str, ...]:
-    """Return what differs, in words that follow "was measured"."""
-    return tuple(name for name, x, y in zip(KEY_NAMES, key(a), key(b), strict=True) if x != y)
-
-
-def baseline_for(artifact: Artifact, artifacts: Iterable[Artifact]) -> Artifact | None:
+def find_baseline(artifact: Artifact, artifacts: Iterable[Artifact]) -> Artifact | None:
     """Return the dense fp32 artifact of the same format, made by the same route where there is one."""
     same = [other for other in artifacts if is_baseline(other) and other.format == artifact.format]
     return next((other for other in same if other.route == artifact.route), same[0] if same else None)
 
 
-def latency(result: BenchmarkResult) -> Latency:
+def summarize_latency(result: BenchmarkResult) -> Latency:
     """Return the statistics of a result with at least one finite sample."""
     samples = tuple(value for value in result.latency_ms if math.isfinite(value))
     return Latency(
@@ -68,9 +55,9 @@ def latency(result: BenchmarkResult) -> Latency:
     )
 
 
-def static_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> Row:
-    """Return the row of an artifact with all that holds on any device."""
-    base = baseline_for(artifact, artifacts)
+def make_unmeasured_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> ArtifactRow:
+    """Return the row of an artifact with the figures that hold on any device: size and accuracy."""
+    base = find_baseline(artifact, artifacts)
     times_smaller, size_reason = None, f"no dense fp32 {artifact.format} file to compare with"
     change, top1_reason = None, "accuracy of this file was not measured"
     if base is not None:
@@ -87,7 +74,7 @@ def static_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> Row:
             top1_reason = f"on {format_whole(artifact.parity.samples)} samples, {base.name} on {format_whole(base.parity.samples)}"
         else:
             change, top1_reason = 100 * (artifact.top1 - base.top1), ""
-    return Row(
+    return ArtifactRow(
         artifact=artifact.name,
         model=artifact.model,
         format=artifact.format,
@@ -104,43 +91,44 @@ def static_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> Row:
     )
 
 
-def artifact_of(result: BenchmarkResult, artifacts: tuple[Artifact, ...]) -> Artifact | None:
-    """Return the artifact with the measured bytes, by name where several have them; None when no file has them any more."""
+def find_artifact(result: BenchmarkResult, artifacts: tuple[Artifact, ...]) -> Artifact | None:
+    """Return the artifact whose bytes were measured, by name where several files are equal; None when the file was replaced."""
     same = [artifact for artifact in artifacts if artifact.sha256 == result.artifact_sha256]
     return next((a for a in same if result.artifact in {a.name, a.path}), same[0] if same else None)
 
 
-def compare(
+def group_results(
     artifacts: tuple[Artifact, ...], results: tuple[BenchmarkResult, ...]
-) -> tuple[tuple[Group, ...], tuple[Row, ...], tuple[str, ...]]:
-    """Return the groups of comparable results, the artifacts nobody measured, and what had to be left out, with reasons."""
-    grouped: dict[Key, list[tuple[Artifact, BenchmarkResult]]] = {}
+) -> tuple[tuple[Group, ...], tuple[ArtifactRow, ...], tuple[str, ...]]:
+    """Return the groups of comparable results, the artifacts nobody measured, and the results that were left out, with reasons."""
+    grouped: list[list[Pair]] = []
     measured: set[int] = set()
     left_out = []
     for result in results:
-        artifact = artifact_of(result, artifacts)
+        artifact = find_artifact(result, artifacts)
         if artifact is None:
-            left_out.append(
-                f"{result.artifact}: measured as {result.artifact_sha256[:12]}, a file this run no longer has; measure it again"
-            )
+            digest = result.artifact_sha256[:12]
+            left_out.append(f"{result.artifact}: measured as {digest}, a file this run no longer has; measure it again")
         elif not any(math.isfinite(value) for value in result.latency_ms):
             left_out.append(f"{result.artifact}: its measurement on {result.device.url} holds no time; measure it again")
         else:
             measured.add(id(artifact))
-            grouped.setdefault(key(result), []).append((artifact, result))
-    everything = [pair for pairs in grouped.values() for pair in pairs]
-    groups = tuple(group(pairs, everything, artifacts) for pairs in grouped.values())
-    unmeasured = tuple(static_row(artifact, artifacts) for artifact in artifacts if id(artifact) not in measured)
+            if (pairs := next((pairs for pairs in grouped if comparable(pairs[0][1], result) is None), None)) is None:
+                grouped.append(pairs := [])
+            pairs.append((artifact, result))
+    everything = [pair for pairs in grouped for pair in pairs]
+    groups = [make_group(pairs, everything, artifacts) for pairs in grouped]
+    unmeasured = tuple(make_unmeasured_row(artifact, artifacts) for artifact in artifacts if id(artifact) not in measured)
     by_age = sorted(groups, key=lambda group: group.started_at, reverse=True)
-    return tuple(sorted(by_age, key=preference)), unmeasured, tuple(left_out)
+    return tuple(sorted(by_age, key=rank_group)), unmeasured, tuple(left_out)
 
 
-def newest(groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Note, ...]]:
-    """Leave out each group that a newer session repeated in full: same device, runtime, threads and at least its files; say so."""
+def drop_repeated_groups(groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Note, ...]]:
+    """Leave out each group whose files a newer session measured again in the same place; return the others, and a note for each."""
     kept, notes = [], []
     for group in groups:
         files = {row.artifact for row in group.rows}
-        newer = (other for other in groups if other.started_at > group.started_at and place(other) == place(group))
+        newer = [g for g in groups if g.started_at > group.started_at and comparable(g, group, any_session=True) is None]
         if any(files <= {row.artifact for row in other.rows} for other in newer):
             where = group.device.model or group.device.url
             text = f"An earlier session on {where} ({group.started_at}) is left out, a newer one measured the same files."
@@ -150,20 +138,13 @@ def newest(groups: tuple[Group, ...]) -> tuple[tuple[Group, ...], tuple[Note, ..
     return tuple(kept), tuple(notes)
 
 
-def place(group: Group) -> tuple[str, ...]:
-    """Return what tells one place of measurement from another, but for the session and what changes by itself."""
-    d = group.device
-    return (d.url, d.serial, str(d.emulated), group.backend, group.runner, str(group.threads), group.cpu_mask)
-
-
-def group(
-    pairs: list[tuple[Artifact, BenchmarkResult]], everything: list[tuple[Artifact, BenchmarkResult]], artifacts: tuple[Artifact, ...]
-) -> Group:
+def make_group(pairs: list[Pair], everything: list[Pair], artifacts: tuple[Artifact, ...]) -> Group:
     """Return comparable results as rows, the baseline first, then from slow to fast."""
-    rows = [measured_row(pair, pairs, everything, artifacts) for pair in pairs]
+    rows = [make_measured_row(pair, pairs, everything, artifacts) for pair in pairs]
     rows.sort(key=lambda row: (not row.baseline, -row.latency.median_ms if row.latency else 0.0))
     first = pairs[0][1]
     reasons = {row.speed_reason for row in rows}
+    temperatures, loads = [r.temperature_c for _, r in pairs], [r.load_average for _, r in pairs]
     return Group(
         session=first.session,
         device=first.device,
@@ -171,17 +152,17 @@ def group(
         backend=first.backend,
         threads=first.threads,
         started_at=min(result.started_at for _, result in pairs),
-        temperature_c=(known(min, (r.temperature_c[0] for _, r in pairs)), known(max, (r.temperature_c[1] for _, r in pairs))),
-        load_average=(known(max, (r.load_average[0] for _, r in pairs)), known(max, (r.load_average[1] for _, r in pairs))),
+        temperature_c=(pick_known(min, (before for before, _ in temperatures)), pick_known(max, (after for _, after in temperatures))),
+        load_average=(pick_known(max, (before for before, _ in loads)), pick_known(max, (after for _, after in loads))),
         rows=tuple(rows),
         reason=reasons.pop() if len(reasons) == 1 else "",
         cpu_mask=first.cpu_mask,
-        told=told(first),
+        told=describe_session(first),
     )
 
 
-def told(result: BenchmarkResult) -> tuple[tuple[str, str], ...]:
-    """Return the conditions that all results of a session share, in words; "" for what nobody told."""
+def describe_session(result: BenchmarkResult) -> tuple[tuple[str, str], ...]:
+    """Return the conditions that all results of a session share, in words; "" for those that the device did not tell."""
     before, after = (max(values, default=None) for values in result.frequencies_mhz)
     known_both = before is not None and after is not None
     return (
@@ -195,48 +176,48 @@ def told(result: BenchmarkResult) -> tuple[tuple[str, str], ...]:
     )
 
 
-def measured_row(
-    pair: tuple[Artifact, BenchmarkResult],
-    pairs: list[tuple[Artifact, BenchmarkResult]],
-    everything: list[tuple[Artifact, BenchmarkResult]],
-    artifacts: tuple[Artifact, ...],
-) -> Row:
+def make_measured_row(pair: Pair, pairs: list[Pair], everything: list[Pair], artifacts: tuple[Artifact, ...]) -> ArtifactRow:
     """Return the row of one result, with its speed-up against the dense fp32 result of its group or the reason for none."""
     artifact, result = pair
-    found = latency(result)
+    found = summarize_latency(result)
     bases = [other for other in pairs if is_baseline(other[0])]
     bases.sort(key=lambda other: (other[0].format != artifact.format, other[0].route != artifact.route))
     speed_up, interval, name, reason = None, None, "", ""
     if not bases:
-        reason = why_unlike(result, [r for a, r in everything if is_baseline(a)])
+        reason = explain_missing_ratio(result, [r for a, r in everything if is_baseline(a)])
     else:
         base, base_result = pair if is_baseline(artifact) else bases[0]
         name = base.name
-        speed_up = latency(base_result).median_ms / found.median_ms if found.median_ms > 0 else None
+        speed_up = summarize_latency(base_result).median_ms / found.median_ms if found.median_ms > 0 else None
         reason = "" if speed_up is not None else "the clock of this device is too coarse: median 0 ms"
         if speed_up is not None and base_result is not result:
             compared = ratio(base_result, result)
             if compared.low is not None and compared.high is not None:
                 speed_up, interval = compared.ratio, (compared.low, compared.high)
     return msgspec.structs.replace(
-        static_row(artifact, artifacts), latency=found, speed_up=speed_up, speed_interval=interval, speed_baseline=name, speed_reason=reason
+        make_unmeasured_row(artifact, artifacts),
+        latency=found,
+        speed_up=speed_up,
+        speed_interval=interval,
+        speed_baseline=name,
+        speed_reason=reason,
     )
 
 
-def why_unlike(result: BenchmarkResult, bases: list[BenchmarkResult]) -> str:
+def explain_missing_ratio(result: BenchmarkResult, bases: list[BenchmarkResult]) -> str:
     """Return why no dense fp32 result may stand under this one in a ratio, by the baseline that differs least."""
     if not bases:
         return "no ratio: the dense fp32 file was not measured"
-    fewest = min((differences(result, base) for base in bases), key=len)
-    return f"no ratio: the dense fp32 file was measured {', '.join(fewest)}"
+    nearest = min(bases, key=lambda base: len(differing_conditions(result, base)))
+    return f"no ratio: the dense fp32 file was measured {comparable(result, nearest)}"
 
 
-def known(pick: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
-    """Return `pick` of the values that are known, None without any."""
+def pick_known(pick: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    """Return the least or greatest, by `pick`, of the values that are not None; None without any."""
     present = [value for value in values if value is not None]
     return pick(present) if present else None
 
 
-def preference(group: Group) -> tuple[bool, bool, bool, float]:
-    """Order groups: with a baseline first, real before emulated, a device before this machine, then the most artifacts."""
+def rank_group(group: Group) -> tuple[bool, bool, bool, float]:
+    """Return a sort key: groups with a baseline first, then real devices, then devices other than this machine, then large groups."""
     return (all(row.speed_up is None for row in group.rows), group.device.emulated, group.device.url.startswith("local"), -len(group.rows))

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections import Counter
 
-from edgecompress.devices.statistics import repeats
+from edgecompress.devices.statistics import medians_of_repeats
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -17,10 +17,10 @@ from edgecompress.records import (
     SkippedLayer,
 )
 from edgecompress.records.run_records import RunRecords
-from edgecompress.reporting.accuracies import accuracies
-from edgecompress.reporting.comparing import compare, newest
+from edgecompress.reporting.accuracies import make_accuracy_tables
+from edgecompress.reporting.comparing import drop_repeated_groups, group_results
 from edgecompress.reporting.conditions import conditions
-from edgecompress.reporting.document import Layer, Layers, Missing, Note, Point, Quantization, Report, Training
+from edgecompress.reporting.document import EpochPoint, LayerRow, LayerTable, MissingSection, Note, Quantization, Report, Training
 from edgecompress.reporting.predictions import measured_as_planned
 from edgecompress.reporting.stages import stage_rows
 from edgecompress.reporting.verdict import conclude
@@ -36,9 +36,9 @@ def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Re
     """
     stats, plan, decomposed, finetuned, quantized = records.stats, records.plan, records.decomposed, records.finetuned, records.quantized
     artifacts, results = records.artifacts, records.results
-    groups, unmeasured, left_out = compare(artifacts, results)
-    groups, earlier = newest(groups)
-    scored, unknown = accuracies(artifacts, records.evaluations)
+    groups, unmeasured, left_out = group_results(artifacts, results)
+    groups, earlier = drop_repeated_groups(groups)
+    scored, unknown = make_accuracy_tables(artifacts, records.evaluations)
     left_out += (*unknown, *(evaluation.problem for evaluation in records.evaluations if evaluation.problem))
     layers = layer_table(stats, plan, decomposed, measured_as_planned(plan, artifacts, results))
     return Report(
@@ -84,7 +84,7 @@ def layer_table(
     plan: CompressionPlan | None,
     decomposed: DecomposeResult | None,
     measured_ms: float | None = None,
-) -> Layers | None:
+) -> LayerTable | None:
     """Return every layer in the network's order (the plan's where the network was not analyzed); None when neither is known."""
     if stats is None and plan is None:
         return None
@@ -99,7 +99,7 @@ def layer_table(
         before = was.macs if was else now.macs_before if now else left.macs if left else 0
         params_before = was.params if was else now.params_before if now else None
         layers.append(
-            Layer(
+            LayerRow(
                 name=name,
                 kind=was.kind if was else "",
                 shape=was.weight_shape if was else (),
@@ -121,7 +121,7 @@ def layer_table(
         )
     macs_before = plan.macs_before if plan else stats.macs if stats else 0
     params_before = plan.params_before if plan else stats.params if stats else 0
-    return Layers(
+    return LayerTable(
         layers=tuple(layers),
         macs_before=macs_before,
         macs=decomposed.macs if decomposed else plan.macs if plan else macs_before,
@@ -153,7 +153,7 @@ def training(finetuned: FinetuneResult | None) -> Training | None:
     if finetuned is None:
         return None
     points = tuple(
-        Point(
+        EpochPoint(
             epoch=epoch.epoch,
             loss=epoch.loss if math.isfinite(epoch.loss) else None,
             top1=epoch.top1,
@@ -210,7 +210,7 @@ def notes(
     for result in results:
         for text in result.notes:
             shared.setdefault(text, []).append(f"{result.artifact} on {result.device.model or result.device.url}")
-    for name, medians in repeats(results).items():
+    for name, medians in medians_of_repeats(results).items():
         lowest, highest = min(medians), max(medians)
         apart = f"{highest / lowest - 1:.0%} apart" if lowest > 0 else "below what the clock shows"
         text = f"{name} was measured in {len(medians)} sessions: medians from {lowest:.3g} to {highest:.3g} ms, {apart}."
@@ -218,10 +218,12 @@ def notes(
     return (*found, *(Note(source=", ".join(names), text=text) for text, names in shared.items()))
 
 
-def missing(run: str, *records: object) -> tuple[Missing, ...]:
+def missing(run: str, *records: object) -> tuple[MissingSection, ...]:
     """Return the sections without data, in the order of the steps, with the command for each."""
     steps = ("analyze", "plan", "decompose", "finetune", "quantize", "export", "bench")
     where = shlex.quote(run)
     return tuple(
-        Missing(section=step, command=f"edgecompress {step} {where}") for step, record in zip(steps, records, strict=True) if not record
+        MissingSection(section=step, command=f"edgecompress {step} {where}")
+        for step, record in zip(steps, records, strict=True)
+        if not record
     )

@@ -55,7 +55,7 @@ class Latency(Record, frozen=True, kw_only=True):
     noisy: tuple[str, ...] = ()
 
 
-class Row(Record, frozen=True, kw_only=True):
+class ArtifactRow(Record, frozen=True, kw_only=True):
     """One artifact, in one place where it was measured.
 
     Attributes:
@@ -101,13 +101,13 @@ class Group(Record, frozen=True, kw_only=True):
     started_at: str
     temperature_c: tuple[float | None, float | None]
     load_average: tuple[float | None, float | None]
-    rows: tuple[Row, ...]
+    rows: tuple[ArtifactRow, ...]
     reason: str = ""
     cpu_mask: str = ""
     told: tuple[tuple[str, str], ...] = ()
 
 
-class Scored(Record, frozen=True, kw_only=True):
+class AccuracyRow(Record, frozen=True, kw_only=True):
     """One artifact on labelled inputs on a device.
 
     Attributes:
@@ -124,18 +124,18 @@ class Scored(Record, frozen=True, kw_only=True):
     problem: str = ""
 
 
-class Accuracy(Record, frozen=True, kw_only=True):
+class AccuracyTable(Record, frozen=True, kw_only=True):
     """Accuracies that may be compared: one device, runtime, number of threads and the same samples."""
 
     device: DeviceInfo
     backend: str
     data: str
     samples: int
-    rows: tuple[Scored, ...]
+    rows: tuple[AccuracyRow, ...]
     reason: str = ""
 
 
-class Layer(Record, frozen=True, kw_only=True):
+class LayerRow(Record, frozen=True, kw_only=True):
     """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer.
 
     Attributes:
@@ -163,7 +163,7 @@ class Layer(Record, frozen=True, kw_only=True):
     alternatives: tuple[str, ...] = ()
 
 
-class Layers(Record, frozen=True, kw_only=True):
+class LayerTable(Record, frozen=True, kw_only=True):
     """All layers with the totals of the whole network. `common_why` is the reason most decomposed layers share.
 
     Attributes:
@@ -172,7 +172,7 @@ class Layers(Record, frozen=True, kw_only=True):
         measured_ms: Of the published file there; None before it was measured.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRow, ...]
     macs_before: int
     macs: int
     params_before: int
@@ -187,7 +187,7 @@ class Layers(Record, frozen=True, kw_only=True):
     measured: bool = False
 
 
-class Point(Record, frozen=True, kw_only=True):
+class EpochPoint(Record, frozen=True, kw_only=True):
     """One epoch; a loss that was not finite is None."""
 
     epoch: int
@@ -203,7 +203,7 @@ class Training(Record, frozen=True, kw_only=True):
     dense_top1: float | None
     before_top1: float | None
     top1: float | None
-    epochs: tuple[Point, ...]
+    epochs: tuple[EpochPoint, ...]
     train_samples: int
     eval_samples: int
     data: str
@@ -247,7 +247,7 @@ class Conditions(Record, frozen=True, kw_only=True):
     entries: tuple[tuple[str, str], ...]
 
 
-class Missing(Record, frozen=True, kw_only=True):
+class MissingSection(Record, frozen=True, kw_only=True):
     """A section without data, and the command that would fill it."""
 
     section: str
@@ -263,14 +263,14 @@ class Report(Record, frozen=True, kw_only=True):
     version: str
     verdict: Verdict
     groups: tuple[Group, ...]
-    unmeasured: tuple[Row, ...]
-    accuracies: tuple[Accuracy, ...]
-    layers: Layers | None
+    unmeasured: tuple[ArtifactRow, ...]
+    accuracies: tuple[AccuracyTable, ...]
+    layers: LayerTable | None
     training: Training | None
     quantization: Quantization | None
     notes: tuple[Note, ...]
     conditions: tuple[Conditions, ...]
-    missing: tuple[Missing, ...]
+    missing: tuple[MissingSection, ...]
     refused: tuple[RefusedArtifact, ...] = ()
     qat: QatResult | None = None
     stages: tuple[StageRow, ...] = ()

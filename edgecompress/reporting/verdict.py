@@ -3,7 +3,7 @@
 import math
 
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
-from edgecompress.reporting.document import Figure, Group, Layers, Row, Verdict
+from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable, Verdict
 from edgecompress.reporting.numbers import (
     describe_change,
     format_count,
@@ -15,13 +15,13 @@ from edgecompress.reporting.numbers import (
     format_size,
     format_whole,
 )
-from edgecompress.reporting.outdone import outdone
+from edgecompress.reporting.slower_in_int8 import list_slower_in_int8
 
 NOTICEABLE_POINTS = 1.0  # a loss of top-1 that a reader should not find only in the table
 STEADY_SPREAD = 1.5  # p90 / p10 above this: something else ran, or the clock changed
 
 
-def headline(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> tuple[Row, Group | None] | None:
+def headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> tuple[ArtifactRow, Group | None] | None:
     """Return the artifact the verdict is about: the fastest compressed one of the first group, else the smallest one; None without any."""
     for only_compressed in (True, False):
         for group in groups:
@@ -36,8 +36,8 @@ def headline(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> tuple[Ro
 
 def conclude(
     groups: tuple[Group, ...],
-    unmeasured: tuple[Row, ...],
-    layers: Layers | None,
+    unmeasured: tuple[ArtifactRow, ...],
+    layers: LayerTable | None,
     *,
     plan: CompressionPlan | None,
     decomposed: DecomposeResult | None,
@@ -54,7 +54,7 @@ def conclude(
         *plan_shortfalls(plan, decomposed),
         *accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
         *row_shortfalls(groups, unmeasured),
-        *outdone(groups),
+        *list_slower_in_int8(groups),
         *group_shortfalls(groups),
         *left_out,
     )
@@ -73,14 +73,14 @@ def conclude(
     )
 
 
-def size_figure(row: Row | None) -> Figure:
+def size_figure(row: ArtifactRow | None) -> Figure:
     if row is None:
         return Figure(kind="size", reason="nothing exported yet")
     before = row.times_smaller * row.size_bytes if row.times_smaller is not None else None
     return Figure(kind="size", before=before, after=row.size_bytes, change=row.times_smaller, reason=row.size_reason)
 
 
-def speed_figure(row: Row | None, group: Group | None) -> Figure:
+def speed_figure(row: ArtifactRow | None, group: Group | None) -> Figure:
     if row is None:
         return Figure(kind="speed", reason="nothing exported yet")
     if row.latency is None or group is None:
@@ -89,7 +89,7 @@ def speed_figure(row: Row | None, group: Group | None) -> Figure:
     return Figure(kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or where(group))
 
 
-def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
+def top1_figure(row: ArtifactRow | None, finetuned: FinetuneResult | None) -> Figure:
     """Prefer the accuracy of the file itself; fall back to the PyTorch model's, and say so."""
     if row is not None and row.top1 is not None and row.top1_change_points is not None:
         before = row.top1 - row.top1_change_points / 100
@@ -106,12 +106,12 @@ def top1_figure(row: Row | None, finetuned: FinetuneResult | None) -> Figure:
     return Figure(kind="top1", reason="not measured")
 
 
-def on_samples(row: Row) -> str:
+def on_samples(row: ArtifactRow) -> str:
     """Return e.g. `, on 5,000 samples`: a file's accuracy is counted on the samples it was verified on."""
     return f", on {format_whole(row.parity.samples)} samples" if row.parity else ""
 
 
-def macs_figure(layers: Layers | None) -> Figure:
+def macs_figure(layers: LayerTable | None) -> Figure:
     if layers is None:
         return Figure(kind="macs", reason="layers were not analyzed")
     if not layers.planned:
@@ -129,10 +129,10 @@ def where(group: Group) -> str:
 
 
 def sentence(
-    row: Row | None,
+    row: ArtifactRow | None,
     group: Group | None,
     figures: tuple[Figure, ...],
-    layers: Layers | None,
+    layers: LayerTable | None,
     plan: CompressionPlan | None,
     *,
     baseline: bool,
@@ -162,7 +162,7 @@ def sentence(
     return text + "."
 
 
-def unfinished(macs: Figure, layers: Layers | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
+def unfinished(macs: Figure, layers: LayerTable | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
     if layers is None:
         return "Only the dense baseline has been exported yet." if baseline else "Nothing has been compressed or measured yet."
     start = f"The network has {format_count(layers.params_before)} parameters and {format_count(layers.macs_before)} multiply-adds"
@@ -205,7 +205,7 @@ def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, expor
     return short
 
 
-def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[Row, ...]) -> list[str]:
+def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> list[str]:
     rows = [(row, group) for group in groups for row in group.rows]
     short = [f"{row.artifact} is slower than the dense fp32 file on {where(group)}: {format_factor(row.speed_up)}." for row, group in rows
              if row.speed_up is not None and row.speed_up < 1 and not row.baseline]  # fmt: skip

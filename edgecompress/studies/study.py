@@ -10,6 +10,7 @@ import msgspec
 from edgecompress.data.recipe import Recipe, at_resolution, load
 from edgecompress.devices import open_device
 from edgecompress.devices.inventory import resolve_device
+from edgecompress.devices.statistics import kind_of_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp, write_atomic
 from edgecompress.options import Options, update_options
@@ -173,8 +174,7 @@ def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:
 def _device(device: str) -> str:
     """Return what kind of device latencies are measured on: those of different kinds are not compared."""
     with open_device(resolve_device(device).url) as connected:
-        info = connected.info()
-    return ", ".join(dict.fromkeys(filter(None, (info.model, info.soc, info.abi))))
+        return kind_of_device(connected.info())
 
 
 def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:

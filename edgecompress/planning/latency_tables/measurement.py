@@ -15,7 +15,7 @@ import msgspec
 
 from edgecompress.devices.device import Device
 from edgecompress.devices.runners.execute import measure_latencies
-from edgecompress.devices.statistics import mad, median, noise
+from edgecompress.devices.statistics import find_noise, mad, median
 from edgecompress.errors import DeviceError
 from edgecompress.planning.latency_tables.layer_files import write_layers
 from edgecompress.planning.latency_tables.table import CostKey, LatencyQuery, add_layers, conditions_of, without_costs
@@ -66,7 +66,7 @@ def measure_undisturbed(device: Device, files: Sequence[Path], how: Measuring, *
     how = msgspec.structs.replace(how, warmup_s=max(how.warmup_s, MIN_RUN_S / len(files)))
     for _ in range(ATTEMPTS):
         results = measure_latencies(device, files, how)
-        busy = [reason for reason in noise(results[0]) if "processors" in reason or "throttled" in reason]
+        busy = [reason for reason in find_noise(results[0]) if "processors" in reason or "throttled" in reason]
         if noisy or not busy:
             return results
         LOG.info("%s: measured again: %s", device.url, "; ".join(busy))

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 from platformdirs import user_cache_path
 
+from edgecompress.devices.statistics import differing_conditions, kind_of_device
 from edgecompress.errors import ConfigError
 from edgecompress.files import write_atomic
 from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, read, to_json
@@ -39,9 +40,7 @@ class LatencyQuery(NamedTuple):
 
 def conditions_of(result: BenchmarkResult) -> CostTable:
     """Return an empty table for the device, runtime and threads of a result."""
-    d = result.device
-    device = ", ".join(filter(None, (d.model, d.soc if d.soc != d.model else "", d.abi))) or d.serial or d.url
-    return CostTable(device=device, runtime=result.backend, threads=result.threads, cpu_mask=result.cpu_mask)
+    return CostTable(device=kind_of_device(result.device), runtime=result.backend, threads=result.threads, cpu_mask=result.cpu_mask)
 
 
 def describe_conditions(table: CostTable) -> str:
@@ -144,10 +143,9 @@ def _is_same_method(name: str, form: LayerForm) -> bool:
     return method == form.method and options == [f"{k}={v}" for k, v in sorted(form.options.items())]
 
 
-def _describe_difference(table: CostTable, other: CostTable) -> str:
-    """Return in which condition two tables differ, "" if in none."""
-    for name in ("device", "runtime", "threads", "cpu_mask"):
-        here, there = getattr(table, name), getattr(other, name)
-        if here != there:
-            return f"its {name.replace('_', ' ')} is {here or 'none'}, here it is {there or 'none'}"
-    return ""
+def _describe_difference(table: CostTable, here: CostTable) -> str:
+    """Say which condition of a table is another one here; "" where the table holds."""
+    differing = differing_conditions(table, here).items()
+    return next(
+        (f"its {name.removeprefix('kind of ')} is {kept or 'none'}, here it is {now or 'none'}" for name, (kept, now) in differing), ""
+    )

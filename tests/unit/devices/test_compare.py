@@ -1,5 +1,6 @@
 """bench --compare: what an interval means, when a result is noisy, and what an unlike comparison gets."""
 
+import io
 import json
 import math
 import re
@@ -7,15 +8,18 @@ import re
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 from support import report_records as records
 from support.runs import complaint
 
+from edgecompress.cli import tables
 from edgecompress.devices import open_device
 from edgecompress.devices.bench import bench
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.runners.file_store import send_files
-from edgecompress.devices.statistics import mad, noise, ratio, repeats
+from edgecompress.devices.statistics import comparable, differing_conditions, find_noise, mad, medians_of_repeats, ratio, speed_up
 from edgecompress.errors import ConfigError, DeviceError
+from edgecompress.planning.latency_tables.table import conditions_of, describe_conditions
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
@@ -115,10 +119,63 @@ def test_a_clock_that_is_too_coarse_is_said():
         ratio(QUIET, changed(latency_ms=(0.0,) * 100))
 
 
-@pytest.mark.parametrize("change", [{"cpu_mask": "f0"}, {"session": "t"}, {"threads": 2}, {"backend": "b 2"}], ids=str)
-def test_unlike_results_have_no_interval(change):
-    with pytest.raises(ConfigError, match="another"):
-        ratio(QUIET, changed(**change))
+OF_DEVICE = {"url": "adb://y", "serial": "y", "model": "m", "soc": "c", "abi": "a", "os": "o", "emulated": True, "governor": "powersave"}
+CHANGES = [
+    *({"device": msgspec.structs.replace(QUIET.device, **{field: value})} for field, value in OF_DEVICE.items()),
+    *({field: value} for field, value in {"session": "t", "backend": "b 2", "runner": "r 2", "threads": 2, "cpu_mask": "f0"}.items()),
+]
+STILL_COMPARABLE = [
+    {},
+    {"temperature_c": (50.0, 60.0), "load_average": (2.0, 3.0), "started_at": "2026-01-02T00:00:00+00:00"},
+    {"device": msgspec.structs.replace(QUIET.device, name="board", labels=("arm",), temperature_c=60.0, free_bytes=1, state="busy")},
+]
+
+
+def shown(table):
+    text = io.StringIO()
+    Console(file=text, width=300).print(table)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *STILL_COMPARABLE], ids=str)
+def test_statistics_report_and_command_line_agree_on_what_may_be_compared(change):
+    dense = changed(artifact="resnet20-dense-fp32.tflite")
+    fast = changed(artifact="resnet20-fp32.tflite", artifact_sha256="1", latency_ms=(0.5,) * 100, **change)
+    reason = comparable(dense, fast)
+    assert (reason is None) == (change in STILL_COMPARABLE)
+    assert comparable(fast, dense) == reason
+    report = reported(dense, fast)
+    row = next(row for group in report.groups for row in group.rows if row.artifact == fast.artifact)
+    artifacts = [records.artifact(result.artifact, sha256=result.artifact_sha256) for result in (dense, fast)]
+    told = [shown(tables.results([dense, fast])), shown(tables.artifacts(artifacts, [dense, fast]))]
+    if reason is None:
+        assert speed_up(dense, fast) == row.speed_up == 2.0
+        assert ratio(fast, dense).ratio == 0.5
+        assert all("2.0" in text for text in told)
+    else:
+        assert row.speed_up is None
+        assert row.speed_reason == f"no ratio: the dense fp32 file was measured {reason}"
+        assert not any("2.0" in text for text in told)
+        for divide in (speed_up, ratio):
+            with pytest.raises(ConfigError, match=f"was measured {reason} than .*; measure both in one"):
+                divide(dense, fast)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *STILL_COMPARABLE], ids=str)
+def test_a_cost_table_holds_for_every_board_of_one_kind_in_any_session(change):
+    table, there = conditions_of(QUIET), changed(**change)
+    differing = set(differing_conditions(table, there))
+    changed_fields = {field for field in OF_DEVICE if "device" in change and getattr(change["device"], field) == OF_DEVICE[field]}
+    of_table = {"backend", "threads", "cpu_mask"} & set(change) | {"model", "soc", "abi"} & changed_fields
+    serial_alone = {"serial"} & changed_fields  # a device that tells nothing else is a kind of its own
+    assert bool(differing) == bool(of_table | serial_alone)
+    assert (describe_conditions(table) == describe_conditions(conditions_of(there))) == (not differing)  # plans keep the text
+
+
+def test_a_spread_is_of_one_place_in_any_session():
+    assert comparable(QUIET, changed(session="t")) == "in another session"
+    assert comparable(QUIET, changed(session="t"), any_session=True) is None
+    assert comparable(QUIET, changed(session="t", threads=2), any_session=True) == "with another number of threads"
 
 
 @pytest.mark.parametrize(
@@ -136,14 +193,14 @@ def test_unlike_results_have_no_interval(change):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_disturbs_makes_a_result_noisy_and_is_named(change, why):
-    assert noise(QUIET) == ()
-    (found,) = noise(changed(**change))
+    assert find_noise(QUIET) == ()
+    (found,) = find_noise(changed(**change))
     assert re.search(why, found)
 
 
 def test_a_condition_nobody_told_is_no_noise():
     unknown = {"temperature_c": (None, None), "load_average": (None, None), "busy_elsewhere": None, "throttled": None}
-    assert noise(changed(**unknown, frequencies_mhz=((), ()), governors=("", ""))) == ()
+    assert find_noise(changed(**unknown, frequencies_mhz=((), ()), governors=("", ""))) == ()
 
 
 def test_mad_is_the_median_distance_from_the_median():
@@ -153,7 +210,7 @@ def test_mad_is_the_median_distance_from_the_median():
 def test_repeated_runs_of_one_file_in_one_place_are_found_by_age():
     other = {"session": "t", "started_at": "2025-01-01T00:00:00+00:00", "latency_ms": (2.0,)}
     results = [QUIET, changed(**other), changed(**{**other, "session": "u", "threads": 2}), changed(artifact="b.tflite")]
-    assert repeats(results) == {"a.tflite on local://": (2.0, 1.0)}
+    assert medians_of_repeats(results) == {"a.tflite on local://": (2.0, 1.0)}
 
 
 def test_compare_measures_each_loading_in_a_block_and_no_result_is_overwritten(edgecompress, tiny, tmp_path):

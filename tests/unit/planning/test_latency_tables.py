@@ -195,8 +195,8 @@ def test_what_two_processes_add_is_kept(tmp_path):
     [
         ({"device": "another board"}, "its device is another board, here it is board, arm64-v8a"),
         ({"runtime": "ai-edge-litert 1.0"}, "its runtime is ai-edge-litert 1.0, here it is ai-edge-litert 2.3.0"),
-        ({"threads": 4}, "its threads is 4, here it is 1"),
-        ({"cpu_mask": "f0"}, "its cpu mask is f0, here it is none"),
+        ({"threads": 4}, "its number of threads is 4, here it is 1"),
+        ({"cpu_mask": "f0"}, "its CPU mask is f0, here it is none"),
     ],
 )
 def test_a_table_of_other_conditions_is_refused(tmp_path, change, said):

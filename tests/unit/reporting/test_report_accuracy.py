@@ -5,6 +5,7 @@ import pytest
 from support import report_records as run
 from support.report_records import made
 
+from edgecompress.devices.statistics import comparable
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import DeviceInfo, Parity
 from edgecompress.records.evaluation import Evaluation
@@ -52,6 +53,16 @@ def test_top1_of_the_same_samples_on_the_same_device_has_a_difference_in_points(
     (table,) = report(evaluated(DENSE, 0.93), evaluated(INT8, 0.90)).accuracies
     assert [row.change_points for row in table.rows] == pytest.approx([0.0, -3.0])
     assert table.reason == ""
+
+
+def test_accuracies_may_be_compared_across_sessions_and_governors_but_not_across_samples():
+    found = evaluated(DENSE, 0.93)
+    other = msgspec.structs.replace(found.device, governor="powersave")
+    assert comparable(found, msgspec.structs.replace(found, session="t", device=other)) is None
+    assert comparable(found, msgspec.structs.replace(found, data_sha256="e")) == "on other samples"
+    assert comparable(found, msgspec.structs.replace(found, threads=4, backend="b 2")) == (
+        "with another runtime, with another number of threads"
+    )
 
 
 UNLIKE = (
