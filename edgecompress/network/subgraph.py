@@ -3,8 +3,8 @@
 A layer here is one computation with the activation that kernels fuse into it, since converters compute both as one op.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -100,13 +100,6 @@ def cut(program: ExportedProgram, nodes: Sequence[str]) -> tuple[ExportedProgram
     with torch.no_grad(), quiet_export():
         kept = fx.GraphModule(graph, graph.graph).eval()  # copies only the constants that the graph reads
         return torch.export.export(kept, tuple(inputs[i] for i in taken), strict=False), taken
-
-
-def values_at(run: Callable[..., Any], outputs: int, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return `run`'s outputs for every sample of `batch`, each `(n, …)`; it takes one sample a call, as programs do."""
-    rows = [run(*(x[i : i + 1] for x in batch)) for i in range(len(batch[0]))]
-    rows = [row if isinstance(row, tuple | list) else (row,) for row in rows]
-    return tuple(torch.cat([row[k] for row in rows]) for k in range(outputs))
 
 
 def _is_masked(node: fx.Node) -> bool:
