@@ -1,9 +1,9 @@
-"""A run folder: what was asked for, which steps are done, and what each was made from.
+"""A run folder: its options, its finished steps, and the key that each step was made from.
 
-    run.json    options, and per step the hash of its inputs and of the files it wrote
-    NAME.json   the record of a step; weights beside it as safetensors
+    run.json    options, and for each step its key and the hashes of the files that it wrote
+    NAME.json   the record of a step; its weights stand beside it as safetensors
 
-A step is reused when the hash of its inputs is unchanged and its files are as it left them. One process at a time: the folder is locked.
+A step is reused when its key is unchanged and its files are as the step left them. A lock keeps other processes out of the folder.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ RUN_FILE: Final = "run.json"
 
 
 class FinishedStep(Record, frozen=True, kw_only=True):
-    """A finished step. `made_from` hashes everything it depends on; `files` are paths in the run folder with their hashes."""
+    """A finished step. `made_from` is its key, `files` are paths in the run folder with their SHA-256."""
 
     made_from: str
     files: dict[str, str]
@@ -42,6 +42,8 @@ class FinishedStep(Record, frozen=True, kw_only=True):
 
 
 class RunRecord(Record, frozen=True, kw_only=True):
+    """The file run.json: the recipe and the options of a run, and its finished steps by name."""
+
     schema: int = SCHEMA
     name: str
     recipe: str
@@ -60,25 +62,25 @@ class Run:
         return self.folder / name
 
     def is_done(self, step: str, made_from: str) -> bool:
-        """Whether `step` was finished from just these inputs, and its files are as it left them."""
+        """Whether `step` was finished with this key, and its files are unchanged since."""
         done = self.record.steps.get(step)
         if done is None or done.made_from != made_from:
             return False
         return all(self.path(name).is_file() and sha256(self.path(name)) == digest for name, digest in done.files.items())
 
     def finish(self, step: str, made_from: str, files: tuple[str, ...], seconds: float) -> None:
-        """Note that `step` is done; from here on a crash loses nothing of it."""
+        """Record that `step` is finished; a crash after this call loses nothing of the step."""
         done = FinishedStep(made_from=made_from, files={name: sha256(self.path(name)) for name in files}, seconds=round(seconds, 3))
         self._write(msgspec.structs.replace(self.record, steps={**self.record.steps, step: done}))
 
     def set_options(self, options: Options) -> None:
-        """Keep the options, so that later steps, and later commands on this folder, go by them."""
+        """Store the options; later steps, and later commands on this folder, go by them."""
         if options != self.record.options or not self.path(RUN_FILE).exists():
             self._write(msgspec.structs.replace(self.record, options=options))
 
     def digest(self, step: str) -> str:
-        """Return a hash of what a finished step wrote."""
-        return key(self.record.steps[step].files)
+        """Return a hash of the files of a finished step."""
+        return hash_values(self.record.steps[step].files)
 
     def _write(self, record: RunRecord) -> None:
         write_atomic(self.path(RUN_FILE), to_json(record))
@@ -97,14 +99,14 @@ def use_options(run: Run, options: Options) -> Iterator[None]:
         raise
 
 
-def key(*parts: Any) -> str:
+def hash_values(*parts: Any) -> str:
     """Return a SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 @contextmanager
 def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
-    """Open or make a run folder and hold its lock.
+    """Open or make a run folder and hold its lock until the block ends.
 
     Raises:
         ConfigError: Another process has it, it belongs to another recipe, or it cannot be written.
@@ -114,7 +116,7 @@ def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise ConfigError(f"{folder}: in use by process {_owner(folder)}; wait for it, or give another folder with --run") from error
+        raise ConfigError(f"{folder}: in use by process {_read_owner(folder)}; wait for it, or give another folder with --run") from error
     except OSError as error:
         raise explain(error, folder) from error
     try:
@@ -126,7 +128,7 @@ def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
     except OSError as error:
         if error.errno in NO_SPACE or _is_inside(error.filename, folder):
             raise explain(error, folder) from error
-        raise  # of the user's own files
+        raise  # The error concerns a file of the user's own.
     finally:
         lock.release()
 
@@ -135,7 +137,7 @@ def read_run(folder: Path) -> RunRecord:
     """Return the record of an existing run folder.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The folder is no run folder.
     """
     return read(folder / RUN_FILE, RunRecord)
 
@@ -146,7 +148,7 @@ def is_run(folder: Path) -> bool:
 
 @contextmanager
 def stopwatch() -> Iterator[list[float]]:
-    """Yield a list that holds the seconds the block took once it is over."""
+    """Yield a list to which the duration of the block in seconds is added at its end."""
     spent: list[float] = []
     started = time.perf_counter()
     yield spent
@@ -157,20 +159,20 @@ def _is_inside(name: object, folder: Path) -> bool:
     return isinstance(name, (str, os.PathLike)) and Path(name).resolve().is_relative_to(folder.resolve())
 
 
-def _owner(folder: Path) -> str:
+def _read_owner(folder: Path) -> str:
     try:
         return str(int((folder / ".lock.pid").read_text()))
     except (OSError, ValueError):
         return "unknown"
 
 
-def keep_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:
-    """Write a result under `results/<device>/`, one of `evaluate` under `accuracy/` there, never over another one."""
+def store_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:
+    """Write a result into a new file under `results/DEVICE/`, an accuracy under `results/DEVICE/accuracy/`; return the path."""
     device = "".join(c if c.isalnum() or c in "-._" else "-" for c in result.device.serial or "device")
     stem = f"{result.started_at.replace(':', '')}-{result.session[:8]}-{result.artifact}"
     kind = "accuracy" if isinstance(result, Evaluation) else ""
     inside = folder / "results" / device / kind
-    names = chain((f"{stem}.json",), (f"{stem}-{n}.json" for n in count(2)))  # one file may stand twice in a comparison
+    names = chain((f"{stem}.json",), (f"{stem}-{n}.json" for n in count(2)))  # A comparison may hold one artifact twice.
     path = next(inside / name for name in names if not (inside / name).exists())
     write_atomic(path, to_json(result))
     return path

@@ -14,7 +14,7 @@ from edgecompress.options import Options, update_options
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.steps import STEPS
 from edgecompress.records import BenchmarkResult, ExportResult, Measuring, read, to_json
-from edgecompress.runs import is_run, keep_result
+from edgecompress.runs import is_run, store_result
 from edgecompress.targets import FORMATS, TARGETS
 
 Paths = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a run folder for all of its artifacts.")]
@@ -89,7 +89,7 @@ def bench(
     kept: list[Path] = []
 
     def keep(result: BenchmarkResult) -> None:
-        kept.append(keep_result(home, result))
+        kept.append(store_result(home, result))
 
     how = Measuring(
         threads=asked.threads,

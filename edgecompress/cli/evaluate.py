@@ -17,7 +17,7 @@ from edgecompress.cli.tables import table
 from edgecompress.options import Options, update_options
 from edgecompress.records import to_json
 from edgecompress.records.evaluation import Evaluation, Scoring
-from edgecompress.runs import is_run, keep_result
+from edgecompress.runs import is_run, store_result
 
 Labelled = Annotated[str | None, typer.Option(help="Labelled data, or a recipe [the run's].", show_default=False)]
 Samples = Annotated[int, typer.Option(help="Inputs to score on, at most [1000].", show_default=False)]
@@ -54,7 +54,7 @@ def evaluate(
     kept: list[Path] = []
 
     def keep(record: Evaluation) -> None:
-        kept.append(keep_result(home, record))
+        kept.append(store_result(home, record))
         made.append(record)
 
     how = Scoring(

@@ -17,7 +17,7 @@ from edgecompress.cli.tables import table
 from edgecompress.options import Options, update_options
 from edgecompress.records import FailedTrial, SearchPoint, SearchResult, to_json
 from edgecompress.records.search import Value
-from edgecompress.studies.space import space_of
+from edgecompress.studies.space import build_space
 
 Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe: file, folder, module.", show_default=False)]
 Folder = Annotated[Path | None, typer.Option("--run", help="Folder of the search; default searches/NAME.", show_default=False)]
@@ -53,7 +53,7 @@ def _search(
     **given: Any,
 ) -> None:
     given = {name: value for name, value in absolute(given).items() if value is not None}
-    space_of(update_options(Options(), given), given, vary or ())  # before the seconds it takes to import torch
+    build_space(update_options(Options(), given), given, vary or ())  # before the seconds it takes to import torch
     from edgecompress.studies.study import search
 
     notes = console(stderr=True)

@@ -25,7 +25,7 @@ from edgecompress.options import Options
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
 from edgecompress.progress import Track, silent
 from edgecompress.records import Record, read
-from edgecompress.runs import Run, key
+from edgecompress.runs import Run, hash_values
 
 R = TypeVar("R", bound=Record)
 OnStep = Callable[[str, Record, float, bool], None]
@@ -179,7 +179,7 @@ class RunContext:
 
         def hash_source() -> str:
             files = [] if data is None else stamp(data)
-            return key(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
+            return hash_values(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
 
         made: str = self.remember("source", self.options.data, hash_source)
         return made
@@ -187,7 +187,7 @@ class RunContext:
     @property
     def evidence(self) -> Evidence:
         """Real inputs that artifacts are checked on: evaluation data, or calibration data where there are none."""
-        made: Evidence = self.remember("evidence", key(self.source, self.options.verify_samples), self._fetch_evidence)
+        made: Evidence = self.remember("evidence", hash_values(self.source, self.options.verify_samples), self._fetch_evidence)
         return made
 
     def _fetch_evidence(self) -> Evidence:
@@ -200,7 +200,7 @@ class RunContext:
     def dense_outputs(self) -> Batch:
         """The outputs of the dense network for the evidence."""
         made: Batch = self.remember(
-            "dense outputs", key(self.source, self.options.verify_samples), lambda: forward(self.dense, self.evidence.inputs)
+            "dense outputs", hash_values(self.source, self.options.verify_samples), lambda: forward(self.dense, self.evidence.inputs)
         )
         return made
 

@@ -20,7 +20,7 @@ from edgecompress.planning.profile import profile
 from edgecompress.planning.reduced_network import form_pairs, reduce_network
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import ConversionRequest, CostTable, ModelStats
-from edgecompress.runs import key
+from edgecompress.runs import hash_values
 from edgecompress.targets import SCHEMES, TARGETS
 
 LOCAL: Final = "local://"
@@ -87,7 +87,7 @@ def _describe_network(context: RunContext, stats: ModelStats) -> NetworkToMeasur
         with ThreadPoolExecutor(len(requests)) as pool:
             list(pool.map(lambda request: _convert(context, request), requests))
 
-    network_key = key(context.network.fingerprint, shapes)
+    network_key = hash_values(context.network.fingerprint, shapes)
     return NetworkToMeasure(context.recipe.name, network_key, stats.macs, form_pairs(dense, stats), write_files)
 
 

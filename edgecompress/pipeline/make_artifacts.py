@@ -27,7 +27,7 @@ from edgecompress.pipeline.networks import export_compressed, export_trained, lo
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.quantization.quantize import spec
 from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read
-from edgecompress.runs import key, stopwatch
+from edgecompress.runs import hash_values, stopwatch
 from edgecompress.targets import SCHEMES
 
 
@@ -96,7 +96,7 @@ def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     told = (context.recipe.preprocessing, context.recipe.labels)
     asked = (variant, format_name, scheme, layers, limits_of(scheme, context.options), context.options.verify_samples, told, lasting)
     calibration = context.digest("quantize") if SCHEMES[scheme].calibrated else ""
-    return key(context.source, _digest_weights(context, variant, scheme), calibration, asked)
+    return hash_values(context.source, _digest_weights(context, variant, scheme), calibration, asked)
 
 
 def _digest_weights(context: RunContext, variant: str, scheme: str) -> str:
@@ -128,7 +128,7 @@ def _reference_outputs(context: RunContext, variant: str) -> Batch:
     """Return what an artifact is held to: the eager outputs of its network for the evidence, also where weights were trained for int8."""
     if variant == "dense":
         return context.dense_outputs
-    made_from = key(context.source, context.digest("finetune"), context.options.verify_samples)
+    made_from = hash_values(context.source, context.digest("finetune"), context.options.verify_samples)
     made: Batch = context.remember("compressed outputs", made_from, lambda: forward(load_compressed(context), context.evidence.inputs))
     return made
 

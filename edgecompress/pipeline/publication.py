@@ -12,7 +12,7 @@ from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read
 from edgecompress.reporting.report import report
-from edgecompress.runs import keep_result, key, stopwatch
+from edgecompress.runs import hash_values, stopwatch, store_result
 
 
 class Publication(NamedTuple):
@@ -53,7 +53,7 @@ def restore_error(refused: RefusedArtifact) -> EdgeCompressError:
 def measure_artifacts(context: RunContext, artifacts: tuple[Artifact, ...]) -> tuple[BenchmarkResult, ...]:
     """Measure artifacts on this machine, unless just these files were measured already with the same options."""
     o, record = context.options, context.run
-    made_from = key([artifact.sha256 for artifact in artifacts], o.threads, o.repetitions)
+    made_from = hash_values([artifact.sha256 for artifact in artifacts], o.threads, o.repetitions)
     if not record.is_done("bench", made_from):
         with stopwatch() as spent:
             results = bench_artifacts(context, tuple(record.path("artifacts") / artifact.path for artifact in artifacts))
@@ -68,4 +68,4 @@ def bench_artifacts(
     """Measure files, interleaved, as often as the options of the run say; keep each result under `results/` and return it with its path."""
     o = context.options
     results = bench(paths, device=device, threads=o.threads, repetitions=repetitions or o.repetitions, compare=compare, track=context.track)
-    return tuple((result, keep_result(context.run.folder, result)) for result in results)
+    return tuple((result, store_result(context.run.folder, result)) for result in results)

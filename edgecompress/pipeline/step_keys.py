@@ -10,7 +10,7 @@ from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.steps import QAT_SCHEME, SOURCE_OPTIONS, STAGED, STEPS, Step
 from edgecompress.planning import stages
 from edgecompress.records import Budget, CompressionPlan
-from edgecompress.runs import key
+from edgecompress.runs import hash_values
 from edgecompress.targets import TARGETS
 
 
@@ -20,7 +20,7 @@ def hash_inputs(context: RunContext, step: Step) -> str:
     if step.name in STAGED and context.stage > 1:
         files.append(context.at_stage(context.stage - 1).digest("finetune"))
     stage = context.stage if step.name in STAGED else 0
-    return key(step.name, context.source, files, stage, effective_options(context, step))
+    return hash_values(step.name, context.source, files, stage, effective_options(context, step))
 
 
 def effective_options(context: RunContext, step: Step) -> dict[str, Any]:

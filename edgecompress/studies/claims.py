@@ -1,4 +1,4 @@
-"""Who runs a trial: whoever holds the lock in its folder. The database knows by heartbeats that somebody on some host does."""
+"""Exclusive use of a trial: a lock in its folder on this host, and heartbeats in the database for other hosts."""
 
 import logging
 import platform
@@ -12,15 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain
-from edgecompress.studies.storage import HEARTBEAT_S, Study, noted, storing
+from edgecompress.studies.storage import HEARTBEAT_S, Study, set_attributes, translate_storage_errors
 
 log = logging.getLogger(__name__)
 
-OWNER: Final = "owner"  # attribute of a trial: host and folder
+OWNER: Final = "owner"  # The attribute of a trial that holds its host and folder.
 
 
 def is_abandoned(study: Study, trial: FrozenTrial) -> bool:
-    """Whether a trial of this host and folder runs, but nobody runs it."""
+    """Whether a trial of this host and folder is marked as running while no process holds it."""
     if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != _owner(study, trial.number):
         return False
     lock = _lock(study, trial.number)
@@ -33,17 +33,17 @@ def is_abandoned(study: Study, trial: FrozenTrial) -> bool:
 
 
 def _owner(study: Study, number: int) -> list[str]:
-    return [platform.node(), str(study.run_of(number).resolve())]
+    return [platform.node(), str(study.run_folder(number).resolve())]
 
 
 def _lock(study: Study, number: int) -> FileLock:
-    return FileLock(study.run_of(number) / ".lock.trial", timeout=0)
+    return FileLock(study.run_folder(number) / ".lock.trial", timeout=0)
 
 
 @contextmanager
-def claimed(study: Study, number: int) -> Iterator[bool]:
-    """Hold a trial and tell the database that it lives; yield whether it is ours to run."""
-    folder = study.run_of(number)
+def hold_trial(study: Study, number: int) -> Iterator[bool]:
+    """Hold a trial and send heartbeats for it; yield whether this process may run it."""
+    folder = study.run_folder(number)
     lock = _lock(study, number)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,29 +55,29 @@ def claimed(study: Study, number: int) -> Iterator[bool]:
         raise explain(error, folder) from error
     try:
         state = next(trial.state for trial in study.trials() if trial.number == number)
-        if state != TrialState.RUNNING:  # somebody was faster
+        if state != TrialState.RUNNING:  # Another process has ended it meanwhile.
             yield False
             return
-        with _beating(study, number):  # a trial with an owner has a heartbeat
-            yield noted(study, number, **{OWNER: _owner(study, number)})
+        with _send_heartbeats(study, number):  # The first heartbeat comes before the owner, so that every trial with an owner has one.
+            yield set_attributes(study, number, **{OWNER: _owner(study, number)})
     finally:
         lock.release()
 
 
 @contextmanager
-def _beating(study: Study, number: int) -> Iterator[None]:
-    """Send heartbeats, the first before anything else."""
+def _send_heartbeats(study: Study, number: int) -> Iterator[None]:
+    """Send heartbeats from a thread while the block runs; the first one is sent before the block starts."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_S):
             try:
-                _beat(study, number)
+                _send_heartbeat(study, number)
             except ConfigError as error:
                 log.warning("trial %d: no heartbeat: %s", number, error)
-        study.storage.remove_session()  # this thread's
+        study.storage.remove_session()  # Sessions belong to threads.
 
-    _beat(study, number)
+    _send_heartbeat(study, number)
     heart = threading.Thread(target=beat, name=f"heartbeat of trial {number}", daemon=True)
     heart.start()
     try:
@@ -87,6 +87,6 @@ def _beating(study: Study, number: int) -> Iterator[None]:
         heart.join()
 
 
-def _beat(study: Study, number: int) -> None:
-    with storing(study.place):
-        study.storage.record_heartbeat(study.id_of(number))
+def _send_heartbeat(study: Study, number: int) -> None:
+    with translate_storage_errors(study.place):
+        study.storage.record_heartbeat(study.trial_id(number))

@@ -1,7 +1,7 @@
-"""Trials begun, taken up again and ended.
+"""The loop of a search: begin trials, resume those that were killed, and record their outcomes.
 
-A trial whose process died is taken up again by the next one on its host, where it stopped; one of another host is given up when its
-heartbeats have long ceased. One that its process died of twice is not tried a third time.
+The next process on the same host resumes a trial whose process died. A trial of another host fails once its heartbeats have ceased for
+`GRACE_S`. A trial during which the process died twice is not tried a third time.
 """
 
 import logging
@@ -20,57 +20,58 @@ from edgecompress.files import write_atomic
 from edgecompress.progress import Track, silent
 from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
 from edgecompress.records.search import Value
-from edgecompress.studies.claims import OWNER, claimed, is_abandoned
-from edgecompress.studies.samplers import distributions
-from edgecompress.studies.speeds import at_one_speed
-from edgecompress.studies.storage import GRACE_S, Study, noted, storing
+from edgecompress.studies.claims import OWNER, hold_trial, is_abandoned
+from edgecompress.studies.drift import correct_drift
+from edgecompress.studies.samplers import to_distributions
+from edgecompress.studies.storage import GRACE_S, Study, set_attributes, translate_storage_errors
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 2
-IN_A_ROW: Final = 3
-POINT, REASON, STARTS = "point", "reason", "starts"  # attributes of a trial
+MAX_FAILURES_IN_A_ROW: Final = 3
+# Names of the attributes that a trial has in the study.
+POINT, REASON, STARTS = "point", "reason", "starts"
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL)
 
 Make = Callable[[int, Path, dict[str, Value]], SearchPoint]
 OnTrial = Callable[[int, SearchPoint | FailedTrial], object]
 
 
-class Refused(EdgeCompressError):
-    """The choice led to a file that is not published: nothing is wrong with the search."""
+class RefusedTrial(EdgeCompressError):
+    """A trial whose file was refused at the gate; the search itself is sound."""
 
 
 def explore(
     study: Study, space: Mapping[str, Axis], make: Make, *, trials: int, on_trial: OnTrial = lambda *_: None, track: Track = silent
 ) -> None:
-    """Run trials until the study has as many as asked for, those of others counted.
+    """Run trials until the study has as many as asked for, those of other processes included.
 
     Args:
-        make: Runs the trial of that number in that folder with that choice. What it raises fails the trial, not the search.
-        on_trial: Called with the number of each trial that was run here and what became of it: an earlier point where the choice is
-            an earlier one.
+        make: Runs the trial of a number in a folder with a choice. An error that it raises fails the trial, not the search.
+        on_trial: Called after each trial that was run here with its number and its outcome; a choice that was tried before has the
+            outcome of the earlier trial.
 
     Raises:
-        ConfigError: The storage was lost. What a trial has done is in its folder; the same call goes on there.
-        EdgeCompressError: Several trials in a row failed, other than by `Refused`: the fault is not theirs.
+        ConfigError: The storage was lost. Trials keep their folders, and the same call continues there.
+        EdgeCompressError: Several trials in a row failed, other than by `RefusedTrial`, so the search itself is at fault.
     """
     failures = 0
-    for number in track(_turns(study, space, trials), "trials", trials):
+    for number in track(_next_trials(study, space, trials), "trials", trials):
         if number is None:
             continue
-        with claimed(study, number) as ours:
+        with hold_trial(study, number) as ours:
             ended = _run(study, number, make) if ours else None
         if ended is None:
             continue
         outcome, error = ended
         on_trial(number, outcome)
-        failures = failures + 1 if error and not isinstance(error, Refused) else 0
-        if error and failures == IN_A_ROW:
-            raise EdgeCompressError(f"search: {IN_A_ROW} trials in a row failed, the last with: {error}") from error
+        failures = failures + 1 if error and not isinstance(error, RefusedTrial) else 0
+        if error and failures == MAX_FAILURES_IN_A_ROW:
+            raise EdgeCompressError(f"search: {MAX_FAILURES_IN_A_ROW} trials in a row failed, the last with: {error}") from error
 
 
-def outcome_of(trial: FrozenTrial) -> SearchPoint | FailedTrial | None:
-    """Return what became of a trial; None while it runs, and for one that is a copy of another."""
+def read_outcome(trial: FrozenTrial) -> SearchPoint | FailedTrial | None:
+    """Return the outcome of a trial; None while the trial runs, and for a copy of another trial."""
     if trial.state == TrialState.FAIL:
         reason = trial.user_attrs.get(REASON, "its host or its process died")
         return FailedTrial(trial=trial.number, choice=dict(trial.params), reason=reason)
@@ -80,75 +81,75 @@ def outcome_of(trial: FrozenTrial) -> SearchPoint | FailedTrial | None:
     return point if point.trial == trial.number else None
 
 
-def _turns(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int | None]:
-    """Yield the trials to run: None for each that has ended before, so that a bar begins where the study is."""
+def _next_trials(study: Study, space: Mapping[str, Axis], trials: int) -> Iterator[int | None]:
+    """Yield the numbers of the trials to run, after one None for each trial that has ended, so that a progress bar starts behind those."""
     yield from (None for trial in study.trials() if trial.state in ENDED)
     tried: set[int] = set()
     while True:
-        with storing(study.place), warnings.catch_warnings():
+        with translate_storage_errors(study.place), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study.optuna)
         for trial in filter(_is_unclaimed, study.trials()):
-            _failed(study, trial.number, dict(trial.params), EdgeCompressError("its process died before it began"))
+            _fail_trial(study, trial.number, dict(trial.params), EdgeCompressError("its process died before it began"))
         known = study.trials()
         left = next((trial.number for trial in known if trial.number not in tried and is_abandoned(study, trial)), None)
         if left is None and len(known) >= trials:
             return
-        number = _ask(study, space) if left is None else left
+        number = _begin_trial(study, space) if left is None else left
         tried.add(number)
         yield number
 
 
 def _is_unclaimed(trial: FrozenTrial) -> bool:
-    """Whether a trial was proposed and nobody ever began it: it has neither a folder nor heartbeats by which to know."""
+    """Whether a trial was proposed and never begun; such a trial has neither a folder nor heartbeats."""
     if trial.state != TrialState.RUNNING or OWNER in trial.user_attrs or trial.datetime_start is None:
         return False
     return (datetime.now() - trial.datetime_start).total_seconds() > GRACE_S
 
 
-def _ask(study: Study, space: Mapping[str, Axis]) -> int:
+def _begin_trial(study: Study, space: Mapping[str, Axis]) -> int:
     """Begin a new trial."""
-    with storing(study.place), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # heartbeats are for Study.optimize, Optuna says; we send them ourselves
-        return study.optuna.ask(distributions(space)).number
+    with translate_storage_errors(study.place), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Optuna expects heartbeats of Study.optimize alone; claims.py sends them.
+        return study.optuna.ask(to_distributions(space)).number
 
 
 def _run(study: Study, number: int, make: Make) -> tuple[SearchPoint | FailedTrial, Exception | None] | None:
-    """Run a trial that is ours and write down what became of it, with the error that it failed with; None when others gave it up."""
+    """Run a trial that this process holds; return its outcome and its error, None if another process ended the trial meanwhile."""
     known = study.trials()
     trial = next(trial for trial in known if trial.number == number)
     choice, starts = dict(trial.params), trial.user_attrs.get(STARTS, 0)
     if starts >= ATTEMPTS:
-        return _failed(study, number, choice, EdgeCompressError(f"the process that ran it died {starts} times; its run folder is kept"))
-    if not noted(study, number, **{STARTS: starts + 1}):
+        return _fail_trial(study, number, choice, EdgeCompressError(f"the process that ran it died {starts} times; its run folder is kept"))
+    if not set_attributes(study, number, **{STARTS: starts + 1}):
         return None
     try:
-        point = _as_before(known, choice) or make(number, study.run_of(number), choice)
-    except KeyboardInterrupt:  # not its fault, so it does not count
-        noted(study, number, **{STARTS: starts})
+        point = _find_earlier_point(known, choice) or make(number, study.run_folder(number), choice)
+    except KeyboardInterrupt:  # An interrupt is not the fault of the trial.
+        set_attributes(study, number, **{STARTS: starts})
         raise
     except Exception as error:
-        return _failed(study, number, choice, error)
-    earlier = (outcome_of(trial) for trial in known if trial.state == TrialState.COMPLETE)
-    score = at_one_speed([*(p for p in earlier if isinstance(p, SearchPoint)), point])[-1].score
-    ours = noted(study, number, **{POINT: to_json(point).decode()})
-    return (point, None) if ours and _told(study, number, values=[score.accuracy, score.latency_ms, score.size_bytes]) else None
+        return _fail_trial(study, number, choice, error)
+    earlier = (read_outcome(trial) for trial in known if trial.state == TrialState.COMPLETE)
+    score = correct_drift([*(p for p in earlier if isinstance(p, SearchPoint)), point])[-1].score
+    ours = set_attributes(study, number, **{POINT: to_json(point).decode()})
+    return (point, None) if ours and _tell_outcome(study, number, values=[score.accuracy, score.latency_ms, score.size_bytes]) else None
 
 
-def _failed(study: Study, number: int, choice: dict[str, Value], error: Exception) -> tuple[FailedTrial, Exception] | None:
-    """Write down why a trial failed, and the traceback where the reason is no error of ours."""
+def _fail_trial(study: Study, number: int, choice: dict[str, Value], error: Exception) -> tuple[FailedTrial, Exception] | None:
+    """Record why a trial failed, with the traceback of an unexpected error."""
     reason = str(error)
     if not isinstance(error, EdgeCompressError):
         reason = f"{type(error).__name__}: {error}"
-        write_atomic(study.run_of(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
-    ours = noted(study, number, **{REASON: reason}) and _told(study, number, state=TrialState.FAIL)
+        write_atomic(study.run_folder(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
+    ours = set_attributes(study, number, **{REASON: reason}) and _tell_outcome(study, number, state=TrialState.FAIL)
     return (FailedTrial(trial=number, choice=choice, reason=reason), error) if ours else None
 
 
-def _told(study: Study, number: int, **ending: Any) -> bool:
-    """End a trial; whether it was still ours to end."""
+def _tell_outcome(study: Study, number: int, **ending: Any) -> bool:
+    """End a trial; return whether this process still held it."""
     try:
-        with storing(study.place):
+        with translate_storage_errors(study.place):
             study.optuna.tell(number, **ending)
     except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
         log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
@@ -156,7 +157,7 @@ def _told(study: Study, number: int, **ending: Any) -> bool:
     return True
 
 
-def _as_before(known: list[FrozenTrial], choice: dict[str, Value]) -> SearchPoint | None:
-    """Return the point of an earlier trial with the same choice: to measure it again would tell nothing new."""
-    earlier = (outcome_of(trial) for trial in known if trial.state == TrialState.COMPLETE and trial.params == choice)
+def _find_earlier_point(known: list[FrozenTrial], choice: dict[str, Value]) -> SearchPoint | None:
+    """Return the point of an earlier trial with the same choice, which need not be measured again."""
+    earlier = (read_outcome(trial) for trial in known if trial.state == TrialState.COMPLETE and trial.params == choice)
     return next((point for point in earlier if isinstance(point, SearchPoint)), None)

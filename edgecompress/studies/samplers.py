@@ -1,4 +1,4 @@
-"""Who proposes the next trial. Trial N is drawn from the seed, N and the results so far, whichever process draws it."""
+"""Samplers that propose the next trial. Every process proposes the same trial N from the same seed and results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -11,25 +11,25 @@ from optuna.trial import FrozenTrial, TrialState
 
 from edgecompress.records import Axis
 
-STARTUP: Final = 10  # random trials before TPE has seen enough
-POPULATION: Final = 12  # of NSGA-II: trials cost minutes, so generations are small
+TPE_RANDOM_TRIALS: Final = 10  # TPE needs some random trials to learn from.
+NSGA2_POPULATION: Final = 12  # Trials cost minutes, so generations are small.
 
 SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP),
-    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=TPE_RANDOM_TRIALS),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=NSGA2_POPULATION),
 }
 
 
-def distributions(space: Mapping[str, Axis]) -> dict[str, BaseDistribution]:
-    """Return the space in the sampler's words."""
+def to_distributions(space: Mapping[str, Axis]) -> dict[str, BaseDistribution]:
+    """Return the distributions that Optuna draws the axes from."""
     return {
         name: CategoricalDistribution(axis.values) if axis.values else FloatDistribution(axis.low, axis.high)
         for name, axis in space.items()
     }
 
 
-class PerTrial(BaseSampler):
-    """A sampler made anew for each trial, from its number: one that lives on would repeat itself after every restart."""
+class ReseededSampler(BaseSampler):
+    """A sampler that is seeded anew for each trial by its number; a sampler seeded once would repeat itself after every restart."""
 
     def __init__(self, name: str, seed: int) -> None:
         self._make, self._seed = SAMPLERS[name], seed

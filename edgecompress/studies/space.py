@@ -1,4 +1,4 @@
-"""What a search may vary: one row an option of `edgecompress.options.Options`, and the files a target exports."""
+"""The space of a search: one row for each option that may vary, and one axis for the files of a target."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,16 +9,17 @@ from edgecompress.options import Options, select_outputs, update_options
 from edgecompress.records import Axis
 from edgecompress.records.search import Value
 
-OUTPUT: Final = "output"  # "FORMAT SCHEME": a format has schemes of its own, so they are one choice
+# An axis of "FORMAT SCHEME" pairs, because each format has its own schemes.
+OUTPUT: Final = "output"
 
 
 class VariedOption(NamedTuple):
-    """How an option is varied.
+    """An option that a search may vary.
 
     Attributes:
-        kind: Of its values; a float may be given a range.
-        usual: What it may be when nothing is said of it; None keeps it as it is.
-        is_budget: Where one of these is asked for, the usual one is not.
+        kind: Type of its values; a float may have a range.
+        usual: Its axis by default; None leaves the option fixed.
+        is_budget: Whether it is a budget; a search that varies one budget leaves the default one out.
     """
 
     kind: type[int] | type[float] | type[str]
@@ -39,19 +40,19 @@ VARIED: Final = {
 }
 
 
-def space_of(options: Options, given: Collection[str], vary: Sequence[str], before: Mapping[str, Axis] | None = None) -> dict[str, Axis]:
+def build_space(options: Options, given: Collection[str], vary: Sequence[str], before: Mapping[str, Axis] | None = None) -> dict[str, Axis]:
     """Return the axes of a search, in the order of `VARIED`.
 
     Args:
-        options: Of every trial.
-        given: Names of those that were asked for, which are therefore not varied.
+        options: The options that all trials share.
+        given: Names of options that the caller fixed, which are therefore not varied.
         vary: `NAME=LOW:HIGH` or `NAME=VALUE,VALUE`; one name may stand more than once.
-        before: The axes of a study to go on with, in place of the usual ones.
+        before: The axes of the study that is continued, in place of the default ones.
 
     Raises:
         ConfigError: An option that cannot be varied, is fixed already, or may not have such a value.
     """
-    asked = _parsed(vary)
+    asked = _parse_axes(vary)
     for name in asked:
         if name in given:
             raise ConfigError(f"--vary {name}: it is given as --{name.replace('_', '-')} too; leave out one of them")
@@ -63,12 +64,12 @@ def space_of(options: Options, given: Collection[str], vary: Sequence[str], befo
     axes[OUTPUT] = Axis(values=tuple(" ".join(pair) for pair in select_outputs(options)))
     for name, axis in axes.items():
         for value in axis.values or (axis.low, axis.high):
-            applied(options, {name: value})
+            apply_choice(options, {name: value})
     return axes
 
 
-def applied(options: Options, choice: Mapping[str, Value]) -> Options:
-    """Return the options of the run that a choice stands for.
+def apply_choice(options: Options, choice: Mapping[str, Value]) -> Options:
+    """Return the options of the trial with this choice.
 
     Raises:
         ConfigError: A value out of its range.
@@ -80,7 +81,7 @@ def applied(options: Options, choice: Mapping[str, Value]) -> Options:
     return update_options(options, changes)
 
 
-def _parsed(vary: Sequence[str]) -> dict[str, Axis]:
+def _parse_axes(vary: Sequence[str]) -> dict[str, Axis]:
     axes: dict[str, Axis] = {}
     for text in vary:
         name, equals, told = text.partition("=")
@@ -89,14 +90,14 @@ def _parsed(vary: Sequence[str]) -> dict[str, Axis]:
             raise ConfigError(f"--vary {text}: {name or 'nothing'} cannot be varied; choose from {', '.join(VARIED)}")
         if not (equals and told):
             raise ConfigError(f"--vary {text}: write NAME=LOW:HIGH or NAME=VALUE,VALUE, e.g. macs_ratio=0.3:0.9")
-        axis, before = _axis(text, VARIED[name].kind, told), axes.get(name)
+        axis, before = _parse_axis(text, VARIED[name].kind, told), axes.get(name)
         if before and not (before.values and axis.values):
             raise ConfigError(f"--vary {text}: {name} has a range already; give one range, or values")
         axes[name] = axis if before is None else Axis(values=tuple(dict.fromkeys((*before.values, *axis.values))))
     return axes
 
 
-def _axis(text: str, kind: type[int] | type[float] | type[str], told: str) -> Axis:
+def _parse_axis(text: str, kind: type[int] | type[float] | type[str], told: str) -> Axis:
     """Read a range or a list; a method with options of its own (`cp3:seed=1,starts=5`) is one value, commas and all."""
     whole = kind is str and ":" in told
     try:

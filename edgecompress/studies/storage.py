@@ -1,4 +1,4 @@
-"""The database of studies: an SQLite file, or PostgreSQL for hosts that share a search. Whatever it refuses is a named error."""
+"""The database of studies: an SQLite file, or PostgreSQL for hosts that share a search. Its errors become errors of this package."""
 
 import logging
 import sqlite3
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 BUSY_S: Final = 30
 TRIES: Final = 5
 HEARTBEAT_S: Final = 30
-GRACE_S: Final = 600  # without a heartbeat a trial of another host is given up
+GRACE_S: Final = 600  # A host that sent no heartbeat for so long is taken to be dead.
 SPEC: Final = "edgecompress"
-DIRECTIONS: Final = ("maximize", "minimize", "minimize")  # accuracy, latency, size
+DIRECTIONS: Final = ("maximize", "minimize", "minimize")  # The order is accuracy, latency, size.
 
 
-def name_of(place: str) -> str:
-    """Return what a storage is called in messages and records."""
+def display_name(place: str) -> str:
+    """Return the name of a storage for messages and records, without its password."""
     return strip_password(place) if "://" in place else place
 
 
 @contextmanager
-def storing(name: str) -> Iterator[None]:
-    """Turn what a database says into a line that a person can act upon.
+def translate_storage_errors(name: str) -> Iterator[None]:
+    """Turn errors of the database into a `ConfigError` that names the storage and a remedy.
 
     Raises:
         ConfigError: It cannot be reached or written, or its tables are not those of a study.
@@ -62,16 +62,16 @@ def open_storage(place: str) -> Iterator[RDBStorage]:
     Raises:
         ConfigError: It cannot be reached, is no database of studies, or is one of another version of Optuna.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial is reported by us
-    name = name_of(place)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # The search reports each trial itself.
+    name = display_name(place)
     url = _url(place)
     postgres = url.get_backend_name() == "postgresql"
     connect = {"connect_timeout": BUSY_S} if postgres else {"timeout": BUSY_S}
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
-    with storing(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been so called since 2021
+    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna applies str.format to the URL.
+    with translate_storage_errors(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Heartbeats have been called experimental since 2021.
         try:
-            storage = _connected(text, {"connect_args": connect, "pool_pre_ping": postgres})
+            storage = _connect(text, {"connect_args": connect, "pool_pre_ping": postgres})
         except ImportError as error:
             raise ConfigError(f"{name}: psycopg is not installed; pip install 'edgecompress[postgres]'") from error
         except (RuntimeError, AssertionError) as error:
@@ -88,16 +88,16 @@ def open_storage(place: str) -> Iterator[RDBStorage]:
 
 
 def open_study(storage: RDBStorage, name: str, *, place: str) -> tuple[optuna.Study, SearchSpec | None]:
-    """Open or make the study of that name; return it with what it searches, None when it is new.
+    """Open or make the study of that name; return it with its specification, None for a new study.
 
     Raises:
         ConfigError: The storage refuses, or the study is not of a search like ours.
     """
-    where = f"{name_of(place)}: study {name!r}"
-    with storing(name_of(place)):
+    where = f"{display_name(place)}: study {name!r}"
+    with translate_storage_errors(display_name(place)):
         study = optuna.create_study(study_name=name, storage=storage, directions=DIRECTIONS, load_if_exists=True)
         directions, begun = tuple(direction.name.lower() for direction in study.directions), bool(study.get_trials(deepcopy=False))
-        attributes = study.user_attrs  # after the trials: who begins one has written it down
+        attributes = study.user_attrs  # They are read after the trials, because whoever begins a trial has stored the specification before.
         if SPEC not in attributes and (begun or directions != DIRECTIONS):
             raise ConfigError(f"{where} was not made by `edgecompress search`; give another --study")
     if SPEC not in attributes:
@@ -106,7 +106,7 @@ def open_study(storage: RDBStorage, name: str, *, place: str) -> tuple[optuna.St
 
 
 class Study(NamedTuple):
-    """A study where it lies, and the folder of our trials."""
+    """A study, its storage, and the folder of the trials that run here."""
 
     optuna: optuna.Study
     storage: RDBStorage
@@ -114,36 +114,36 @@ class Study(NamedTuple):
     folder: Path
 
     def trials(self) -> list[FrozenTrial]:
-        with storing(self.place):
+        with translate_storage_errors(self.place):
             return self.optuna.get_trials(deepcopy=False)
 
-    def run_of(self, number: int) -> Path:
+    def run_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04}"
 
-    def id_of(self, number: int) -> int:
+    def trial_id(self, number: int) -> int:
         study_id = self.storage.get_study_id_from_name(self.optuna.study_name)
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
-def keep_spec(study: optuna.Study, spec: SearchSpec) -> None:
-    """Write down what a new study searches."""
+def store_spec(study: optuna.Study, spec: SearchSpec) -> None:
+    """Store the specification of a new study."""
     study.set_user_attr(SPEC, to_json(spec).decode())
 
 
-def noted(study: Study, number: int, **attributes: Any) -> bool:
-    """Set attributes of a trial that runs; whether it still does."""
+def set_attributes(study: Study, number: int, **attributes: Any) -> bool:
+    """Set attributes of a running trial; return whether it still runs."""
     try:
-        with storing(study.place):
+        with translate_storage_errors(study.place):
             for name, value in attributes.items():
-                study.storage.set_trial_user_attr(study.id_of(number), name, value)
+                study.storage.set_trial_user_attr(study.trial_id(number), name, value)
     except optuna.exceptions.UpdateFinishedTrialError:
         log.warning("trial %d: ended by another process meanwhile; its run folder is kept", number)
         return False
     return True
 
 
-def _connected(url: str, engine: dict[str, Any]) -> RDBStorage:
-    """Make the tables and connect; two that begin at once make the same tables, and one of them tries again."""
+def _connect(url: str, engine: dict[str, Any]) -> RDBStorage:
+    """Make the tables and connect; a process that finds another one making the same tables tries again."""
     for left in reversed(range(TRIES)):
         try:
             return RDBStorage(url, engine_kwargs=dict(engine), heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
@@ -164,7 +164,7 @@ def _url(place: str) -> URL:
         raise ConfigError(f"--storage: studies cannot lie at {sanitize(scheme)}://; give postgresql://… or the path of a file")
     try:
         return make_url(place).set(drivername="postgresql+psycopg")
-    except (ArgumentError, ValueError) as error:  # its text may hold the password
+    except (ArgumentError, ValueError) as error:  # The text of the error may hold the password.
         raise ConfigError("--storage: no such URL can be; write postgresql://user@host:port/database") from error
 
 
@@ -185,5 +185,5 @@ def _check_file(path: Path) -> None:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: no SQLite database ({error}); give another --storage") from error
-    if tables and not {"studies", "version_info"} & tables:  # the first that are made
+    if tables and not {"studies", "version_info"} & tables:  # Optuna makes these tables first.
         raise ConfigError(f"{path}: an SQLite database of something else, with table {sorted(tables)[0]!r}; give another --storage")

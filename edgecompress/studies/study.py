@@ -1,4 +1,4 @@
-"""The whole search: what it explores, the study it goes on with, its trials, and the Pareto front of what was found."""
+"""A whole search: its space, its study, its trials, and the Pareto front of their scores."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -21,24 +21,25 @@ from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, S
 from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
 from edgecompress.reporting.search import render
-from edgecompress.runs import key
-from edgecompress.studies.front import front
-from edgecompress.studies.space import applied, space_of
-from edgecompress.studies.speeds import at_one_speed
+from edgecompress.runs import hash_values
+from edgecompress.studies.drift import correct_drift
+from edgecompress.studies.pareto_front import pareto_front
+from edgecompress.studies.space import apply_choice, build_space
 from edgecompress.targets import SAMPLERS
 
 try:
     from edgecompress.studies import loop
-    from edgecompress.studies.samplers import PerTrial
-    from edgecompress.studies.storage import Study, keep_spec, name_of, open_storage, open_study, storing
-    from edgecompress.studies.trial import try_out
+    from edgecompress.studies.samplers import ReseededSampler
+    from edgecompress.studies.storage import Study, display_name, open_storage, open_study, store_spec, translate_storage_errors
+    from edgecompress.studies.trial import run_trial
 except ModuleNotFoundError as error:
     raise ToolchainError(f"search: {error.name} is not installed; pip install 'edgecompress[search]'") from error
 
 DATABASE: Final = "study.sqlite3"
 RESULT: Final = "search.json"
 PAGE: Final = "search.html"
-OF_THE_HOST: Final = ("weights", "data", "also_python", "device", "table")  # where things are; what they are is in the hash and device
+# Paths and addresses differ between hosts; the hash of the network and the kind of device stand for their content.
+HOST_OPTIONS: Final = ("weights", "data", "also_python", "device", "table")
 
 
 def search(
@@ -55,21 +56,23 @@ def search(
     on_trial: Callable[[int, SearchPoint | FailedTrial], object] = lambda *_: None,
     **options: Any,
 ) -> SearchResult:
-    """Try out budgets, methods, allocators, schemes and resolutions; return the Pareto front of accuracy, latency and size.
+    """Try budgets, methods, allocators, schemes and resolutions; return the Pareto front of accuracy, latency and size.
 
-    Each trial is a run folder, `RUN/trials/NUMBER`, that `export` and every other verb takes. The same call goes on with the study, taking
-    up trials that were killed; other processes and hosts may join it. `RUN/search.json` and `RUN/search.html` are written after each trial.
+    Each trial is a run folder, `RUN/trials/NUMBER`, that `export` and every other command takes. The same call continues the study and
+    resumes trials that were killed; other processes and hosts may join the study. `RUN/search.json` and `RUN/search.html` are written
+    after each trial.
 
     Args:
-        recipe: As for `export`, or one of `edgecompress.data.recipe.of_model`.
+        recipe: A recipe as `export` takes it, or a loaded one.
         run: The folder of the search, `searches/NAME` by default.
-        trials: How many the study is to have, those of others and failed ones counted.
-        vary: What an option may be, `NAME=LOW:HIGH` or `NAME=VALUE,VALUE`, e.g. `macs_ratio=0.3:0.9`; see `edgecompress.studies.space`.
+        trials: Number of trials of the study, failed ones and those of other processes included.
+        vary: The values that an option may take, `NAME=LOW:HIGH` or `NAME=VALUE,VALUE`, e.g. `macs_ratio=0.3:0.9`;
+            `edgecompress.studies.space` lists the options.
         sampler: tpe or nsga2; tpe by default.
-        storage: A file, or `postgresql://…` for hosts that share the study; by default a file in `run`.
-        study: Its name in the storage; by default the recipe's.
-        device: Where latency is measured.
-        options: Any of `edgecompress.options.Options`, for every trial; they are not varied. What is not given is as the study has it.
+        storage: Path of an SQLite file, or `postgresql://…` for hosts that share the study; by default a file in `run`.
+        study: Name of the study in the storage; by default the name of the recipe.
+        device: The device that latency is measured on.
+        options: Fields of `edgecompress.options.Options` that are the same in every trial; by default those of the study.
 
     Raises:
         ConfigError: A space or a storage that cannot be used, or a study of something else.
@@ -83,36 +86,36 @@ def search(
     place = str(storage or folder / DATABASE)
     with open_storage(place) as opened:
         found, before = open_study(opened, study or recipe.name, place=place)
-        spec = _spec(recipe, before, vary=vary, sampler=sampler, device=device, given=options)
+        spec = _build_spec(recipe, before, vary=vary, sampler=sampler, device=device, given=options)
         if before is None:
-            with storing(name_of(place)):
-                keep_spec(found, spec)
+            with translate_storage_errors(display_name(place)):
+                store_spec(found, spec)
         else:
-            _check_same(before, spec, f"{name_of(place)}: study {found.study_name!r}")
+            _check_same(before, spec, f"{display_name(place)}: study {found.study_name!r}")
         base = update_options(Options(), spec.options)
-        found.sampler = PerTrial(spec.sampler, base.seed)
-        ours = Study(found, opened, name_of(place), folder)
+        found.sampler = ReseededSampler(spec.sampler, base.seed)
+        ours = Study(found, opened, display_name(place), folder)
 
         def make(number: int, inside: Path, choice: dict[str, Value]) -> SearchPoint:
-            return try_out(number, inside, choice, recipe=recipe, options=applied(base, choice), device=device, track=track)
+            return run_trial(number, inside, choice, recipe=recipe, options=apply_choice(base, choice), device=device, track=track)
 
         def keep(number: int, outcome: SearchPoint | FailedTrial) -> None:
-            result = _write(folder, result_of(ours, spec))
+            result = _write(folder, summarize_study(ours, spec))
             on_trial(number, next((point for point in result.points if point.trial == outcome.trial), outcome))
 
         loop.explore(ours, spec.space, make, trials=trials, on_trial=keep, track=track)
-        result = _write(folder, result_of(ours, spec))
+        result = _write(folder, summarize_study(ours, spec))
     if result.failed and not result.points:
         raise EdgeCompressError(f"search: all {len(result.failed)} trials failed, the first with: {result.failed[0].reason}")
     return result
 
 
-def result_of(study: Study, spec: SearchSpec) -> SearchResult:
-    """Return what the study holds by now, of whichever process and host."""
+def summarize_study(study: Study, spec: SearchSpec) -> SearchResult:
+    """Return the outcomes of all trials of a study so far, of every process and host."""
     known = study.trials()
-    outcomes = [loop.outcome_of(trial) for trial in known]
-    points = at_one_speed(outcome for outcome in outcomes if isinstance(outcome, SearchPoint))
-    on_front = set(front([point.score for point in points]))
+    outcomes = [loop.read_outcome(trial) for trial in known]
+    points = correct_drift(outcome for outcome in outcomes if isinstance(outcome, SearchPoint))
+    on_front = set(pareto_front([point.score for point in points]))
     return SearchResult(
         study=study.optuna.study_name,
         storage=study.place,
@@ -131,27 +134,30 @@ def _write(folder: Path, result: SearchResult) -> SearchResult:
     return result
 
 
-def _spec(
+def _build_spec(
     recipe: Recipe, before: SearchSpec | None, *, vary: Sequence[str], sampler: str | None, device: str, given: dict[str, Any]
 ) -> SearchSpec:
-    """Return what is asked for, with what a study that exists has where nothing is."""
+    """Return the specification of a search; an existing study fills in what the caller left open."""
     given = {name: value for name, value in given.items() if value is not None}
     base = update_options(Options() if before is None else update_options(Options(), before.options), given)
-    space = space_of(base, given, vary, before.space if before else None)
-    if device != LOCAL and {"latency_ms", "speedup"} & {*space, *given}:  # what is measured there is planned for there
+    space = build_space(base, given, vary, before.space if before else None)
+    if device != LOCAL and {"latency_ms", "speedup"} & {
+        *space,
+        *given,
+    }:  # plan for the device that is measured
         base = update_options(base, {"device": device})
     _check_space(recipe, space)
     return SearchSpec(
         model=recipe.name,
-        network=_network(recipe, base),
+        network=_hash_network(recipe, base),
         options=msgspec.json.decode(msgspec.json.encode(base)),
         space=space,
         sampler=check_choice("sampler", sampler or (before.sampler if before else SAMPLERS[0]), SAMPLERS),
-        device=_device(device),
+        device=_describe_device(device),
     )
 
 
-def _network(recipe: Recipe, options: Options) -> str:
+def _hash_network(recipe: Recipe, options: Options) -> str:
     """Check the network once, before any trial, and return a hash of it that is the same on every host.
 
     Raises:
@@ -162,23 +168,23 @@ def _network(recipe: Recipe, options: Options) -> str:
         raise ConfigError(f"{recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
     files = [(name, size) for name, size, _ in stamp(Path(options.data))] if options.data else []
-    return key(recipe.sources_sha256, network.fingerprint, shapes, files)
+    return hash_values(recipe.sources_sha256, network.fingerprint, shapes, files)
 
 
 def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:
-    """Refuse resolutions that the recipe cannot be had at."""
+    """Refuse resolutions that the recipe does not take."""
     for side in space["resolution"].values if "resolution" in space else ():
         at_resolution(recipe, int(side))
 
 
-def _device(device: str) -> str:
-    """Return what kind of device latencies are measured on: those of different kinds are not compared."""
+def _describe_device(device: str) -> str:
+    """Return the kind of a device; latencies of different kinds are not compared."""
     with open_device(resolve_device(device).url) as connected:
         return kind_of_device(connected.info())
 
 
 def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:
-    """Refuse to mix trials that are not of one search.
+    """Refuse to continue a study with another search.
 
     Raises:
         ConfigError: Says what differs.
@@ -187,18 +193,20 @@ def _check_same(before: SearchSpec, now: SearchSpec, where: str) -> None:
     if (before.model, before.network) != (now.model, now.network):
         raise ConfigError(f"{where} is of another network, recipe or data ({before.model}); give another --study and --run")
     for name, value in before.options.items():
-        if name not in OF_THE_HOST and now.options[name] != value:
+        if name not in HOST_OPTIONS and now.options[name] != value:
             raise ConfigError(f"{where} has {name} {value}, not {now.options[name]}; {remedy}")
     for name in (*before.space, *now.space):
         if before.space.get(name) != now.space.get(name):
-            raise ConfigError(f"{where} has {name} {_told(before.space.get(name))}, not {_told(now.space.get(name))}; {remedy}")
+            raise ConfigError(
+                f"{where} has {name} {_describe_axis(before.space.get(name))}, not {_describe_axis(now.space.get(name))}; {remedy}"
+            )
     if before.sampler != now.sampler:
         raise ConfigError(f"{where} has the sampler {before.sampler}, not {now.sampler}; {remedy}")
     if before.device != now.device:
         raise ConfigError(f"{where} measures on {before.device}, this device is {now.device}; give --device of that kind, or another study")
 
 
-def _told(axis: Axis | None) -> str:
+def _describe_axis(axis: Axis | None) -> str:
     if axis is None:
         return "fixed"
     return "in " + ", ".join(map(str, axis.values)) if axis.values else f"from {axis.low:g} to {axis.high:g}"

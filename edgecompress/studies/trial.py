@@ -1,4 +1,4 @@
-"""One trial: an ordinary run folder, exported and measured, that later commands can go on with."""
+"""One trial of a search: an ordinary run folder, exported and measured, that later commands can continue."""
 
 import math
 import platform
@@ -23,37 +23,38 @@ from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, Sco
 from edgecompress.records.search import Value
 from edgecompress.reporting.report import report
 from edgecompress.runs import Run, is_run, open_run, read_run
-from edgecompress.studies.loop import Refused
+from edgecompress.studies.loop import RefusedTrial
 
 TOP1: Final = "top-1"
-LEAST_S: Final = 2.0  # of measuring; machines are slower for tenths of a second at a time, all of a hundred inferences of a small network
-MOST: Final = 1000  # inferences
-ATTEMPTS: Final = 3  # at a measurement that nothing disturbs
+# Machines are slower for tenths of a second at a time, which can be all hundred inferences of a small network.
+MIN_MEASURED_S: Final = 2.0
+MAX_REPETITIONS: Final = 1000
+ATTEMPTS: Final = 3  # A noisy measurement is repeated until it has been tried so often.
 AGREEMENT: Final = "agreement with the dense network"
 
 
-def try_out(
+def run_trial(
     number: int, folder: Path, choice: dict[str, Value], *, recipe: Recipe, options: Options, device: str, track: Track = silent
 ) -> SearchPoint:
-    """Export and measure what `options` ask for, one file; steps that the folder holds already are reused.
+    """Export and measure the one file that `options` ask for; steps that are in the folder already are reused.
 
     Args:
-        options: Those of the trial; `choice` only goes into the record.
+        options: Options of the trial; `choice` only goes into the record.
 
     Raises:
-        Refused: The file was not published.
-        EdgeCompressError: Whatever a run may end with.
+        RefusedTrial: The file was refused.
+        EdgeCompressError: A step of the run failed.
     """
     started = time.perf_counter()
     with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
         opened.set_options(options)
-        inherit(opened)
+        copy_shared_steps(opened)
         context = open_context(opened, recipe, track=track)
         publication = publish(context)
         artifacts = publication.exported.artifacts
         made = next((a for a in artifacts if a.model == "compressed"), None)
         if made is None:
-            raise Refused(str(restore_error(publication.exported.refused[-1])))
+            raise RefusedTrial(str(restore_error(publication.exported.refused[-1])))
         dense = next((a for a in artifacts if a.model == "dense" and a.format == made.format), None)
         measured = measure_in_turns(context, publication, tuple(a for a in (dense, made) if a is not None), device)
         report(opened.folder, read_run_records(opened.folder))
@@ -77,10 +78,10 @@ def try_out(
         )
 
 
-def inherit(ours: Run) -> None:
-    """Take over from other trials what does not depend on the choice: the analysis, and the dense files.
+def copy_shared_steps(ours: Run) -> None:
+    """Copy the steps that do not depend on the choice from other trials: the analysis and the dense files.
 
-    Whether they were made from just the same, the steps themselves check.
+    Their keys are copied as well, so a step that was made from something else is made anew.
     """
     o = ours.record.options
     names = ("analyze", *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, 'fp32')}" for name in o.format))
@@ -99,12 +100,13 @@ def inherit(ours: Run) -> None:
 def measure_in_turns(
     context: RunContext, publication: Publication, artifacts: tuple[Artifact, ...], device: str
 ) -> tuple[BenchmarkResult, ...]:
-    """Measure a trial's file and the dense one in turns, each loaded many times, for as long as a disturbance of the machine may last.
+    """Measure the file of a trial and the dense file in turns, each loaded many times, for longer than a disturbance of the machine lasts.
 
-    How often that is tells what they took here, whatever the device. What is noisy is measured again, and the last attempt stands.
+    The number of inferences follows from their latency on this machine, also for other devices. A noisy measurement is repeated, and the
+    last attempt counts.
     """
     here = sum(median(result.latency_ms) for result in publication.measured if result.artifact in {a.path for a in artifacts})
-    repetitions = max(context.options.repetitions, min(MOST, math.ceil(1000 * LEAST_S / max(here, 1e-3))))
+    repetitions = max(context.options.repetitions, min(MAX_REPETITIONS, math.ceil(1000 * MIN_MEASURED_S / max(here, 1e-3))))
     paths = tuple(context.run.path("artifacts") / a.path for a in artifacts)
     for _ in range(ATTEMPTS):
         results = bench_artifacts(context, paths, device=device, repetitions=repetitions, compare=len(paths) > 1)
@@ -122,10 +124,10 @@ def _score(context: RunContext, artifact: Artifact, latency_ms: float) -> Score:
 
 
 def _agreement(context: RunContext, artifact: Artifact) -> float:
-    """Return how often the file answers as the dense network does, where nobody knows what is right.
+    """Return how often the file agrees with the dense network; the accuracy of a trial without labels.
 
     Raises:
-        ConfigError: There are no class scores to go by.
+        ConfigError: The outputs are no class scores.
     """
     inputs = context.evidence.inputs
     found, _ = run(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)

@@ -22,7 +22,7 @@ from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import Artifact, ExportResult, read, to_json
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.runs import keep_result, open_run
+from edgecompress.runs import open_run, store_result
 
 ROOT = REPOSITORY
 PREBUILT = ROOT / "examples" / "prebuilt"
@@ -249,9 +249,9 @@ def test_what_was_found_before_a_device_went_away_is_kept(adb_end, edgecompress,
     def keep_then_pull_the_cable(home, record):
         end.process.kill()
         end.process.wait()
-        return keep_result(home, record)
+        return store_result(home, record)
 
-    monkeypatch.setattr("edgecompress.cli.evaluate.keep_result", keep_then_pull_the_cable)
+    monkeypatch.setattr("edgecompress.cli.evaluate.store_result", keep_then_pull_the_cable)
     answer = edgecompress("evaluate", INT8, FP32, "--data", IMAGES, "--samples", 5, "--device", end.url, "--json")
     assert answer.code == 6
     complaint(answer)

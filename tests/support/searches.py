@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edgecompress.records import Axis, Score, SearchPoint, SearchSpec
 from edgecompress.studies.loop import explore
-from edgecompress.studies.samplers import PerTrial
-from edgecompress.studies.storage import Study, keep_spec, name_of, open_storage, open_study
+from edgecompress.studies.samplers import ReseededSampler
+from edgecompress.studies.storage import Study, display_name, open_storage, open_study, store_spec
 
 SPACE = {
     "macs_ratio": Axis(low=0.2, high=1.0),
@@ -52,9 +52,9 @@ def study(folder, *, place="", sampler="tpe", seed=0, name="net"):
     with open_storage(place) as storage:
         found, before = open_study(storage, name, place=place)
         if before is None:
-            keep_spec(found, SPEC)
-        found.sampler = PerTrial(sampler, seed)
-        yield Study(found, storage, name_of(place), Path(folder))
+            store_spec(found, SPEC)
+        found.sampler = ReseededSampler(sampler, seed)
+        yield Study(found, storage, display_name(place), Path(folder))
 
 
 def main():

@@ -24,7 +24,7 @@ from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
 from edgecompress.reporting.render import render
-from edgecompress.runs import keep_result
+from edgecompress.runs import store_result
 
 QUIET = BenchmarkResult(
     session="s",
@@ -237,7 +237,7 @@ def test_the_table_shows_the_interval_and_the_noise(edgecompress, tiny):
 
 
 def test_results_of_one_name_stand_side_by_side(tmp_path):
-    paths = {keep_result(tmp_path, QUIET) for _ in range(3)}
+    paths = {store_result(tmp_path, QUIET) for _ in range(3)}
     assert len(paths) == 3
     assert all(path.is_file() for path in paths)
 

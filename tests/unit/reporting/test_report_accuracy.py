@@ -10,7 +10,7 @@ from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import DeviceInfo, Parity
 from edgecompress.records.evaluation import Evaluation
 from edgecompress.reporting.render import render
-from edgecompress.runs import keep_result
+from edgecompress.runs import store_result
 
 DENSE, _, _, INT8, *_ = run.artifacts()
 PHONE = DeviceInfo(url="adb://x", serial="x", model="Phone")
@@ -106,6 +106,6 @@ def test_nothing_of_an_evaluation_becomes_markup():
 
 def test_what_was_kept_in_a_run_is_read_for_its_report(tmp_path):
     record = evaluated(INT8, 0.9)
-    keep_result(tmp_path, record)
+    store_result(tmp_path, record)
     assert read_run_records(tmp_path).evaluations == (record,)
     assert read_run_records(tmp_path).results == ()

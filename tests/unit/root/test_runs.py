@@ -13,7 +13,7 @@ from edgecompress.options import Options, update_options
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import Budget, CompressionPlan, to_json
 from edgecompress.records.run_records import RunRecords
-from edgecompress.runs import is_run, key, open_run, read_run
+from edgecompress.runs import hash_values, is_run, open_run, read_run
 
 HOLDER = """
 import sys
@@ -164,8 +164,8 @@ def test_records_that_are_there_are_read_and_others_are_none(planned):
 
 
 def test_keys_depend_on_values_and_not_on_the_order_of_a_dict():
-    assert key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
-    assert len({key(), key(""), key(None), key("a", "b"), key("ab"), key(("a", "b"))}) == 6
+    assert hash_values({"a": 1, "b": 2}) == hash_values({"b": 2, "a": 1})
+    assert len({hash_values(), hash_values(""), hash_values(None), hash_values("a", "b"), hash_values("ab"), hash_values(("a", "b"))}) == 6
 
 
 def test_the_ledger_is_plain_json(planned):

@@ -15,29 +15,29 @@ from edgecompress.options import Options, update_options
 from edgecompress.records import Axis, FailedTrial, Score, SearchResult
 from edgecompress.reporting.scatter import Dot, scatter
 from edgecompress.reporting.search import render
-from edgecompress.studies.front import dominates, front
-from edgecompress.studies.space import OUTPUT, VARIED, applied, space_of
+from edgecompress.studies.pareto_front import dominates, front
+from edgecompress.studies.space import OUTPUT, VARIED, apply_choice, build_space
 
 # --- the space ---
 
 
 def test_what_is_given_is_not_varied_and_what_a_target_exports_is():
-    space = space_of(update_options(Options(), {"method": "tucker2", "format": ("tflite",)}), {"method", "format"}, ())
+    space = build_space(update_options(Options(), {"method": "tucker2", "format": ("tflite",)}), {"method", "format"}, ())
     assert list(space) == ["macs_ratio", "allocator", OUTPUT]
     assert space[OUTPUT].values == ("tflite int8-static", "tflite int8-dynamic", "tflite fp16", "tflite fp32")
 
 
 def test_ranges_lists_and_methods_with_options_are_read_as_they_stand():
     vary = ("macs-ratio=0.3:0.9", "method=auto,svd", "method=cp3:seed=1,starts=5", "resolution=24,32")
-    space = space_of(Options(), (), vary)
+    space = build_space(Options(), (), vary)
     assert space["macs_ratio"] == Axis(low=0.3, high=0.9)
     assert space["method"].values == ("auto", "svd", "cp3:seed=1,starts=5")
     assert space["resolution"].values == (24, 32)
 
 
 def test_every_choice_is_options_of_a_run():
-    space = space_of(Options(), (), ("macs_ratio=0.4,0.6", "resolution=24"))
-    made = applied(Options(), {name: axis.values[-1] for name, axis in space.items()})
+    space = build_space(Options(), (), ("macs_ratio=0.4,0.6", "resolution=24"))
+    made = apply_choice(Options(), {name: axis.values[-1] for name, axis in space.items()})
     assert (made.macs_ratio, made.resolution, made.method, made.allocator) == (0.6, 24, "channel_svd", "energy")
     assert (made.format, made.scheme) == (("torchscript",), ("fp32",))
     assert made == update_options(made, {})
@@ -45,8 +45,8 @@ def test_every_choice_is_options_of_a_run():
 
 def test_another_budget_takes_the_place_of_the_usual_one():
     budgets = [name for name, option in VARIED.items() if option.is_budget]
-    assert [name for name in budgets if name in space_of(Options(), (), ())] == ["macs_ratio"]
-    assert "macs_ratio" not in space_of(Options(), {budgets[-1]}, ())
+    assert [name for name in budgets if name in build_space(Options(), (), ())] == ["macs_ratio"]
+    assert "macs_ratio" not in build_space(Options(), {budgets[-1]}, ())
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_another_budget_takes_the_place_of_the_usual_one():
 )
 def test_what_cannot_be_varied_is_refused_with_what_to_write(vary, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        space_of(Options(), (), (vary,))
+        build_space(Options(), (), (vary,))
 
 
 def test_an_option_is_either_given_or_varied():
     with pytest.raises(ConfigError, match="--vary macs_ratio: it is given as --macs-ratio too"):
-        space_of(Options(), {"macs_ratio"}, ("macs_ratio=0.3:0.9",))
+        build_space(Options(), {"macs_ratio"}, ("macs_ratio=0.3:0.9",))
 
 
 # --- the front ---

@@ -19,11 +19,11 @@ from support.searches import SPACE, SPEC, point, score, study
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError, ParityError, ToolchainError
 from edgecompress.records import FailedTrial, Score, SearchPoint
 from edgecompress.studies import claims
-from edgecompress.studies.loop import Refused, explore, outcome_of
-from edgecompress.studies.samplers import POPULATION, SAMPLERS, STARTUP
-from edgecompress.studies.speeds import at_one_speed
+from edgecompress.studies.drift import correct_drift
+from edgecompress.studies.loop import RefusedTrial, explore, read_outcome
+from edgecompress.studies.samplers import NSGA2_POPULATION, SAMPLERS, TPE_RANDOM_TRIALS
 from edgecompress.studies.storage import open_storage, open_study
-from edgecompress.studies.study import result_of
+from edgecompress.studies.study import summarize_study
 from edgecompress.targets import SAMPLERS as NAMES
 
 
@@ -64,12 +64,12 @@ def drifting(number, folder, choice, speeds=(1.0, 4.0, 0.5, 2.0)):
 
 
 def test_a_machine_that_drifts_changes_neither_what_is_proposed_nor_what_is_found(tmp_path):
-    trials = 2 * POPULATION
+    trials = 2 * NSGA2_POPULATION
     steady = choices(tmp_path / "steady", trials, sampler="nsga2")
     with study(tmp_path / "drifting", sampler="nsga2") as ours:
         explore(ours, SPACE, drifting, trials=trials)
         assert [trial.params for trial in ours.trials()] == steady
-        found = result_of(ours, SPEC).points
+        found = summarize_study(ours, SPEC).points
     assert [p.score for p in found] == [score(p.choice) for p in found]
     assert {p.dense.latency_ms for p in found} == {1.5}
 
@@ -78,13 +78,13 @@ def test_latencies_are_compared_within_a_format_and_a_resolution(tmp_path):
     (tmp_path / "0").mkdir()
     one = drifting(1, tmp_path / "0", {"macs_ratio": 0.5, "method": "auto", "output": "tflite fp16"})
     others = [msgspec.structs.replace(one, **change) for change in ({"artifact": "net.onnx"}, {"choice": {**one.choice, "resolution": 24}})]
-    assert at_one_speed([drifting(0, tmp_path / "0", one.choice), *others])[1:] == others
+    assert correct_drift([drifting(0, tmp_path / "0", one.choice), *others])[1:] == others
 
 
 def test_a_point_without_a_dense_file_stays_as_it_was_measured(tmp_path):
     (tmp_path / "0").mkdir()
     alone = msgspec.structs.replace(drifting(1, tmp_path / "0", {"macs_ratio": 0.5, "method": "auto", "output": "tflite fp16"}), dense=None)
-    assert at_one_speed([drifting(0, tmp_path / "0", alone.choice), alone])[1] == alone
+    assert correct_drift([drifting(0, tmp_path / "0", alone.choice), alone])[1] == alone
 
 
 # --- samplers ---
@@ -96,12 +96,12 @@ def test_the_samplers_that_can_be_named_are_those_there_are():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_in_two_goes_tries_what_one_go_would_and_another_seed_something_else(sampler, tmp_path):
-    trials = max(STARTUP, POPULATION) + 2  # the last depend on the results of the first
+    trials = max(TPE_RANDOM_TRIALS, NSGA2_POPULATION) + 2  # the last depend on the results of the first
     whole = choices(tmp_path / "whole", trials, sampler=sampler)
     choices(tmp_path / "parts", 5, sampler=sampler)
     assert choices(tmp_path / "parts", trials, sampler=sampler) == whole
     ratios = [choice["macs_ratio"] for choice in whole]
-    assert len(set(ratios[:POPULATION])) == POPULATION
+    assert len(set(ratios[:NSGA2_POPULATION])) == NSGA2_POPULATION
     other = choices(tmp_path / "other", 2, sampler=sampler, seed=1)
     assert not {choice["macs_ratio"] for choice in other} & set(ratios)
 
@@ -109,7 +109,7 @@ def test_a_search_in_two_goes_tries_what_one_go_would_and_another_seed_something
 def test_tpe_learns_where_the_front_lies(tmp_path):
     """`svd` only costs time here, so it is on no front."""
     tried = [choice["method"] for choice in choices(tmp_path, 24)]
-    assert tried[STARTUP:].count("auto") > 0.7 * len(tried[STARTUP:])
+    assert tried[TPE_RANDOM_TRIALS:].count("auto") > 0.7 * len(tried[TPE_RANDOM_TRIALS:])
 
 
 # --- trials that fail ---
@@ -128,7 +128,7 @@ def test_a_trial_that_crashes_is_a_failed_trial_and_the_search_goes_on(error, re
     told = []
     with study(tmp_path) as ours:
         explore(ours, SPACE, make, trials=4, on_trial=lambda number, outcome: told.append((number, type(outcome))))
-        outcomes = [outcome_of(trial) for trial in ours.trials()]
+        outcomes = [read_outcome(trial) for trial in ours.trials()]
     assert told == [(0, SearchPoint), (1, FailedTrial), (2, SearchPoint), (3, SearchPoint)]
     assert outcomes[1].reason == reason
     assert (tmp_path / "trials/0001/error.txt").exists() == isinstance(error, ZeroDivisionError)
@@ -136,7 +136,7 @@ def test_a_trial_that_crashes_is_a_failed_trial_and_the_search_goes_on(error, re
 
 def test_three_failures_in_a_row_end_the_search_but_refusals_do_not(tmp_path):
     def failing(number, folder, choice):
-        raise Refused("agrees too seldom") if number < 5 else DeviceError("phone: offline; plug it in")
+        raise RefusedTrial("agrees too seldom") if number < 5 else DeviceError("phone: offline; plug it in")
 
     with study(tmp_path) as ours, pytest.raises(EdgeCompressError, match=r"3 trials in a row failed, the last with: phone: offline"):
         explore(ours, SPACE, failing, trials=20)
@@ -155,7 +155,7 @@ def test_a_choice_that_was_tried_is_not_tried_again(tmp_path):
 
     with study(tmp_path) as ours:
         explore(ours, space, make, trials=12, on_trial=lambda number, outcome: told.append((number, outcome.trial)))
-        outcomes = [outcome_of(trial) for trial in ours.trials()]
+        outcomes = [read_outcome(trial) for trial in ours.trials()]
     own = [number for number, of in told if number == of]
     assert len(told) == 12
     assert len(own) <= 4
@@ -200,7 +200,7 @@ def test_a_trial_that_its_process_died_of_twice_is_given_up(tmp_path):
         kill_in_trial(child(tmp_path, tmp_path / "study.sqlite3", 2, 60), 0)
     with study(tmp_path) as ours:
         explore(ours, SPACE, point, trials=2)
-        outcomes = [outcome_of(trial) for trial in ours.trials()]
+        outcomes = [read_outcome(trial) for trial in ours.trials()]
     assert "died 2 times" in outcomes[0].reason
     assert isinstance(outcomes[1], SearchPoint)
 
@@ -217,7 +217,7 @@ def test_a_trial_of_another_host_is_given_up_when_its_heartbeats_cease(place, tm
             connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = {hour}")
         explore(ours, SPACE, point, trials=3)
         assert [trial.state for trial in ours.trials()] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
-        assert outcome_of(ours.trials()[0]).reason == "its host or its process died"
+        assert read_outcome(ours.trials()[0]).reason == "its host or its process died"
 
 
 def test_a_trial_that_was_proposed_and_never_begun_is_given_up(tmp_path):
@@ -230,7 +230,7 @@ def test_a_trial_that_was_proposed_and_never_begun_is_given_up(tmp_path):
         with ours.storage.engine.begin() as connection:  # an hour passes
             connection.exec_driver_sql("UPDATE trials SET datetime_start = datetime(datetime_start, '-1 hour')")
         explore(ours, SPACE, point, trials=2)
-        assert outcome_of(ours.trials()[0]).reason == "its process died before it began"
+        assert read_outcome(ours.trials()[0]).reason == "its process died before it began"
 
 
 def test_processes_that_share_a_study_run_each_trial_once(place, tmp_path):

@@ -1,7 +1,7 @@
-"""Latencies of trials at one speed of the machine.
+"""Latencies of trials corrected for the drift of the machine between them.
 
-Trials are measured hours apart, and machines drift by more than plans differ. Each is measured in turns with the dense file, which meets
-the same speed: what it took then, over what it took in the first trial that has it, is the drift.
+Trials are measured hours apart, and machines drift by more than plans differ. The file of each trial is measured in turns with the dense
+file, so both meet the same speed of the machine; the latency of the dense file over its latency in the first trial is the drift.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,11 @@ from edgecompress.records import SearchPoint
 from edgecompress.records.search import Value
 
 
-def at_one_speed(points: Iterable[SearchPoint]) -> list[SearchPoint]:
-    """Return the points, in the order of their trials, with every dense file as fast as in the first of them that has it.
+def correct_drift(points: Iterable[SearchPoint]) -> list[SearchPoint]:
+    """Return the points with latencies scaled so that every dense file is as fast as in its first trial.
 
-    A point whose dense file was refused stays as it was measured.
+    Args:
+        points: In the order of their trials. A point whose dense file was refused keeps its measured latency.
     """
     first: dict[tuple[str, Value], float] = {}  # (format, resolution) → milliseconds of the dense file
     made = []
