@@ -15,7 +15,7 @@ from edgecompress.options import Options, update_options
 from edgecompress.records import Axis, FailedTrial, Score, SearchResult
 from edgecompress.reporting.scatter import Dot, scatter
 from edgecompress.reporting.search import render
-from edgecompress.studies.pareto_front import dominates, front
+from edgecompress.studies.pareto_front import dominates, pareto_front
 from edgecompress.studies.space import OUTPUT, VARIED, apply_choice, build_space
 
 # --- the space ---
@@ -87,7 +87,7 @@ SCORES = st.builds(
 @UNHURRIED
 @given(st.lists(SCORES, max_size=12))
 def test_nothing_on_the_front_is_beaten_and_everything_else_is_beaten_by_the_front(scores):
-    on = front(scores)
+    on = pareto_front(scores)
     assert not any(dominates(scores[j], scores[i]) for i in on for j in range(len(scores)))
     assert all(any(dominates(scores[i], score) for i in on) for j, score in enumerate(scores) if j not in on)
     assert bool(on) == bool(scores)
@@ -104,7 +104,7 @@ def test_to_dominate_is_a_strict_order(a, b, c):
 @UNHURRIED
 @given(st.permutations(range(6)), st.lists(SCORES, min_size=6, max_size=6))
 def test_the_order_of_the_trials_does_not_matter(order, scores):
-    assert {order[i] for i in front([scores[j] for j in order])} == set(front(scores))
+    assert {order[i] for i in pareto_front([scores[j] for j in order])} == set(pareto_front(scores))
 
 
 # --- the page ---
