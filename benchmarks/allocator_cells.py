@@ -13,7 +13,7 @@ from allocator_tasks import Task
 from torch import nn
 from torch.nn import functional as F
 
-from edgecompress.data import fetch
+from edgecompress.data import fetch_samples
 from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
@@ -107,7 +107,7 @@ class Runner:
         self.task = task
         self.stats = analyze(task.model, task.example, name=task.name, measure=False)
         self.reference = forward(task.model, task.test[0])
-        self.inputs = cache(lambda seed: fetch(task.calibration, inputs, seed=seed, labelled=False)[0])
+        self.inputs = cache(lambda seed: fetch_samples(task.calibration, inputs, seed=seed, labelled=False)[0])
         self.planned = cache(self._planned)
 
     def run(self, cell: Cell) -> Result:

@@ -18,7 +18,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
 from edgecompress import data as datasets  # noqa: E402
-from edgecompress.data import Samples, fetch  # noqa: E402
+from edgecompress.data import Samples, fetch_samples  # noqa: E402
 from edgecompress.network.batches import Batch  # noqa: E402
 from examples.resnet20_fashion_mnist import recipe  # noqa: E402
 from examples.resnet20_fashion_mnist.network import ResNet20  # noqa: E402
@@ -64,8 +64,8 @@ def fashion(*, images: int | None = None) -> Task:
     train, calibration = (some(data(), images) for data in (recipe.train_data, recipe.calibration_data))
     test = recipe.eval_data()
     if recipe.FULL_SET.is_dir():
-        test = datasets.load(recipe.FULL_SET, "eval", preprocessing=recipe.preprocessing(), example=recipe.example_inputs())
-    return Task(FASHION, recipe.model(), recipe.example_inputs(), train, calibration, labelled(*fetch(test, images)))
+        test = datasets.load_data(recipe.FULL_SET, "eval", preprocessing=recipe.preprocessing(), example=recipe.example_inputs())
+    return Task(FASHION, recipe.model(), recipe.example_inputs(), train, calibration, labelled(*fetch_samples(test, images)))
 
 
 def cifar(data: Path, weights: Path, *, images: int | None = None) -> Task:
@@ -81,7 +81,7 @@ def cifar(data: Path, weights: Path, *, images: int | None = None) -> Task:
     sets = read_images(data)
     train, test = (Samples(Pixels(sets[name][0]), sets[name][1], source=f"{data.name}: {name}") for name in ("train", "test"))
     augmented = Samples(train.columns[0], train.labels, source=f"{train.source}, mirrored and shifted", transform=augment)
-    drawn = labelled(*fetch(test, images, seed=0))
+    drawn = labelled(*fetch_samples(test, images, seed=0))
     return Task(CIFAR, model.eval(), (torch.zeros(1, 3, 32, 32),), some(augmented, images), some(train, images), drawn)
 
 

@@ -23,8 +23,8 @@ from edgecompress import toolchains
 from edgecompress.artifacts.converter_process import convert
 from edgecompress.artifacts.execution import run
 from edgecompress.artifacts.publish import Converting, Description, export
-from edgecompress.data import fetch
-from edgecompress.data.recipe import Recipe, load
+from edgecompress.data import fetch_samples
+from edgecompress.data.recipe import Recipe, load_recipe
 from edgecompress.devices.bench import bench
 from edgecompress.devices.statistics import median
 from edgecompress.errors import EdgeCompressError
@@ -60,7 +60,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
         context = open_context(opened, recipe)
         run_steps(context, "finetune")
         models, evidence = {"dense": context.dense, "compressed": load_compressed(context)}, context.evidence
-    calibration, _ = fetch(recipe.train_data(), CALIBRATION_SAMPLES, seed=0)
+    calibration, _ = fetch_samples(recipe.train_data(), CALIBRATION_SAMPLES, seed=0)
     made = []
     for variant, model in models.items():
         program, reference = to_program(model, recipe.example_inputs), forward(model, evidence.inputs)
@@ -140,8 +140,8 @@ def factorize_by_parafac(layer: nn.Conv2d, rank: int) -> Factors:
 
 def measure_cp_factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool) -> None:
     dense = recipe.model().eval()
-    x, labels = fetch(recipe.eval_data(), 500 if quick else None)
-    train, _ = fetch(recipe.train_data(), 1000, seed=0)
+    x, labels = fetch_samples(recipe.eval_data(), 500 if quick else None)
+    train, _ = fetch_samples(recipe.train_data(), 1000, seed=0)
     models = {"cp_epc": copy.deepcopy(dense), "parafac": copy.deepcopy(dense)}
     for name, layer in convolutions(dense, quick=quick):
         (rank,) = rank_by_parameter_rate(layer, "cp_epc", PARAMETER_RATE)
@@ -175,7 +175,7 @@ def int8_outputs(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch,
 
 
 def main() -> None:
-    options, recipe = parse(__doc__), load(str(toolchains.example()))
+    options, recipe = parse(__doc__), load_recipe(str(toolchains.example()))
     rows = Rows(options.write)
     with tempfile.TemporaryDirectory() as folder:
         measure_files(rows, recipe, Path(folder), quick=options.quick)

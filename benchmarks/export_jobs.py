@@ -42,12 +42,12 @@ def convert(folder: Path) -> None:
 
 def export(folder: Path) -> None:
     from edgecompress.artifacts.publish import Description, Evidence, export
-    from edgecompress.data import fetch
+    from edgecompress.data import fetch_samples
     from edgecompress.records import QuantSpec
     from edgecompress.targets import SCHEMES
 
     recipe = load_recipe()
-    inputs, labels = fetch(recipe.eval_data(), SAMPLES)
+    inputs, labels = fetch_samples(recipe.eval_data(), SAMPLES)
     export(
         recipe.model().eval(),
         recipe.example_inputs,
@@ -62,9 +62,9 @@ def export(folder: Path) -> None:
 
 def load_recipe() -> Any:
     from edgecompress import toolchains
-    from edgecompress.data.recipe import load
+    from edgecompress.data.recipe import load_recipe
 
-    return load(str(toolchains.example()))
+    return load_recipe(str(toolchains.example()))
 
 
 if __name__ == "__main__":

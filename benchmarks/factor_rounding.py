@@ -14,7 +14,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
 from edgecompress import toolchains
-from edgecompress.data.recipe import load
+from edgecompress.data.recipe import load_recipe
 from edgecompress.factorizations.tensors.cp import CP, compose_tensor, kernel_tensor
 from edgecompress.factorizations.tensors.epc import decompose_stably
 from edgecompress.factorizations.tensors.quantized_cp import quantize_factors, round_factors
@@ -26,7 +26,7 @@ GRIDS = ((8, False, 0.01, "int8, one scale a layer", 1.01), (4, True, 0.1, "int4
 def kernels() -> Iterator[tuple[str, Tensor]]:
     """Yield the kernels that CP can factorize: those that are neither of size 1 nor depthwise."""
     for network in NETWORKS:
-        model = load(str(toolchains.REPOSITORY / "examples" / network)).model()
+        model = load_recipe(str(toolchains.REPOSITORY / "examples" / network)).model()
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) and layer.groups == 1 and layer.in_channels > 1:
                 yield f"{network} {name}", layer.weight.detach().double()

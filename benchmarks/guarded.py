@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecompress import toolchains
-from edgecompress.data import fetch
-from edgecompress.data.recipe import Data, load
+from edgecompress.data import fetch_samples
+from edgecompress.data.recipe import Data, load_recipe
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network import batches
 from edgecompress.network.analyze import analyze
@@ -45,13 +45,13 @@ def measure_agreement(model: nn.Module, made: CompressionPlan, inputs: Batch, he
 def main() -> None:
     options = parse(__doc__ or "")
     quick = options.quick
-    recipe = load(str(toolchains.REPOSITORY / "examples" / NAME))
+    recipe = load_recipe(str(toolchains.REPOSITORY / "examples" / NAME))
     assert recipe.calibration_data
     assert recipe.eval_data
     model, side = recipe.model(), 96 if quick else 224
 
     def images(data: Data, n: int) -> Batch:
-        x = fetch(data(), n, seed=0, example=recipe.example_inputs, labelled=False)[0][0]
+        x = fetch_samples(data(), n, seed=0, example=recipe.example_inputs, labelled=False)[0][0]
         return (F.interpolate(x, (side, side), mode="bilinear", antialias=True) if quick else x,)
 
     seen = images(recipe.calibration_data, 136 if quick else 374)

@@ -13,13 +13,13 @@ from rows import Rows, parse
 
 from edgecompress import toolchains
 from edgecompress.artifacts.execution import manifest_path, run
-from edgecompress.data import fetch
-from edgecompress.data.recipe import load
+from edgecompress.data import fetch_samples
+from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.bench import bench
 from edgecompress.devices.statistics import median
 from edgecompress.network.outputs import top1
 from edgecompress.network.parity import compare
-from edgecompress.records import Artifact, CompressionPlan, read
+from edgecompress.records import Artifact, CompressionPlan, read_record
 
 PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
 NAME = toolchains.DEFAULT_EXAMPLE
@@ -27,15 +27,15 @@ NAME = toolchains.DEFAULT_EXAMPLE
 
 def measure(rows: Rows, artifacts: Path, plan: Path, *, repetitions: int) -> None:
     """Add the rows of the artifacts of one run and end."""
-    made = read(plan, CompressionPlan)
+    made = read_record(plan, CompressionPlan)
     rows.add("MACs, compressed over dense", ours=made.macs, peer=made.macs_before, bound=0.35)
 
     dense, ours = artifacts / f"{NAME}-dense-fp32.tflite", artifacts / f"{NAME}-int8-static.tflite"
     fp32 = artifacts / f"{NAME}-fp32.tflite"
     rows.add("bytes, int8 static over dense fp32", ours=ours.stat().st_size, peer=dense.stat().st_size, bound=1 / 6)
 
-    x, labels = fetch(load(str(toolchains.example())).eval_data())
-    manifests = {path: read(manifest_path(path), Artifact) for path in (dense, fp32, ours)}
+    x, labels = fetch_samples(load_recipe(str(toolchains.example())).eval_data())
+    manifests = {path: read_record(manifest_path(path), Artifact) for path in (dense, fp32, ours)}
     outputs = {path: run(path, manifest.inputs, manifest.outputs, x)[0] for path, manifest in manifests.items()}
     accuracy = {path: 100 * top1(scores, labels) for path, (scores,) in outputs.items()}
     rows.add("top-1 points lost, compressed fp32", ours=accuracy[dense] - accuracy[fp32], peer=None, bound=0.7)

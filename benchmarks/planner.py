@@ -32,7 +32,7 @@ from rows import Rows, parse
 from torch import Tensor, nn
 
 from edgecompress import toolchains
-from edgecompress.data.recipe import load
+from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.bench import bench
 from edgecompress.devices.statistics import ratio
 from edgecompress.factorizations.decompose import decompose
@@ -181,7 +181,7 @@ def resnet18_subject(folder: Path, *, quick: bool) -> Subject:
 
 
 def example_subject(name: str, folder: Path) -> Subject:
-    recipe = load(str(EXAMPLES / name))
+    recipe = load_recipe(str(EXAMPLES / name))
     data = (recipe.calibration_data or recipe.eval_data)()  # type: ignore[misc]
     inputs: Tensor = torch.stack([data[i][0] if isinstance(data[i], tuple) else data[i] for i in range(128)])
     return Subject(recipe.name, recipe.model(), recipe.example_inputs, folder / name, (inputs,))

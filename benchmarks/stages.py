@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Subset
 
 from edgecompress import toolchains
-from edgecompress.data.recipe import Recipe, load
+from edgecompress.data.recipe import Recipe, load_recipe
 from edgecompress.options import update_options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.runner import run as run_steps
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run three epochs of 400 samples, scored on 500 images")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = load(asked.recipe)
+    recipe = load_recipe(asked.recipe)
     if asked.quick and recipe.eval_data is not None:
         recipe = dataclasses.replace(recipe, eval_data=lambda data=recipe.eval_data: Subset(data(), range(QUICK_IMAGES)))
     few = {"epoch_samples": 400, "sensitivity_samples": 32} if asked.quick else {}

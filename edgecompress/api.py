@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data.recipe import Recipe, of_model
+from edgecompress.data.recipe import Recipe, recipe_from_model
 from edgecompress.options import update_options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.latencies import profile_network
 from edgecompress.pipeline.publication import check_refusals, publish
 from edgecompress.pipeline.runner import run as run_steps
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import CostTable, ExportResult, ModelStats, Preprocessing
 from edgecompress.runs import open_run, use_options
 
@@ -31,7 +31,7 @@ def export(
     calibration_data: "Dataset[Any] | None" = None,
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
-    track: Track = silent,
+    track: Track = track_silently,
     **options: Any,
 ) -> ExportResult:
     """Decompose, fine-tune, quantize, convert and verify `model` for a target; return the manifests of what was published.
@@ -48,7 +48,7 @@ def export(
     Raises:
         EdgeCompressError: One of errors.py, as the command would print it.
     """
-    recipe = of_model(
+    recipe = recipe_from_model(
         model,
         example_inputs,
         name=name,
@@ -73,7 +73,7 @@ def profile(
     name: str = "",
     refresh: bool = False,
     noisy: bool = False,
-    track: Track = silent,
+    track: Track = track_silently,
     **options: Any,
 ) -> CostTable:
     """Measure what the layers of `model` cost on a device, dense and in every form that a plan may choose, and the whole dense network.
@@ -90,7 +90,7 @@ def profile(
     Raises:
         EdgeCompressError: One of errors.py, as the command would print it.
     """
-    with _open(of_model(model, example_inputs, name=name), run, options, track) as context:
+    with _open(recipe_from_model(model, example_inputs, name=name), run, options, track) as context:
         run_steps(context, "analyze")
         return profile_network(context, context.read(ModelStats), tuple(schemes), refresh=refresh, noisy=noisy).table
 

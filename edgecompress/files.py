@@ -14,7 +14,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there when the block succeeds, remove it otherwise.
 
     Raises:
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain_write_error(error, path) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,30 +33,30 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain_write_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_bytes(data)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp(path: Path) -> list[tuple[str, int, int]]:
+def stamp_files(path: Path) -> list[tuple[str, int, int]]:
     """Return name, bytes and time of change of a file, or of every file in a folder: cheap, and different when their contents are."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [(str(file.relative_to(path)), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
 
 
-def explain(error: OSError, path: Path) -> EdgeCompressError:
+def explain_write_error(error: OSError, path: Path) -> EdgeCompressError:
     """Return the error that tells a person what to do about a failed write to `path`."""
     if error.errno in NO_SPACE:
         return EdgeCompressError(f"{path}: no space left on the device; free some and run the same command again, finished steps are kept")

@@ -10,6 +10,6 @@ class Track(Protocol):
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]: ...
 
 
-def silent(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track_silently(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate and show nothing."""
     return iter(iterable)

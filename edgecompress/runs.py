@@ -19,13 +19,13 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import NO_SPACE, explain, sha256, write_atomic
+from edgecompress.files import NO_SPACE, explain_write_error, hash_file, write_atomically
 from edgecompress.options import Options
 from edgecompress.records import (
     SCHEMA,
     BenchmarkResult,
     Record,
-    read,
+    read_record,
     to_json,
 )
 from edgecompress.records.evaluation import Evaluation
@@ -66,11 +66,11 @@ class Run:
         done = self.record.steps.get(step)
         if done is None or done.made_from != made_from:
             return False
-        return all(self.path(name).is_file() and sha256(self.path(name)) == digest for name, digest in done.files.items())
+        return all(self.path(name).is_file() and hash_file(self.path(name)) == digest for name, digest in done.files.items())
 
     def finish(self, step: str, made_from: str, files: tuple[str, ...], seconds: float) -> None:
         """Record that `step` is finished; a crash after this call loses nothing of the step."""
-        done = FinishedStep(made_from=made_from, files={name: sha256(self.path(name)) for name in files}, seconds=round(seconds, 3))
+        done = FinishedStep(made_from=made_from, files={name: hash_file(self.path(name)) for name in files}, seconds=round(seconds, 3))
         self._write(msgspec.structs.replace(self.record, steps={**self.record.steps, step: done}))
 
     def set_options(self, options: Options) -> None:
@@ -83,7 +83,7 @@ class Run:
         return hash_values(self.record.steps[step].files)
 
     def _write(self, record: RunRecord) -> None:
-        write_atomic(self.path(RUN_FILE), to_json(record))
+        write_atomically(self.path(RUN_FILE), to_json(record))
         self.record = record
 
 
@@ -118,16 +118,16 @@ def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
     except Timeout as error:
         raise ConfigError(f"{folder}: in use by process {_read_owner(folder)}; wait for it, or give another folder with --run") from error
     except OSError as error:
-        raise explain(error, folder) from error
+        raise explain_write_error(error, folder) from error
     try:
         (folder / ".lock.pid").write_text(f"{os.getpid()}\n")
-        record = read(folder / RUN_FILE, RunRecord) if (folder / RUN_FILE).exists() else None
+        record = read_record(folder / RUN_FILE, RunRecord) if (folder / RUN_FILE).exists() else None
         if record is not None and (record.name, record.recipe) != (name, recipe):
             raise ConfigError(f"{folder}: belongs to {record.recipe}, not to {recipe}; give another folder with --run")
         yield Run(folder, record or RunRecord(name=name, recipe=recipe, options=Options()))
     except OSError as error:
         if error.errno in NO_SPACE or _is_inside(error.filename, folder):
-            raise explain(error, folder) from error
+            raise explain_write_error(error, folder) from error
         raise  # The error concerns a file of the user's own.
     finally:
         lock.release()
@@ -139,7 +139,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: The folder is no run folder.
     """
-    return read(folder / RUN_FILE, RunRecord)
+    return read_record(folder / RUN_FILE, RunRecord)
 
 
 def is_run(folder: Path) -> bool:
@@ -174,5 +174,5 @@ def store_result(folder: Path, result: BenchmarkResult | Evaluation) -> Path:
     inside = folder / "results" / device / kind
     names = chain((f"{stem}.json",), (f"{stem}-{n}.json" for n in count(2)))  # A comparison may hold one artifact twice.
     path = next(inside / name for name in names if not (inside / name).exists())
-    write_atomic(path, to_json(result))
+    write_atomically(path, to_json(result))
     return path

@@ -18,7 +18,7 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.schema import DataLocation, DelegateCall, KernelCall
 
 from converters.shared.tensor_summary import layout_of, peak_bytes, summary
-from edgecompress.records import Constant, Delegation, Inspection, Preprocessing, TensorSpec, Undelegated
+from edgecompress.records import ConstantTensor, Delegation, Inspection, Preprocessing, TensorSpec, UndelegatedOp
 
 XNNPACK: Final = "XnnpackBackend"
 METHOD: Final = "forward"
@@ -32,7 +32,7 @@ class _Graph:
     """What XNNPACK gets in one piece."""
 
     ops: Counter[str]
-    constants: tuple[Constant, ...]
+    constants: tuple[ConstantTensor, ...]
     quantized: tuple[tuple[str, bool, list[float]], ...]
     peak_bytes: int
 
@@ -66,7 +66,8 @@ def inspect(content: bytes) -> Inspection:
             partitions=len(graphs),
             taken=inside.total(),
             undelegated=tuple(
-                Undelegated(op=op, count=n, reason="the file runs it by a kernel of ExecuTorch's own") for op, n in sorted(kernels.items())
+                UndelegatedOp(op=op, count=n, reason="the file runs it by a kernel of ExecuTorch's own")
+                for op, n in sorted(kernels.items())
             ),
         ),
         peak_activation_bytes=sum(plan.non_const_buffer_sizes) + max((graph.peak_bytes for graph in graphs), default=0),
@@ -120,7 +121,7 @@ def _graph(file: Any, delegate: Any) -> _Graph:
         if scales
     ]
     constants = tuple(
-        Constant(
+        ConstantTensor(
             op=readers.get(t, ""),
             shape=tuple(tensor["dims"]),
             dtype=_dtype(tensor),

@@ -16,7 +16,7 @@ from torch import fx
 from converters.shared import layer_schemes
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import first_line
-from edgecompress.records import Undelegated
+from edgecompress.records import UndelegatedOp
 
 WEIGHTS: Final = "quantized_decomposed.dequantize_per_channel.default"
 PARTITIONER_LOG: Final = "executorch.backends.xnnpack.partition"
@@ -35,7 +35,7 @@ class _Reasons(logging.Handler):
             self.by_node[node.name] = record.msg.reason
 
 
-def lower(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int], tuple[Undelegated, ...], int]:
+def lower(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int], tuple[UndelegatedOp, ...], int]:
     """Return the file, how often each op stands in it, what XNNPACK does not take, and the bytes planned for what is outside it.
 
     Args:
@@ -79,11 +79,11 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "_op", node.target))
 
 
-def _undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[Undelegated, ...]:
+def _undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[UndelegatedOp, ...]:
     found = Counter(
         (_name(node), reasons.get(node.name, "XNNPACK has no kernel for it, as executorch's partitioner knows")) for node in outside
     )
-    return tuple(Undelegated(op=op, count=count, reason=reason) for (op, reason), count in sorted(found.items()))
+    return tuple(UndelegatedOp(op=op, count=count, reason=reason) for (op, reason), count in sorted(found.items()))
 
 
 def _check_kernels(plan: Any, outside: list[fx.Node]) -> None:

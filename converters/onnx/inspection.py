@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
-from edgecompress.records import Constant, Inspection, Preprocessing, TensorSpec
+from edgecompress.records import ConstantTensor, Inspection, Preprocessing, TensorSpec
 
 QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")
 
@@ -93,7 +93,7 @@ def _quantized(graph: Any, constants: dict[str, Any]) -> list[tuple[str, bool, l
     return found
 
 
-def _constants(graph: Any, constants: dict[str, Any]) -> tuple[Constant, ...]:
+def _constants(graph: Any, constants: dict[str, Any]) -> tuple[ConstantTensor, ...]:
     readers: dict[str, str] = {}
     scales: dict[str, int] = {}
     for node in reversed(graph.node):
@@ -103,7 +103,7 @@ def _constants(graph: Any, constants: dict[str, Any]) -> tuple[Constant, ...]:
             readers[node.input[0]] = readers.get(node.output[0], node.op_type)
             scales[node.input[0]] = len(_scale_of(node, constants))
     return tuple(
-        Constant(
+        ConstantTensor(
             op=readers.get(name, ""),
             shape=tuple(tensor.dims),
             dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type).name,

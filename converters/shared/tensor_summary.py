@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from edgecompress.records import Quantized
+from edgecompress.records import QuantizedTensors
 
 IMAGE_AXES: Final = 4
 COLORS: Final = (1, 3, 4)
@@ -41,13 +41,13 @@ def peak_bytes(
     return most
 
 
-def summary(quantized: Iterable[tuple[str, bool, Sequence[float]]]) -> tuple[Quantized, ...]:
+def summary(quantized: Iterable[tuple[str, bool, Sequence[float]]]) -> tuple[QuantizedTensors, ...]:
     """Sum up quantized tensors, each as (dtype, whether it is a constant, its scales)."""
     groups: dict[tuple[str, bool], list[Sequence[float]]] = {}
     for dtype, constant, scales in quantized:
         groups.setdefault((dtype, constant), []).append(scales)
     return tuple(
-        Quantized(
+        QuantizedTensors(
             dtype=dtype,
             constant=constant,
             per_tensor=sum(len(scales) == 1 for scales in members),

@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
-from edgecompress.records import Undelegated
+from edgecompress.records import UndelegatedOp
 
 BETWEEN_TYPES: Final = {"QUANTIZE", "DEQUANTIZE", "DELEGATE"}
 SLOW: Final = {
@@ -50,10 +50,10 @@ class Plan:
         return [op for op in self.ops if op["index"] in needed]
 
 
-def undelegated(plan: Plan) -> tuple[Undelegated, ...]:
+def undelegated(plan: Plan) -> tuple[UndelegatedOp, ...]:
     """Return what XNNPACK does not take, and why as far as the file tells."""
     counted = Counter((op["op_name"], _reason(plan, op)) for op in plan.left())
-    return tuple(Undelegated(op=name, count=n, reason=reason) for (name, reason), n in sorted(counted.items()))
+    return tuple(UndelegatedOp(op=name, count=n, reason=reason) for (name, reason), n in sorted(counted.items()))
 
 
 def _reason(plan: Plan, op: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
 from converters.tflite import metadata_reader
 from converters.tflite.delegation import Plan, undelegated
-from edgecompress.records import Constant, Delegation, Inspection, TensorSpec
+from edgecompress.records import ConstantTensor, Delegation, Inspection, TensorSpec
 
 OPS: Final = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 TYPES: Final = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
@@ -77,13 +77,13 @@ def _specs(graph: Any, indices: Any, names: dict[int, str]) -> tuple[TensorSpec,
     return tuple(made)
 
 
-def _constants(model: Any, graph: Any) -> tuple[Constant, ...]:
+def _constants(model: Any, graph: Any) -> tuple[ConstantTensor, ...]:
     readers: dict[int, str] = {}
     for op in graph.operators:
         for t in op.inputs:
             readers.setdefault(int(t), _op_name(model, op))
     return tuple(
-        Constant(
+        ConstantTensor(
             op=readers.get(t, ""), shape=_shape(tensor), dtype=TYPES[tensor.type], size_bytes=_bytes(tensor), scales=len(_scales(tensor))
         )
         for t, tensor in enumerate(graph.tensors)

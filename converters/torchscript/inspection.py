@@ -3,7 +3,7 @@
 import msgspec
 
 from converters.torchscript.file import EXTRA_FILE, Described, read_bytecode, read_entry
-from edgecompress.records import Constant, Inspection, Quantized, TensorSpec
+from edgecompress.records import ConstantTensor, Inspection, QuantizedTensors, TensorSpec
 
 
 def inspect(content: bytes) -> Inspection:
@@ -23,10 +23,10 @@ def inspect(content: bytes) -> Inspection:
         outputs=described.outputs,
         ops=dict(sorted(bytecode.ops.items(), key=lambda item: -item[1])),
         constants=tuple(
-            Constant(op=c.op, shape=c.shape, dtype=c.dtype, size_bytes=c.size_bytes, scales=c.scales) for c in bytecode.constants
+            ConstantTensor(op=c.op, shape=c.shape, dtype=c.dtype, size_bytes=c.size_bytes, scales=c.scales) for c in bytecode.constants
         ),
         quantized=tuple(
-            Quantized(
+            QuantizedTensors(
                 dtype=kind,
                 constant=True,
                 per_tensor=sum(c.scales == 1 for c in packed if c.dtype == kind),

@@ -7,8 +7,8 @@ import numpy as np
 
 from edgecompress.devices.statistics import comparable, median
 from edgecompress.errors import ConfigError
-from edgecompress.files import sha256, write_atomic
-from edgecompress.records import SCHEMA, BenchmarkResult, Record, read, to_json
+from edgecompress.files import hash_file, write_atomically
+from edgecompress.records import SCHEMA, BenchmarkResult, Record, read_record, to_json
 
 MAX_VALUES = 4096  # of each output; of larger ones every k-th is kept
 
@@ -17,7 +17,7 @@ class GoldenArtifact(Record, frozen=True, kw_only=True):
     """One file: `outputs` on the suite's own inputs, flattened, and the latencies that were measured."""
 
     artifact: str
-    sha256: str
+    hash_file: str
     outputs: tuple[tuple[float, ...], ...] = ()
     latency: BenchmarkResult | None = None
 
@@ -34,16 +34,16 @@ class GoldenFile:
         self.path = path
         self.max_slowdown = max_slowdown
         self.collecting = path is not None and not path.exists()
-        known = read(path, Golden).artifacts if path is not None and path.exists() else ()
+        known = read_record(path, Golden).artifacts if path is not None and path.exists() else ()
         self.artifacts = {found.sha256: found for found in known}
 
     def outputs(self, artifact: Path, outputs, *, tolerance: float) -> None:
         """Assert that `outputs` are the golden ones, within `tolerance` of their range."""
         kept = tuple(tuple(thinned(output).tolist()) for output in outputs)
         if self.collecting:
-            self._keep(artifact.name, sha256(artifact), outputs=kept)
+            self._keep(artifact.name, hash_file(artifact), outputs=kept)
         elif self.path is not None:
-            found = self._known(artifact.name, sha256(artifact)).outputs
+            found = self._known(artifact.name, hash_file(artifact)).outputs
             assert [len(values) for values in found] == [len(values) for values in kept], f"{self.path}: outputs of another size"
             for golden, now in zip(found, kept, strict=True):
                 limit = tolerance * np.ptp(golden)
@@ -72,7 +72,7 @@ class GoldenFile:
     def write(self) -> None:
         """Write what was collected, if anything was."""
         if self.collecting and self.artifacts:
-            write_atomic(self.path, to_json(Golden(artifacts=tuple(self.artifacts.values()))))
+            write_atomically(self.path, to_json(Golden(artifacts=tuple(self.artifacts.values()))))
 
     def _keep(self, name: str, digest: str, **found) -> None:
         before = self.artifacts.get(digest, GoldenArtifact(artifact=name, sha256=digest))

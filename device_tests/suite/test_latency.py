@@ -2,7 +2,7 @@
 
 from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.statistics import median
-from edgecompress.records import Measuring, to_json
+from edgecompress.records import BenchmarkOptions, to_json
 from edgecompress.targets import SUFFIXES
 
 
@@ -13,7 +13,7 @@ def test_latency(device, how, artifacts, request, golden, say):
         files = [path for path in artifacts if path.suffix == suffix]
         if files:
             texts = {name: str(how[name] or "") for name in ("python", "runner")}
-            results += measure_latencies(device, files, Measuring(threads=how["threads"], repetitions=repetitions, **texts))
+            results += measure_latencies(device, files, BenchmarkOptions(threads=how["threads"], repetitions=repetitions, **texts))
     if path := request.config.getoption("--results"):
         path.write_bytes(to_json(results))
     for result in results:

@@ -16,7 +16,7 @@ from edgecompress.errors import EdgeCompressError
 from edgecompress.network.batches import Batch
 from edgecompress.network.parity import sqnr_db
 from edgecompress.network.subgraph import Layer, ancestors, cut, graph_of, layers_of
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.simulation import Simulation, run_at
 from edgecompress.records import Departure
 
@@ -87,7 +87,7 @@ def first_departure(
     simulation: Simulation | None = None,
     samples: Sequence[int] = (),
     timeout_s: float = 120.0,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> Departure | None:
     """Return the first layer whose output departs from the model's; None when each by itself agrees, or none could be converted.
 

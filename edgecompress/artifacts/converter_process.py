@@ -92,7 +92,7 @@ def converting(
     with asking(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
 
         def converted(request: ConversionRequest) -> ConversionReply:
-            with files.replacing(Path(request.output)) as temporary:
+            with files.replace_atomically(Path(request.output)) as temporary:
                 try:
                     reply = asked(msgspec.structs.replace(request, output=str(temporary)))
                 except LimitReached as error:
@@ -270,4 +270,4 @@ def _write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise files.explain(error, path) from error
+        raise files.explain_write_error(error, path) from error

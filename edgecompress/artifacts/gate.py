@@ -22,7 +22,7 @@ from edgecompress.network.exported import write_program
 from edgecompress.network.parity import allowing, compare, shortfalls, sqnr_db
 from edgecompress.network.subgraph import scopes
 from edgecompress.options import DEFAULTS
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.simulation import Simulation, can_simulate
 from edgecompress.records import ConversionReply, ConversionRequest, Departure, Parity, QuantSpec
@@ -72,7 +72,7 @@ def prove(
     reference: Batch,
     calibration_reference: Batch | None = None,
     also_python: str = "",
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> Proof:
     """Run a file on the evidence, and on some of its calibration data, and compare with the model.
 

@@ -13,14 +13,14 @@ from torch.export import ExportedProgram
 from edgecompress.artifacts.converter_process import converting
 from edgecompress.artifacts.execution import check_interpreter, manifest_path
 from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, Conversion, Proof, prove
-from edgecompress.files import replacing, sha256, write_atomic
+from edgecompress.files import hash_file, replace_atomically, write_atomically
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import scores_of, top1
 from edgecompress.network.surgery import forward
 from edgecompress.options import DEFAULTS
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Preprocessing, QuantSpec, Record, to_json
 from edgecompress.targets import FORMATS, Scheme
@@ -78,7 +78,7 @@ def export(
     reference: Batch | None = None,
     calibration: Batch | None = None,
     how: Converting | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
 
@@ -101,7 +101,7 @@ def export(
     within: dict[str, Any] = {"timeout_s": how.timeout_s, "memory_gb": how.memory_gb, "python": how.python}
     with (
         tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
-        replacing(path) as made,
+        replace_atomically(path) as made,
         converting(format, ahead=how.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
     ):
         request = _request(Path(work), made, quant, about, how, calibrated=calibration is not None)
@@ -126,10 +126,10 @@ def export(
         manifest = _manifest(path, made, reply, proof, format=format, quant=quant, about=about, how=how, evidence=evidence)
         if proof.error is not None:
             made.replace(rejected)
-            write_atomic(manifest_path(rejected), to_json(manifest))
+            write_atomically(manifest_path(rejected), to_json(manifest))
             _withdraw(path)
             raise proof.error
-    write_atomic(manifest_path(path), to_json(manifest))
+    write_atomically(manifest_path(path), to_json(manifest))
     _withdraw(rejected)
     return manifest
 
@@ -171,7 +171,7 @@ def _manifest(
         model=about.variant,
         format=format,
         route=how.route,
-        sha256=sha256(made),
+        sha256=hash_file(made),
         size_bytes=made.stat().st_size,
         quant=quant,
         inputs=reply.inputs,

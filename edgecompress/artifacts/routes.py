@@ -10,7 +10,7 @@ import msgspec
 from edgecompress.artifacts.execution import manifest_path
 from edgecompress.artifacts.gate import Departs
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
-from edgecompress.files import write_atomic
+from edgecompress.files import write_atomically
 from edgecompress.records import Artifact, to_json
 from edgecompress.targets import TFLITE_TOOLCHAINS
 
@@ -94,7 +94,7 @@ def _faster(paths: dict[str, Path], medians: Medians) -> tuple[str, str]:
 
 def _noted(made: Artifact, folder: Path, note: str) -> Artifact:
     made = msgspec.structs.replace(made, notes=(*made.notes, note))
-    write_atomic(manifest_path(folder / made.path), to_json(made))
+    write_atomically(manifest_path(folder / made.path), to_json(made))
     return made
 
 

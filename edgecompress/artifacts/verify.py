@@ -6,10 +6,10 @@ import msgspec
 
 from edgecompress.artifacts.execution import check_runtime, gate, manifest_path, run
 from edgecompress.errors import ConfigError, ParityError
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.network.parity import allowing, compare
 from edgecompress.network.reference import read_reference
-from edgecompress.records import Artifact, read
+from edgecompress.records import Artifact, read_record
 from edgecompress.targets import SCHEMES, Scheme
 
 
@@ -29,10 +29,10 @@ def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -
         ParityError: The file is not the one the manifest describes, or its outputs depart from the model's.
         ToolchainError: The runtime died of the file.
     """
-    manifest = read(manifest_path(path), Artifact)
+    manifest = read_record(manifest_path(path), Artifact)
     if not path.is_file():
         raise ConfigError(f"{path}: no such artifact; export it again")
-    if (found := sha256(path)) != manifest.sha256:
+    if (found := hash_file(path)) != manifest.sha256:
         raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
     inputs, reference = read_reference(path.parent, manifest.model)
     outputs, _ = run(path, manifest.inputs, manifest.outputs, inputs)

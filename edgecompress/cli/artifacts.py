@@ -13,7 +13,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.options import Options, update_options
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.steps import STEPS
-from edgecompress.records import BenchmarkResult, ExportResult, Measuring, read, to_json
+from edgecompress.records import BenchmarkOptions, BenchmarkResult, ExportResult, read_record, to_json
 from edgecompress.runs import is_run, store_result
 from edgecompress.targets import FORMATS, TARGETS
 
@@ -38,7 +38,7 @@ def files_of(paths: list[Path]) -> tuple[Path, ...]:
 def _exported(run: Path) -> list[Path]:
     """What the last export of a run published; files of earlier options may lie beside them."""
     file = run / STEPS["export"].files[0]
-    return [run / "artifacts" / artifact.path for artifact in read(file, ExportResult).artifacts] if file.is_file() else []
+    return [run / "artifacts" / artifact.path for artifact in read_record(file, ExportResult).artifacts] if file.is_file() else []
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def bench(
     def keep(result: BenchmarkResult) -> None:
         kept.append(store_result(home, result))
 
-    how = Measuring(
+    how = BenchmarkOptions(
         threads=asked.threads,
         repetitions=asked.repetitions,
         warmup_s=0.5 if warmup is None else warmup,

@@ -16,7 +16,7 @@ from edgecompress.cli.session import bars, console
 from edgecompress.cli.tables import table
 from edgecompress.options import Options, update_options
 from edgecompress.records import to_json
-from edgecompress.records.evaluation import Evaluation, Scoring
+from edgecompress.records.evaluation import Evaluation, EvaluationOptions
 from edgecompress.runs import is_run, store_result
 
 Labelled = Annotated[str | None, typer.Option(help="Labelled data, or a recipe [the run's].", show_default=False)]
@@ -57,7 +57,7 @@ def evaluate(
         kept.append(store_result(home, record))
         made.append(record)
 
-    how = Scoring(
+    how = EvaluationOptions(
         data=data,
         samples=samples,
         batch=batch,

@@ -71,12 +71,12 @@ def open_target(target: str | None, run: Path | None, given: dict[str, Any]) -> 
     else:
         folder, source = run or Path(), str(toolchains.example()) if target is None else target
     update_early(given)
-    from edgecompress.data.recipe import load
+    from edgecompress.data.recipe import load_recipe
     from edgecompress.pipeline.context import open_context
 
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))  # what a recipe prints is no data of ours
-        recipe = load(source)
+        recipe = load_recipe(source)
         folder = folder if folder != Path() else Path("runs") / recipe.name
         notes.print(f"{recipe.name} → {folder}")
         track = stack.enter_context(bars())

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from edgecompress.data import idx, imagefolder, npz
-from edgecompress.data.images import open_image, preprocess
-from edgecompress.data.samples import Samples, check_finite, check_labels, check_shape, describe, fetch
+from edgecompress.data.images import open_image, preprocess_image
+from edgecompress.data.samples import Samples, check_finite, check_labels, check_shape, describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
@@ -17,21 +17,21 @@ __all__ = [
     "check_finite",
     "check_labels",
     "check_shape",
-    "describe",
-    "fetch",
-    "load",
+    "describe_dataset",
+    "fetch_samples",
+    "load_data",
     "open_image",
-    "preprocess",
+    "preprocess_image",
 ]
 
 Split = Literal["train", "eval"]
 
 
 class Loader(Protocol):
-    def recognises(self, path: Path) -> bool:
+    def can_load(self, path: Path) -> bool:
         """Whether `path` looks like this form. Asked in the order of LOADERS."""
 
-    def load(self, path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
+    def load_split(self, path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
         """Return one split of it."""
 
 
@@ -42,7 +42,7 @@ LOADERS: Final[dict[str, Loader]] = {
 }
 
 
-def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
+def load_data(path: Path, split: Split, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return a split of the data at `path`, whatever its form.
 
     Args:
@@ -59,6 +59,6 @@ def load(path: Path, split: Split, *, preprocessing: Preprocessing | None, examp
     if path.is_dir() and not any(path.iterdir()):
         raise ConfigError(f"{path}: an empty folder; data are {', '.join(LOADERS)}")
     for loader in LOADERS.values():
-        if loader.recognises(path):
-            return loader.load(path, split, preprocessing=preprocessing, example=example)
+        if loader.can_load(path):
+            return loader.load_split(path, split, preprocessing=preprocessing, example=example)
     raise ConfigError(f"{path}: not a form of data known here; data are {', '.join(LOADERS)}")

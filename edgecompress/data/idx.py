@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgecompress.data.images import ImageArray, image_shape
+from edgecompress.data.images import ImageArray, read_image_shape
 from edgecompress.data.samples import Samples
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
@@ -23,11 +23,11 @@ UINT8 = 8
 SPLITS = {"train": "train", "eval": "t10k"}
 
 
-def recognises(path: Path) -> bool:
+def can_load(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*-idx?-ubyte*"))
 
 
-def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
+def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return a split of an idx folder.
 
     Raises:
@@ -36,11 +36,11 @@ def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example
     images, labels = read_split(path, split)
     if len(images) == 0:
         raise ConfigError(f"{path}: its {split} files hold no samples; fetch them again")
-    inputs = ImageArray(images, preprocessing, image_shape(example, path), subject=str(path))
+    inputs = ImageArray(images, preprocessing, read_image_shape(example, path), subject=str(path))
     return Samples(inputs, torch.from_numpy(labels.astype(np.int64)), source=f"{path}: {len(images)} images")
 
 
-def read(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> np.ndarray:
     """Return the array in `path`, dtype uint8.
 
     Raises:
@@ -60,7 +60,7 @@ def read(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def write(path: Path, array: np.ndarray) -> None:
+def write_idx(path: Path, array: np.ndarray) -> None:
     """Write a uint8 array; gzipped without a time stamp, so that equal arrays give equal files."""
     header = bytes([0, 0, UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     data = header + array.astype(np.uint8).tobytes()
@@ -79,7 +79,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         found = [path for path in (folder / f"{stem}.gz", folder / stem) if path.exists()]
         if not found:
             raise ConfigError(f"{folder}: no {stem} or {stem}.gz; an idx folder holds train-… and t10k-… files")
-        array = read(found[0])
+        array = read_idx(found[0])
         if array.ndim != axes:
             raise ConfigError(f"{found[0]}: {array.ndim} axes, {axes} expected")
         arrays.append(array)

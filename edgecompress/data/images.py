@@ -31,7 +31,7 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Tensor:
         path = self.paths[index]
-        return preprocess(open_image(path), self.preprocessing, self.input_shape, subject=str(path))
+        return preprocess_image(open_image(path), self.preprocessing, self.input_shape, subject=str(path))
 
 
 class ImageArray:
@@ -50,7 +50,7 @@ class ImageArray:
         return len(self.array)
 
     def __getitem__(self, index: int) -> Tensor:
-        return preprocess(self.array[index], self.preprocessing, self.input_shape, subject=self.subject)
+        return preprocess_image(self.array[index], self.preprocessing, self.input_shape, subject=self.subject)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -70,7 +70,7 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def preprocess(
+def preprocess_image(
     image: Image.Image | np.ndarray, preprocessing: Preprocessing | None, input_shape: tuple[int, ...], *, subject: str = "image"
 ) -> Tensor:
     """Return a float32 input `(c, h, w)`: short side resized (bilinear), centre cropped, `(x / 255 − mean) / std`.
@@ -87,8 +87,8 @@ def preprocess(
     check_preprocessing(preprocessing, input_shape)
     channels = input_shape[0]
     resize, crop = (preprocessing.resize, preprocessing.crop) if preprocessing else (None, None)
-    if resize or crop or not isinstance(image, np.ndarray) or _channels(image) != channels:
-        image = _fit(_pillow(image, subject).convert(MODES[channels]), resize, crop, subject)
+    if resize or crop or not isinstance(image, np.ndarray) or _count_channels(image) != channels:
+        image = _resize_and_crop(_convert_to_pillow(image, subject).convert(MODES[channels]), resize, crop, subject)
     array = np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))  # (c, h, w)
     check_shape(array.shape, input_shape, subject)
     x = torch.from_numpy(array.astype(np.float32)) / 255
@@ -97,7 +97,7 @@ def preprocess(
     return (x - torch.tensor(preprocessing.mean)[:, None, None]) / torch.tensor(preprocessing.std)[:, None, None]
 
 
-def image_shape(example: Batch, path: Path) -> tuple[int, ...]:
+def read_image_shape(example: Batch, path: Path) -> tuple[int, ...]:
     """Return what the model's one input looks like, without its batch axis.
 
     Raises:
@@ -129,7 +129,7 @@ def check_preprocessing(preprocessing: Preprocessing | None, input_shape: tuple[
         raise ConfigError(f"preprocessing: resize {preprocessing.resize}, crop {preprocessing.crop}; sizes are pixels, 1 or more")
 
 
-def _fit(image: Image.Image, resize: int | None, crop: int | None, subject: str) -> Image.Image:
+def _resize_and_crop(image: Image.Image, resize: int | None, crop: int | None, subject: str) -> Image.Image:
     if resize:
         scale = resize / min(image.size)
         image = image.resize((max(resize, int(image.width * scale)), max(resize, int(image.height * scale))), Image.Resampling.BILINEAR)
@@ -143,13 +143,13 @@ def _fit(image: Image.Image, resize: int | None, crop: int | None, subject: str)
     return image
 
 
-def _pillow(image: Image.Image | np.ndarray, subject: str) -> Image.Image:
+def _convert_to_pillow(image: Image.Image | np.ndarray, subject: str) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    if image.dtype != np.uint8 or _channels(image) not in MODES:
+    if image.dtype != np.uint8 or _count_channels(image) not in MODES:
         raise ConfigError(f"{subject}: {image.dtype} {image.shape} is no grey or colour image; give uint8 (h, w), (h, w, 1) or (h, w, 3)")
     return Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
-def _channels(image: np.ndarray) -> int:
+def _count_channels(image: np.ndarray) -> int:
     return 1 if image.ndim == 2 else image.shape[-1]

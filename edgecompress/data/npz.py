@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgecompress.data.images import ImageArray
 from edgecompress.data.samples import Column, Samples, check_finite, check_labels, check_shape
-from edgecompress.data.split import HELD_OUT, part
+from edgecompress.data.split import HELD_OUT, select_split
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
@@ -22,17 +22,17 @@ NAMES = {"train": ("x_train", "y_train"), "eval": ("x_test", "y_test")}
 ONE_SET = ("inputs", "labels")
 
 
-def recognises(path: Path) -> bool:
+def can_load(path: Path) -> bool:
     return path.is_file() and path.suffix == ".npz"
 
 
-def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
+def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
     """Return a split: uint8 arrays are images and get preprocessed, floats are inputs already; integers where the model takes indices.
 
     Raises:
         ConfigError: Unreadable, a pickle, an array is missing, or shapes, labels or values do not fit.
     """
-    columns, y, note = _arrays(path, split, len(example))
+    columns, y, note = _read_arrays(path, split, len(example))
     for x in columns:
         if x.ndim == 0 or len(x) == 0:
             raise ConfigError(f"{path}: holds no samples; give at least one")
@@ -43,14 +43,14 @@ def load(path: Path, split: str, *, preprocessing: Preprocessing | None, example
     if y is not None and n != len(y):
         raise ConfigError(f"{path}: {n} inputs but {len(y)} labels; give one label an input")
     if note:
-        rows = part(range(n), split, str(path))
+        rows = select_split(range(n), split, str(path))
         columns, y = [x[rows] for x in columns], None if y is None else y[rows]
-    labels = None if y is None else check_labels(_tensor(y, path, "labels"), str(path))
-    inputs = tuple(_inputs(x, path, preprocessing, wanted) for x, wanted in zip(columns, example, strict=True))
+    labels = None if y is None else check_labels(_convert_to_tensor(y, path, "labels"), str(path))
+    inputs = tuple(_make_column(x, path, preprocessing, wanted) for x, wanted in zip(columns, example, strict=True))
     return Samples(inputs if len(inputs) > 1 else inputs[0], labels, source=f"{path}: {len(columns[0])} samples{note}")
 
 
-def _arrays(path: Path, split: str, count: int) -> tuple[list[np.ndarray], np.ndarray | None, str]:
+def _read_arrays(path: Path, split: str, count: int) -> tuple[list[np.ndarray], np.ndarray | None, str]:
     """Return the array of each input, that of the labels, and how a set that comes as one is parted, "" for one that does not."""
     try:
         if not zipfile.is_zipfile(path):  # np.load would take a bare .npy or try a pickle
@@ -72,18 +72,18 @@ def _arrays(path: Path, split: str, count: int) -> tuple[list[np.ndarray], np.nd
     return columns, y, f", {HELD_OUT[split]}" if x_names == of_set else ""
 
 
-def _inputs(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, wanted: Tensor) -> Column:
+def _make_column(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, wanted: Tensor) -> Column:
     input_shape = tuple(wanted.shape[1:])
     if not wanted.is_floating_point():
         if not np.issubdtype(x.dtype, np.integer):
             raise ConfigError(f"{path}: inputs are {x.dtype}, the model takes {str(wanted.dtype).removeprefix('torch.')}; give integers")
         check_shape(x.shape[1:], input_shape, str(path))
-        return _tensor(x, path, "inputs").to(wanted.dtype)
+        return _convert_to_tensor(x, path, "inputs").to(wanted.dtype)
     if x.dtype == np.uint8:
-        return ImageArray(_channels_last(x, input_shape, path), preprocessing, input_shape, subject=str(path))
+        return ImageArray(_move_channels_last(x, input_shape, path), preprocessing, input_shape, subject=str(path))
     if not np.issubdtype(x.dtype, np.floating):
         raise ConfigError(f"{path}: inputs are {x.dtype}; give images as uint8, or ready inputs as float32")
-    inputs = _tensor(x.astype(np.float32), path, "inputs")
+    inputs = _convert_to_tensor(x.astype(np.float32), path, "inputs")
     if tuple(x.shape[1:]) != input_shape and len(input_shape) == 3:
         channels, height, width = input_shape
         if tuple(x.shape[1:]) == (height, width, channels):
@@ -95,7 +95,7 @@ def _inputs(x: np.ndarray, path: Path, preprocessing: Preprocessing | None, want
     return inputs
 
 
-def _channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> np.ndarray:
+def _move_channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> np.ndarray:
     """Return images `(n, h, w)` or `(n, h, w, c)`. Channels first is recognised by the model's input, and wins a tie."""
     if x.ndim == 3:
         return x
@@ -105,7 +105,7 @@ def _channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> n
     return x.transpose(0, 2, 3, 1) if first else x
 
 
-def _tensor(x: np.ndarray, path: Path, what: str) -> Tensor:
+def _convert_to_tensor(x: np.ndarray, path: Path, what: str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="))))
     except TypeError as error:

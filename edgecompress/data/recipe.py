@@ -67,7 +67,7 @@ class Recipe:
     resized: "Callable[[int], Recipe] | None" = None
 
 
-def load(target: str) -> Recipe:
+def load_recipe(target: str) -> Recipe:
     """Import a recipe.
 
     Raises:
@@ -90,10 +90,10 @@ def load(target: str) -> Recipe:
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
     file = Path(module.__file__ or target)
-    return _assembled(module, target, source=str(file) if is_file else target, sources_sha256=_hash_sources(module, file))
+    return _assemble_recipe(module, target, source=str(file) if is_file else target, sources_sha256=_hash_sources(module, file))
 
 
-def at_resolution(recipe: Recipe, resolution: int) -> Recipe:
+def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
     """Return the recipe at a resolution, 0 for its own.
 
     Raises:
@@ -107,7 +107,7 @@ def at_resolution(recipe: Recipe, resolution: int) -> Recipe:
     return recipe.resized(resolution)
 
 
-def _assembled(module: ModuleType, target: str, *, source: str, sources_sha256: str, resolution: int = 0) -> Recipe:
+def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sha256: str, resolution: int = 0) -> Recipe:
     """Collect the functions of a recipe; those that take a resolution get it, unless it is 0."""
 
     def of(name: str, default: Any = None) -> Any:
@@ -115,18 +115,18 @@ def _assembled(module: ModuleType, target: str, *, source: str, sources_sha256: 
         return partial(function, resolution=resolution) if resolution and _takes_resolution(function) else function
 
     file = Path(module.__file__ or target)
-    again = partial(_assembled, module, target, source=source, sources_sha256=sources_sha256)
+    again = partial(_assemble_recipe, module, target, source=source, sources_sha256=sources_sha256)
     return Recipe(
         name=file.parent.name if file.name == "recipe.py" else file.stem,
         source=source,
         sources_sha256=sources_sha256,
         model=of("model"),
-        example_inputs=check_example(call(of("example_inputs"), f"{target}: example_inputs()"), target),
+        example_inputs=check_example(call_user_function(of("example_inputs"), f"{target}: example_inputs()"), target),
         train_data=of("train_data"),
         eval_data=of("eval_data"),
         calibration_data=of("calibration_data"),
-        preprocessing=_check_preprocessing(call(of("preprocessing", lambda: None), f"{target}: preprocessing()"), target),
-        labels=_check_labels(call(of("labels", tuple), f"{target}: labels()"), target),
+        preprocessing=_check_preprocessing(call_user_function(of("preprocessing", lambda: None), f"{target}: preprocessing()"), target),
+        labels=_check_labels(call_user_function(of("labels", tuple), f"{target}: labels()"), target),
         resized=(lambda side: again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
     )
 
@@ -166,7 +166,7 @@ def _check_labels(value: object, subject: str) -> tuple[str, ...]:
     raise ConfigError(f"{subject}: labels() returned {type(value).__name__}; return a list of class names")
 
 
-def call(function: Callable[[], Any], subject: str) -> Any:
+def call_user_function(function: Callable[[], Any], subject: str) -> Any:
     """Call a user's function.
 
     Raises:
@@ -180,7 +180,7 @@ def call(function: Callable[[], Any], subject: str) -> Any:
         raise ConfigError(f"{subject} fails: {type(error).__name__}: {error}; mend the recipe") from error
 
 
-def of_model(
+def recipe_from_model(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     *,
@@ -200,9 +200,9 @@ def of_model(
         sources_sha256=hashlib.sha256(f"{model}{sets}".encode()).hexdigest(),
         model=lambda: copy.deepcopy(model),  # nothing in a run may touch the caller's
         example_inputs=check_example(example_inputs, name),
-        train_data=_constant(train_data),
-        eval_data=_constant(eval_data),
-        calibration_data=_constant(calibration_data),
+        train_data=_make_data_function(train_data),
+        eval_data=_make_data_function(eval_data),
+        calibration_data=_make_data_function(calibration_data),
         preprocessing=preprocessing,
         labels=tuple(labels),
     )
@@ -212,7 +212,7 @@ def _is_module_name(target: str) -> bool:
     return all(part.isidentifier() for part in target.split("."))
 
 
-def _constant(data: "Dataset[Any] | None") -> Data | None:
+def _make_data_function(data: "Dataset[Any] | None") -> Data | None:
     return None if data is None else lambda: data
 
 

@@ -69,7 +69,7 @@ class Samples(Dataset[Any]):
         return (x,) if isinstance(x, tuple) else x
 
 
-def fetch(
+def fetch_samples(
     dataset: Dataset[Any],
     which: int | Sequence[int] | None = None,
     *,
@@ -94,14 +94,14 @@ def fetch(
         ConfigError: The set is empty or no map-style set, an item is none of the above, inputs are not what the model takes or not finite,
             or a label is no class.
     """
-    source = describe(dataset)
-    indices = _indices(dataset, which, seed, source)
+    source = describe_dataset(dataset)
+    indices = _choose_indices(dataset, which, seed, source)
     samples: list[Batch] = []
     labels: list[Any] = []
     for index in indices:
-        inputs, label = parted(dataset[index], source)
+        inputs, label = split_item(dataset[index], source)
         example = tuple(x[None] for x in inputs) if example is None else example
-        samples.append(_fitting(inputs, example, f"{source}: sample {index}"))
+        samples.append(_convert_to_example(inputs, example, f"{source}: sample {index}"))
         if labelled and label is not None:
             labels.append(label)
     columns = tuple(torch.stack(column) for column in zip(*samples, strict=True))  # each (n, …)
@@ -111,10 +111,10 @@ def fetch(
         return columns, None
     if len(labels) != len(samples):
         raise ConfigError(f"{source}: {len(samples)} inputs but {len(labels)} labels; label every sample or none")
-    return columns, check_labels(_labels(labels, source), source, classes=classes)
+    return columns, check_labels(_stack_labels(labels, source), source, classes=classes)
 
 
-def describe(dataset: Dataset[Any]) -> str:
+def describe_dataset(dataset: Dataset[Any]) -> str:
     """Return where a set came from, as far as it tells."""
     known = getattr(dataset, "source", "")
     return known if isinstance(known, str) and known else type(dataset).__name__
@@ -170,7 +170,7 @@ def check_labels(labels: Tensor, subject: str, *, classes: int | None = None) ->
     return labels
 
 
-def _indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, source: str) -> list[int]:
+def _choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, source: str) -> list[int]:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"{source}: has no length and no index; give a map-style torch Dataset")
     total = len(dataset)
@@ -188,7 +188,7 @@ def _indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, 
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].tolist()
 
 
-def parted(item: Any, source: str) -> tuple[Batch, Any]:
+def split_item(item: Any, source: str) -> tuple[Batch, Any]:
     """Return inputs and label of what a dataset yields, without a batch axis; the label is None where there is none.
 
     Raises:
@@ -208,7 +208,7 @@ def parted(item: Any, source: str) -> tuple[Batch, Any]:
     return inputs, label
 
 
-def _fitting(inputs: Batch, example: Batch, subject: str) -> Batch:
+def _convert_to_example(inputs: Batch, example: Batch, subject: str) -> Batch:
     """Return one sample in the dtypes that the model takes, where nothing is lost by it."""
     if len(inputs) != len(example):
         raise ConfigError(f"{subject}: {len(inputs)} inputs, the model takes {len(example)}; yield {FORMS}")
@@ -221,7 +221,7 @@ def _fitting(inputs: Batch, example: Batch, subject: str) -> Batch:
     return tuple(x.to(wanted.dtype) for x, wanted in zip(inputs, example, strict=True))
 
 
-def _labels(labels: list[Any], source: str) -> Tensor:
+def _stack_labels(labels: list[Any], source: str) -> Tensor:
     try:
         return torch.stack([torch.as_tensor(label) for label in labels])  # (n,) when each is one number
     except (TypeError, ValueError, RuntimeError) as error:

@@ -10,7 +10,7 @@ FOLD = 5
 HELD_OUT = {"train": f"without every {FOLD}th, which is held out", "eval": f"every {FOLD}th, held out of training"}
 
 
-def part(items: Sequence[T], split: str, subject: str) -> list[T]:
+def select_split(items: Sequence[T], split: str, subject: str) -> list[T]:
     """Return every fifth item for "eval" and the others for "train"; with items sorted by class, each class is parted alike.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from edgecompress.devices.device import CompletedCommand, Device
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import DeviceInfo
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def open_device(url: str) -> Device:
     return opener(rest)
 
 
-def list_devices(entries: "Sequence[InventoryEntry]" = (), *, track: Track = silent) -> tuple[DeviceInfo, ...]:
+def list_devices(entries: "Sequence[InventoryEntry]" = (), *, track: Track = track_silently) -> tuple[DeviceInfo, ...]:
     """Return this machine, every device attached by adb, and the inventory's `entries` (`inventory.load_inventory()`).
 
     A device that cannot be used has a `state` other than "ready" and says in `problem` what is wrong and what to do.

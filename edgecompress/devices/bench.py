@@ -11,8 +11,8 @@ from edgecompress.devices.inventory import apply_entry, resolve_device
 from edgecompress.devices.runners.execute import check_runner_file, measure_latencies, read_manifest
 from edgecompress.devices.statistics import find_noise
 from edgecompress.errors import ConfigError
-from edgecompress.progress import Track, silent
-from edgecompress.records import BenchmarkResult, Measuring
+from edgecompress.progress import Track, track_silently
+from edgecompress.records import BenchmarkOptions, BenchmarkResult
 from edgecompress.records.fields import check_values
 from edgecompress.records.measurement import USUAL_MEASURING
 from edgecompress.targets import SUFFIXES
@@ -21,7 +21,7 @@ MAX_COMPARE_LOADINGS = 20
 MIN_ROUNDS_PER_LOADING = 3  # after a loading, before the next
 
 
-def check_artifacts(artifacts: Sequence[Path], how: Measuring) -> None:
+def check_artifacts(artifacts: Sequence[Path], how: BenchmarkOptions) -> None:
     """Refuse what cannot be measured, or compared, before any device is asked.
 
     Raises:
@@ -41,7 +41,7 @@ def check_artifacts(artifacts: Sequence[Path], how: Measuring) -> None:
         raise ConfigError(f"--compare: {len(artifacts)} artifacts, formats {', '.join(formats)}; give at least two of one format")
 
 
-def bench_on_device(device: Device, artifacts: Sequence[Path], how: Measuring, *notes: str) -> tuple[BenchmarkResult, ...]:
+def bench_on_device(device: Device, artifacts: Sequence[Path], how: BenchmarkOptions, *notes: str) -> tuple[BenchmarkResult, ...]:
     """Measure artifacts of one format on a device that has cooled down; `notes` go into every result."""
     loads = min(MAX_COMPARE_LOADINGS, max(1, how.repetitions // MIN_ROUNDS_PER_LOADING)) if how.compare else 1
     return tuple(
@@ -66,7 +66,7 @@ def bench(
     profile: bool = False,
     compare: bool = False,
     inventory: Path | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[BenchmarkResult, ...]:
     """Return every latency of `artifacts` on `device`, in the order given.
 
@@ -77,14 +77,14 @@ def bench(
         device: `local://`, `ssh://user@host:port`, `adb://SERIAL`, or a name of the inventory, whose runner, interpreter, mask and
             temperature are then used where none is given here.
         inventory: The file that has the name in `device`, in place of the usual one.
-        track: Shows how far it is. The other arguments are the fields of `Measuring`, which says what they mean.
+        track: Shows how far it is. The other arguments are the fields of `BenchmarkOptions`, which says what they mean.
 
     Raises:
         ConfigError: A value out of its range, no artifacts, one that was changed after export, one that the runtime refuses, or no two of
             one format to compare.
         DeviceError: The device or the run on it failed.
     """
-    how = Measuring(
+    how = BenchmarkOptions(
         threads=threads,
         repetitions=repetitions,
         warmup_s=warmup_s,
@@ -101,7 +101,7 @@ def bench(
 
 
 def bench_artifacts(
-    artifacts: Sequence[Path], how: Measuring, *, device: str, inventory: Path | None = None, track: Track = silent
+    artifacts: Sequence[Path], how: BenchmarkOptions, *, device: str, inventory: Path | None = None, track: Track = track_silently
 ) -> tuple[BenchmarkResult, ...]:
     """Return what `bench` does, for options that are a record already."""
     check_artifacts(artifacts, how)

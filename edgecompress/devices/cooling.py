@@ -6,13 +6,15 @@ from itertools import count, takewhile
 
 from edgecompress.devices.device import Device
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 
 COOLING_LIMIT_S = 600.0
 POLL_S = 2.0
 
 
-def cool_down(device: Device, at_most_c: float, *, limit_s: float = COOLING_LIMIT_S, step_s: float = POLL_S, track: Track = silent) -> str:
+def cool_down(
+    device: Device, at_most_c: float, *, limit_s: float = COOLING_LIMIT_S, step_s: float = POLL_S, track: Track = track_silently
+) -> str:
     """Wait until the hottest zone is at or below `at_most_c`; return a note where there is no sensor, "" otherwise.
 
     Raises:

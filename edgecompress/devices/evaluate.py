@@ -23,9 +23,9 @@ from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.network import batches
 from edgecompress.network.parity import compare
 from edgecompress.network.reference import REFERENCE, read_reference
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import DeviceInfo, Parity, TensorSpec
-from edgecompress.records.evaluation import USUAL_SCORING, Evaluation, Scoring
+from edgecompress.records.evaluation import USUAL_SCORING, Evaluation, EvaluationOptions
 from edgecompress.records.fields import check_values
 
 Array = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def evaluate(
     runner: Path | None = None,
     inventory: Path | None = None,
     on_result: Callable[[Evaluation], object] = lambda _: None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[Evaluation, ...]:
     """Return top-1 of `artifacts` on `device`, and how far their outputs there are from those of the same files on this machine.
 
@@ -73,14 +73,14 @@ def evaluate(
             lies in. Data of a path are preprocessed as the manifest says.
         inventory: The file that has the name in `device`, in place of the usual one.
         on_result: Told each record as soon as there is one, also one that will be a ParityError. The other arguments are the fields of
-            `Scoring`, which says what they mean.
+            `EvaluationOptions`, which says what they mean.
 
     Raises:
         ConfigError: An artifact without a manifest or labels, data without labels, or data that do not fit it.
         DeviceError: The device or the run on it failed.
         ParityError: An artifact computes something else there than here; raised when all have been evaluated.
     """
-    how = Scoring(
+    how = EvaluationOptions(
         data=str(data) if isinstance(data, str | Path) else None,
         samples=samples,
         batch=batch,
@@ -96,13 +96,13 @@ def evaluate(
 
 def evaluate_artifacts(
     artifacts: Sequence[Path],
-    how: Scoring,
+    how: EvaluationOptions,
     *,
     device: str,
     data: Data = None,
     inventory: Path | None = None,
     on_result: Callable[[Evaluation], object] = lambda _: None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[Evaluation, ...]:
     """Return what `evaluate` does, for options that are a record already; `data` may stand in for the path or recipe in it."""
     check_scoring(artifacts, how)
@@ -112,7 +112,7 @@ def evaluate_artifacts(
         return require_parity(evaluate_on_device(there, jobs, apply_entry(how, entry), on_result=on_result, track=track))
 
 
-def check_scoring(artifacts: Sequence[Path], how: Scoring) -> None:
+def check_scoring(artifacts: Sequence[Path], how: EvaluationOptions) -> None:
     """Refuse what cannot be evaluated before any device is asked.
 
     Raises:
@@ -127,10 +127,10 @@ def check_scoring(artifacts: Sequence[Path], how: Scoring) -> None:
 def evaluate_on_device(
     there: Device,
     jobs: Sequence[EvaluationJob],
-    how: Scoring,
+    how: EvaluationOptions,
     *,
     on_result: Callable[[Evaluation], object] = lambda _: None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[Evaluation, ...]:
     """Evaluate artifacts with their data on a device and on this machine, whether they agree or not."""
     made: list[Evaluation] = []
@@ -156,7 +156,7 @@ def require_parity(made: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
 # Running
 
 
-def _evaluate_job(job: EvaluationJob, there: Device, here: Device, info: DeviceInfo, how: Scoring, track: Track) -> Evaluation:
+def _evaluate_job(job: EvaluationJob, there: Device, here: Device, info: DeviceInfo, how: EvaluationOptions, track: Track) -> Evaluation:
     """Run everything there and here, then say what came of it."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     size = how.batch or max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // sum(x.numel() * x.element_size() for x in job.example)))
@@ -187,7 +187,7 @@ def _evaluate_job(job: EvaluationJob, there: Device, here: Device, info: DeviceI
         backend=backends[0],
         host_backend=backends[1],
         threads=how.threads,
-        data=datasets.describe(job.samples),
+        data=datasets.describe_dataset(job.samples),
         data_sha256=answers.digest.hexdigest(),
         samples=len(labels),
         classes=job.classes,
@@ -205,20 +205,20 @@ def _evaluate_job(job: EvaluationJob, there: Device, here: Device, info: DeviceI
     )
 
 
-def _run_chunk(job: EvaluationJob, indices: Sequence[int], answers: _Outputs, there: Device, here: Device, how: Scoring) -> None:
+def _run_chunk(job: EvaluationJob, indices: Sequence[int], answers: _Outputs, there: Device, here: Device, how: EvaluationOptions) -> None:
     x, y = fetch_batch(job, indices)
     inputs = to_artifact_layout(x, job.manifest.inputs)
     columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in (*x, y)]
     for sample in zip(*columns, strict=True):  # whatever the size of a transfer
         answers.digest.update(b"".join(part.tobytes() for part in sample))
     answers.labels.append(y.numpy())
-    host = Scoring(threads=how.threads, timeout_s=how.timeout_s)
+    host = EvaluationOptions(threads=how.threads, timeout_s=how.timeout_s)
     answers.here.append(_check_shapes(_infer_chunk(here, job, inputs, host, answers.host_replies), job, here.url))
     answers.there.append(_check_shapes(_infer_chunk(there, job, inputs, how, answers.replies), job, there.url))
 
 
 def _infer_chunk(
-    device: Device, job: EvaluationJob, inputs: Sequence[InputArray], how: Scoring, replies: list[RunnerReply]
+    device: Device, job: EvaluationJob, inputs: Sequence[InputArray], how: EvaluationOptions, replies: list[RunnerReply]
 ) -> tuple[Array, ...]:
     return compute_outputs(
         device,
@@ -239,7 +239,7 @@ def _check_shapes(outputs: tuple[Array, ...], job: EvaluationJob, url: str) -> t
     return outputs
 
 
-def _compare_with_reference(job: EvaluationJob, there: Device, how: Scoring) -> Parity | None:
+def _compare_with_reference(job: EvaluationJob, there: Device, how: EvaluationOptions) -> Parity | None:
     """Compare with the eager model's outputs that are kept beside the artifact; None where there are none, or nothing to compare."""
     if not (job.path.parent / REFERENCE).is_file():
         return None

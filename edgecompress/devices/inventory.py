@@ -22,8 +22,8 @@ from platformdirs import user_config_path
 from edgecompress.devices import OPENERS, known_schemes
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
-from edgecompress.records import Measuring, Record
-from edgecompress.records.evaluation import Scoring
+from edgecompress.records import BenchmarkOptions, Record
+from edgecompress.records.evaluation import EvaluationOptions
 
 INVENTORY_VARIABLE: Final = "EDGECOMPRESS_INVENTORY"
 MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")
@@ -114,7 +114,7 @@ def resolve_device(device: str, inventory: Path | None = None) -> InventoryEntry
     )
 
 
-Options = TypeVar("Options", Measuring, Scoring)
+Options = TypeVar("Options", BenchmarkOptions, EvaluationOptions)
 
 
 def apply_entry(how: Options, entry: InventoryEntry) -> Options:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
-from edgecompress.data.recipe import at_resolution, call, load
+from edgecompress.data.recipe import call_user_function, load_recipe, recipe_at_resolution
 from edgecompress.devices.runners.execute import read_manifest
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
@@ -59,7 +59,7 @@ def prepare_job(path: Path, data: Data, samples: int) -> EvaluationJob:
     example = tuple(_make_example(spec) for spec in manifest.inputs)
     found = _load_dataset(path, manifest, data, example)
     if not hasattr(found, "__len__"):
-        raise ConfigError(f"{datasets.describe(found)}: has no length; give a map-style torch Dataset")
+        raise ConfigError(f"{datasets.describe_dataset(found)}: has no length; give a map-style torch Dataset")
     indices = _choose_samples(len(found), samples)
     renumbered = _map_classes(path, manifest, found)
     job = EvaluationJob(path, manifest, found, indices, example, vectors[0], classes, renumbered, tuple(_list_notes(manifest, found)))
@@ -90,7 +90,7 @@ def _load_dataset(path: Path, manifest: Artifact, data: Data, example: Batch) ->
     file = Path(data).expanduser()
     if file.suffix == ".py" or (file / "recipe.py").is_file():
         return _load_recipe_dataset(str(file))
-    return datasets.load(file, "eval", preprocessing=manifest.preprocessing, example=example)
+    return datasets.load_data(file, "eval", preprocessing=manifest.preprocessing, example=example)
 
 
 def _load_run_dataset(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
@@ -100,17 +100,17 @@ def _load_run_dataset(path: Path, manifest: Artifact, example: Batch) -> "Datase
         raise ConfigError(f"{path}: lies in no run folder, so there is no recipe to take data from; give --data, or a recipe as --data")
     run = read_run(folder)
     if run.options.data:
-        return datasets.load(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
+        return datasets.load_data(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
     if run.recipe == "python":
         raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
     return _load_recipe_dataset(run.recipe, run.options.resolution)
 
 
 def _load_recipe_dataset(source: str, resolution: int = 0) -> "Dataset[Any]":
-    recipe = at_resolution(load(source), resolution)
+    recipe = recipe_at_resolution(load_recipe(source), resolution)
     if recipe.eval_data is None:
         raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
-    found: Dataset[Any] = call(recipe.eval_data, f"{source}: eval_data()")
+    found: Dataset[Any] = call_user_function(recipe.eval_data, f"{source}: eval_data()")
     return found
 
 
@@ -142,7 +142,7 @@ def fetch_batch(job: EvaluationJob, indices: Sequence[int]) -> tuple[Batch, Tens
         ConfigError: No labels, a wrong shape, or a label that is no class of the artifact.
     """
     known = len(job.renumbered) or job.classes
-    x, y = datasets.fetch(job.samples, list(indices), example=job.example, classes=known)
+    x, y = datasets.fetch_samples(job.samples, list(indices), example=job.example, classes=known)
     if y is None:
-        raise ConfigError(f"{datasets.describe(job.samples)}: no labels; give data with a class index for each input")
+        raise ConfigError(f"{datasets.describe_dataset(job.samples)}: no labels; give data with a class index for each input")
     return x, torch.tensor(job.renumbered)[y] if job.renumbered else y

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, DenseLayer
 from edgecompress.factorizations.protocol import Moments
-from edgecompress.files import replacing
+from edgecompress.files import replace_atomically
 from edgecompress.network.factors import Factors
 
 LOG = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def store_fit(folder: Path, key: str, fit: FitResult, compact: Factors | None) -
         "seal": _checksum(key, fit, inside),
     }
     try:
-        with replacing(_entry_path(folder, key)) as temporary:
+        with replace_atomically(_entry_path(folder, key)) as temporary:
             save_file(state, temporary, kept)
     except (EdgeCompressError, SafetensorError, OSError) as error:
         LOG.info("not cached: %s", error)

@@ -11,12 +11,12 @@ from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.surgery import replace, tied_layers
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import CompressionPlan, DecomposeResult
 
 
 def decompose(
-    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Batch | None = None, track: Track = silent
+    model: nn.Module, plan: CompressionPlan, *, fit: bool = True, inputs: Batch | None = None, track: Track = track_silently
 ) -> tuple[nn.Module, DecomposeResult]:
     """Return a copy of `model` with the planned layers factorized, and the relative errors of their weights.
 

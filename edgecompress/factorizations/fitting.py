@@ -12,14 +12,14 @@ from edgecompress.factorizations.moments import collect_moments, supports_moment
 from edgecompress.factorizations.parallel import FactorizationJob, Factorized, factorize_all
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 
 MAX_MOMENTS_BYTES: Final = 1_000_000_000  # memory for moments; layers whose moments take more are fitted in several passes
 MAX_LAYER_MOMENTS_BYTES: Final = MAX_MOMENTS_BYTES // 2  # a layer whose moments take more is fitted to its weight
 
 
 def fit_layers(
-    model: nn.Module, jobs: Sequence[FactorizationJob], *, inputs: Batch | None = None, track: Track = silent
+    model: nn.Module, jobs: Sequence[FactorizationJob], *, inputs: Batch | None = None, track: Track = track_silently
 ) -> list[Factorized]:
     """Return the fitted factors of layers of `model`, which stays unchanged; see `factorize_all`.
 

@@ -27,7 +27,7 @@ from edgecompress.factorizations.cache import FitResult
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.network.factors import Factors
 from edgecompress.network.threads import threads
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 
 WORKER_START_S: Final = 2.0  # starting processes that import torch takes about so long
 WORKER_IDLE_S: Final = 30  # idle workers stay so long, so that the next call need not start new ones
@@ -57,7 +57,7 @@ class Factorized(NamedTuple):
 
 
 def factorize_all(
-    jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = silent
+    jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = track_silently
 ) -> list[Factorized]:
     """Return the fitted factors of each job with their errors, in the order of the jobs.
 
@@ -76,7 +76,7 @@ def factorize_all(
 
 
 def measure_errors(
-    jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = silent
+    jobs: Sequence[FactorizationJob], *, processes: int | None = None, cache: str | Path | None = None, track: Track = track_silently
 ) -> list[FitResult]:
     """Return the errors of each job as `factorize_all` does, without keeping the factors in memory."""
     made = {i: fit for i, _, fit in track(_iterate_results(jobs, processes, cache, keep=False), "factorizing candidates", len(jobs))}

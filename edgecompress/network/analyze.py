@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgecompress.errors import ConfigError
 from edgecompress.network.counting import params_of, watching
 from edgecompress.network.threads import threads
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerStats, ModelStats
 
 REPETITIONS = 15
@@ -19,7 +19,7 @@ REPETITIONS = 15
 
 @torch.inference_mode()
 def analyze(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model", measure: bool = True, track: Track = silent
+    model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model", measure: bool = True, track: Track = track_silently
 ) -> ModelStats:
     """Return params, MACs, shapes and (with `measure`) median eager milliseconds of each Linear and convolution, batch size 1, one thread.
 

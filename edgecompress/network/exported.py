@@ -70,7 +70,7 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
 
 def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write `program` to `path`, which ends in `.pt2`; whole or not at all."""
-    with files.replacing(path) as temporary:
+    with files.replace_atomically(path) as temporary:
         torch.export.save(program, temporary)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import replacing
+from edgecompress.files import replace_atomically
 from edgecompress.network.factors import Factors
 
 State = dict[str, Tensor]
@@ -72,7 +72,7 @@ def load_into(model: nn.Module, state: State, *, source: str) -> None:
 
 def save_state(state: State, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically; contiguous copies, because safetensors refuses views and shared memory."""
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         try:
             save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, temporary, metadata)
         except SafetensorError as error:  # an I/O error comes as text

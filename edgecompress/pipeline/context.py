@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
 from edgecompress.artifacts.publish import Evidence
-from edgecompress.data.recipe import Data, Recipe, at_resolution, call
+from edgecompress.data.recipe import Data, Recipe, call_user_function, recipe_at_resolution
 from edgecompress.errors import ConfigError
-from edgecompress.files import stamp
+from edgecompress.files import stamp_files
 from edgecompress.network.attention import opened
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program
@@ -23,8 +23,8 @@ from edgecompress.network.surgery import forward
 from edgecompress.network.weights import check_dense, fingerprint, load_into, read_state
 from edgecompress.options import Options
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
-from edgecompress.progress import Track, silent
-from edgecompress.records import Record, read
+from edgecompress.progress import Track, track_silently
+from edgecompress.records import Record, read_record
 from edgecompress.runs import Run, hash_values
 
 R = TypeVar("R", bound=Record)
@@ -54,7 +54,7 @@ class DenseNetwork:
         Raises:
             ConfigError: The recipe fails, the checkpoint does not fit, or a weight is not finite.
         """
-        model = call(self.recipe.model, f"{self.recipe.source}: model()")
+        model = call_user_function(self.recipe.model, f"{self.recipe.source}: model()")
         check_dense(model, subject=self.recipe.source)
         if self.weights:
             path = Path(self.weights)
@@ -89,19 +89,19 @@ class RunData:
         """Return the dataset for "train", "eval" or "calibration"; None when the user gave none."""
         if self.path:
             kind: datasets.Split = "eval" if split == "eval" else "train"
-            return datasets.load(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+            return datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
         functions: dict[str, Data | None] = {
             "train": self.recipe.train_data,
             "eval": self.recipe.eval_data,
             "calibration": self.recipe.calibration_data or self.recipe.train_data or self.recipe.eval_data,
         }
         function = functions[split]
-        return None if function is None else call(function, f"{self.recipe.source}: {split}_data()")
+        return None if function is None else call_user_function(function, f"{self.recipe.source}: {split}_data()")
 
     def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
         """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
         seed = self.seed if shuffle else None
-        return datasets.fetch(dataset, samples, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
+        return datasets.fetch_samples(dataset, samples, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
 
     @property
     def can_train(self) -> bool:
@@ -124,7 +124,7 @@ class RunContext:
     recipe: Recipe
     network: DenseNetwork
     data: RunData
-    track: Track = silent
+    track: Track = track_silently
     on_step: OnStep = ignore_step
     stage: int = 1
     memo: dict[str, tuple[str, Any]] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class RunContext:
     def read(self, kind: type[R]) -> R:
         """Return the record of this type that a finished step left, of the present stage where it is one of several."""
         step = next(step for step in STEPS.values() if step.record is kind)
-        return read(self.path(step.files[0]) if step.name in STAGED else self.run.path(step.files[0]), kind)
+        return read_record(self.path(step.files[0]) if step.name in STAGED else self.run.path(step.files[0]), kind)
 
     def digest(self, step: str) -> str:
         """Return a hash of the files of a finished step of the present stage."""
@@ -178,7 +178,7 @@ class RunContext:
             raise ConfigError(f"{data}: no such file or folder; give --data an ImageFolder, an .npz or idx files")
 
         def hash_source() -> str:
-            files = [] if data is None else stamp(data)
+            files = [] if data is None else stamp_files(data)
             return hash_values(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
 
         made: str = self.remember("source", self.options.data, hash_source)
@@ -194,7 +194,7 @@ class RunContext:
         dataset = self.data.dataset("eval")
         dataset = self.data.dataset("calibration") if dataset is None else dataset
         inputs, labels = self.data.fetch(dataset, self.options.verify_samples, shuffle=False, labelled=self.network.has_scores)
-        return Evidence(inputs=inputs, labels=labels, data=datasets.describe(dataset))
+        return Evidence(inputs=inputs, labels=labels, data=datasets.describe_dataset(dataset))
 
     @property
     def dense_outputs(self) -> Batch:
@@ -210,9 +210,9 @@ class RunContext:
         return self.data.can_train and self.options.epochs > 0
 
 
-def open_context(run: Run, recipe: Recipe, *, track: Track = silent, on_step: OnStep = ignore_step) -> RunContext:
+def open_context(run: Run, recipe: Recipe, *, track: Track = track_silently, on_step: OnStep = ignore_step) -> RunContext:
     """Return the context of an open run, whose options are set already, for a recipe."""
     o = run.record.options
-    sized = at_resolution(recipe, o.resolution)
+    sized = recipe_at_resolution(recipe, o.resolution)
     network = DenseNetwork(sized, weights=o.weights)
     return RunContext(run, sized, network, RunData(sized, path=o.data, seed=o.seed), track=track, on_step=on_step, stage=o.stages)

@@ -26,7 +26,7 @@ from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layer
 from edgecompress.pipeline.networks import export_compressed, export_trained, load_compressed, trains
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.quantization.quantize import spec
-from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read
+from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read_record
 from edgecompress.runs import hash_values, stopwatch
 from edgecompress.targets import SCHEMES
 
@@ -62,7 +62,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     how = _choose_conversion(context, format_name, scheme)
     step, made_from = f"artifacts/{path.name}", _hash_artifact(context, variant, format_name, scheme, layers, how)
     if context.run.is_done(step, made_from):
-        return read(manifest_path(path), Artifact)
+        return read_record(manifest_path(path), Artifact)
     with stopwatch() as spent:
         calibration = load_calibration(context.run.path(CALIBRATION)) if SCHEMES[scheme].calibrated else None
         model = context.dense if variant == "dense" else load_compressed(context)

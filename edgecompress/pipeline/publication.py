@@ -10,7 +10,7 @@ from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run
-from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read
+from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read_record
 from edgecompress.reporting.report import report
 from edgecompress.runs import hash_values, stopwatch, store_result
 
@@ -59,7 +59,7 @@ def measure_artifacts(context: RunContext, artifacts: tuple[Artifact, ...]) -> t
             results = bench_artifacts(context, tuple(record.path("artifacts") / artifact.path for artifact in artifacts))
         files = tuple(str(path.relative_to(record.folder)) for _, path in results)
         record.finish("bench", made_from, files, spent[0])
-    return tuple(read(record.path(name), BenchmarkResult) for name in record.record.steps["bench"].files)
+    return tuple(read_record(record.path(name), BenchmarkResult) for name in record.record.steps["bench"].files)
 
 
 def bench_artifacts(

@@ -15,7 +15,7 @@ from edgecompress.records import (
     QatResult,
     QuantizeResult,
     Record,
-    read,
+    read_record,
 )
 from edgecompress.records.evaluation import Evaluation
 from edgecompress.records.run_records import RunRecords
@@ -43,15 +43,15 @@ def read_run_records(folder: Path) -> RunRecords:
         qat=None if options and not options.qat_epochs else _read_step(folder, "qat", QatResult),
         artifacts=exported.artifacts if exported else (),
         refused=exported.refused if exported else (),
-        results=tuple(read(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json"))),
-        evaluations=tuple(read(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json"))),
+        results=tuple(read_record(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json"))),
+        evaluations=tuple(read_record(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json"))),
         stages=tuple(_read_stages(folder, options.stages if options else 1)),
     )
 
 
 def _read_step(folder: Path, name: str, kind: type[R]) -> R | None:
     path = folder / STEPS[name].files[0]
-    return read(path, kind) if path.exists() else None
+    return read_record(path, kind) if path.exists() else None
 
 
 def _read_stages(folder: Path, stages: int) -> Iterator[StageResult]:
@@ -61,5 +61,7 @@ def _read_stages(folder: Path, stages: int) -> Iterator[StageResult]:
         if not (plan.exists() and decomposed.exists() and finetuned.exists()):
             return
         yield StageResult(
-            plan=read(plan, CompressionPlan), decomposed=read(decomposed, DecomposeResult), finetuned=read(finetuned, FinetuneResult)
+            plan=read_record(plan, CompressionPlan),
+            decomposed=read_record(decomposed, DecomposeResult),
+            finetuned=read_record(finetuned, FinetuneResult),
         )

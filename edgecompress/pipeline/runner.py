@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import write_atomic
+from edgecompress.files import write_atomically
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.step_keys import hash_inputs
 from edgecompress.pipeline.steps import STAGED, STEPS, Step, steps_up_to
-from edgecompress.records import Record, read, to_json
+from edgecompress.records import Record, read_record, to_json
 from edgecompress.runs import stopwatch
 
 
@@ -34,12 +34,12 @@ def run_step(context: RunContext, step: Step) -> Record:
     path = folder(step.files[0])
     made_from = hash_inputs(context, step) if step.reusable else ""
     if step.reusable and context.run.is_done(name, made_from):
-        record = read(path, step.record)
+        record = read_record(path, step.record)
         context.on_step(name, record, context.run.record.steps[name].seconds, True)
         return record
     with stopwatch() as spent:
         record = step.make(context)
-    write_atomic(path, to_json(record))
+    write_atomically(path, to_json(record))
     if step.reusable:
         files = tuple(str(folder(file).relative_to(context.run.folder)) for file in step.files)
         context.run.finish(name, made_from, files, spent[0])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.options import Options, budget_of, cost_scheme_of, parse_fixed_layers, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.steps import QAT_SCHEME, SOURCE_OPTIONS, STAGED, STEPS, Step
@@ -75,7 +75,7 @@ def _canonical_value(context: RunContext, name: str) -> Any:
 def _hash_table(options: Options) -> str:
     """Return the hash of a latency table that is planned by; only the name of one that a device adds to, since it grows."""
     path = Path(options.table)
-    return sha256(path) if options.table and not options.device and path.is_file() else options.table
+    return hash_file(path) if options.table and not options.device and path.is_file() else options.table
 
 
 def _schemes(options: Options) -> tuple[str, ...]:

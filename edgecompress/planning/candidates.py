@@ -16,7 +16,7 @@ from edgecompress.factorizations.blocks.layers import DenseLayer, channels_per_g
 from edgecompress.factorizations.methods import tensor_train
 from edgecompress.factorizations.parallel import FactorizationJob, measure_errors
 from edgecompress.network.counting import cost_of
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerStats
 
 DENSE: Final = "dense"
@@ -105,7 +105,7 @@ def worthwhile_candidates(layer: LayerStats, module: nn.Module, forms: Sequence[
     return LayerCandidates(layer, module, found, "" if found else "; ".join(dict.fromkeys(reasons)))
 
 
-def fit_candidates(layers: Sequence[LayerCandidates], *, track: Track = silent) -> list[list[Candidate]]:
+def fit_candidates(layers: Sequence[LayerCandidates], *, track: Track = track_silently) -> list[list[Candidate]]:
     """Fit the candidates of all layers at once and return those of each layer with their errors, in the same order."""
     jobs = [FactorizationJob(each.layer.name, each.module, c.method, c.rank, dict(c.options)) for each in layers for c in each.found]
     fits = iter(measure_errors(jobs, track=track))

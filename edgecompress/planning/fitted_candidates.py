@@ -23,7 +23,7 @@ from edgecompress.planning.candidates import (
     pareto_front,
     worthwhile_candidates,
 )
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerStats, ModelStats
 
 FAST_METHODS: Final = (
@@ -74,7 +74,7 @@ def find_candidates(
     fixed: Mapping[str, Choice] = MappingProxyType({}),
     multiple: int = 8,
     current: Mapping[str, Candidate] = MappingProxyType({}),
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> FittedCandidates:
     """Return the fitted candidates of each layer.
 

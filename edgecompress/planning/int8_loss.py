@@ -15,7 +15,7 @@ from edgecompress.network.surgery import forward
 from edgecompress.planning import loss_cache
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.sensitivity import MAX_LOSS
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 
 FLOAT_SCHEME: Final = "fp32"
 JOINT_SCHEME: Final = "int8-static"  # files of this scheme may leave single layers in float
@@ -28,7 +28,7 @@ def add_float_candidates(candidates: Mapping[str, Sequence[Candidate]]) -> dict[
 
 
 @torch.no_grad()
-def measure_int8_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, *, track: Track = silent) -> dict[str, float]:
+def measure_int8_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, *, track: Track = track_silently) -> dict[str, float]:
     """Return the loss increase when one layer alone computes in int8: weights with one scale per channel, its input with one scale.
 
     Measured losses are kept in the user's cache, see `loss_cache`.

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations.cache import CODE_PACKAGES, cache_folder, hash_code, hash_tensors, trim_folder
-from edgecompress.files import write_atomic
+from edgecompress.files import write_atomically
 from edgecompress.network.batches import Batch
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.candidates import Candidate
@@ -68,7 +68,7 @@ def store_losses(path: Path | None, losses: CachedLosses) -> None:
     if path is None:
         return
     try:
-        write_atomic(path, msgspec.json.encode((_checksum(path, losses), losses)))
+        write_atomically(path, msgspec.json.encode((_checksum(path, losses), losses)))
     except (EdgeCompressError, OSError) as error:
         LOG.info("not cached: %s", error)
     trim_folder(path.parents[1], MAX_BYTES)

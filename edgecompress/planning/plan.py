@@ -14,7 +14,7 @@ from edgecompress.planning.allocators import get_allocator
 from edgecompress.planning.fitted_candidates import find_candidates, methods_to_try
 from edgecompress.planning.latencies import DeviceCosts, candidate_latencies, planned_queries
 from edgecompress.planning.problem import PlanningProblem, Solution, solve
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import Budget, CompressionPlan, ModelStats
 
 REMEASURE_ROUNDS: Final = 2  # after two rounds a plan seldom chooses a form that was measured only once
@@ -39,7 +39,7 @@ def plan(
     rank_multiple: int = 8,
     min_agreement: float | None = None,
     stage: stages.Stage = stages.SINGLE_STAGE,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> CompressionPlan:
     """Return a plan that keeps the network within every given budget, at the least predicted loss.
 

@@ -11,7 +11,7 @@ from edgecompress.planning.fitted_candidates import find_candidates, methods_to_
 from edgecompress.planning.latencies import candidate_forms
 from edgecompress.planning.latency_tables.measured_table import MeasuredCostTable, NetworkToMeasure
 from edgecompress.planning.latency_tables.table import LatencyQuery
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import CostTable, ModelStats
 
 
@@ -25,7 +25,7 @@ def profile(
     method: str = AUTO,
     options: Mapping[str, Any] | None = None,
     rank_multiple: int = 8,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> CostTable:
     """Return the costs of the whole dense network and of its layers; entries that the table has already are not measured again.
 

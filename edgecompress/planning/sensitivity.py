@@ -30,7 +30,7 @@ from edgecompress.network.surgery import replace
 from edgecompress.planning import loss_cache
 from edgecompress.planning.activation_cache import Recording, record_activations, replay_before
 from edgecompress.planning.candidates import DENSE, Candidate
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 
 Point = tuple[float, float]  # relative error, loss
 Losses = dict[tuple[str, str, tuple[int, ...]], float]  # (layer, method, rank) → loss increase
@@ -45,7 +45,7 @@ MAX_LOSS: Final = 1e6  # nats; a network that overflows counts as this bad
 
 
 def measure_losses(
-    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Batch, *, data_aware: bool = False, track: Track = silent
+    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Batch, *, data_aware: bool = False, track: Track = track_silently
 ) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 

@@ -20,7 +20,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.constants import get_constant
 from edgecompress.network.parity import agreement, compare, shortfalls, sqnr_db
 from edgecompress.network.subgraph import graph_of, is_values, scopes
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.fake_quantize import RULES, weight_of
 from edgecompress.quantization.simulation import RANGE_SAMPLES, Quantizing, observed, on_grids, ranges_of, rounded, rules_of, run_at
 from edgecompress.records import LayerPrecision, Parity, PrecisionPlan, QuantSpec
@@ -77,7 +77,7 @@ def plan_precision(
     scheme: str,
     limits: Scheme,
     fixed: Mapping[str, str] | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> PrecisionPlan:
     """Return the schemes of layers with which a simulation of the whole passes the gate: as few as possible stay in float.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import describe, fetch
+from edgecompress.data import describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -42,13 +42,13 @@ def quantize(
         check_choice("scheme", scheme, SCHEMES)
     if samples < 1 or len(data) < 1:  # type: ignore[arg-type]
         raise ConfigError("calibration: no samples; give calibration_data() or --data, and --calibration-samples of at least 1")
-    inputs, _ = fetch(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]
+    inputs, _ = fetch_samples(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]
     if any(not x.is_floating_point() for x in inputs):
         forward(model, inputs)  # an index beyond its embedding is told here by name
     low, high = zip(*((float(x.min()), float(x.max())) for x in inputs), strict=True)
     return inputs, QuantizeResult(
         specs=tuple(spec(scheme, batches.size(inputs)) for scheme in schemes),
-        calibration_data=describe(data),
+        calibration_data=describe_dataset(data),
         input_range=(min(low), max(high)),
         layers=tuple(
             LayerQuantization(layer=name, per_channel_sqnr_db=sqnr_db(w, True), per_tensor_sqnr_db=sqnr_db(w, False))

@@ -19,13 +19,13 @@ from edgecompress.records.artifact import (
     QuantSpec,
     RefusedArtifact,
     TensorSpec,
-    Undelegated,
+    UndelegatedOp,
 )
 from edgecompress.records.base import (
     SCHEMA,
     Record,
     from_json,
-    read,
+    read_record,
     to_json,
 )
 from edgecompress.records.cost import (
@@ -38,16 +38,16 @@ from edgecompress.records.cost import (
     NetworkCost,
 )
 from edgecompress.records.inspection import (
-    Constant,
+    ConstantTensor,
     Delegation,
     Inspection,
     InspectionRequest,
-    Quantized,
+    QuantizedTensors,
 )
 from edgecompress.records.measurement import (
+    BenchmarkOptions,
     BenchmarkResult,
     DeviceInfo,
-    Measuring,
     OpTime,
 )
 from edgecompress.records.model import (
@@ -75,10 +75,11 @@ __all__ = [
     "SCHEMA",
     "Artifact",
     "Axis",
+    "BenchmarkOptions",
     "BenchmarkResult",
     "Budget",
     "CompressionPlan",
-    "Constant",
+    "ConstantTensor",
     "ConversionReply",
     "ConversionRequest",
     "Cost",
@@ -101,7 +102,6 @@ __all__ = [
     "LayerStats",
     "LayersReply",
     "LayersRequest",
-    "Measuring",
     "ModelStats",
     "NetworkCost",
     "OpTime",
@@ -111,7 +111,7 @@ __all__ = [
     "QatResult",
     "QuantSpec",
     "QuantizeResult",
-    "Quantized",
+    "QuantizedTensors",
     "Record",
     "RefusedArtifact",
     "Score",
@@ -120,8 +120,8 @@ __all__ = [
     "SearchSpec",
     "SkippedLayer",
     "TensorSpec",
-    "Undelegated",
+    "UndelegatedOp",
     "from_json",
-    "read",
+    "read_record",
     "to_json",
 ]

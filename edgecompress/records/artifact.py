@@ -141,7 +141,7 @@ class Departure(Record, frozen=True, kw_only=True):
     exact: bool = True
 
 
-class Undelegated(Record, frozen=True, kw_only=True):
+class UndelegatedOp(Record, frozen=True, kw_only=True):
     """An op that the fast kernels (XNNPACK) do not take, how often it stands in the file, and why."""
 
     op: str
@@ -184,7 +184,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
     ops: dict[str, int] = {}
-    undelegated: tuple[Undelegated, ...] = ()
+    undelegated: tuple[UndelegatedOp, ...] = ()
     bytecode_version: int | None = None
     parity: Parity | None = None
     simulated: Parity | None = None
@@ -246,5 +246,5 @@ class ConversionReply(Record, frozen=True, kw_only=True):
     toolchain: dict[str, str]
     notes: tuple[str, ...] = ()
     ops: dict[str, int] = {}
-    undelegated: tuple[Undelegated, ...] = ()
+    undelegated: tuple[UndelegatedOp, ...] = ()
     bytecode_version: int | None = None

@@ -39,7 +39,7 @@ def from_json(data: bytes, kind: type[R], *, source: str | Path) -> R:
     return record
 
 
-def read(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, kind: type[R]) -> R:
     """Read one record from a JSON file.
 
     Raises:

@@ -30,17 +30,26 @@ class LayerForm(Record, frozen=True, kw_only=True):
         """The layer without its form, e.g. `Conv2d 64→64 3×3 /1 @56×56`: what forms of one layer have in common, as a key and to read."""
         a = self.arguments
         if self.kind == "Linear":
-            return f"Linear {a['in_features']}→{a['out_features']} @{_by(self.input_shape)}"
+            return f"Linear {a['in_features']}→{a['out_features']} @{_join_sizes(self.input_shape)}"
         channels = f"{a['in_channels']}→{a['out_channels']}"
-        usual = {"padding": _half(a["kernel_size"]), "dilation": 1, "groups": 1, "padding_mode": "zeros", "output_padding": 0}
-        others = [f"{name}={_by(a[name])}" for name, value in usual.items() if name in a and not _is(a[name], value)]
-        return " ".join((self.kind, channels, _by(a["kernel_size"]), f"/{_by(a['stride'])}", *others, f"@{_by(self.input_shape[1:])}"))
+        usual = {"padding": _same_padding(a["kernel_size"]), "dilation": 1, "groups": 1, "padding_mode": "zeros", "output_padding": 0}
+        others = [f"{name}={_join_sizes(a[name])}" for name, value in usual.items() if name in a and not _is_usual(a[name], value)]
+        return " ".join(
+            (
+                self.kind,
+                channels,
+                _join_sizes(a["kernel_size"]),
+                f"/{_join_sizes(a['stride'])}",
+                *others,
+                f"@{_join_sizes(self.input_shape[1:])}",
+            )
+        )
 
     @property
     def form(self) -> str:
         """The form without the layer: `dense`, `tucker2 16×24`."""
         options = [f"{name}={value}" for name, value in sorted(self.options.items())]
-        return " ".join(filter(None, (self.method, _by(self.rank), *options)))
+        return " ".join(filter(None, (self.method, _join_sizes(self.rank), *options)))
 
 
 class LayerFile(Record, frozen=True, kw_only=True):
@@ -108,15 +117,15 @@ class CostTable(Record, frozen=True, kw_only=True):
     networks: dict[str, dict[str, NetworkCost]] = {}
 
 
-def _by(values: Any) -> str:
+def _join_sizes(values: Any) -> str:
     return "×".join(map(str, values)) if isinstance(values, (tuple, list)) else str(values)
 
 
-def _half(size: Any) -> tuple[int, ...]:
+def _same_padding(size: Any) -> tuple[int, ...]:
     return tuple(k // 2 for k in size)
 
 
-def _is(value: Any, usual: Any) -> bool:
+def _is_usual(value: Any, usual: Any) -> bool:
     if isinstance(value, (tuple, list)) and not isinstance(usual, tuple):
         return all(v == usual for v in value)
     return bool((tuple(value) if isinstance(value, list) else value) == usual)

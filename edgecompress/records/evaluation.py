@@ -7,7 +7,7 @@ from edgecompress.records.fields import Count, Limits, Option, describe_fields
 from edgecompress.records.measurement import USUAL_MEASURING, DevicePython, DeviceRunner, RunTimeout, Threads
 
 
-class Scoring(Record, frozen=True, kw_only=True):
+class EvaluationOptions(Record, frozen=True, kw_only=True):
     data: Annotated[
         str | None,
         Option(
@@ -33,8 +33,8 @@ class Scoring(Record, frozen=True, kw_only=True):
     runner: DeviceRunner = ""
 
 
-Scoring.__doc__ = describe_fields(Scoring, "How artifacts are evaluated on labelled inputs.")
-USUAL_SCORING: Final = Scoring()
+EvaluationOptions.__doc__ = describe_fields(EvaluationOptions, "How artifacts are evaluated on labelled inputs.")
+USUAL_SCORING: Final = EvaluationOptions()
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

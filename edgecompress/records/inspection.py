@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecompress.records.artifact import Preprocessing, TensorSpec, Undelegated
+from edgecompress.records.artifact import Preprocessing, TensorSpec, UndelegatedOp
 from edgecompress.records.base import SCHEMA, Record
 
 
@@ -13,7 +13,7 @@ class InspectionRequest(Record, frozen=True, kw_only=True):
     format: str
 
 
-class Constant(Record, frozen=True, kw_only=True):
+class ConstantTensor(Record, frozen=True, kw_only=True):
     """A tensor of weights and the op that reads it; `scales` is 0 for floats, 1 for a scale a tensor, else how many channels have one."""
 
     op: str
@@ -23,7 +23,7 @@ class Constant(Record, frozen=True, kw_only=True):
     scales: int = 0
 
 
-class Quantized(Record, frozen=True, kw_only=True):
+class QuantizedTensors(Record, frozen=True, kw_only=True):
     """The quantized tensors of one dtype: constants or not, how many have one scale and how many a scale a channel, and their scales."""
 
     dtype: str
@@ -39,7 +39,7 @@ class Delegation(Record, frozen=True, kw_only=True):
 
     partitions: int
     taken: int
-    undelegated: tuple[Undelegated, ...] = ()
+    undelegated: tuple[UndelegatedOp, ...] = ()
 
 
 class Inspection(Record, frozen=True, kw_only=True):
@@ -64,8 +64,8 @@ class Inspection(Record, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ops: dict[str, int]
-    constants: tuple[Constant, ...] = ()
-    quantized: tuple[Quantized, ...] = ()
+    constants: tuple[ConstantTensor, ...] = ()
+    quantized: tuple[QuantizedTensors, ...] = ()
     delegation: Delegation | None = None
     peak_activation_bytes: int | None = None
     peak_from: str = ""

@@ -46,7 +46,7 @@ DeviceRunner = Annotated[
 ]
 
 
-class Measuring(Record, frozen=True, kw_only=True):
+class BenchmarkOptions(Record, frozen=True, kw_only=True):
     threads: Threads = 1
     repetitions: Repetitions = 100
     warmup_s: Annotated[
@@ -66,8 +66,8 @@ class Measuring(Record, frozen=True, kw_only=True):
     ] = False
 
 
-Measuring.__doc__ = describe_fields(Measuring, "How artifacts are measured.")
-USUAL_MEASURING: Final = Measuring()
+BenchmarkOptions.__doc__ = describe_fields(BenchmarkOptions, "How artifacts are measured.")
+USUAL_MEASURING: Final = BenchmarkOptions()
 
 
 class OpTime(Record, frozen=True, kw_only=True):

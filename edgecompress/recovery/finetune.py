@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import Samples, describe, fetch
+from edgecompress.data import Samples, describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -19,7 +19,7 @@ from edgecompress.network.batchnorm import before, has_batchnorm, reestimate
 from edgecompress.network.outputs import is_scores, scores_of, top1
 from edgecompress.network.surgery import in_format, is_decomposed
 from edgecompress.network.threads import threads
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
 from edgecompress.recovery import checkpoint
 from edgecompress.recovery.schedule import STEEPEST, drawn, loss_of, parted, schedule, seed_of
@@ -65,7 +65,7 @@ def finetune(
     eval_data: "Dataset[Any] | None" = None,
     options: FinetuneOptions | None = None,
     checkpoint_path: Path | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[nn.Module, FinetuneResult]:
     """Return a fine-tuned copy of `model` and the accuracies on the way.
 
@@ -90,7 +90,7 @@ def finetune(
     model = in_format(copy.deepcopy(model), torch.channels_last)
     teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
     dense_top1 = evaluate(teacher, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
-    key = checkpoint.key_of(model, options, describe(data))
+    key = checkpoint.key_of(model, options, describe_dataset(data))
     optimizer = _optimizer(model, options)
     epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
     with torch.random.fork_rng(devices=[]), threads(options.threads):
@@ -121,13 +121,13 @@ def finetune(
         epochs=tuple(epochs),
         train_samples=len(data),  # type: ignore[arg-type]
         eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
-        data=describe(data),
+        data=describe_dataset(data),
         seed=options.seed,
     )
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent, *, example_inputs: Batch | None = None) -> float | None:
+def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = track_silently, *, example_inputs: Batch | None = None) -> float | None:
     """Return the top-1 accuracy of `model` on labelled data as a fraction; None when there are no labels, or no one output is scores."""
     model.eval()
     classes = _classes(model, data, example_inputs) if len(data) else None  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = silent, *, e
     right = total = 0
     orders = parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "evaluating", len(orders)):
-        x, labels = fetch(data, indices, example=example_inputs, classes=classes)
+        x, labels = fetch_samples(data, indices, example=example_inputs, classes=classes)
         scores = scores_of(batches.run(model, x))
         if labels is None or scores is None:
             return None
@@ -166,7 +166,7 @@ def _epoch(
     for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
-        x, labels = fetch(data, indices, example=example, labelled=classes is not None, classes=classes)
+        x, labels = fetch_samples(data, indices, example=example, labelled=classes is not None, classes=classes)
         x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             with torch.no_grad():
@@ -191,14 +191,14 @@ def _in_full(outputs: Batch) -> Batch:
 @torch.inference_mode()
 def _classes(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> int | None:
     """Return how many classes a model in eval mode scores; labels of one that gives no scores may be anything, e.g. images."""
-    scores = scores_of(batches.run(model, example or fetch(data, [0], labelled=False)[0]))
+    scores = scores_of(batches.run(model, example or fetch_samples(data, [0], labelled=False)[0]))
     return None if scores is None else scores.shape[1]
 
 
 def _inputs(data: "Dataset[Any]", example: Batch | None, track: Track) -> Iterator[Batch]:
     orders = drawn(len(data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "re-estimating BatchNorm", len(orders)):
-        yield fetch(data, indices, example=example, labelled=False)[0]
+        yield fetch_samples(data, indices, example=example, labelled=False)[0]
 
 
 def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

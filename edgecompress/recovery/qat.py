@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import describe, fetch
+from edgecompress.data import describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -22,7 +22,7 @@ from edgecompress.network.outputs import divergence, scores_of, top1
 from edgecompress.network.parity import agreement, sqnr_db
 from edgecompress.network.surgery import forward
 from edgecompress.network.threads import threads
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.qat_module import FakeQuantized
 from edgecompress.quantization.simulation import rounded
 from edgecompress.records import Epoch, QatResult, QuantSpec, Record
@@ -64,7 +64,7 @@ def qat(
     eval_data: "Dataset[Any] | None" = None,
     options: QatOptions | None = None,
     checkpoint_path: Path | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
 ) -> tuple[dict[str, Tensor], QatResult]:
     """Return the trained constants of the model's program, on their integer grids, and how far int8 was and is from the model.
 
@@ -105,7 +105,7 @@ def qat(
         epochs=tuple(epochs),
         train_samples=len(train_data),  # type: ignore[arg-type]
         eval_samples=before[3],
-        data=describe(train_data),
+        data=describe_dataset(train_data),
         seed=options.seed,
         note="" if better else "training brought int8 no closer to the float network on calibration inputs; the rounded weights stay",
     )
@@ -121,7 +121,7 @@ def _train(
     track: Track,
 ) -> list[Epoch]:
     optimizer = torch.optim.Adam(student.parameters(), options.learning_rate)
-    key = checkpoint.key_of(student, options, describe(data))
+    key = checkpoint.key_of(student, options, describe_dataset(data))
     epochs = list(checkpoint.resume(checkpoint_path, key, student, optimizer)) if checkpoint_path else []
     with torch.random.fork_rng(devices=[]):
         for number in range(len(epochs) + 1, options.epochs + 1):
@@ -155,7 +155,7 @@ def _epoch(
     for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
-        x, labels = fetch(data, indices, example=example, labelled=classes is not None, classes=classes)
+        x, labels = fetch_samples(data, indices, example=example, labelled=classes is not None, classes=classes)
         with torch.no_grad():
             wanted = batches.run(teacher, x)
         loss = loss_of(student(*x), wanted, labels, temperature=options.temperature, distill=options.distill)
@@ -183,7 +183,7 @@ def _scored(
     if data is not None:
         scored = scores_of(forward(model, example))
         n = min(EVAL_SAMPLES, len(data))  # type: ignore[arg-type]
-        inputs, labels = fetch(data, range(n), example=example, labelled=scored is not None)
+        inputs, labels = fetch_samples(data, range(n), example=example, labelled=scored is not None)
     outputs = _run(student, inputs, track)
     wanted = forward(model, inputs)
     scores = scores_of(outputs)
@@ -192,7 +192,7 @@ def _scored(
     return accuracy, agreement(outputs, wanted), left_db, len(inputs[0])
 
 
-def _run(student: FakeQuantized, inputs: Batch, track: Track = silent) -> Batch:
+def _run(student: FakeQuantized, inputs: Batch, track: Track = track_silently) -> Batch:
     orders = parted(range(batches.size(inputs)), EVAL_BATCH)
     parts = [student(*(x[order] for x in inputs)) for order in track(orders, "simulating int8", len(orders))]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from edgecompress.files import write_atomic
+from edgecompress.files import write_atomically
 from edgecompress.records import to_json
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.data import build
@@ -30,6 +30,6 @@ def report(folder: Path, records: RunRecords) -> Report:
     )
     # The page is rendered before the first file is written, so that both are from this call or neither is.
     page = render(found).encode()
-    write_atomic(folder / "report.json", to_json(found))
-    write_atomic(folder / "report.html", page)
+    write_atomically(folder / "report.json", to_json(found))
+    write_atomically(folder / "report.html", page)
     return found

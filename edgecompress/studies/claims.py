@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import explain
+from edgecompress.files import explain_write_error
 from edgecompress.studies.storage import HEARTBEAT_S, Study, set_attributes, translate_storage_errors
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def hold_trial(study: Study, number: int) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise explain(error, folder) from error
+        raise explain_write_error(error, folder) from error
     try:
         state = next(trial.state for trial in study.trials() if trial.number == number)
         if state != TrialState.RUNNING:  # Another process has ended it meanwhile.

@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from edgecompress.errors import EdgeCompressError
-from edgecompress.files import write_atomic
-from edgecompress.progress import Track, silent
+from edgecompress.files import write_atomically
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
 from edgecompress.records.search import Value
 from edgecompress.studies.claims import OWNER, hold_trial, is_abandoned
@@ -42,7 +42,7 @@ class RefusedTrial(EdgeCompressError):
 
 
 def explore(
-    study: Study, space: Mapping[str, Axis], make: Make, *, trials: int, on_trial: OnTrial = lambda *_: None, track: Track = silent
+    study: Study, space: Mapping[str, Axis], make: Make, *, trials: int, on_trial: OnTrial = lambda *_: None, track: Track = track_silently
 ) -> None:
     """Run trials until the study has as many as asked for, those of other processes included.
 
@@ -141,7 +141,7 @@ def _fail_trial(study: Study, number: int, choice: dict[str, Value], error: Exce
     reason = str(error)
     if not isinstance(error, EdgeCompressError):
         reason = f"{type(error).__name__}: {error}"
-        write_atomic(study.run_folder(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
+        write_atomically(study.run_folder(number) / "error.txt", "".join(traceback.format_exception(error)).encode())
     ours = set_attributes(study, number, **{REASON: reason}) and _tell_outcome(study, number, state=TrialState.FAIL)
     return (FailedTrial(trial=number, choice=choice, reason=reason), error) if ours else None
 

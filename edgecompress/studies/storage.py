@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from edgecompress.devices.leases.store import POSTGRES_SCHEMES, strip_password
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
-from edgecompress.files import explain
+from edgecompress.files import explain_write_error
 from edgecompress.records import SearchSpec, from_json, to_json
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _check_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain_write_error(error, path) from error
     if not path.exists():
         return
     try:

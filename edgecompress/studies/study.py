@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.data.recipe import Recipe, at_resolution, load
+from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
 from edgecompress.devices import open_device
 from edgecompress.devices.inventory import resolve_device
 from edgecompress.devices.statistics import kind_of_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
-from edgecompress.files import stamp, write_atomic
+from edgecompress.files import stamp_files, write_atomically
 from edgecompress.options import Options, update_options
 from edgecompress.pipeline.context import DenseNetwork
 from edgecompress.pipeline.latencies import LOCAL
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
 from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
@@ -52,7 +52,7 @@ def search(
     storage: str = "",
     study: str = "",
     device: str = LOCAL,
-    track: Track = silent,
+    track: Track = track_silently,
     on_trial: Callable[[int, SearchPoint | FailedTrial], object] = lambda *_: None,
     **options: Any,
 ) -> SearchResult:
@@ -79,7 +79,7 @@ def search(
         DeviceError: The device cannot be reached.
         EdgeCompressError: Several trials in a row failed, or all did.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load(str(recipe))
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     if trials < 1:
         raise ConfigError(f"trials {trials}: must be at least 1")
     folder = Path(run or Path("searches") / recipe.name)
@@ -129,8 +129,8 @@ def summarize_study(study: Study, spec: SearchSpec) -> SearchResult:
 
 def _write(folder: Path, result: SearchResult) -> SearchResult:
     page = render(result).encode()
-    write_atomic(folder / RESULT, to_json(result))
-    write_atomic(folder / PAGE, page)
+    write_atomically(folder / RESULT, to_json(result))
+    write_atomically(folder / PAGE, page)
     return result
 
 
@@ -163,18 +163,18 @@ def _hash_network(recipe: Recipe, options: Options) -> str:
     Raises:
         ConfigError: It cannot be built, or has no class scores to rank trials by.
     """
-    network = DenseNetwork(at_resolution(recipe, options.resolution), weights=options.weights)
+    network = DenseNetwork(recipe_at_resolution(recipe, options.resolution), weights=options.weights)
     if not network.has_scores:
         raise ConfigError(f"{recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
-    files = [(name, size) for name, size, _ in stamp(Path(options.data))] if options.data else []
+    files = [(name, size) for name, size, _ in stamp_files(Path(options.data))] if options.data else []
     return hash_values(recipe.sources_sha256, network.fingerprint, shapes, files)
 
 
 def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:
     """Refuse resolutions that the recipe does not take."""
     for side in space["resolution"].values if "resolution" in space else ():
-        at_resolution(recipe, int(side))
+        recipe_at_resolution(recipe, int(side))
 
 
 def _describe_device(device: str) -> str:

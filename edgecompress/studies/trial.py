@@ -12,13 +12,13 @@ from edgecompress.artifacts.publish import artifact_name
 from edgecompress.data.recipe import Recipe
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.errors import ConfigError
-from edgecompress.files import replacing
+from edgecompress.files import replace_atomically
 from edgecompress.network.parity import compare
 from edgecompress.options import Options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.publication import Publication, bench_artifacts, publish, restore_error
 from edgecompress.pipeline.run_records import read_run_records
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, Score, SearchPoint
 from edgecompress.records.search import Value
 from edgecompress.reporting.report import report
@@ -34,7 +34,7 @@ AGREEMENT: Final = "agreement with the dense network"
 
 
 def run_trial(
-    number: int, folder: Path, choice: dict[str, Value], *, recipe: Recipe, options: Options, device: str, track: Track = silent
+    number: int, folder: Path, choice: dict[str, Value], *, recipe: Recipe, options: Options, device: str, track: Track = track_silently
 ) -> SearchPoint:
     """Export and measure the one file that `options` ask for; steps that are in the folder already are reused.
 
@@ -92,7 +92,7 @@ def copy_shared_steps(ours: Run) -> None:
             if step is None or name in ours.record.steps or not all((folder / file).is_file() for file in step.files):
                 continue
             for file in step.files:
-                with replacing(ours.path(file)) as temporary:
+                with replace_atomically(ours.path(file)) as temporary:
                     shutil.copyfile(folder / file, temporary)
             ours.finish(name, step.made_from, tuple(step.files), step.seconds)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from edgecompress.data import Samples, open_image, preprocess
+from edgecompress.data import Samples, open_image, preprocess_image
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
 
@@ -50,7 +50,7 @@ class Crops:
         image = self.images[photograph].crop(box)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return preprocess(image, self.preprocessing, INPUT)
+        return preprocess_image(image, self.preprocessing, INPUT)
 
 
 def crops(split: str, preprocessing: Preprocessing) -> Samples:

@@ -16,8 +16,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for split, size in SIZES.items():
         images, labels = idx.read_split(FULL_SET, split)
-        idx.write(folder / f"{idx.SPLITS[split]}-images-idx3-ubyte.gz", images[:size])
-        idx.write(folder / f"{idx.SPLITS[split]}-labels-idx1-ubyte.gz", labels[:size])
+        idx.write_idx(folder / f"{idx.SPLITS[split]}-images-idx3-ubyte.gz", images[:size])
+        idx.write_idx(folder / f"{idx.SPLITS[split]}-labels-idx1-ubyte.gz", labels[:size])
         print(f"{split}: {size} of {len(images)} images")
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecompress.data import Samples, load
+from edgecompress.data import Samples, load_data
 from edgecompress.records import Preprocessing
 
 from .network import ResNet20
@@ -50,14 +50,14 @@ def train_data() -> Samples:
 
 def eval_data() -> Samples:
     """Return the 5,000 test images of this folder, whatever is installed, so that accuracies can be compared."""
-    return _named(load(SHIPPED, "eval", preprocessing=preprocessing(), example=example_inputs()), "the shipped test images")
+    return _named(load_data(SHIPPED, "eval", preprocessing=preprocessing(), example=example_inputs()), "the shipped test images")
 
 
 def calibration_data() -> Samples:
     """Return training images as they are."""
     if FULL_SET.is_dir():
-        return _named(load(FULL_SET, "train", preprocessing=preprocessing(), example=example_inputs()), "the full training set")
-    return _named(load(SHIPPED, "train", preprocessing=preprocessing(), example=example_inputs()), "the shipped training images")
+        return _named(load_data(FULL_SET, "train", preprocessing=preprocessing(), example=example_inputs()), "the full training set")
+    return _named(load_data(SHIPPED, "train", preprocessing=preprocessing(), example=example_inputs()), "the shipped training images")
 
 
 def augment(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.transports import adb as adb_module
 from edgecompress.devices.transports import ssh as ssh_module
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.files import sha256
-from edgecompress.records import DeviceInfo, Measuring
+from edgecompress.files import hash_file
+from edgecompress.records import BenchmarkOptions, DeviceInfo
 
 # A runner in POSIX sh. Its latency is the start of the request's nonce, so a reply of any other run would be noticed.
 ANSWER = r"""
@@ -137,7 +137,7 @@ def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_
     (tmp_path / "program").write_text(f"#!/bin/sh\n{ANSWER}")
     start = time.monotonic()
     with open_device(end.url) as device, pytest.raises(DeviceError, match="did not finish within"):
-        measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
+        measure_latencies(device, [tmp_path / "model.tflite"], BenchmarkOptions(runner=str(tmp_path / "program"), timeout_s=1.0))
     assert time.monotonic() - start < 50  # the program sleeps for ever
     assert end.left_behind() == []
 
@@ -232,8 +232,8 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     end.switch(f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
     start = time.monotonic()
     with suppress(DeviceError), open_device(end.url) as device:
-        (result,) = measure_latencies(device, [artifact], Measuring(runner=str(program), timeout_s=3.0, repetitions=1))
-        assert result.artifact_sha256 == sha256(artifact)
+        (result,) = measure_latencies(device, [artifact], BenchmarkOptions(runner=str(program), timeout_s=3.0, repetitions=1))
+        assert result.artifact_sha256 == hash_file(artifact)
         assert result.latency_ms == (int(result.session[:6], 16),)
     # measure: the fault, one reconnection, one more run, each step bounded by the waits above
     assert time.monotonic() - start < 200
@@ -297,7 +297,7 @@ def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server
             open_device(ssh_server.url) as device,
             pytest.raises(DeviceError, match="running sh took more than 2 s; check the connection"),
         ):
-            measure_latencies(device, [tmp_path / "model.tflite"], Measuring(runner=str(tmp_path / "program"), timeout_s=1.0))
+            measure_latencies(device, [tmp_path / "model.tflite"], BenchmarkOptions(runner=str(tmp_path / "program"), timeout_s=1.0))
         assert time.monotonic() - start < 50  # the program sleeps for 60
     finally:
         with suppress(ProcessLookupError):  # one that was just ending

@@ -16,7 +16,7 @@ from edgecompress.devices.probe import parse_probe
 from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 KINDS = ("local", "ssh", "adb")
 
@@ -72,7 +72,7 @@ def test_outputs_are_the_hosts(device, tiny, tiny_samples):
 
 def test_measured_interleaved_with_every_raw_value(device, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
-    results = measure_latencies(device, files, Measuring(repetitions=7, warmup_s=0.0))
+    results = measure_latencies(device, files, BenchmarkOptions(repetitions=7, warmup_s=0.0))
     assert [result.artifact for result in results] == [path.name for path in files]
     assert {len(result.latency_ms) for result in results} == {7}
     assert {len(result.warmup_ms) for result in results} == {1}
@@ -90,7 +90,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
     os.set_blocking(reader, True)
     runner = script(tmp_path / "sleeper", f"exec 9>'{fifo}'; echo started >&9; sleep 60 & wait")
     with pytest.raises(DeviceError, match=r"did not finish within 3 s"):
-        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(runner), timeout_s=3.0))
+        measure_latencies(device, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(runner), timeout_s=3.0))
     with os.fdopen(reader, "rb") as file:
         assert file.read() == b"started\n"
     assert left_behind(device) == []
@@ -110,7 +110,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
 )
 def test_a_runner_that_dies_says_of_what(device, tiny, tmp_path, body, message):
     with pytest.raises(DeviceError, match=message):
-        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(runner=str(script(tmp_path / "runner", body))))
+        measure_latencies(device, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(script(tmp_path / "runner", body))))
     assert left_behind(device) == []
 
 
@@ -212,10 +212,10 @@ import sys
 from pathlib import Path, PurePosixPath
 from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import measure_latencies
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 with open_device(sys.argv[1]) as device:
     device.base = PurePosixPath(sys.argv[2])
-    measure_latencies(device, [Path(sys.argv[3])], Measuring(runner=sys.argv[4]))
+    measure_latencies(device, [Path(sys.argv[3])], BenchmarkOptions(runner=sys.argv[4]))
 """
 
 

@@ -11,7 +11,7 @@ from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.transports import adb as adb_module
 from edgecompress.errors import DeviceError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 
 def test_an_unauthorized_phone_says_what_to_do_on_it(adb_end):
@@ -97,7 +97,7 @@ def test_a_device_that_answers_nothing_is_given_up(adb_end, tiny, monkeypatch):
     monkeypatch.setattr(adb_module, "LINK_MARGIN_S", 0.5)
     end = adb_end("stall")
     with open_device(end.url) as device, pytest.raises(DeviceError, match=r"did not finish within 1 s"):
-        measure_latencies(device, [tiny / "tiny.tflite"], Measuring(timeout_s=0.5))
+        measure_latencies(device, [tiny / "tiny.tflite"], BenchmarkOptions(timeout_s=0.5))
     assert end.left_behind() == []
 
 

@@ -16,7 +16,7 @@ from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.runners.file_store import send_files
 from edgecompress.errors import DeviceError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 TINY = TESTS / "golden/tiny.tflite"
 MIB = 1 << 20
@@ -89,7 +89,7 @@ def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
     subprocess.run([require("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), source, "-o", program], check=True, timeout=300)
     why = r"the runner failed.*Could not open '/lib/ld-linux-aarch64.so.1'"
     with open_device(phone.url) as device, pytest.raises(DeviceError, match=why):
-        measure_latencies(device, [TINY], Measuring(runner=str(program)))
+        measure_latencies(device, [TINY], BenchmarkOptions(runner=str(program)))
     assert phone.left_behind() == []
 
 

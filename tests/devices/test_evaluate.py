@@ -15,12 +15,12 @@ from PIL import Image
 from support.paths import REPOSITORY
 from support.runs import FILES, complaint
 
-from edgecompress.data import load
+from edgecompress.data import load_data
 from edgecompress.devices.bench import bench
 from edgecompress.devices.evaluate import evaluate
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.pipeline.run_records import read_run_records
-from edgecompress.records import Artifact, ExportResult, read, to_json
+from edgecompress.records import Artifact, ExportResult, read_record, to_json
 from edgecompress.records.evaluation import Evaluation
 from edgecompress.runs import open_run, store_result
 
@@ -53,7 +53,7 @@ def manifest_path(path):
 
 
 def changed(path, **change):
-    manifest_path(path).write_bytes(to_json(msgspec.structs.replace(read(manifest_path(path), Artifact), **change)))
+    manifest_path(path).write_bytes(to_json(msgspec.structs.replace(read_record(manifest_path(path), Artifact), **change)))
     return path
 
 
@@ -98,7 +98,7 @@ def test_a_device_is_as_often_right_as_this_machine(url):
         assert result.problem == ""
         assert result.device.url == url
         assert "litert" in result.backend
-        assert result.published_top1 == read(manifest_path(PREBUILT / result.artifact), Artifact).top1
+        assert result.published_top1 == read_record(manifest_path(PREBUILT / result.artifact), Artifact).top1
     assert int8.data_sha256 == fp32.data_sha256
     assert "5000 images" in int8.data
 
@@ -141,8 +141,8 @@ def test_torchscript_is_evaluated_too():
 
 def test_folders_named_as_the_labels_are_found_whatever_their_order(tmp_path):
     """Folders stand in alphabetical order, the artifact's labels do not."""
-    labels = read(manifest_path(INT8), Artifact).labels
-    samples = load(IMAGES, "eval", preprocessing=None, example=(torch.zeros(1, 1, 28, 28),))
+    labels = read_record(manifest_path(INT8), Artifact).labels
+    samples = load_data(IMAGES, "eval", preprocessing=None, example=(torch.zeros(1, 1, 28, 28),))
     for index in range(60):
         x, label = samples[index]
         if "/" not in labels[label]:
@@ -290,7 +290,7 @@ BAD = [
     (lambda f: ([f / INT8.name], npz(f, x_test=images(), y_test=np.full(8, 10))), "labels from 10 to 10"),
     (lambda f: ([f / INT8.name], f), "not a form of data|no class folders|no images"),
     (lambda f: ([changed(f / INT8.name, outputs=())], IMAGES), "no class scores"),
-    (lambda f: ([changed(f / INT8.name, inputs=read(manifest_path(INT8), Artifact).inputs * 2)], IMAGES), "takes 2 inputs"),
+    (lambda f: ([changed(f / INT8.name, inputs=read_record(manifest_path(INT8), Artifact).inputs * 2)], IMAGES), "takes 2 inputs"),
     (lambda f: ([changed(f / INT8.name, sha256="0" * 64)], IMAGES), "changed after export"),
     (lambda f: (manifest_path(f / INT8.name).unlink(), ([f / INT8.name], IMAGES))[1], r"\.json is not beside it"),
     (lambda f: ([f / INT8.name], recipe_without_data(f)), r"has no eval_data\(\)"),
@@ -335,7 +335,7 @@ def made_run(tmp_path):
         shutil.copy(path, folder / "artifacts")
     with open_run(folder, name="resnet20_fashion_mnist", recipe=str(RECIPE / "recipe.py")) as opened:
         opened.set_options(opened.record.options)
-    (folder / FILES["export"]).write_bytes(to_json(ExportResult(artifacts=(read(manifest_path(INT8), Artifact),))))
+    (folder / FILES["export"]).write_bytes(to_json(ExportResult(artifacts=(read_record(manifest_path(INT8), Artifact),))))
     return folder
 
 
@@ -347,7 +347,7 @@ def test_a_run_is_scored_on_its_recipes_data_and_every_record_is_kept(edgecompre
         assert [word for word in (INT8.name, "100.00%", "equal") if word not in answer.out] == []
     kept = sorted(made_run.glob("results/*/accuracy/*.json"))
     assert len(kept) == 2
-    assert read(kept[0], Evaluation).samples == 20
+    assert read_record(kept[0], Evaluation).samples == 20
     assert read_run_records(made_run).results == ()  # a report takes latencies from there, and is not disturbed
 
 

@@ -20,7 +20,7 @@ from edgecompress.devices.farm import FarmDevice, FarmError, FarmJob, Schedule, 
 from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.devices.leases.store import LEASES_VARIABLE, LeaseStore
 from edgecompress.errors import ConfigError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ import sys
 from pathlib import Path
 from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.devices.farm import run_farm
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 entries = [InventoryEntry(url="ssh://" + name, name=name) for name in sys.argv[3:]]
-run_farm(entries, [[Path(sys.argv[1])]] * 4, Measuring(runner=sys.argv[2]))
+run_farm(entries, [[Path(sys.argv[1])]] * 4, BenchmarkOptions(runner=sys.argv[2]))
 """
 
 
@@ -209,7 +209,7 @@ def test_a_pool_that_is_empty_is_refused(pool, jobs, store, tmp_path, device, me
 
 def test_nothing_to_do_is_refused():
     with pytest.raises(ConfigError, match="0 devices for 1 jobs"):
-        run_farm([], [[Path("a.tflite")]], Measuring())
+        run_farm([], [[Path("a.tflite")]], BenchmarkOptions())
 
 
 def schedule(devices, count):

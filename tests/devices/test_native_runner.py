@@ -17,7 +17,7 @@ from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import compute_outputs, measure_latencies, read_manifest
 from edgecompress.devices.runners.exit_status import read_elf_machine
 from edgecompress.errors import ConfigError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 PREBUILT = REPOSITORY / "examples" / "prebuilt"
 TINY = GOLDEN / "tiny.tflite"
@@ -58,7 +58,7 @@ def test_outputs_are_the_hosts(scheme, device):
 
 def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
     files = [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
-    how = Measuring(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(native_runner()))
+    how = BenchmarkOptions(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(native_runner()))
     results = measure_latencies(device, files, how, loads=3)
     assert [result.artifact_sha256 for result in results] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     for result in results:

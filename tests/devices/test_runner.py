@@ -18,8 +18,8 @@ from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest, parse_reply
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
-from edgecompress.files import sha256
-from edgecompress.records import Measuring, to_json
+from edgecompress.files import hash_file
+from edgecompress.records import BenchmarkOptions, to_json
 
 REQUEST = RunnerRequest(
     nonce="n1", mode="measure", artifacts=(FileRequest(path="a.tflite", sha256="aa", format="tflite"),), threads=1, reply="reply.json"
@@ -46,7 +46,7 @@ def run(folder, request):
 def request_for(*paths, **changes):
     formats = {".tflite": "tflite", ".ptl": "torchscript"}
     artifacts = [
-        {"path": path.name, "sha256": sha256(path), "format": formats[path.suffix], "input_shapes": [[1, 1, 8, 8]]} for path in paths
+        {"path": path.name, "sha256": hash_file(path), "format": formats[path.suffix], "input_shapes": [[1, 1, 8, 8]]} for path in paths
     ]
     asked = {"schema": 1, "nonce": "n1", "mode": "measure", "reply": "reply.json", "artifacts": artifacts, "threads": 1}
     return asked | {"warmup_s": 0.0, "repetitions": 3, "time_limit_s": 30, "inputs": "inputs.npz", "outputs": "outputs.npz"} | changes
@@ -142,13 +142,13 @@ def test_int8_sums_of_onnxruntime_do_not_overflow(local, tmp_path):
     x = np.where(SIGNS > 0, 2.55, 2.52).astype(np.float32)
     (y,) = compute_outputs(local, path, [x[None]])
     assert np.abs(y - (x * 1.27 * SIGNS).sum()).max() < 0.01  # 255 · 127, twice at once, is more than an int16 holds
-    (result,) = measure_latencies(local, [path], Measuring(repetitions=2))
+    (result,) = measure_latencies(local, [path], BenchmarkOptions(repetitions=2))
     assert not any("overflow" in note for note in result.notes)
 
 
 def test_int8_sums_that_may_overflow_are_told(local, tmp_path):
     path = int8_products(tmp_path / "shared.onnx", ["w", "w"])  # onnxruntime does not make shared weights precise
-    (result,) = measure_latencies(local, [path], Measuring(repetitions=2))
+    (result,) = measure_latencies(local, [path], BenchmarkOptions(repetitions=2))
     assert any("int8 sums may overflow" in note for note in result.notes) == overflows()
 
 
@@ -293,7 +293,7 @@ def test_a_runner_that_lies_is_not_believed(local, tiny, tmp_path, body, message
     runner = tmp_path / "runner"
     runner.write_text(f'#!/bin/sh\nd=$(dirname "$1")\n{body}\n')
     with pytest.raises(DeviceError, match=message):
-        measure_latencies(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner)))
+        measure_latencies(local, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(runner)))
 
 
 def test_an_honest_reply_is_accepted():
@@ -333,7 +333,7 @@ def test_a_user_supplied_runner_obeys_the_same_protocol(local, tiny, tmp_path):
     """Any executable will do; here ours, behind a shell script."""
     runner = tmp_path / "benchmark"
     runner.write_text(f'#!/bin/sh\nexec {sys.executable} {toolchains.runner()} "$1"\n')
-    (result,) = measure_latencies(local, [tiny / "tiny.tflite"], Measuring(runner=str(runner), repetitions=3))
+    (result,) = measure_latencies(local, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(runner), repetitions=3))
     assert len(result.latency_ms) == 3
 
 

@@ -14,7 +14,7 @@ from edgecompress.devices.runners import benchmark_model, executor_runner, third
 from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.protocol import FileRequest, RunnerRequest
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 
 # github.com/NobuoTsukamoto/meta-tensorflow-lite, its page on this tool: TensorFlow 2.8 on riscv64, MobileNet v1, shortened.
 TF_2_8 = """STARTING!
@@ -180,7 +180,7 @@ def test_a_program_is_recognised_by_what_it_is_not_by_its_name(program):
 
 def test_benchmark_model_gives_samples_and_blocks_to_compare_by(program, local, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
-    results = measure_latencies(local, files, Measuring(repetitions=7, warmup_s=0, runner=str(program(BENCHMARK_MODEL))))
+    results = measure_latencies(local, files, BenchmarkOptions(repetitions=7, warmup_s=0, runner=str(program(BENCHMARK_MODEL))))
     for result in results:
         assert len(result.latency_ms) == 7
         assert result.rounds == (1, 2, 2, 2)
@@ -195,7 +195,7 @@ def test_benchmark_model_gives_samples_and_blocks_to_compare_by(program, local, 
 def test_executor_runner_takes_its_first_iterations_as_warm_up(program, local, tmp_path):
     artifact = tmp_path / "net.pte"
     artifact.write_bytes(b"not looked into by this program")
-    (result,) = measure_latencies(local, [artifact], Measuring(repetitions=12, runner=str(program(EXECUTOR_RUNNER))), loads=2)
+    (result,) = measure_latencies(local, [artifact], BenchmarkOptions(repetitions=12, runner=str(program(EXECUTOR_RUNNER))), loads=2)
     assert (result.first_ms, result.warmup_ms) == (1.944288, (2.944288, 3.944288) * 2)
     assert result.latency_ms == tuple(i + 0.944288 for i in range(4, 10)) * 2
     assert result.rounds == (6, 6)
@@ -205,7 +205,7 @@ def test_executor_runner_takes_its_first_iterations_as_warm_up(program, local, t
 def test_another_format_and_outputs_are_refused_before_anything_is_sent(program, local, tiny, tiny_samples):
     runner = program(BENCHMARK_MODEL)
     with pytest.raises(ConfigError, match="tflite files only"):
-        measure_latencies(local, [tiny / "tiny.ptl"], Measuring(runner=str(runner)))
+        measure_latencies(local, [tiny / "tiny.ptl"], BenchmarkOptions(runner=str(runner)))
     with pytest.raises(ConfigError, match="does not give outputs"):
         compute_outputs(local, tiny / "tiny.tflite", [tiny_samples[0]], runner=runner)
 
@@ -227,7 +227,9 @@ def test_a_program_that_misbehaves_gives_no_result(name, program, local, tiny):
     old, new, said = BROKEN[name]
     assert old in BENCHMARK_MODEL
     with pytest.raises(DeviceError, match=said) as caught:
-        measure_latencies(local, [tiny / "tiny.tflite"], Measuring(repetitions=2, runner=str(program(BENCHMARK_MODEL.replace(old, new)))))
+        measure_latencies(
+            local, [tiny / "tiny.tflite"], BenchmarkOptions(repetitions=2, runner=str(program(BENCHMARK_MODEL.replace(old, new))))
+        )
     assert "\x1b" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 
 from edgecompress.devices.inventory import InventoryEntry
-from edgecompress.records import Measuring
+from edgecompress.records import BenchmarkOptions
 from support.adb_server import DEVICE_END
 from support.processes import with_us
 from support.ssh_server import free_port
@@ -49,7 +49,7 @@ def write_sleeper(folder, sleep_s, *, every=0, body=""):
     counter.mkdir()
     path = folder / "sleeper"
     path.write_text(RUNNER.format(python=sys.executable, sleep_s=sleep_s, every=every, counter=counter, body=body))
-    return Measuring(runner=str(path))
+    return BenchmarkOptions(runner=str(path))
 
 
 def write_jobs(folder, count):

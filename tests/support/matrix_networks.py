@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecompress import toolchains
-from edgecompress.data import fetch
-from edgecompress.data.recipe import load
+from edgecompress.data import fetch_samples
+from edgecompress.data.recipe import load_recipe
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
 from edgecompress.factorizations.fitting import fit_layers
@@ -261,7 +261,7 @@ class Made(NamedTuple):
 def data(name: str) -> tuple[Tensor, Tensor]:
     """Return FITTED + HELD_OUT inputs `(n, …)` and their classes."""
     if name == "resnet20":
-        (images,), classes = fetch(_recipe().eval_data(), FITTED + HELD_OUT)
+        (images,), classes = fetch_samples(_recipe().eval_data(), FITTED + HELD_OUT)
         return images, classes
     if name == "audio":
         case = odd_networks.case("audio")
@@ -359,7 +359,7 @@ def _give_spectrum(layer: nn.Module) -> None:
 
 @cache
 def _recipe():
-    return load(str(toolchains.example()))
+    return load_recipe(str(toolchains.example()))
 
 
 def _resnet20() -> nn.Module:

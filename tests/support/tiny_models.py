@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.records import Artifact, QuantSpec, TensorSpec, to_json
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -38,7 +38,7 @@ def write_manifest(path):
         model="dense",
         format="torchscript" if path.suffix == ".ptl" else "tflite",
         route="",
-        sha256=sha256(path),
+        sha256=hash_file(path),
         size_bytes=path.stat().st_size,
         quant=QuantSpec(scheme="int8-static" if "int8" in path.stem else "fp32"),
         inputs=(TensorSpec(name="args_0", shape=(1, 1, 8, 8), dtype="float32", layout="NCHW"),),

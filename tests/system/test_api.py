@@ -161,7 +161,7 @@ def test_layers_are_measured_into_a_table_once(net, tmp_path):
     assert any(name.startswith("svd ") for forms in found.layers.values() for name in forms)
     (whole,) = found.networks.values()
     assert whole["fp32"].ms > 0
-    assert records.read(table, records.CostTable) == found
+    assert records.read_record(table, records.CostTable) == found
     assert edgecompress.profile(net, X, **given) == found
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

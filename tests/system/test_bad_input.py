@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.networks import Net, digits
 from support.runs import command, complaint, contents
 
-from edgecompress.runs import RunRecord, open_run, read, read_run
+from edgecompress.runs import RunRecord, open_run, read_record, read_run
 
 LINE = re.compile(r".+(; | must be |: write ).+")  # a fact and what to do
 
@@ -192,7 +192,7 @@ def test_a_wrong_option_changes_nothing_in_the_run(run, edgecompress, arguments,
     assert {name: after.get(name) for name in before if name not in {"plan.json", "run.json"}} == {
         name: data for name, data in before.items() if name not in {"plan.json", "run.json"}
     }
-    assert read(run / "run.json", RunRecord).options == read_run(run).options
+    assert read_record(run / "run.json", RunRecord).options == read_run(run).options
     again = edgecompress("quantize", run)
     assert again.code == 0, again.err
     assert again.err.count("reused") == 5, again.err

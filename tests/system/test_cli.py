@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from support.runs import FILES, OPTIONS, QUICK, STEPS, command, complaint, contents
 
 from edgecompress import records
-from edgecompress.files import sha256
-from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_json, read
+from edgecompress.files import hash_file
+from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_json, read_record
 from edgecompress.reporting.document import Report
 from edgecompress.runs import read_run
 
@@ -46,21 +46,21 @@ def test_one_command_leaves_artifacts_manifests_and_a_report(exported):
 @pytest.mark.parametrize("name", ARTIFACTS)
 def test_every_manifest_describes_its_file(exported, name):
     path = exported[0] / "artifacts" / name
-    manifest = read(path.with_name(f"{name}.json"), Artifact)
-    assert (manifest.sha256, manifest.size_bytes) == (sha256(path), path.stat().st_size)
+    manifest = read_record(path.with_name(f"{name}.json"), Artifact)
+    assert (manifest.sha256, manifest.size_bytes) == (hash_file(path), path.stat().st_size)
     assert manifest.labels == tuple("0123456789")
     assert manifest.inputs[0].shape == (1, 8, 8, 1)
     assert manifest.parity.samples == 200
     assert manifest.data == "digits, eval"
     assert bool(manifest.plan_sha256) == (manifest.model == "compressed")
     assert manifest.top1 > 0.6
-    assert manifest in read(exported[0] / FILES["export"], ExportResult).artifacts
+    assert manifest in read_record(exported[0] / FILES["export"], ExportResult).artifacts
 
 
 def test_compressing_compresses(exported):
     sizes = [(exported[0] / "artifacts" / name).stat().st_size for name in ARTIFACTS]
     assert sizes[0] > sizes[1] > sizes[2]
-    plan = read(exported[0] / "plan.json", records.CompressionPlan)
+    plan = read_record(exported[0] / "plan.json", records.CompressionPlan)
     assert plan.macs <= 0.35 * plan.macs_before
 
 
@@ -74,7 +74,7 @@ def test_what_is_piped_is_plain_and_data_stay_apart_from_notes(exported):
 
 
 def test_the_measured_results_are_kept_whole(exported):
-    found = [read(path, BenchmarkResult) for path in (exported[0] / "results").glob("*/*.json")]
+    found = [read_record(path, BenchmarkResult) for path in (exported[0] / "results").glob("*/*.json")]
     assert {r.artifact for r in found} == set(ARTIFACTS)
     assert len({r.session for r in found}) == 1
     assert {len(r.latency_ms) for r in found} == {100}
@@ -107,7 +107,7 @@ def test_each_verb_works_alone_on_a_run_and_prints_a_record_or_a_table(run, edge
     assert answer.code == 0, answer.err
     record = msgspec.json.decode(answer.out.encode(), type=kind, strict=False)
     if verb in FILES:
-        assert record == read(run / FILES[verb], kind)
+        assert record == read_record(run / FILES[verb], kind)
     table = edgecompress(verb, run)
     assert table.code == 0, table.err
     assert ESCAPE not in table.out + table.err
@@ -144,7 +144,7 @@ def test_artifacts_are_verified_one_by_one_or_by_the_folder(exported, edgecompre
 
 def test_what_a_run_published_with_a_wider_gate_is_verified_with_it(run, edgecompress):
     manifest_file = run / "artifacts" / f"{ARTIFACTS[2]}.json"
-    manifest = read(manifest_file, Artifact)
+    manifest = read_record(manifest_file, Artifact)
     assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
     reference = run / "artifacts" / "reference.safetensors"
     state = load_file(reference)
@@ -172,12 +172,12 @@ def test_bench_writes_every_sample_into_the_run_or_beside_you(run, edgecompress,
     answer = edgecompress("bench", run, "--repetitions", "5", "--json")
     assert answer.code == 0, answer.err
     new = set(run.rglob("results/*/*.json")) - before
-    assert [read(path, BenchmarkResult).latency_ms for path in sorted(new)] != []
+    assert [read_record(path, BenchmarkResult).latency_ms for path in sorted(new)] != []
     assert sorted(r["artifact"] for r in json.loads(answer.out)) == sorted(ARTIFACTS)
     alone = edgecompress("bench", run / "artifacts" / ARTIFACTS[2], "--repetitions", "5")
     assert alone.code == 0, alone.err
     (kept,) = tmp_path.glob("results/*/*.json")
-    assert len(read(kept, BenchmarkResult).latency_ms) == 5
+    assert len(read_record(kept, BenchmarkResult).latency_ms) == 5
     assert str(kept.parent.relative_to(tmp_path)) in alone.err
 
 
@@ -222,7 +222,7 @@ def test_a_module_in_the_working_directory_is_a_recipe(recipe, tmp_path):
 
 def test_verify_and_bench_look_at_what_the_last_export_published(run, edgecompress):
     """Files of earlier options stay beside it and are not mistaken for it."""
-    exported = read(run / "export.json", ExportResult)
+    exported = read_record(run / "export.json", ExportResult)
     fewer = msgspec.structs.replace(exported, artifacts=exported.artifacts[:1])
     (run / "export.json").write_bytes(records.to_json(fewer))
     for verb in (["verify"], ["bench", "--repetitions", "3"]):

@@ -8,9 +8,9 @@ from support.paths import REPOSITORY
 from support.runs import complaint
 
 from edgecompress.artifacts.publish import artifact_name
-from edgecompress.data.recipe import load
+from edgecompress.data.recipe import load_recipe
 from edgecompress.network.analyze import analyze
-from edgecompress.records import Artifact, CompressionPlan, read
+from edgecompress.records import Artifact, CompressionPlan, read_record
 from edgecompress.targets import TARGETS
 
 EXAMPLES = REPOSITORY / "examples"
@@ -32,12 +32,12 @@ def test_the_prebuilt_artifacts_verify(edgecompress):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_prebuilt_manifest_is_of_the_whole_test_set_and_of_the_plan_beside_it(name):
-    manifest = read(PREBUILT / f"{name}.json", Artifact)
+    manifest = read_record(PREBUILT / f"{name}.json", Artifact)
     assert manifest.parity.samples == 5000
     assert manifest.top1 > 0.9
     assert manifest.labels[-1] == "Ankle boot"
     assert manifest.size_bytes == (PREBUILT / name).stat().st_size < 1_500_000
-    plan = read(PREBUILT / "plan.json", CompressionPlan)
+    plan = read_record(PREBUILT / "plan.json", CompressionPlan)
     assert plan.macs <= 0.35 * plan.macs_before
     assert bool(manifest.plan_sha256) == (manifest.model == "compressed")
 
@@ -46,7 +46,7 @@ def test_a_prebuilt_manifest_is_of_the_whole_test_set_and_of_the_plan_beside_it(
     ("example", "macs", "classes"), [(NAME, 31.0e6, 10), ("efficientnet_lite0", 385e6, 1000)], ids=["resnet20", "efficientnet-lite0"]
 )
 def test_an_example_loads_is_counted_and_runs_on_its_own_data(example, macs, classes):
-    recipe = load(str(EXAMPLES / example))
+    recipe = load_recipe(str(EXAMPLES / example))
     model = recipe.model()
     stats = analyze(model, recipe.example_inputs, name=recipe.name, measure=False)
     assert stats.macs == pytest.approx(macs, rel=0.02)

@@ -9,19 +9,19 @@ from PIL import Image
 from support.paths import REPOSITORY
 from torch import nn
 
-from edgecompress.data import Samples, fetch, recipe
+from edgecompress.data import Samples, fetch_samples, recipe
 
 EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.fixture(scope="module")
 def clothes() -> recipe.Recipe:
-    return recipe.load(str(EXAMPLES / "resnet20_fashion_mnist"))
+    return recipe.load_recipe(str(EXAMPLES / "resnet20_fashion_mnist"))
 
 
 @pytest.fixture(scope="module")
 def photographs() -> recipe.Recipe:
-    return recipe.load(str(EXAMPLES / "efficientnet_lite0"))
+    return recipe.load_recipe(str(EXAMPLES / "efficientnet_lite0"))
 
 
 def samples(function: recipe.Data | None) -> Samples:
@@ -35,7 +35,7 @@ def test_clothes_are_evaluated_on_the_shipped_test_images(clothes: recipe.Recipe
     held_out = samples(clothes.eval_data)
     assert len(held_out) == 5000
     assert "shipped test images" in held_out.source
-    (inputs,), labels = fetch(held_out, 1000, example=clothes.example_inputs, classes=10)
+    (inputs,), labels = fetch_samples(held_out, 1000, example=clothes.example_inputs, classes=10)
     assert labels is not None
     assert set(labels.tolist()) == set(range(10))
     assert abs(float(inputs.mean())) < 0.05
@@ -54,12 +54,12 @@ def test_training_says_which_set_it_uses(clothes: recipe.Recipe) -> None:
 def test_only_training_images_are_augmented(clothes: recipe.Recipe) -> None:
     train, calibration = samples(clothes.train_data), samples(clothes.calibration_data)
     torch.manual_seed(0)
-    first, again, plain = (fetch(data, 50)[0][0] for data in (train, train, calibration))
+    first, again, plain = (fetch_samples(data, 50)[0][0] for data in (train, train, calibration))
     assert not first.equal(again)
     assert not first.equal(plain)
-    assert plain.equal(fetch(calibration, 50)[0][0])
+    assert plain.equal(fetch_samples(calibration, 50)[0][0])
     torch.manual_seed(0)
-    assert first.equal(fetch(train, 50)[0][0])
+    assert first.equal(fetch_samples(train, 50)[0][0])
 
 
 def test_augmentation_moves_pixels_and_makes_none(clothes: recipe.Recipe) -> None:
@@ -102,7 +102,7 @@ def test_photographs_give_enough_crops_that_share_no_pixel(photographs: recipe.R
     assert len(held_out) >= 100
     assert len(calibration) >= 100
     assert photographs.train_data is None
-    (x,), labels = fetch(held_out, 12, seed=0, example=(torch.zeros(1, 3, 224, 224),))
+    (x,), labels = fetch_samples(held_out, 12, seed=0, example=(torch.zeros(1, 3, 224, 224),))
     assert labels is None
     assert -1 <= float(x.min()) < -0.5 < 0.5 < float(x.max()) <= 1
     assert held_out[3].equal(held_out[3])  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ def test_network_is_made_of_ordinary_layers_and_repeats_itself(photographs: reci
     model = photographs.model()
     kinds = {type(module) for module in model.modules() if any(True for _ in module.parameters(recurse=False))}
     assert kinds == {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
-    (x,), _ = fetch(samples(photographs.eval_data), [0, 100])
+    (x,), _ = fetch_samples(samples(photographs.eval_data), [0, 100])
     with torch.inference_mode():
         assert model(x).equal(model(x))
 
@@ -121,12 +121,12 @@ def test_network_is_made_of_ordinary_layers_and_repeats_itself(photographs: reci
 def test_network_knows_what_is_in_the_photographs(photographs: recipe.Recipe, photograph: str, classes: set[int]) -> None:
     from importlib.util import find_spec
 
-    from edgecompress.data import open_image, preprocess
+    from edgecompress.data import open_image, preprocess_image
 
     spec = find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
     image = open_image(Path(spec.origin).parent / "data" / photograph)
     with torch.inference_mode():
-        logits = photographs.model()(preprocess(image, photographs.preprocessing, (3, 224, 224))[None])
+        logits = photographs.model()(preprocess_image(image, photographs.preprocessing, (3, 224, 224))[None])
     assert int(logits.argmax()) in classes  # tripod; tabby, tiger cat, Egyptian cat; espresso

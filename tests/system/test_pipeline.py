@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from support.networks import Net
 from support.runs import FILES, QUICK, STEPS, command, complaint, contents, start
 
-from edgecompress.files import sha256
-from edgecompress.records import ExportResult, FinetuneResult, read
+from edgecompress.files import hash_file
+from edgecompress.records import ExportResult, FinetuneResult, read_record
 from edgecompress.runs import read_run
 
 DENSE, FP32, INT8 = "digits-dense-fp32.tflite", "digits-fp32.tflite", "digits-int8-static.tflite"
@@ -96,7 +96,7 @@ def test_another_gate_converts_anew_and_what_fails_it_is_set_aside(run, edgecomp
     aside = {f"{name}.rejected{end}" for name in (DENSE, FP32) for end in ("", ".json")}
     assert published == {INT8, f"{INT8}.json", "reference.safetensors"} | aside
     assert (folder / INT8).read_bytes() == before[f"artifacts/{INT8}"]
-    result = read(run / "export.json", ExportResult)
+    result = read_record(run / "export.json", ExportResult)
     assert [a.path for a in result.artifacts] == [INT8]
     assert [(r.path, r.error) for r in result.refused] == [(DENSE, "ParityError"), (FP32, "ParityError")]
     assert f"refused: {FP32}: " in answer.err
@@ -214,8 +214,8 @@ def test_fine_tuning_goes_on_from_its_last_whole_epoch_to_the_same_bits(run, uni
     answer = edgecompress("finetune", run)
     assert answer.code == 0, answer.err
     assert steps(answer, reused=True) == [*STEPS[:3]]
-    assert msgspec.to_builtins(read(run / "finetune.json", FinetuneResult))["epochs"][: len(epochs)] == tuple(epochs)
-    assert sha256(run / "weights.safetensors") == sha256(uninterrupted / "weights.safetensors")
+    assert msgspec.to_builtins(read_record(run / "finetune.json", FinetuneResult))["epochs"][: len(epochs)] == tuple(epochs)
+    assert hash_file(run / "weights.safetensors") == hash_file(uninterrupted / "weights.safetensors")
     assert not (run / CHECKPOINT).exists()
 
 

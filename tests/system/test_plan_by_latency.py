@@ -5,7 +5,7 @@ import pytest
 from support.runs import command, complaint
 
 from edgecompress.errors import DeviceError
-from edgecompress.records import Artifact, CompressionPlan, CostTable, Inspection, from_json, read, to_json
+from edgecompress.records import Artifact, CompressionPlan, CostTable, Inspection, from_json, read_record, to_json
 
 SLOWER = {"int8-static": 1, "fp32": 3}
 
@@ -21,7 +21,7 @@ def measured(digits_recipe, tmp_path_factory):
 @pytest.fixture
 def table(measured, tmp_path):
     """The same table with milliseconds by a rule, since a layer of this size takes microseconds: those of its MACs and one."""
-    found = read(measured[0], CostTable)
+    found = read_record(measured[0], CostTable)
     layers = {
         geometry: {
             form: {scheme: msgspec.structs.replace(c, ms=(1e-5 * c.macs + 0.01) * SLOWER[scheme]) for scheme, c in costs.items()}
@@ -57,14 +57,14 @@ def test_a_second_profile_measures_nothing_and_prints_the_same_table_as_json(mea
     assert answer.code == 0, answer.err
     found = from_json(answer.out.encode(), CostTable, source="stdout")
     assert len(found.layers) == 4
-    assert read(path, CostTable).layers == found.layers
+    assert read_record(path, CostTable).layers == found.layers
     assert before == path.read_bytes()
 
 
 def test_a_speed_up_is_planned_from_a_table_alone_and_shown_with_its_milliseconds(table, edgecompress, digits_recipe, tmp_path):
     answer = edgecompress("plan", digits_recipe, "--run", tmp_path / "run", "--speedup", "1.3", "--table", table)
     assert answer.code == 0, answer.err
-    made = read(tmp_path / "run" / "plan.json", CompressionPlan)
+    made = read_record(tmp_path / "run" / "plan.json", CompressionPlan)
     assert made.latency_ms_before == 2.0
     assert made.latency_ms <= 2.0 / 1.3
     assert made.scheme == "int8-static"
@@ -99,12 +99,12 @@ def test_what_a_table_cannot_give_is_refused(table, edgecompress, digits_recipe,
 
 
 def test_a_table_of_another_device_is_refused_where_there_is_one(table, edgecompress, digits_recipe, tmp_path):
-    other = msgspec.structs.replace(read(table, CostTable), device="a board, arm64-v8a")
+    other = msgspec.structs.replace(read_record(table, CostTable), device="a board, arm64-v8a")
     table.write_bytes(to_json(other))
     answer = edgecompress("plan", digits_recipe, "--run", tmp_path / "run", "--table", table, "--device", "local://", "--speedup", "1.1")
     assert answer.code == 2
     assert "its device is a board, arm64-v8a, here it is" in complaint(answer)
-    assert read(table, CostTable) == other
+    assert read_record(table, CostTable) == other
 
 
 def test_no_table_and_no_such_device(edgecompress, digits_recipe, tmp_path):
@@ -119,8 +119,8 @@ def test_layers_that_a_plan_keeps_in_float_are_in_float_in_the_file(table, edgec
     scheme = ("--format", "tflite", "--scheme", "int8-static", "--calibration-samples", "64", "--verify-samples", "100")
     answer = edgecompress("export", digits_recipe, "--run", tmp_path / "run", *asked, *scheme)
     assert answer.code == 0, answer.err
-    made = read(tmp_path / "run" / "plan.json", CompressionPlan)
-    manifest = read(tmp_path / "run" / "artifacts" / "digits-int8-static.tflite.json", Artifact)
+    made = read_record(tmp_path / "run" / "plan.json", CompressionPlan)
+    manifest = read_record(tmp_path / "run" / "artifacts" / "digits-int8-static.tflite.json", Artifact)
     assert made.schemes
     assert made.schemes.items() <= manifest.quant.layers.items()
     found = edgecompress("inspect", tmp_path / "run" / "artifacts" / "digits-int8-static.tflite", "--json")

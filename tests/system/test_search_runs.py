@@ -14,12 +14,12 @@ from support.runs import complaint, start
 
 import edgecompress as api
 from edgecompress.artifacts.execution import manifest_path
-from edgecompress.data.recipe import load
+from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.options import Options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.publication import publish
-from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read
+from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read_record
 from edgecompress.runs import open_run, read_run
 from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MAX_REPETITIONS, measure_in_turns
 
@@ -56,7 +56,7 @@ def searched(digits_recipe, tmp_path_factory):
 
 def test_a_killed_trial_is_gone_on_with_where_it_stopped(searched):
     folder, kept = searched
-    found = read(folder / "search.json", SearchResult)
+    found = read_record(folder / "search.json", SearchResult)
     assert [p.trial for p in found.points] == [0]
     assert (found.failed, found.running) == ((), 0)
     assert stamps(folder / "trials/0000") == kept, "finished steps are not done again"
@@ -69,7 +69,7 @@ def test_two_processes_at_once_go_on_with_a_killed_search(digits_recipe, tmp_pat
     with start(*arguments, cwd=tmp_path) as one, start(*arguments, cwd=tmp_path) as other:
         said = [process.communicate(timeout=300) for process in (one, other)]
     assert (one.returncode, other.returncode) == (0, 0), said
-    found = read(tmp_path / "digits/search.json", SearchResult)
+    found = read_record(tmp_path / "digits/search.json", SearchResult)
     assert [p.trial for p in found.points][:3] == [0, 1, 2]
     assert (found.failed, found.running) == ((), 0)
     assert stamps(tmp_path / "digits/trials/0000") == kept
@@ -79,15 +79,15 @@ def test_two_processes_at_once_go_on_with_a_killed_search(digits_recipe, tmp_pat
 
 def attempts(run, artifact):
     """What a trial measured of a file, oldest first, without what its export did."""
-    times = [read(path, BenchmarkResult) for path in (run / "results").rglob("*.json")]
+    times = [read_record(path, BenchmarkResult) for path in (run / "results").rglob("*.json")]
     return sorted((t for t in times if t.artifact == artifact and len(t.rounds) > 1), key=lambda t: t.started_at)
 
 
 def test_a_point_is_what_its_run_measured(searched):
     folder = searched[0]
-    for point in read(folder / "search.json", SearchResult).points:
+    for point in read_record(folder / "search.json", SearchResult).points:
         run = folder / point.run
-        made = read(manifest_path(run / "artifacts" / point.artifact), Artifact)
+        made = read_record(manifest_path(run / "artifacts" / point.artifact), Artifact)
         assert (point.score.accuracy, point.score.size_bytes) == (made.top1, made.size_bytes)
         dense, ours = (attempts(run, name)[-1] for name in (DENSE, point.artifact))
         assert point.noisy == ours.noisy
@@ -113,7 +113,7 @@ def search(searched, tmp_path):
 def test_what_is_noisy_is_measured_again_thrice_at_most(search, digits_recipe):
     run = search / "trials/0000"
     before = len(attempts(run, DENSE))
-    recipe = load(str(digits_recipe))
+    recipe = load_recipe(str(digits_recipe))
     with open_run(run, name=recipe.name, recipe=recipe.source) as opened, busy():
         context = open_context(opened, recipe)
         publication = publish(context)
@@ -127,7 +127,7 @@ def test_a_search_goes_on_with_what_its_study_has_and_shows_the_front(search, di
     """Trials share what does not depend on the choice, and `export` takes them and has nothing left to do."""
     answer = edgecompress("search", digits_recipe, "--run", search, "--trials", "2")
     assert answer.code == 0, answer.err
-    found = read(search / "search.json", SearchResult)
+    found = read_record(search / "search.json", SearchResult)
     assert [p.trial for p in found.points] == [0, 1]
     for point in found.front:
         row = next(line.split() for line in answer.out.splitlines() if line.startswith(f"{point.trial} "))
@@ -216,11 +216,11 @@ def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accurac
     varied = ("--vary", "resolution=12", "--vary", "macs_ratio=0.5")
     answer = edgecompress("search", "sized.py", "--trials", "1", *FAST, *fixed, *varied, "--storage", postgres)
     assert answer.code == 0, answer.err
-    found = read(tmp_path / "searches/sized/search.json", SearchResult)
+    found = read_record(tmp_path / "searches/sized/search.json", SearchResult)
     (point,) = found.points
     assert (found.study, found.storage) == ("sized", "postgresql:///postgres")
     assert not list(tmp_path.glob("searches/sized/*.sqlite3"))
-    manifest = read(manifest_path(tmp_path / "searches/sized" / point.run / "artifacts" / point.artifact), Artifact)
+    manifest = read_record(manifest_path(tmp_path / "searches/sized" / point.run / "artifacts" / point.artifact), Artifact)
     assert manifest.inputs[0].shape == (1, 1, 12, 12)
     assert manifest.top1 is None
     assert point.accuracy_of == AGREEMENT

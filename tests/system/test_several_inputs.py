@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 import edgecompress
 from edgecompress.artifacts.publish import Description, Evidence
 from edgecompress.artifacts.publish import export as export_one
-from edgecompress.data import Samples, fetch, load
+from edgecompress.data import Samples, fetch_samples, load_data
 from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.network import batches
 from edgecompress.network.exported import to_program
@@ -157,7 +157,7 @@ def test_fine_tuning_comes_nearer_to_the_dense_network(name):
         compact, train, teacher=net, eval_data=held_out, options=FinetuneOptions(epochs=2, samples=SAMPLES, optimizer="adamw")
     )
     assert (result.top1 is None) == (name == "unet")
-    x, _ = fetch(held_out, labelled=False)
+    x, _ = fetch_samples(held_out, labelled=False)
     wanted = forward(net, x)
     assert divergence(forward(tuned, x), wanted) < 0.8 * divergence(forward(compact.eval(), x), wanted)
 
@@ -242,7 +242,7 @@ TWO = (A[None], B[None])
 
 @pytest.mark.parametrize("item", [((A, B), 1), [[A, B], 1], ((A, B),), ([A, B],)], ids=str)
 def test_items_of_two_inputs(item):
-    (a, b), labels = fetch(Fixed(item, item), example=TWO)
+    (a, b), labels = fetch_samples(Fixed(item, item), example=TWO)
     assert (a.shape, b.shape) == ((2, 2), (2, 3))
     assert (labels is None) == (len(item) == 1)
 
@@ -274,7 +274,7 @@ BAD = {
 def test_items_that_do_not_fit_are_refused(name):
     dataset, model, message = BAD[name]
     with pytest.raises(ConfigError, match=message):
-        fetch(dataset, example=model)
+        fetch_samples(dataset, example=model)
 
 
 def test_inputs_of_differing_lengths_are_refused():
@@ -284,7 +284,7 @@ def test_inputs_of_differing_lengths_are_refused():
 
 def test_the_first_sample_that_is_not_finite_is_named_as_the_set_has_it():
     with pytest.raises(ConfigError, match="1 samples hold NaN or infinity, first 7"):
-        fetch(Samples(spoilt(torch.zeros(9, 2), 7, torch.inf), None, source="s"), [8, 7])
+        fetch_samples(Samples(spoilt(torch.zeros(9, 2), 7, torch.inf), None, source="s"), [8, 7])
 
 
 def archive(folder, **arrays):
@@ -306,20 +306,20 @@ ARCHIVES = {
 def test_archives_that_do_not_fit_are_refused(name, tmp_path):
     arrays, model, message = ARCHIVES[name]
     with pytest.raises(ConfigError, match=message):
-        load(archive(tmp_path, **arrays), "train", preprocessing=None, example=model)
+        load_data(archive(tmp_path, **arrays), "train", preprocessing=None, example=model)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_indices_of_any_width_are_read(dtype, tmp_path):
     path = archive(tmp_path, inputs=np.arange(120, dtype=dtype).reshape(10, 12))
-    (x,), labels = fetch(load(path, "eval", preprocessing=None, example=INDICES), example=INDICES)
+    (x,), labels = fetch_samples(load_data(path, "eval", preprocessing=None, example=INDICES), example=INDICES)
     assert (x.dtype, x[0, 0], labels) == (torch.int64, 4 * 12, None)
 
 
 def test_images_in_files_are_no_input_of_several(tmp_path):
     (tmp_path / "images" / "ant").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"images alone, the model takes 2 inputs; give all of them in an \.npz"):
-        load(tmp_path / "images", "train", preprocessing=None, example=TWO)
+        load_data(tmp_path / "images", "train", preprocessing=None, example=TWO)
 
 
 # What becomes of bad data in a run

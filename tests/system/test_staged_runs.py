@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from support.runs import complaint, contents, start, write_recipe
 from support.stages import never_more
 
-from edgecompress.data.recipe import load
+from edgecompress.data.recipe import load_recipe
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
 from edgecompress.factorizations.decompose import decompose
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.options import Options, update_options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.networks import load_stage
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run as run_steps
-from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, read
+from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, read_record
 from edgecompress.reporting.report import report
 from edgecompress.runs import open_run
 
@@ -43,7 +43,7 @@ def steps(folder, recipe, **options):
 
 @pytest.fixture(scope="module")
 def recipe(digits_recipe):
-    return load(str(digits_recipe))
+    return load_recipe(str(digits_recipe))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def places(folder):
 
 
 def records(folder, part):
-    return [read(place / f"{part}.json", PARTS[part]) for place in places(folder)]
+    return [read_record(place / f"{part}.json", PARTS[part]) for place in places(folder)]
 
 
 def test_the_stages_of_a_run_go_down_to_its_budget(staged):
@@ -88,9 +88,9 @@ def test_a_layer_that_keeps_its_rank_keeps_its_fine_tuned_factors_bit_for_bit(st
     for number in (1, 2):
         earlier, later = places(staged)[number - 1 : number + 1]
         tuned, begun = load_file(earlier / "weights.safetensors"), load_file(later / "decomposed.safetensors")
-        was = {step.layer: step.rank for step in read(earlier / "plan.json", CompressionPlan).layers}
-        errors = read(later / "decompose.json", DecomposeResult).relative_errors
-        for step in read(later / "plan.json", CompressionPlan).layers:
+        was = {step.layer: step.rank for step in read_record(earlier / "plan.json", CompressionPlan).layers}
+        errors = read_record(later / "decompose.json", DecomposeResult).relative_errors
+        for step in read_record(later / "plan.json", CompressionPlan).layers:
             if step.rank != was.get(step.layer):
                 assert errors[step.layer] > 0
                 continue
@@ -106,11 +106,11 @@ def test_what_is_fine_tuned_in_a_stage_is_what_the_next_one_decomposes(staged, r
     """Of a layer factorized further, the error that was reached is that against its fine-tuned kernel, not against the dense one."""
     with steps(staged, recipe) as (context, made):
         dense, trained_to = context.dense, load_stage(context, 1)
-        begun, _ = decompose(dense, read(places(staged)[1] / "plan.json", CompressionPlan), fit=False)
+        begun, _ = decompose(dense, read_record(places(staged)[1] / "plan.json", CompressionPlan), fit=False)
         begun.load_state_dict(load_file(places(staged)[1] / "decomposed.safetensors"))
         assert made == []
-    was = {step.layer: step for step in read(places(staged)[0] / "plan.json", CompressionPlan).layers}
-    errors = read(places(staged)[1] / "decompose.json", DecomposeResult).relative_errors
+    was = {step.layer: step for step in read_record(places(staged)[0] / "plan.json", CompressionPlan).layers}
+    errors = read_record(places(staged)[1] / "decompose.json", DecomposeResult).relative_errors
     checked = 0
     for name, error in errors.items():
         if name in was and error > 0:
@@ -214,7 +214,7 @@ def test_killed_in_the_second_stage_it_goes_on_to_the_same_bits(recipe, digits_r
     assert edgecompress("finetune", digits_recipe, "--run", "whole", *training).code == 0
     ours, whole = places(tmp_path / "killed"), places(tmp_path / "whole")
     for place, other in zip(ours, whole, strict=True):
-        assert sha256(place / "weights.safetensors") == sha256(other / "weights.safetensors")
+        assert hash_file(place / "weights.safetensors") == hash_file(other / "weights.safetensors")
 
 
 # Bad input
@@ -239,7 +239,7 @@ def test_no_stage_loses_more_than_max_drop_before_its_fine_tuning(edgecompress, 
     assert edgecompress("plan", digits_recipe, "--run", "r", "--max-drop", "3").code == 0
     answer = edgecompress("finetune", "r", "--stages", "2", "--epochs", "1", "--epoch-samples", "400")
     assert answer.code == 0, answer
-    plans = [read(tmp_path / "r" / place / "plan.json", CompressionPlan) for place in ("stages/1", "")]
+    plans = [read_record(tmp_path / "r" / place / "plan.json", CompressionPlan) for place in ("stages/1", "")]
     never_more(*plans)
     for made in plans:
         (note,) = [note for note in made.notes if "points of" in note]
@@ -247,7 +247,7 @@ def test_no_stage_loses_more_than_max_drop_before_its_fine_tuning(edgecompress, 
         found = re.search(r"it loses (-?[\d.]+) points", note)
         assert found is None or float(found[1]) <= 3
     assert plans[0].layers
-    assert read(tmp_path / "r" / "finetune.json", FinetuneResult).epochs[0].top1 is not None
+    assert read_record(tmp_path / "r" / "finetune.json", FinetuneResult).epochs[0].top1 is not None
 
 
 def test_stages_without_training_data_are_refused(edgecompress, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from support.paths import REPOSITORY
 from support.runs import QUICK
 
-from edgecompress.records import Artifact, read
+from edgecompress.records import Artifact, read_record
 
 pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.timeout(900)]
 OUTPUTS = ("--format", "tflite", "--format", "torchscript", "--scheme", "int8-static")
@@ -90,7 +90,7 @@ def test_an_installed_wheel_does_the_main_job(installed, digits_recipe, tmp_path
     files = sorted((tmp_path / "digits/artifacts").glob("digits-int8-static.*[!n]"))
     assert [path.suffix for path in files] == [".ptl", ".tflite"]
     for path in files:
-        manifest = read(path.with_name(f"{path.name}.json"), Artifact)
+        manifest = read_record(path.with_name(f"{path.name}.json"), Artifact)
         assert manifest.parity.top1_agreement >= 0.98
         assert manifest.size_bytes == path.stat().st_size
     run(command, "bench", *files, "--repetitions", "3", cwd=tmp_path)

@@ -14,7 +14,7 @@ from support.native_runner import native_runner
 from support.paths import REPOSITORY
 from support.runs import OPTIONS, QUICK
 
-from edgecompress.records import BenchmarkResult, read
+from edgecompress.records import BenchmarkResult, read_record
 from edgecompress.records.evaluation import Evaluation
 
 SCHEMES = ("fp32", "int8-static")
@@ -41,7 +41,7 @@ def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(targ
 
     answer = edgecompress("bench", *artifacts, "--device", url, *options, "--repetitions", "3")
     assert answer.code == 0, answer.err
-    results = [read(path, BenchmarkResult) for path in tmp_path.glob("results/*/*.json")]
+    results = [read_record(path, BenchmarkResult) for path in tmp_path.glob("results/*/*.json")]
     assert {Path(result.artifact).name for result in results} == {path.name for path in artifacts}
     for result in results:
         assert result.device.abi in {"arm64-v8a", "aarch64"}
@@ -51,7 +51,7 @@ def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(targ
     # That outputs there are the outputs here, fp32 within 1e-5 of the range and int8 within one quantization step, decides the exit status.
     answer = edgecompress("evaluate", *artifacts, "--device", url, *options, "--samples", "20")
     assert answer.code == 0, answer.err
-    records = [read(path, Evaluation) for path in tmp_path.glob("results/*/accuracy/*.json")]
+    records = [read_record(path, Evaluation) for path in tmp_path.glob("results/*/accuracy/*.json")]
     assert sorted(record.scheme for record in records) == sorted(SCHEMES)
     assert [(record.problem, record.samples) for record in records] == [("", 20)] * len(SCHEMES)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import edgecompress
-from edgecompress.data.recipe import of_model
+from edgecompress.data.recipe import recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.analyze import analyze
@@ -25,7 +25,7 @@ from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.networks import load_compressed
 from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.planning.plan import plan
-from edgecompress.records import CompressionPlan, LayerPlan, ModelStats, read
+from edgecompress.records import CompressionPlan, LayerPlan, ModelStats, read_record
 from edgecompress.runs import open_run, use_options
 
 WIDTH, HEADS, TOKENS = 12, 4, 6
@@ -125,7 +125,7 @@ def test_a_vision_transformer_from_python_to_tflite(vision, tmp_path):
     assert fingerprint(vision) == before
     assert [type(m) for m in vision.modules()] == kinds
     assert [a.path for a in result.artifacts] == ["vision-dense-fp32.tflite", "vision-fp32.tflite"]
-    stats, made = read(tmp_path / "run" / "stats.json", ModelStats), read(tmp_path / "run" / "plan.json", CompressionPlan)
+    stats, made = read_record(tmp_path / "run" / "stats.json", ModelStats), read_record(tmp_path / "run" / "plan.json", CompressionPlan)
     assert {layer.name: layer.macs for layer in stats.layers if "self_attn" in layer.name} == dict.fromkeys(WHERE, 16 * 48 * 48)
     assert made.macs <= 0.7 * made.macs_before
     factorized = {step.layer for step in made.layers}
@@ -139,7 +139,7 @@ def test_a_vision_transformer_from_python_to_tflite(vision, tmp_path):
 
 @contextmanager
 def open_vision(model, folder, on_step=lambda *_: None, **options):
-    recipe = of_model(model, (IMAGE,), train_data=digits()[0], eval_data=digits()[1])
+    recipe = recipe_from_model(model, (IMAGE,), train_data=digits()[0], eval_data=digits()[1])
     given = {"method": "svd", "macs_ratio": 0.7, "sensitivity_samples": 32, "epochs": 0} | options
     with open_run(folder, name="vision", recipe="python") as run, use_options(run, update_options(run.record.options, given)):
         yield open_context(run, recipe, on_step=on_step)

@@ -19,7 +19,7 @@ from edgecompress.network.constants import get_constant, set_constant
 from edgecompress.network.exported import example_outputs, to_program
 from edgecompress.network.subgraph import cut, graph_of, layers_of
 from edgecompress.quantization.simulation import run_at
-from edgecompress.records import Artifact, QuantSpec, read
+from edgecompress.records import Artifact, QuantSpec, read_record
 from edgecompress.targets import SCHEMES
 
 pytestmark = [
@@ -214,7 +214,7 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
     (file,) = (name for name in left if name.endswith(".rejected"))
     assert left == {file, f"{file}.json"}
     assert isinstance(caught.value, Departs)
-    manifest = read(folder / f"{file}.json", Artifact)
+    manifest = read_record(folder / f"{file}.json", Artifact)
     assert manifest.departure == caught.value.departure
     return str(caught.value), manifest
 

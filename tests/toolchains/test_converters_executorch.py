@@ -7,7 +7,7 @@ from support.conversions import NETS, Case, Conversions, Converted
 
 from edgecompress.artifacts.converter_process import convert
 from edgecompress.errors import ToolchainError
-from edgecompress.records import Preprocessing, Undelegated
+from edgecompress.records import Preprocessing, UndelegatedOp
 
 LABELS = ("a", "b")
 QUICK = {
@@ -91,7 +91,7 @@ def test_xnnpack_takes_the_whole_network(large: Conversions) -> None:
 @pytest.mark.slow
 def test_what_xnnpack_does_not_take_comes_with_the_partitioners_reason(large: Conversions) -> None:
     assert large["clamped-int8-static"].reply.undelegated == (
-        Undelegated(op="aten.mean.dim", count=1, reason="mean.dim only supports keepdim=True"),
+        UndelegatedOp(op="aten.mean.dim", count=1, reason="mean.dim only supports keepdim=True"),
     )
 
 

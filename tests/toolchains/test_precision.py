@@ -14,7 +14,7 @@ from edgecompress.network.subgraph import graph_of
 from edgecompress.options import Options, parse_layer_schemes, update_options
 from edgecompress.quantization.mixed_precision import Trial, plan_precision, with_margin
 from edgecompress.quantization.simulation import Simulation, run_at
-from edgecompress.records import ExportResult, QatResult, QuantizeResult, QuantSpec, read
+from edgecompress.records import ExportResult, QatResult, QuantizeResult, QuantSpec, read_record
 from edgecompress.targets import SCHEMES
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -136,10 +136,10 @@ def test_an_export_takes_the_schemes_and_the_trained_weights(edgecompress, digit
     asked = ("--format", "tflite", "--scheme", "int8-static", "--qat-epochs", "1", "--layer-scheme", "stem=fp32", "--mixed-precision")
     answer = edgecompress("export", digits_recipe, "--run", "run", *asked, *few, "--min-int8-agreement", "0.9")
     assert answer.code == 0, answer.err
-    (artifact,) = (a for a in read(tmp_path / "run/export.json", ExportResult).artifacts if a.model == "compressed")
+    (artifact,) = (a for a in read_record(tmp_path / "run/export.json", ExportResult).artifacts if a.model == "compressed")
     assert artifact.quant.layers["stem"] == "fp32"
-    assert read(tmp_path / "run/qat.json", QatResult).scheme == "int8-static"
-    assert read(tmp_path / "run/quantize.json", QuantizeResult).precision.by_hand == {"stem": "fp32"}
+    assert read_record(tmp_path / "run/qat.json", QatResult).scheme == "int8-static"
+    assert read_record(tmp_path / "run/quantize.json", QuantizeResult).precision.by_hand == {"stem": "fp32"}
     assert (tmp_path / "run/qat.safetensors").is_file()
     again = edgecompress("qat", "run")
     assert again.code == 0, again.err

@@ -2,8 +2,8 @@
 
 from typing import Generic, Literal, TypeVar
 
-from edgecompress.records import BenchmarkResult, Measuring, Record
-from edgecompress.records.evaluation import Evaluation, Scoring
+from edgecompress.records import BenchmarkOptions, BenchmarkResult, Record
+from edgecompress.records.evaluation import Evaluation, EvaluationOptions
 
 Result = TypeVar("Result", BenchmarkResult, Evaluation)
 
@@ -11,8 +11,8 @@ Result = TypeVar("Result", BenchmarkResult, Evaluation)
 class FarmWork(Record, frozen=True, kw_only=True):
     """The options of every job of a farm: `measuring` where artifacts are measured, `scoring` where they are evaluated."""
 
-    measuring: Measuring | None = None
-    scoring: Scoring | None = None
+    measuring: BenchmarkOptions | None = None
+    scoring: EvaluationOptions | None = None
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):

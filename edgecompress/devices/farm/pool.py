@@ -9,8 +9,8 @@ from edgecompress.devices.farm.run import OnChange, OnResult, run_farm
 from edgecompress.devices.inventory import InventoryEntry, load_inventory, select_by_label
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
-from edgecompress.records import BenchmarkResult, Measuring
-from edgecompress.records.evaluation import Evaluation, Scoring
+from edgecompress.records import BenchmarkOptions, BenchmarkResult
+from edgecompress.records.evaluation import Evaluation, EvaluationOptions
 
 POOL_PREFIX: Final = "pool:"
 
@@ -37,7 +37,7 @@ def select_members(device: str, entries: Sequence[InventoryEntry]) -> tuple[Inve
 
 def bench_pool(
     artifacts: Sequence[Path],
-    options: Measuring = Measuring(),
+    options: BenchmarkOptions = BenchmarkOptions(),
     *,
     device: str,
     inventory: Path | None = None,
@@ -64,7 +64,7 @@ def bench_pool(
 
 def evaluate_pool(
     artifacts: Sequence[Path],
-    options: Scoring = Scoring(),
+    options: EvaluationOptions = EvaluationOptions(),
     *,
     device: str,
     inventory: Path | None = None,

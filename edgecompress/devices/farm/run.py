@@ -18,8 +18,8 @@ from edgecompress.devices.farm.schedule import FarmDevice, FarmJob, Schedule
 from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.devices.text import join_last_lines, sanitize
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.records import BenchmarkResult, Measuring
-from edgecompress.records.evaluation import Evaluation, Scoring
+from edgecompress.records import BenchmarkOptions, BenchmarkResult
+from edgecompress.records.evaluation import Evaluation, EvaluationOptions
 
 SHUTDOWN_TIMEOUT_S: Final = 60.0  # an interrupted device may take this long to end what runs there and to give its lease back
 POLL_S: Final = 0.2  # devices whose pause is over are looked for this often
@@ -41,7 +41,7 @@ class FarmError(DeviceError):
 def run_farm(
     entries: Sequence[InventoryEntry],
     jobs: Sequence[Sequence[Path]],
-    options: Measuring,
+    options: BenchmarkOptions,
     *,
     on_result: OnResult = ...,
     on_change: OnChange = ...,
@@ -52,7 +52,7 @@ def run_farm(
 def run_farm(
     entries: Sequence[InventoryEntry],
     jobs: Sequence[Sequence[Path]],
-    options: Scoring,
+    options: EvaluationOptions,
     *,
     on_result: OnResult = ...,
     on_change: OnChange = ...,
@@ -62,7 +62,7 @@ def run_farm(
 def run_farm(
     entries: Sequence[InventoryEntry],
     jobs: Sequence[Sequence[Path]],
-    options: Measuring | Scoring,
+    options: BenchmarkOptions | EvaluationOptions,
     *,
     on_result: OnResult = lambda _: None,
     on_change: OnChange = lambda _: None,
@@ -88,7 +88,7 @@ def run_farm(
     schedule = Schedule(devices, [FarmJob(number, tuple(str(path.resolve()) for path in files)) for number, files in enumerate(jobs)])
     results: dict[int, tuple[Any, ...]] = {}
     with ExitStack() as stack:
-        farm = _Farm(schedule, FarmWork(measuring=options) if isinstance(options, Measuring) else FarmWork(scoring=options))
+        farm = _Farm(schedule, FarmWork(measuring=options) if isinstance(options, BenchmarkOptions) else FarmWork(scoring=options))
         stack.callback(farm.close)
         while not schedule.is_over:
             farm.dispatch()

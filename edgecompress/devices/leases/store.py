@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
-from edgecompress.files import explain
+from edgecompress.files import explain_write_error
 
 SqlRow: TypeAlias = tuple[Any, ...]
 
@@ -74,7 +74,7 @@ class LeaseStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise explain(error, path) from error
+            raise explain_write_error(error, path) from error
         now = "((julianday('now') - 2440587.5) * 86400.0)"
         try:
             with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as connection:

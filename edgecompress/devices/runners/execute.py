@@ -19,9 +19,9 @@ from edgecompress.devices.runners.attempt import RunnerInvocation, invoke_runner
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest
 from edgecompress.devices.runners.results import list_known_defects, make_benchmark_result, read_outputs
 from edgecompress.errors import ConfigError
-from edgecompress.files import explain as explain_write
-from edgecompress.files import sha256
-from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, Measuring, read
+from edgecompress.files import explain_write_error as explain_write
+from edgecompress.files import hash_file
+from edgecompress.records import Artifact, BenchmarkOptions, BenchmarkResult, DeviceInfo, read_record
 from edgecompress.records.fields import check_values
 from edgecompress.targets import SUFFIXES
 
@@ -31,7 +31,7 @@ InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.in
 def measure_latencies(
     device: Device,
     files: Sequence[Path],
-    how: Measuring = Measuring(),
+    how: BenchmarkOptions = BenchmarkOptions(),
     *,
     loads: int = 1,
     wait_s: float = 600.0,
@@ -153,8 +153,8 @@ def read_manifest(path: Path) -> Artifact | None:
     beside = path.with_name(f"{path.name}.json")
     if not beside.is_file():
         return None
-    manifest = read(beside, Artifact)
-    if manifest.sha256 != sha256(path):
+    manifest = read_record(beside, Artifact)
+    if manifest.sha256 != hash_file(path):
         raise ConfigError(f"{path}: its SHA-256 is not the one in {beside.name}; it was changed after export, export it again")
     return manifest
 
@@ -162,8 +162,8 @@ def read_manifest(path: Path) -> Artifact | None:
 def _hash_runner(runner: Path | None) -> str:
     """Return the hash of the program that ran: of the given file, or of the hashes of our parts."""
     if runner is not None:
-        return sha256(runner)
-    return hashlib.sha256("".join(sha256(part) for part in toolchains.runner_parts()).encode()).hexdigest()
+        return hash_file(runner)
+    return hashlib.sha256("".join(hash_file(part) for part in toolchains.runner_parts()).encode()).hexdigest()
 
 
 def _make_file_request(
@@ -180,4 +180,4 @@ def _make_file_request(
         shapes = tuple(tensor.shape for tensor in manifest.inputs) if manifest else ()
         dtypes = tuple(tensor.dtype for tensor in manifest.inputs) if manifest else ()
     name = f"artifact_{index}{path.suffix}"
-    return FileRequest(path=name, sha256=sha256(path), format=SUFFIXES[path.suffix], input_shapes=shapes, input_dtypes=dtypes)
+    return FileRequest(path=name, sha256=hash_file(path), format=SUFFIXES[path.suffix], input_shapes=shapes, input_dtypes=dtypes)

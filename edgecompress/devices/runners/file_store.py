@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from edgecompress.devices.device import Device
 from edgecompress.devices.text import join_last_lines
 from edgecompress.errors import DeviceError
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def send_files(device: Device, work: PurePosixPath, files: Mapping[str, Path], *
     Raises:
         DeviceError: The folder cannot be made, a file cannot be sent, or arrived damaged.
     """
-    digests = {name: sha256(path) for name, path in files.items()}
+    digests = {name: hash_file(path) for name, path in files.items()}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     store = "" if device.url == "local://" else str(device.base / ".edgecompress")
     wait_s = COMMAND_TIMEOUT_S + sum(sizes.values()) / MIN_HASH_BYTES_PER_S

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgecompress.devices.runners.protocol import RunnerReply
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import DeviceError
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, OpTime
 
 
@@ -73,7 +73,7 @@ def list_known_defects(backend: str, manifest: Artifact | None) -> tuple[str, ..
 
 def read_outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:
     """Read what the runner computed; only plain uncompressed float32 arrays of the right length are taken."""
-    if sha256(path) != reply.outputs_sha256:
+    if hash_file(path) != reply.outputs_sha256:
         raise DeviceError(f"{subject}: the outputs arrived damaged; check the connection, then run it again")
     try:
         with zipfile.ZipFile(path) as archive:

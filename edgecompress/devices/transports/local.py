@@ -11,7 +11,7 @@ from edgecompress.devices.device import CompletedCommand, DeviceBase, oversize_e
 from edgecompress.devices.probe import probe_device
 from edgecompress.devices.transports import process
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.files import explain
+from edgecompress.files import explain_write_error
 from edgecompress.records import DeviceInfo
 
 
@@ -31,7 +31,7 @@ class LocalDevice(DeviceBase):
             shutil.copyfile(local, target)
             target.chmod(0o755)
         except OSError as error:
-            raise explain(error, target) from error
+            raise explain_write_error(error, target) from error
 
     def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
         source = Path(remote)
@@ -44,7 +44,7 @@ class LocalDevice(DeviceBase):
         try:
             shutil.copyfile(source, local)
         except OSError as error:
-            raise explain(error, local) from error
+            raise explain_write_error(error, local) from error
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         return process.run_program(argv, timeout_s=timeout_s, subject=self.url)

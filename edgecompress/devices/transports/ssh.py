@@ -28,7 +28,7 @@ from edgecompress.devices.device import (
 from edgecompress.devices.probe import probe_device
 from edgecompress.devices.text import MAX_OUTPUT_BYTES, sanitize
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.files import explain
+from edgecompress.files import explain_write_error
 from edgecompress.records import DeviceInfo
 
 try:
@@ -142,7 +142,7 @@ class SshDevice(DeviceBase):
         try:
             local.write_bytes(data)
         except OSError as error:
-            raise explain(error, local) from error
+            raise explain_write_error(error, local) from error
 
     async def _run_command(self, argv: Sequence[str], timeout_s: float) -> CompletedCommand:
         command = build_remote_command(argv, timeout_s=timeout_s)

@@ -8,7 +8,7 @@ from typing import Final
 from edgecompress import toolchains
 from edgecompress.artifacts.converter_process import ask
 from edgecompress.options import DEFAULTS
-from edgecompress.progress import Track, silent
+from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerFile, LayerForm, LayersReply, LayersRequest
 
 LOG = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ MAX_FILES_PER_START: Final = 200  # so many take well less than TIMEOUT_S
 TIMEOUT_S: Final = 900.0
 
 
-def write_layers(files: Sequence[tuple[LayerForm, str, Path]], *, track: Track = silent) -> None:
+def write_layers(files: Sequence[tuple[LayerForm, str, Path]], *, track: Track = track_silently) -> None:
     """Write a TFLite file for each (form, scheme, path); files that cannot be written are logged and left out.
 
     Raises:

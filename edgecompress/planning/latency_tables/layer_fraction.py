@@ -18,8 +18,8 @@ from edgecompress.planning.latency_tables.measurement import (
     write_files,
 )
 from edgecompress.planning.latency_tables.table import CostKey, LatencyQuery
-from edgecompress.progress import silent
-from edgecompress.records import LayerForm, Measuring
+from edgecompress.progress import track_silently
+from edgecompress.records import BenchmarkOptions, LayerForm
 
 PRIOR_WEIGHT: Final = 0.4  # weight of layers taking as long in a network as alone: they do within 5%, and latencies are known to 2%
 
@@ -29,7 +29,7 @@ def measure_layer_fraction(
     networks: tuple[Path, Path],
     layers: Sequence[tuple[LayerForm, LayerForm, float]],
     scheme: str,
-    how: Measuring,
+    how: BenchmarkOptions,
     *,
     noisy: bool = False,
 ) -> float:
@@ -46,7 +46,7 @@ def measure_layer_fraction(
     queries = {w.key: w for pair in layers for form in pair[:2] for w in [LatencyQuery(form, scheme, 0)]}
     ordered, alone, ratios = sort_by_layer(list(queries.values())), dict[CostKey, float](), list[float]()
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
-        written = write_files(ordered, Path(name), silent)
+        written = write_files(ordered, Path(name), track_silently)
         for run in split_runs([w for w in ordered if w.key in written], written):
             call, *results = measure_undisturbed(device, [SMALLEST_MODEL, *networks, *(written[w.key] for w in run)], how, noisy=noisy)
             dense_ms, reduced_ms, *each = (net_latency_ms(call, result) for result in results)

@@ -26,8 +26,8 @@ from edgecompress.planning.latency_tables.table import (
     table_path,
     without_costs,
 )
-from edgecompress.progress import Track, silent
-from edgecompress.records import CostTable, LayerForm, Measuring, NetworkCost
+from edgecompress.progress import Track, track_silently
+from edgecompress.records import BenchmarkOptions, CostTable, LayerForm, NetworkCost
 
 WARMUP_S: Final = 0.02  # for each layer, after its first inference
 REPETITIONS: Final = 50
@@ -54,7 +54,7 @@ class MeasuredCostTable:
     """A cost table that measures missing entries on its device, if it has one, and saves itself after each measurement."""
 
     def __init__(
-        self, path: Path, table: CostTable, device: str, how: Measuring, track: Track, *, refresh: bool = False, noisy: bool = False
+        self, path: Path, table: CostTable, device: str, how: BenchmarkOptions, track: Track, *, refresh: bool = False, noisy: bool = False
     ) -> None:
         self.path = path
         self.table = table
@@ -147,7 +147,7 @@ class MeasuredCostTable:
 
 
 def open_cost_table(
-    *, device: str, table: Path | None, threads: int, refresh: bool = False, noisy: bool = False, track: Track = silent
+    *, device: str, table: Path | None, threads: int, refresh: bool = False, noisy: bool = False, track: Track = track_silently
 ) -> MeasuredCostTable:
     """Return the cost table of a device, or a table alone if `device` is "".
 
@@ -161,7 +161,7 @@ def open_cost_table(
         ConfigError: The table does not exist, or is of another device, runtime or number of threads.
         DeviceError: The device cannot be used.
     """
-    how = Measuring(threads=threads, repetitions=REPETITIONS, warmup_s=WARMUP_S)
+    how = BenchmarkOptions(threads=threads, repetitions=REPETITIONS, warmup_s=WARMUP_S)
     if not device:
         if table is None:
             raise ConfigError("costs: neither a device nor a table; give --device or --table")

@@ -19,8 +19,8 @@ from edgecompress.devices.statistics import find_noise, mad, median
 from edgecompress.errors import DeviceError
 from edgecompress.planning.latency_tables.layer_files import write_layers
 from edgecompress.planning.latency_tables.table import CostKey, LatencyQuery, add_layers, conditions_of, without_costs
-from edgecompress.progress import Track, silent
-from edgecompress.records import BenchmarkResult, Cost, CostTable, Measuring
+from edgecompress.progress import Track, track_silently
+from edgecompress.records import BenchmarkOptions, BenchmarkResult, Cost, CostTable
 
 LOG = logging.getLogger(__name__)
 MAX_FILES: Final = 40  # in one run; more would let the machine's speed drift between the turns
@@ -32,7 +32,13 @@ MIN_RUN_S: Final = 0.5  # a shorter run does not show how much of the processors
 
 
 def measure_layers(
-    device: Device, table: CostTable, wanted: Sequence[LatencyQuery], how: Measuring, *, noisy: bool = False, track: Track = silent
+    device: Device,
+    table: CostTable,
+    wanted: Sequence[LatencyQuery],
+    how: BenchmarkOptions,
+    *,
+    noisy: bool = False,
+    track: Track = track_silently,
 ) -> CostTable:
     """Return the table with the costs of the wanted forms, which replace those it has.
 
@@ -57,7 +63,9 @@ def measure_layers(
     return table
 
 
-def measure_undisturbed(device: Device, files: Sequence[Path], how: Measuring, *, noisy: bool = False) -> tuple[BenchmarkResult, ...]:
+def measure_undisturbed(
+    device: Device, files: Sequence[Path], how: BenchmarkOptions, *, noisy: bool = False
+) -> tuple[BenchmarkResult, ...]:
     """Measure files, and measure them again if other programs kept the device busy.
 
     Raises:

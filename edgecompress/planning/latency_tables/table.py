@@ -12,8 +12,8 @@ from platformdirs import user_cache_path
 
 from edgecompress.devices.statistics import differing_conditions, kind_of_device
 from edgecompress.errors import ConfigError
-from edgecompress.files import write_atomic
-from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, read, to_json
+from edgecompress.files import write_atomically
+from edgecompress.records import BenchmarkResult, Cost, CostTable, LayerForm, read_record, to_json
 
 CostKey = tuple[str, str, str]  # geometry, form, scheme
 TABLE_VERSION: Final = 2  # part of a table's path: after a change of its content a new table is begun
@@ -64,7 +64,7 @@ def load_table(path: Path, *, conditions: CostTable | None = None) -> CostTable:
     """
     if conditions is not None and not path.exists():
         return conditions
-    table = read(path, CostTable)
+    table = read_record(path, CostTable)
     if conditions is not None and (other := _describe_difference(table, conditions)):
         raise ConfigError(f"{path}: {other}; name another file, or leave --table out to keep one for each device")
     return table
@@ -75,7 +75,7 @@ def save_table(table: CostTable, path: Path) -> None:
     with suppress(ConfigError):
         table = merge_tables(load_table(path, conditions=without_costs(table)), table)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, to_json(table))
+    write_atomically(path, to_json(table))
 
 
 def without_costs(table: CostTable) -> CostTable:

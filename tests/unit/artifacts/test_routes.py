@@ -14,8 +14,8 @@ from edgecompress.artifacts.publish import Converting, Description, Evidence, ex
 from edgecompress.artifacts.routes import FIRST, MISSING, SECOND, by_route
 from edgecompress.devices.bench import bench
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
-from edgecompress.files import sha256
-from edgecompress.records import Artifact, Departure, QuantSpec, read, to_json
+from edgecompress.files import hash_file
+from edgecompress.records import Artifact, Departure, QuantSpec, read_record, to_json
 from edgecompress.targets import SCHEMES
 
 NAME = "net-fp32.tflite"
@@ -34,7 +34,7 @@ def publisher(asked: list[str], **errors: EdgeCompressError) -> Callable[[str, P
         artifact = Artifact(
             path=NAME,
             route=route,
-            sha256=sha256(folder / NAME),
+            sha256=hash_file(folder / NAME),
             size_bytes=len(route),
             quant=QuantSpec(scheme="fp32"),
             inputs=(),
@@ -56,7 +56,7 @@ def never(paths: Sequence[Path]) -> list[float]:
 
 def published(folder: Path) -> tuple[str, Artifact]:
     assert sorted(path.name for path in folder.iterdir()) == [NAME, f"{NAME}.json"]
-    return (folder / NAME).read_text(), read(manifest_path(folder / NAME), Artifact)
+    return (folder / NAME).read_text(), read_record(manifest_path(folder / NAME), Artifact)
 
 
 @pytest.mark.parametrize("route", [FIRST, SECOND, ""])
@@ -146,6 +146,6 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
     made = by_route("fastest", lambda route, folder: make(how=Converting(route=route), folder=folder), folder=tmp_path, medians=medians)
     assert made.parity is not None
     assert made.parity.max_rel < 1e-4
-    assert sha256(tmp_path / NAME) == made.sha256
+    assert hash_file(tmp_path / NAME) == made.sha256
     assert "interleaved on this machine" in made.notes[-1]
     assert "transpose" not in {op.lower() for op in made.ops}

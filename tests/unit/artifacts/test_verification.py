@@ -19,11 +19,11 @@ from torch import nn
 from edgecompress.artifacts.execution import gate, manifest_path
 from edgecompress.artifacts.verify import verify
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
-from edgecompress.files import sha256
+from edgecompress.files import hash_file
 from edgecompress.network.parity import allowing, compare
 from edgecompress.network.reference import keep_reference
 from edgecompress.network.weights import read_state, save_state
-from edgecompress.records import Artifact, Parity, read, to_json
+from edgecompress.records import Artifact, Parity, read_record, to_json
 from edgecompress.targets import SCHEMES, Scheme
 
 REFERENCE = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.0]])
@@ -167,7 +167,7 @@ def forge(path: Path, content: bytes) -> None:
     """Damage a file, and make its manifest agree."""
     path.write_bytes(content)
     manifest = manifest_path(path)
-    made = msgspec.structs.replace(read(manifest, Artifact), sha256=sha256(path), size_bytes=len(content))
+    made = msgspec.structs.replace(read_record(manifest, Artifact), sha256=hash_file(path), size_bytes=len(content))
     manifest.write_bytes(to_json(made))
 
 
@@ -262,7 +262,7 @@ def test_export_proves_tflite_files_in_the_other_runtime_too_and_publishes_those
 ):
     asked = ("--format", "tflite", "--tflite-route", "litert-torch", "--scheme", "fp32", "--scheme", "int8-dynamic", "--run", "r")
     said = edgecompress("export", recipe, *asked, "--also-python", old_runtime(), *QUICK)
-    made = {path.name: read(path, Artifact) for path in (tmp_path / "r" / "artifacts").glob("*.tflite.json")}
+    made = {path.name: read_record(path, Artifact) for path in (tmp_path / "r" / "artifacts").glob("*.tflite.json")}
     assert said.code == 5, said.err
     assert set(made) == {"digits-dense-fp32.tflite.json", "digits-fp32.tflite.json"}
     assert all(any(note.startswith("also verified in tflite-runtime 2.14.0: top-1") for note in each.notes) for each in made.values())

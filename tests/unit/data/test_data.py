@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from edgecompress import data
-from edgecompress.data import Samples, fetch, idx, preprocess
+from edgecompress.data import Samples, fetch_samples, idx, preprocess_image
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
 
@@ -49,8 +49,8 @@ def write_npz(root: Path, x: np.ndarray) -> Path:
 
 def write_idx(root: Path, shape: tuple[int, ...]) -> Path:
     for stem in idx.SPLITS.values():
-        idx.write(root / f"{stem}-images-idx3-ubyte.gz", IMAGES[shape])
-        idx.write(root / f"{stem}-labels-idx1-ubyte", LABELS)
+        idx.write_idx(root / f"{stem}-images-idx3-ubyte.gz", IMAGES[shape])
+        idx.write_idx(root / f"{stem}-labels-idx1-ubyte", LABELS)
     return root
 
 
@@ -69,8 +69,8 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Path], Path]]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_inputs_and_labels(tmp_path: Path, form: str, split: Any, preprocessing: Preprocessing | None) -> None:
     shape, write = FORMS[form]
-    samples = data.load(write(tmp_path), split, preprocessing=preprocessing, example=example(shape))
-    (inputs,), labels = fetch(samples, example=example(shape), classes=2)
+    samples = data.load_data(write(tmp_path), split, preprocessing=preprocessing, example=example(shape))
+    (inputs,), labels = fetch_samples(samples, example=example(shape), classes=2)
     order = np.argsort(LABELS, kind="stable") if "folder" in form else np.arange(10)
     torch.testing.assert_close(inputs, expected(shape, preprocessing)[order], rtol=0, atol=0)
     assert labels is not None
@@ -83,14 +83,14 @@ def test_every_form_gives_the_same_inputs_and_labels(tmp_path: Path, form: str, 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "f8", "f2"])
 def test_float_arrays_are_taken_as_they_are(tmp_path: Path, layout: tuple[int, ...], dtype: str) -> None:
     x = expected(COLOUR, HALF).numpy().astype(dtype)
-    samples = data.load(write_npz(tmp_path, x.transpose(layout)), "eval", preprocessing=HALF, example=example(COLOUR))
-    torch.testing.assert_close(fetch(samples)[0][0], torch.from_numpy(x.astype("f4")), rtol=0, atol=0)
+    samples = data.load_data(write_npz(tmp_path, x.transpose(layout)), "eval", preprocessing=HALF, example=example(COLOUR))
+    torch.testing.assert_close(fetch_samples(samples)[0][0], torch.from_numpy(x.astype("f4")), rtol=0, atol=0)
 
 
 def test_floats_need_be_no_images(tmp_path: Path) -> None:
     x = RNG.normal(size=(10, 7))
-    samples = data.load(write_npz(tmp_path, x), "train", preprocessing=None, example=example((7,)))
-    torch.testing.assert_close(fetch(samples)[0][0], torch.from_numpy(x).float())
+    samples = data.load_data(write_npz(tmp_path, x), "train", preprocessing=None, example=example((7,)))
+    torch.testing.assert_close(fetch_samples(samples)[0][0], torch.from_numpy(x).float())
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
@@ -100,9 +100,9 @@ def test_one_set_is_parted_without_overlap(tmp_path: Path, kind: str) -> None:
         path = tmp_path / "one.npz"
     else:
         path = write_folder(tmp_path, GREY) / "train"
-    train, held_out = (data.load(path, split, preprocessing=None, example=example(GREY)) for split in ("train", "eval"))  # type: ignore[arg-type]
+    train, held_out = (data.load_data(path, split, preprocessing=None, example=example(GREY)) for split in ("train", "eval"))  # type: ignore[arg-type]
     assert (len(train), len(held_out)) == (8, 2)
-    rows = {tuple(x.flatten().tolist()) for x in torch.cat([fetch(train)[0][0], fetch(held_out)[0][0]])}
+    rows = {tuple(x.flatten().tolist()) for x in torch.cat([fetch_samples(train)[0][0], fetch_samples(held_out)[0][0]])}
     assert len(rows) == 10
     assert "held out" in train.source
     assert "held out" in held_out.source
@@ -110,19 +110,19 @@ def test_one_set_is_parted_without_overlap(tmp_path: Path, kind: str) -> None:
 
 def test_inputs_without_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", inputs=IMAGES[GREY])
-    (inputs,), labels = fetch(data.load(tmp_path / "x.npz", "train", preprocessing=None, example=example(GREY)))
+    (inputs,), labels = fetch_samples(data.load_data(tmp_path / "x.npz", "train", preprocessing=None, example=example(GREY)))
     assert inputs.shape == (8, *GREY)
     assert labels is None
 
 
 def test_class_names_are_the_folders_in_alphabetical_order(tmp_path: Path) -> None:
-    samples = data.load(write_folder(tmp_path, GREY), "train", preprocessing=None, example=example(GREY))
+    samples = data.load_data(write_folder(tmp_path, GREY), "train", preprocessing=None, example=example(GREY))
     assert samples.class_names == ("ant", "bee")
 
 
 def test_grey_and_colour_are_converted_to_what_the_model_takes(tmp_path: Path) -> None:
-    assert preprocess(IMAGES[GREY][0], None, COLOUR).unique(dim=0).shape[0] == 1  # three equal channels
-    luma = preprocess(IMAGES[COLOUR][0], None, GREY)
+    assert preprocess_image(IMAGES[GREY][0], None, COLOUR).unique(dim=0).shape[0] == 1  # three equal channels
+    luma = preprocess_image(IMAGES[COLOUR][0], None, GREY)
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     torch.testing.assert_close(luma[0], (expected(COLOUR, None)[0] * weights).sum(0), rtol=0, atol=1.01 / 255)
 
@@ -130,7 +130,7 @@ def test_grey_and_colour_are_converted_to_what_the_model_takes(tmp_path: Path) -
 @pytest.mark.parametrize(("width", "height"), [(300, 260), (256, 400), (1000, 257)])
 def test_resize_and_crop_keep_the_centre(width: int, height: int) -> None:
     ramp = np.linspace(0, 255, width, dtype=np.float32)[None].repeat(height, 0).astype(np.uint8)
-    x = preprocess(Image.fromarray(ramp), Preprocessing(mean=(0,), std=(1,), resize=256, crop=224), (1, 224, 224))
+    x = preprocess_image(Image.fromarray(ramp), Preprocessing(mean=(0,), std=(1,), resize=256, crop=224), (1, 224, 224))
     assert x.shape == (1, 224, 224)
     assert abs(float(x.mean()) - 0.5) < 0.01
     torch.testing.assert_close(x[0, :, :], x[0, :1, :].expand(224, 224), rtol=0, atol=0)
@@ -140,21 +140,21 @@ def test_photographs_are_turned_as_their_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(IMAGES[GREY][0]).save(tmp_path / "turned.png", exif=exif)
-    turned = preprocess(data.open_image(tmp_path / "turned.png"), None, (1, 6, 8))
+    turned = preprocess_image(data.open_image(tmp_path / "turned.png"), None, (1, 6, 8))
     torch.testing.assert_close(turned[0], expected(GREY, None)[0, 0].rot90(-1), rtol=0, atol=0)
 
 
 def test_fetch_draws_the_same_for_the_same_seed_and_never_twice() -> None:
     samples = Samples(torch.arange(50.0)[:, None], torch.arange(50), source="numbers")
-    first, again, other = (fetch(samples, 20, seed=seed)[1] for seed in (1, 1, 2))
+    first, again, other = (fetch_samples(samples, 20, seed=seed)[1] for seed in (1, 1, 2))
     assert first is not None
     assert again is not None
     assert other is not None
     assert first.tolist() == again.tolist() != other.tolist()
     assert len(set(first.tolist())) == 20
-    assert fetch(samples, 3)[0][0].flatten().tolist() == [0, 1, 2]
-    assert fetch(samples, [4, -1])[0][0].flatten().tolist() == [4, 49]
-    every = fetch(samples, 1000, seed=0)[0][0].flatten().tolist()
+    assert fetch_samples(samples, 3)[0][0].flatten().tolist() == [0, 1, 2]
+    assert fetch_samples(samples, [4, -1])[0][0].flatten().tolist() == [4, 49]
+    every = fetch_samples(samples, 1000, seed=0)[0][0].flatten().tolist()
     assert sorted(every) == list(range(50))
     assert sorted(every[:25]) != list(range(25))  # the first of them stand for all
 
@@ -162,14 +162,14 @@ def test_fetch_draws_the_same_for_the_same_seed_and_never_twice() -> None:
 def test_any_torch_dataset_will_do() -> None:
     x, y = torch.randn(5, 3), torch.arange(5)
     for dataset, labelled in ((TensorDataset(x, y), True), (TensorDataset(x), False), (Samples(x, None, source="x"), False)):
-        (inputs,), labels = fetch(dataset)
+        (inputs,), labels = fetch_samples(dataset)
         torch.testing.assert_close(inputs, x)
         assert (labels is not None) == labelled
 
 
 def test_transform_sees_each_input_and_leaves_the_set_alone() -> None:
     x = torch.ones(4, 2)
-    torch.testing.assert_close(fetch(Samples(x, None, source="ones", transform=lambda v: v * 2))[0][0], x * 2)
+    torch.testing.assert_close(fetch_samples(Samples(x, None, source="ones", transform=lambda v: v * 2))[0][0], x * 2)
     assert x.eq(1).all()
 
 
@@ -215,18 +215,18 @@ BAD_SETS: dict[str, tuple[Callable[[], Dataset[Any]], str]] = {
 def test_bad_sets_are_refused(case: str) -> None:
     make, fact = BAD_SETS[case]
     with pytest.raises(ConfigError, match=fact) as caught:
-        fetch(make(), classes=9, example=example((2,)))
+        fetch_samples(make(), classes=9, example=example((2,)))
     one_line(caught.value)
 
 
 @pytest.mark.parametrize("which", [0, -3, []])
 def test_asking_for_nothing_is_refused(which: Any) -> None:
     with pytest.raises(ConfigError, match="at least one"):
-        fetch(Samples(torch.ones(4, 2), None, source="s"), which)
+        fetch_samples(Samples(torch.ones(4, 2), None, source="s"), which)
 
 
 def test_large_finite_inputs_are_no_infinity() -> None:
-    (inputs,), _ = fetch(Samples(torch.full((4, 2), 3e38), None, source="large"))
+    (inputs,), _ = fetch_samples(Samples(torch.full((4, 2), 3e38), None, source="large"))
     assert torch.equal(inputs, torch.full((4, 2), 3e38))  # their sum is infinite, none of them is
 
 
@@ -322,7 +322,7 @@ def test_bad_data_are_refused(tmp_path: Path, case: str) -> None:
     make, fact = BAD_DATA[case]
     path = make(tmp_path)
     with pytest.raises(ConfigError, match=fact) as caught:
-        fetch(data.load(path, "train", preprocessing=HALF, example=example(GREY)), classes=2)
+        fetch_samples(data.load_data(path, "train", preprocessing=HALF, example=example(GREY)), classes=2)
     one_line(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -342,11 +342,11 @@ BAD_PREPROCESSING: dict[str, tuple[Preprocessing | None, tuple[int, ...], str]] 
 def test_bad_preprocessing_is_refused(tmp_path: Path, case: str) -> None:
     preprocessing, shape, fact = BAD_PREPROCESSING[case]
     with pytest.raises(ConfigError, match=fact) as caught:
-        data.load(write_idx(tmp_path, GREY), "train", preprocessing=preprocessing, example=example(shape))
+        data.load_data(write_idx(tmp_path, GREY), "train", preprocessing=preprocessing, example=example(shape))
     one_line(caught.value)
 
 
 def test_an_eval_class_unknown_to_training_is_refused(tmp_path: Path) -> None:
     written(write_folder(tmp_path, GREY) / "test" / "wasp" / "a.png", b"")
     with pytest.raises(ConfigError, match="class wasp has no training folder"):
-        data.load(tmp_path, "eval", preprocessing=None, example=example(GREY))
+        data.load_data(tmp_path, "eval", preprocessing=None, example=example(GREY))

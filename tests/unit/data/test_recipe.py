@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecompress.data.recipe import at_resolution, check_example, load, of_model
+from edgecompress.data.recipe import check_example, load_recipe, recipe_at_resolution, recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
 
@@ -49,7 +49,7 @@ def write(tmp_path):
 @pytest.mark.parametrize(("form", "name"), [("file", "my_net"), ("folder", "my_net"), ("other-name", "lenet")])
 def test_a_recipe_is_a_file_or_its_folder(write, form, name):
     path = write(GOOD, "lenet.py" if form == "other-name" else "recipe.py")
-    recipe = load(str(path.parent if form == "folder" else path))
+    recipe = load_recipe(str(path.parent if form == "folder" else path))
     assert recipe.name == name
     assert recipe.source == str(path)
     assert isinstance(recipe.model(), nn.Linear)
@@ -61,7 +61,7 @@ def test_a_recipe_is_a_module(write, monkeypatch):
     path = write(GOOD + FULL, "net_of_mine.py")
     write("", "__init__.py")
     monkeypatch.syspath_prepend(path.parent.parent)
-    recipe = load("my_net.net_of_mine")
+    recipe = load_recipe("my_net.net_of_mine")
     assert (recipe.name, recipe.source) == ("net_of_mine", "my_net.net_of_mine")
     assert recipe.train_data() == [1, 2]
     assert recipe.preprocessing == Preprocessing(mean=(0.5,), std=(0.5,), resize=256, crop=224)
@@ -71,13 +71,13 @@ def test_a_recipe_is_a_module(write, monkeypatch):
 def test_files_beside_it_are_imported_relatively_and_read_again_when_edited(write):
     write("from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n", "network.py")
     path = write(GOOD.replace("def model():\n    return nn.Linear(4, 2)", "from .network import net as model"))
-    first = load(str(path))
+    first = load_recipe(str(path))
     assert first.model().out_features == 2
     write("from torch import nn\n\ndef net():\n    return nn.Linear(4, 33)\n", "network.py")
-    second = load(str(path))
+    second = load_recipe(str(path))
     assert second.model().out_features == 33
     assert second.sources_sha256 != first.sources_sha256
-    assert load(str(path)).sources_sha256 == second.sources_sha256
+    assert load_recipe(str(path)).sources_sha256 == second.sources_sha256
 
 
 def test_two_recipes_of_one_file_name_do_not_clash(tmp_path):
@@ -87,7 +87,7 @@ def test_two_recipes_of_one_file_name_do_not_clash(tmp_path):
         (tmp_path / str(i) / "recipe.py").write_text(
             GOOD.replace("import torch\n", "import torch\nfrom .net import width\n").replace("2)", "width)")
         )
-    recipes = [load(str(tmp_path / str(i))) for i in (3, 5)]
+    recipes = [load_recipe(str(tmp_path / str(i))) for i in (3, 5)]
     assert [r.model().out_features for r in recipes] == [3, 5]
     assert "net" not in sys.modules
 
@@ -130,7 +130,7 @@ def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
     text, message = BROKEN[name]
     path = write(text)
     with pytest.raises(ConfigError, match=f"{re.escape(str(path))}:? .*{message}|{re.escape(str(path))}: {message}"):
-        load(str(path))
+        load_recipe(str(path))
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
 def test_a_recipe_that_is_not_there_is_refused(tmp_path, monkeypatch, target, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        load(target)
+        load_recipe(target)
 
 
 def test_a_folder_without_recipe_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no such recipe; give a Python file, a folder with recipe\.py"):
-        load(str(tmp_path))
+        load_recipe(str(tmp_path))
 
 
 def test_example_inputs_are_copies_of_batch_one():
@@ -167,7 +167,7 @@ def test_example_inputs_are_copies_of_batch_one():
 
 def test_a_model_in_memory_is_never_touched():
     net = nn.Linear(3, 2).train()
-    recipe = of_model(net, (torch.zeros(1, 3),), labels=("a", "b"))
+    recipe = recipe_from_model(net, (torch.zeros(1, 3),), labels=("a", "b"))
     assert (recipe.name, recipe.source, recipe.labels) == ("linear", "python", ("a", "b"))
     copy = recipe.model()
     assert torch.equal(copy.weight, net.weight)
@@ -178,7 +178,7 @@ def test_a_model_in_memory_is_never_touched():
 
 def test_data_in_memory_is_given_as_it_is():
     data = [1, 2, 3]
-    recipe = of_model(nn.Linear(3, 2), (torch.zeros(1, 3),), train_data=data)
+    recipe = recipe_from_model(nn.Linear(3, 2), (torch.zeros(1, 3),), train_data=data)
     assert recipe.train_data() is data
     assert recipe.eval_data is None
 
@@ -199,20 +199,20 @@ def eval_data(resolution=32):
 
 
 def test_functions_that_take_a_resolution_are_called_with_it(write):
-    recipe = load(str(write(SIZED)))
-    smaller = at_resolution(recipe, 24)
-    assert [tuple(r.example_inputs[0].shape) for r in (recipe, smaller, at_resolution(smaller, 40))] == [
+    recipe = load_recipe(str(write(SIZED)))
+    smaller = recipe_at_resolution(recipe, 24)
+    assert [tuple(r.example_inputs[0].shape) for r in (recipe, smaller, recipe_at_resolution(smaller, 40))] == [
         (1, 3, 32, 32),
         (1, 3, 24, 24),
         (1, 3, 40, 40),
     ]
     assert smaller.eval_data()[0].shape == (3, 24, 24)
     assert (smaller.name, smaller.source, smaller.sources_sha256) == (recipe.name, recipe.source, recipe.sources_sha256)
-    assert at_resolution(recipe, 0) is recipe
+    assert recipe_at_resolution(recipe, 0) is recipe
 
 
 @pytest.mark.parametrize("kind", ["recipe", "memory"])
 def test_a_resolution_that_a_recipe_does_not_take_is_refused(write, kind):
-    recipe = load(str(write(GOOD))) if kind == "recipe" else of_model(nn.Linear(4, 2), (torch.zeros(1, 4),))
+    recipe = load_recipe(str(write(GOOD))) if kind == "recipe" else recipe_from_model(nn.Linear(4, 2), (torch.zeros(1, 4),))
     with pytest.raises(ConfigError, match=r"takes no resolution; let it take one"):
-        at_resolution(recipe, 24)
+        recipe_at_resolution(recipe, 24)

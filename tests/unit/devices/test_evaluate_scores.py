@@ -6,7 +6,7 @@ import pytest
 from support.paths import REPOSITORY
 
 from edgecompress.devices.evaluate import quantization_step, rank_labels
-from edgecompress.records import Artifact, read
+from edgecompress.records import Artifact, read_record
 
 MANIFEST = REPOSITORY / "examples/prebuilt/resnet20_fashion_mnist-int8-static.tflite.json"
 
@@ -36,6 +36,6 @@ def test_rank_of_a_label_among_its_scores(scores, label, rank):
     ],
 )
 def test_quantization_step_of_an_output(values, scale, step):
-    manifest = read(MANIFEST, Artifact)
+    manifest = read_record(MANIFEST, Artifact)
     found = quantization_step(np.array(values, np.float32), msgspec.structs.replace(manifest.outputs[0], scale=scale))
     assert found == pytest.approx(step, rel=1e-6)

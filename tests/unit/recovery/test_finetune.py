@@ -17,7 +17,7 @@ from edgecompress.network.analyze import analyze
 from edgecompress.network.batchnorm import before, reestimate
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
-from edgecompress.progress import silent
+from edgecompress.progress import track_silently
 from edgecompress.recovery.finetune import FinetuneOptions, evaluate, finetune, schedule
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(dense, compact, tmp_path, opt
 
     def track(iterable, description, total=None):
         seen.append(description)
-        return silent(iterable, description, total)
+        return track_silently(iterable, description, total)
 
     resumed, result = finetune(compact, train, **call, checkpoint_path=path, track=track)
     assert fingerprint(resumed) == fingerprint(whole)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgecompress.errors import ConfigError, EdgeCompressError
-from edgecompress.files import replacing, sha256, write_atomic
+from edgecompress.files import hash_file, replace_atomically, write_atomically
 from edgecompress.network.weights import save_state
 from edgecompress.options import Options, update_options
 from edgecompress.runs import open_run
@@ -44,10 +44,10 @@ FULL = r"no space left on the device; free some and run the same command again, 
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "deep" / "er" / "x.json"
-    write_atomic(path, b"one")
-    write_atomic(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
-    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
+    assert hash_file(path) == hashlib.sha256(b"two").hexdigest()
     assert oct(path.stat().st_mode & 0o777) == "0o644"
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 
@@ -55,8 +55,8 @@ def test_what_is_written_is_read(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "x.bin"
-    write_atomic(path, b"old")
-    with pytest.raises(error), replacing(path) as temporary:  # noqa: PT012
+    write_atomically(path, b"old")
+    with pytest.raises(error), replace_atomically(path) as temporary:  # noqa: PT012
         temporary.write_bytes(b"half of the n")
         raise error
     assert path.read_bytes() == b"old"
@@ -64,7 +64,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
 
 
 def test_the_temporary_file_is_on_the_same_disk_with_the_same_suffix(tmp_path):
-    with replacing(tmp_path / "net.tflite") as temporary:
+    with replace_atomically(tmp_path / "net.tflite") as temporary:
         assert (temporary.parent, temporary.suffix) == (tmp_path, ".tflite")
 
 
@@ -74,14 +74,14 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, where):
     (tmp_path / "folder" / "x").mkdir(parents=True)
     path = tmp_path / "file" / "x" if where == "under-a-file" else tmp_path / "folder" / "x"
     with pytest.raises(ConfigError, match=r"cannot be written \(.*\); choose another folder or mend its permissions"):
-        write_atomic(path, b"x")
+        write_atomically(path, b"x")
 
 
 def test_a_full_disk_is_told_and_the_old_file_stays(small_disk):
     path = small_disk / "x.bin"
-    write_atomic(path, b"old")
+    write_atomically(path, b"old")
     with pytest.raises(EdgeCompressError, match=FULL) as told:
-        write_atomic(path, bytes(2_000_000))
+        write_atomically(path, bytes(2_000_000))
     assert told.value.exit_code == 1
     assert path.read_bytes() == b"old"
     assert [p.name for p in small_disk.iterdir()] == ["x.bin"]
@@ -101,7 +101,7 @@ def test_a_run_on_a_full_disk_keeps_its_finished_steps(small_disk):
     folder = small_disk / "run"
     with open_run(folder, name="n", recipe="r") as run:
         run.set_options(Options())
-        write_atomic(run.path("plan.json"), b"{}")
+        write_atomically(run.path("plan.json"), b"{}")
         run.finish("plan", "made-from", ("plan.json",), 1.0)
     with pytest.raises(EdgeCompressError, match=FULL), open_run(folder, name="n", recipe="r"):
         fill(small_disk / "filler")

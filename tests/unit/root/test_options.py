@@ -10,8 +10,8 @@ from edgecompress.devices.evaluate import evaluate
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS
 from edgecompress.options import QAT_COMMAND_EPOCHS, Choice, Options, parse_fixed_layers, parse_method, select_outputs, update_options
-from edgecompress.records import Measuring
-from edgecompress.records.evaluation import Scoring
+from edgecompress.records import BenchmarkOptions
+from edgecompress.records.evaluation import EvaluationOptions
 from edgecompress.records.fields import check_values, describe_option, option_fields
 from edgecompress.recovery.finetune import USUAL_RATE, FinetuneOptions
 from edgecompress.recovery.qat import QatOptions
@@ -157,7 +157,7 @@ def test_options_survive_json():
     assert msgspec.json.decode(msgspec.json.encode(made), type=Options) == made
 
 
-@pytest.mark.parametrize("record", [Options, Measuring, Scoring])
+@pytest.mark.parametrize("record", [Options, BenchmarkOptions, EvaluationOptions])
 def test_every_field_says_its_help_once(record):
     fields = option_fields(record)
     assert list(fields) == list(record.__struct_fields__)
@@ -179,8 +179,8 @@ def test_help_holds_the_choices_and_the_default():
 
 def test_measurements_have_the_same_defaults_everywhere():
     for name in ("threads", "repetitions"):
-        assert getattr(Options(), name) == getattr(Measuring(), name) == inspect.signature(bench).parameters[name].default
-    for function, record in ((bench, Measuring()), (evaluate, Scoring())):
+        assert getattr(Options(), name) == getattr(BenchmarkOptions(), name) == inspect.signature(bench).parameters[name].default
+    for function, record in ((bench, BenchmarkOptions()), (evaluate, EvaluationOptions())):
         given = {name: p.default for name, p in inspect.signature(function).parameters.items() if hasattr(record, name)}
         assert set(record.__struct_fields__) == set(given)
         assert {name: value or None for name, value in given.items()} == {name: getattr(record, name) or None for name in given}

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgecompress.errors import ConfigError
-from edgecompress.files import write_atomic
+from edgecompress.files import write_atomically
 from edgecompress.options import Options, update_options
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import Budget, CompressionPlan, to_json
@@ -39,8 +39,8 @@ def planned(folder):
     """A folder whose step "plan" is done, from the inputs "abc"."""
     with opened(folder) as run:
         run.set_options(Options())
-        write_atomic(run.path("plan.json"), b"{}")
-        write_atomic(run.path("deep/w.bin"), b"weights")
+        write_atomically(run.path("plan.json"), b"{}")
+        write_atomically(run.path("deep/w.bin"), b"weights")
         run.finish("plan", "abc", ("plan.json", "deep/w.bin"), 1.23456)
     return folder
 
@@ -66,9 +66,9 @@ def test_a_step_is_not_reused_when_something_changed(planned, change):
 def test_a_step_done_again_replaces_its_entry_and_keeps_the_others(planned):
     with opened(planned) as run:
         before = run.digest("plan")
-        write_atomic(run.path("stats.json"), b"[]")
+        write_atomically(run.path("stats.json"), b"[]")
         run.finish("analyze", "x", ("stats.json",), 0.1)
-        write_atomic(run.path("plan.json"), b"{ }")
+        write_atomically(run.path("plan.json"), b"{ }")
         run.finish("plan", "abd", ("plan.json",), 0.1)
         assert run.digest("plan") != before
     record = read_run(planned)
