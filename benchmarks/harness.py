@@ -31,7 +31,7 @@ from rows import Rows, parse  # noqa: E402
 from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
 from support.emulated_pi import emulated_pi, trust  # noqa: E402
 from support.farm import ideal_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
-from support.native_runner import native_runner  # noqa: E402
+from support.native_runner import build_native_runner  # noqa: E402
 from support.processes import with_us  # noqa: E402
 from support.require import require  # noqa: E402
 from support.runs import OPTIONS, QUICK, command, write_recipe  # noqa: E402
@@ -161,7 +161,7 @@ def emulated_device(target: str, folder: Path) -> Iterator[tuple[str, tuple[str 
     """Start a device for `target` whose programs are ARM code; yield its URL and the options that it needs."""
     if target == "android":
         with attached_phone(folder / "phone", "arm64") as serial:
-            yield f"adb://{serial}", ("--runner", native_runner())
+            yield f"adb://{serial}", ("--runner", build_native_runner())
     else:
         with emulated_pi(folder / "log") as (described, _), pytest.MonkeyPatch.context() as patch:
             yield trust(described, patch), ()
@@ -197,7 +197,7 @@ def measure_on_devices(rows: Rows, folder: Path, *, pushes: int, jobs: int, job_
         patch.setenv(LEASES, str(folder / "leases.sqlite3"))
         measure_farm(rows, folder, ssh, jobs=jobs, job_s=job_s)
         if paths:
-            native_runner()  # builds the runner unless it exists, outside of the measured time
+            build_native_runner()  # builds the runner unless it exists, outside of the measured time
             for target in ("android", "raspberry-pi"):
                 measure_whole_path(rows, target, folder / target)
         serial = stack.enter_context(attached_phone(folder / "phone", "host"))

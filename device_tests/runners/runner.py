@@ -1,7 +1,7 @@
-"""Run model files on the device this program lies on: `python runner.py request.json`.
+"""Run model files on this device: `python runner.py request.json`.
 
-Python 3.9 or newer, numpy and one runtime; `runner_backends.py` and `runner_machine.py` lie beside it. The protocol is described in
-README.md. Paths in a request are relative to the request's folder. The reply is written as a temporary file and renamed, also when
+It needs Python 3.9 or newer, numpy, one runtime, and `runner_backends.py` and `runner_machine.py` beside it. README.md describes the
+protocol. Paths in a request are relative to the request's folder. The reply is written as a temporary file and renamed, also when
 something fails, so a reader sees all of it or nothing.
 """
 
@@ -14,10 +14,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-sys.dont_write_bytecode = True  # the folder this lies in is not ours to fill
+sys.dont_write_bytecode = True  # this folder belongs to one run and holds nothing but its files
 
 from runner_backends import BACKENDS, RunnerError, first_line  # noqa: E402
-from runner_machine import changes, fix_threads, machine, peak_rss_bytes, pin, snapshot  # noqa: E402
+from runner_machine import compare_snapshots, describe_machine, pin_to_processors, read_peak_rss_bytes, set_thread_variables, take_snapshot  # noqa: E402
 
 SCHEMA = 1
 NAME = "edgecompress-runner 2"
@@ -25,67 +25,65 @@ ERROR_EXIT = 10
 PROFILED_RUNS = 10
 
 
-# --- what is asked ---
-
-
-def load(request, folder):
-    """Check each artifact's hash and load it; return [(model, result so far)]."""
+def load_artifacts(request, folder):
+    """Check the hash of each artifact and load it; return [(model, the part of its result that is known already)]."""
     loaded = []
     for artifact in request["artifacts"]:
-        digest = file_hash(folder / artifact["path"])
+        digest = hash_file(folder / artifact["path"])
         if digest != artifact["sha256"]:
             raise RunnerError("hash", f"{artifact['path']}: SHA-256 is {digest}, expected {artifact['sha256']}; it was damaged on the way")
         if artifact["format"] not in BACKENDS:
             raise RunnerError("request", f"unknown format {artifact['format']!r}; this runner knows {', '.join(BACKENDS)}")
         start = time.perf_counter()
-        model = opened(request, artifact, folder)
-        load_ms = milliseconds(start)
+        model = open_model(request, artifact, folder)
+        load_ms = milliseconds_since(start)
         loaded.append((model, {"sha256": digest, "backend": model.backend, "load_ms": load_ms, "notes": model.notes}))
     return loaded
 
 
-def opened(request, artifact, folder):
+def open_model(request, artifact, folder):
     return BACKENDS[artifact["format"]](
         folder / artifact["path"], request["threads"], artifact.get("input_shapes") or [], artifact.get("input_dtypes") or []
     )
 
 
-def measure(request, folder, loaded):
+def measure_artifacts(request, folder, loaded):
     """Time every artifact in turn, A B A B, so that a disturbance meets all of them; keep each raw latency in milliseconds.
 
-    The rounds are shared among `loads` loadings: where in memory a model lies makes it faster or slower for as long as it lies there, which
-    no number of repetitions shows. Each loading has its own order of artifacts, since each runs in what its predecessor left in the caches.
+    The rounds are shared among `loads` loadings: the place of a model in memory makes it faster or slower while it is loaded, which
+    no number of repetitions shows. Each loading has its own order of artifacts, since each model runs with the caches as its predecessor
+    left them.
     """
     models, results = [model for model, _ in loaded], [result for _, result in loaded]
-    samples = [values(model) for model in models]
-    before = snapshot()  # ahead of the warm-up: the timed inferences of a small file are over before a clock tick tells of others
+    samples = [random_inputs(model) for model in models]
+    before = take_snapshot()  # before the warm-up: the timed inferences of a small file may end before the clock of other programs ticks
     for model, result, sample in zip(models, results, samples):
         model.prepare(sample)
-        result["first_ms"] = timed(model)
+        result["first_ms"] = time_inference(model)
         result["warmup_ms"] = []
         start = time.perf_counter()
         while not result["warmup_ms"] or time.perf_counter() - start < request["warmup_s"]:
-            result["warmup_ms"].append(timed(model))
+            result["warmup_ms"].append(time_inference(model))
         result["latency_ms"], result["rounds"] = [], []
     order = list(range(len(models)))
     start = time.perf_counter()
     loads = max(1, min(request.get("loads", 1), request["repetitions"]))
     for k in range(loads):
         if k:
-            order = order_of(k, len(models))
+            order = rotate_order(k, len(models))
             for i in order:
                 models[i] = None  # freed first, so that memory holds one of each
-                models[i] = opened(request, request["artifacts"][i], folder)
+                models[i] = open_model(request, request["artifacts"][i], folder)
                 models[i].prepare(samples[i])
             for i in order:
-                results[i]["warmup_ms"] += [timed(models[i]), timed(models[i])]
+                results[i]["warmup_ms"] += [time_inference(models[i]), time_inference(models[i])]
         share = request["repetitions"] * (k + 1) // loads - request["repetitions"] * k // loads
-        done = rounds(models, results, order, share, start + request["time_limit_s"])
+        done = run_rounds(models, results, order, share, start + request["time_limit_s"])
         for result in results:
             result["rounds"].append(done)
         if time.perf_counter() - start > request["time_limit_s"]:
             break
-    told = changes(before, snapshot())
+    told = compare_snapshots(before, take_snapshot())
     if request.get("profile"):
         for model, result in zip(models, results):
             result["profile"] = model.profile(PROFILED_RUNS)
@@ -93,33 +91,33 @@ def measure(request, folder, loaded):
     return {"results": results, **told}
 
 
-def order_of(k, n):
-    """Return the order of `n` artifacts in loading `k`: each is first equally often, and follows each neighbour equally often."""
+def rotate_order(k, n):
+    """Return the order of `n` artifacts in loading `k`; over the loadings each is first, and follows each neighbour, equally often."""
     order = [(i + k // 2) % n for i in range(n)]
     return order[::-1] if k % 2 else order
 
 
-def rounds(models, results, order, most, end):
-    """Time each model once a round, in this order; return how many rounds there was time for, at least one."""
+def run_rounds(models, results, order, most, end):
+    """Time each model once a round, in this order, until the time is up; return the number of rounds, at least one."""
     done = 0
     while done < most:
         for i in order:
-            results[i]["latency_ms"].append(timed(models[i]))
+            results[i]["latency_ms"].append(time_inference(models[i]))
         done += 1
         if time.perf_counter() > end:
             break
     return done
 
 
-def values(model):
-    """Return random inputs, the same ones for each artifact with the same shapes."""
+def random_inputs(model):
+    """Return random inputs, the same for all artifacts with the same shapes."""
     import numpy as np
 
     generator = np.random.default_rng(0)
     return [generator.uniform(low, high, shape).astype(np.float32) for shape, low, high in model.inputs]
 
 
-def infer(request, folder, loaded):
+def infer_samples(request, folder, loaded):
     """Run every sample of `inputs` (input_i: (n, …), float32 or integers) with batch 1; write output_i: (n, …) float32 to `outputs`."""
     import numpy as np
 
@@ -143,51 +141,51 @@ def infer(request, folder, loaded):
     path = folder / request["outputs"]
     with path.open("wb") as file:
         np.savez(file, **{f"output_{i}": output for i, output in enumerate(outputs)})
-    return {"results": [result], "outputs_sha256": file_hash(path)}
+    return {"results": [result], "outputs_sha256": hash_file(path)}
 
 
-MODES = {"measure": measure, "infer": infer}
+MODES = {"measure": measure_artifacts, "infer": infer_samples}
 
 
-def answer(request, folder):
+def answer_request(request, folder):
     """Return the reply to a request.
 
     Raises:
-        RunnerError: It cannot be done; says why.
+        RunnerError: The request cannot be carried out; says why.
     """
     if request.get("schema") != SCHEMA or request.get("mode") not in MODES:
         raise RunnerError("request", f"this is {NAME}: schema {SCHEMA}, modes {', '.join(MODES)}")
     if not isinstance(request["threads"], int) or request["threads"] < 1:
         raise RunnerError("request", f"threads {request['threads']!r}: not a positive number")
     mask = request.get("cpu_mask") or ""
-    if mask and (why := pin(mask)):
+    if mask and (why := pin_to_processors(mask)):
         raise RunnerError("request", why)
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    reply = MODES[request["mode"]](request, folder, load(request, folder))
+    reply = MODES[request["mode"]](request, folder, load_artifacts(request, folder))
     return {
         "schema": SCHEMA,
         "nonce": request["nonce"],
         "runner": NAME,
         "threads": request["threads"],
         "started_at": started_at,
-        "machine": machine(),
+        "machine": describe_machine(),
         "cpu_mask": mask,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": read_peak_rss_bytes(),
         **reply,
     }
 
 
-def timed(model):
+def time_inference(model):
     start = time.perf_counter()
     model.invoke()
-    return milliseconds(start)
+    return milliseconds_since(start)
 
 
-def milliseconds(start):
+def milliseconds_since(start):
     return (time.perf_counter() - start) * 1e3
 
 
-def file_hash(path):
+def hash_file(path):
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -206,13 +204,13 @@ def main(argv):
     request = json.loads(path.read_text(encoding="utf-8"))
     folder = path.resolve().parent
     try:
-        fix_threads(request["threads"])
-        reply = answer(request, folder)
+        set_thread_variables(request["threads"])
+        reply = answer_request(request, folder)
     except RunnerError as error:
         reply = {"nonce": request.get("nonce"), "error": {"kind": error.kind, "message": str(error)}}
     except MemoryError:
         reply = {"nonce": request.get("nonce"), "error": {"kind": "memory", "message": "out of memory"}}
-    except Exception as error:  # whatever a runtime raises must reach the other side
+    except Exception as error:  # any error of a runtime must reach the other side
         reply = {"nonce": request.get("nonce"), "error": {"kind": "internal", "message": f"{type(error).__name__}: {first_line(error)}"}}
     temporary = folder / (request["reply"] + ".tmp")
     temporary.write_text(json.dumps(reply), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The runtimes a runner knows: format -> class in `BACKENDS`.
+"""The runtimes of the runner: `BACKENDS` maps a format to a class.
 
-A class is made of (path, threads, input_shapes, input_dtypes), of which the last two may be empty, and has `.inputs` [(shape, low, high)],
+A class takes (path, threads, input_shapes, input_dtypes), of which the last two may be empty, and has `.inputs` [(shape, low, high)],
 `.prepare(arrays)`, `.invoke()`, `.run(arrays)`, `.profile(runs)` -> [{name, calls, ms}] or [], `.backend` (name and version) and `.notes`.
 """
 
@@ -12,9 +12,11 @@ import sys
 import warnings
 from collections import defaultdict
 
+from runner_machine import int8_sums_may_overflow
+
 
 class RunnerError(Exception):
-    """A failure with a name: request, hash, runtime, artifact or inputs."""
+    """A failure with one of the kinds request, hash, runtime, artifact or inputs."""
 
     def __init__(self, kind, message):
         super().__init__(message)
@@ -28,22 +30,22 @@ class TFLiteModel:
     """
 
     def __init__(self, path, threads, input_shapes, input_dtypes):
-        module, self.backend = tflite_runtime()
+        module, self.backend = import_tflite_runtime()
         self.notes = []
         try:
             self.interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {error}") from error
-        self.input_details = in_order(self.interpreter, "inputs")
-        self.output_details = in_order(self.interpreter, "outputs")
-        self.inputs = [(tuple(int(size) for size in detail["shape"]), *real_range(detail)) for detail in self.input_details]
+        self.input_details = order_details(self.interpreter, "inputs")
+        self.output_details = order_details(self.interpreter, "outputs")
+        self.inputs = [(tuple(int(size) for size in detail["shape"]), *quantized_value_range(detail)) for detail in self.input_details]
 
     def run(self, arrays):
         """Return the outputs as float32 arrays for float32 `arrays` in the artifact's own shapes."""
         self.prepare(arrays)
         self.interpreter.invoke()
-        return [dequantized(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.output_details]
+        return [dequantize_array(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.output_details]
 
     def invoke(self):
         self.interpreter.invoke()
@@ -53,13 +55,13 @@ class TFLiteModel:
         return []
 
     def prepare(self, arrays):
-        """Set the inputs once, so that only the inference itself is timed."""
+        """Set the inputs before the timed inferences, so that only the inference itself is timed."""
         for detail, array in zip(self.input_details, arrays):
-            self.interpreter.set_tensor(detail["index"], quantized(array, detail))
+            self.interpreter.set_tensor(detail["index"], quantize_array(array, detail))
 
 
 class TorchScriptModel:
-    """A `.ptl` file in torch's lite interpreter. It does not tell its input shapes, so the request must."""
+    """A `.ptl` file in torch's lite interpreter. The file does not hold its input shapes, so the request must."""
 
     def __init__(self, path, threads, input_shapes, input_dtypes):
         torch = import_torch()
@@ -79,10 +81,10 @@ class TorchScriptModel:
         except RuntimeError as error:
             raise RunnerError("artifact", f"{path.name}: {self.backend} refused it: {first_line(error)}") from error
         self.dtypes = input_dtypes or ["float32"] * len(input_shapes)
-        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(input_shapes, self.dtypes)]
+        self.inputs = [(tuple(shape), *value_range(dtype)) for shape, dtype in zip(input_shapes, self.dtypes)]
 
     def _choose_engine(self):
-        """Set the engine before loading: quantized weights are packed for it then. Files for ARM are made for qnnpack."""
+        """Set the engine of quantized ops before the file is loaded, which packs its weights. Files for ARM are made for qnnpack."""
         engines = [name for name in self.torch.backends.quantized.supported_engines if name != "none"]
         engine = next((name for name in ("qnnpack", "x86", "onednn", "fbgemm") if name in engines), None)
         if engine is None:
@@ -111,13 +113,13 @@ class TorchScriptModel:
             for _ in range(runs):
                 self.invoke()
         events = [event for event in profiler.key_averages() if event.self_cpu_time_total > 0]
-        return slowest_first({event.key: (event.count, event.self_cpu_time_total / 1e3) for event in events}, runs)
+        return sort_op_times({event.key: (event.count, event.self_cpu_time_total / 1e3) for event in events}, runs)
 
 
 class OnnxModel:
     """An ONNX file in onnxruntime on the CPU. Free dimensions are 1 unless the request tells the shapes.
 
-    On x86 without VNNI onnxruntime adds int8 products in int16, which overflows, unless told otherwise; elsewhere PRECISE changes nothing.
+    On x86 without VNNI onnxruntime adds int8 products in int16, which may overflow; PRECISE makes it compute them exactly.
     """
 
     PRECISE = "session.x64quantprecision"
@@ -135,7 +137,7 @@ class OnnxModel:
         shapes = input_shapes or [[size if isinstance(size, int) else 1 for size in node.shape] for node in told]
         if len(shapes) != len(told):
             raise RunnerError("request", f"{path.name}: {len(shapes)} input shapes given, the artifact takes {len(told)} inputs")
-        self.inputs = [(tuple(shape), *range_of(DTYPES.get(node.type, "float32"))) for shape, node in zip(shapes, told)]
+        self.inputs = [(tuple(shape), *value_range(DTYPES.get(node.type, "float32"))) for shape, node in zip(shapes, told)]
         self.dtypes = [DTYPES.get(node.type, "float32") for node in told]
 
     def _open(self, profile):
@@ -152,7 +154,7 @@ class OnnxModel:
             except Exception as error:  # its errors have no common class
                 refusals.append(error)
                 continue
-            if refusals and not profile:
+            if refusals and not profile and int8_sums_may_overflow():
                 self.notes.append("no VNNI here, and onnxruntime refused to run this file without it precisely: int8 sums may overflow")
             return session
         raise RunnerError("artifact", f"{self.path.name}: {self.backend} refused it: {first_line(refusals[-1])}") from refusals[-1]
@@ -180,11 +182,11 @@ class OnnxModel:
                 name = f"{event['args'].get('op_name', '?')} {event['name'][: -len('_kernel_time')]}"
                 calls, ms = spent[name]
                 spent[name] = calls + 1, ms + event["dur"] / 1e3
-        return slowest_first(spent, runs)
+        return sort_op_times(spent, runs)
 
 
 class ExecuTorchModel:
-    """A `.pte` file in executorch's Python runtime, method forward. Its threads are the process's, one for each processor until reset."""
+    """The method forward of a `.pte` file in executorch's Python runtime. All files share the threads of the process."""
 
     def __init__(self, path, threads, input_shapes, input_dtypes):
         try:
@@ -212,7 +214,7 @@ class ExecuTorchModel:
         shapes = input_shapes or [tensor.sizes() for tensor in told]
         if len(shapes) != len(told):
             raise RunnerError("request", f"{path.name}: {len(shapes)} input shapes given, the artifact takes {len(told)} inputs")
-        self.inputs = [(tuple(shape), *range_of(dtype)) for shape, dtype in zip(shapes, self.dtypes)]
+        self.inputs = [(tuple(shape), *value_range(dtype)) for shape, dtype in zip(shapes, self.dtypes)]
 
     def run(self, arrays):
         self.prepare(arrays)
@@ -230,8 +232,8 @@ class ExecuTorchModel:
 
 
 BACKENDS = {"tflite": TFLiteModel, "torchscript": TorchScriptModel, "onnx": OnnxModel, "executorch": ExecuTorchModel}
-BYTE = 8  # bits
-SCALAR_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 7: "float64", 11: "bool"}  # torch's numbers for dtypes
+BITS_PER_BYTE = 8
+SCALAR_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 7: "float64", 11: "bool"}  # torch numbers its dtypes so
 DTYPES = {
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
@@ -243,14 +245,14 @@ DTYPES = {
 }
 
 
-def slowest_first(spent, runs):
-    """Return [{name, calls, ms}] for one inference from {name: (calls, ms)} of `runs`, at most 200."""
+def sort_op_times(spent, runs):
+    """Return the [{name, calls, ms}] of one inference, slowest first, at most 200, from the {name: (calls, ms)} of `runs` inferences."""
     found = [{"name": name[:200], "calls": calls / runs, "ms": ms / runs} for name, (calls, ms) in spent.items()]
     return sorted(found, key=lambda op: -op["ms"])[:200]
 
 
-def tflite_runtime():
-    """Return the interpreter module and its name with version: ai_edge_litert, else its predecessor tflite_runtime."""
+def import_tflite_runtime():
+    """Return the interpreter module and its name with version, of ai_edge_litert or else of its predecessor tflite_runtime."""
     for module, package in (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")):
         try:
             interpreter = __import__(f"{module}.interpreter", fromlist=["Interpreter"])
@@ -278,7 +280,7 @@ def import_torch():
     return torch
 
 
-def in_order(interpreter, kind):
+def order_details(interpreter, kind):
     """Return the details of "inputs" or "outputs" in the order of the model's arguments or results.
 
     A file may store them in any order; its signature names them args_0, args_1, … and output_0, output_1, …, where the converter did.
@@ -300,8 +302,8 @@ def is_integer(detail):
     return detail["dtype"].__name__.startswith(("int", "uint"))
 
 
-def quantized(array, detail):
-    """Return `array` in the tensor's dtype: floats as round(x / scale) + zero_point, clipped, when it is an integer with a scale."""
+def quantize_array(array, detail):
+    """Return `array` in the tensor's dtype; floats for an integer tensor with a scale become round(x / scale) + zero_point, clipped."""
     import numpy as np
 
     scale, zero_point = detail["quantization"]
@@ -311,26 +313,26 @@ def quantized(array, detail):
     return array.astype(detail["dtype"])
 
 
-def dequantized(array, detail):
-    """Return float32: (q - zero_point) * scale when the tensor is an integer with a scale."""
+def dequantize_array(array, detail):
+    """Return `array` as float32; values q of an integer tensor with a scale become (q - zero_point) * scale."""
     scale, zero_point = detail["quantization"]
     if is_integer(detail) and scale > 0:
         return ((array.astype("float32") - zero_point) * scale).astype("float32")
     return array.astype("float32")
 
 
-def range_of(dtype):
-    """Return the (low, high) of values to measure with; integers are indices, of which only 0 is known to be one."""
+def value_range(dtype):
+    """Return the range (low, high) of random inputs; integers are indices, of which only 0 is known to be valid."""
     return (-1.0, 1.0) if dtype.startswith("float") else (0.0, 0.0)
 
 
-def real_range(detail):
-    """Return the (low, high) of values to measure with: what the quantization can represent, else those of the dtype."""
+def quantized_value_range(detail):
+    """Return the range (low, high) of random inputs: the range of the quantization, else that of the dtype."""
     import numpy as np
 
     scale, zero_point = detail["quantization"]
-    if not is_integer(detail) or (not scale and np.iinfo(detail["dtype"]).bits > BYTE):
-        return range_of(detail["dtype"].__name__)
+    if not is_integer(detail) or (not scale and np.iinfo(detail["dtype"]).bits > BITS_PER_BYTE):
+        return value_range(detail["dtype"].__name__)
     limits = np.iinfo(detail["dtype"])
     return (limits.min - zero_point) * (scale or 1.0), (limits.max - zero_point) * (scale or 1.0)
 

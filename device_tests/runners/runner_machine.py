@@ -1,4 +1,4 @@
-"""What a runner tells about the machine it runs on. What the system does not tell is "", [] or None; nothing here raises."""
+"""Facts and conditions of the machine that the runner runs on. A fact that the system does not tell is "", [] or None."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_text(path):
         return ""
 
 
-def machine():
+def describe_machine():
     """Return abi, os, python, CPU model, CPU features and governor."""
     cpu = dict(re.findall(r"^([A-Za-z_ ]+?)\s*:\s*(.*)$", read_text("/proc/cpuinfo"), re.MULTILINE))
     return {
@@ -29,32 +29,32 @@ def machine():
         "python": platform.python_version(),
         "cpu": read_text("/proc/device-tree/model") or cpu.get("model name", "") or cpu.get("Hardware", "") or platform.processor(),
         "cpu_features": (cpu.get("Features") or cpu.get("flags") or "").split(),
-        "governor": governor(Path("/")),
+        "governor": read_governor(Path("/")),
     }
 
 
-def snapshot(root=Path("/")):
-    """Return what may change during a measurement, with the clocks that tell who used the processors meanwhile."""
+def take_snapshot(root=Path("/")):
+    """Return the conditions that may change during a measurement, and the clocks that tell who used the processors meanwhile."""
     return {
-        "load_average": load_average(),
-        "temperature_c": temperature(root),
-        "frequencies_mhz": [number / 1e3 for number in numbers(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")],
-        "governor": governor(root),
-        "limits_khz": numbers(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq"),
-        "throttle_counts": numbers(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"),
+        "load_average": read_load_average(),
+        "temperature_c": read_temperature(root),
+        "frequencies_mhz": [number / 1e3 for number in read_numbers(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")],
+        "governor": read_governor(root),
+        "limits_khz": read_numbers(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq"),
+        "throttle_counts": read_numbers(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"),
         "firmware": read_text(root / PI_FIRMWARE),
-        "busy_s": busy_seconds(root),
+        "busy_s": read_busy_seconds(root),
         "own_s": sum(os.times()[:2]),
         "clock_s": time.perf_counter(),
     }
 
 
-def changes(before, after):
-    """Return the part of a reply that two snapshots give."""
+def compare_snapshots(before, after):
+    """Return the keys of a reply that follow from the snapshots before and after."""
     both = ("load_average", "temperature_c", "frequencies_mhz")
     made = {name: [before[name], after[name]] for name in both}
     made["governors"] = [before["governor"], after["governor"]]
-    made["throttled"] = throttled(before, after)
+    made["throttled"] = was_throttled(before, after)
     made["busy_elsewhere"] = None
     if before["busy_s"] is not None and after["busy_s"] is not None:
         busy, own = after["busy_s"] - before["busy_s"], after["own_s"] - before["own_s"]
@@ -62,7 +62,7 @@ def changes(before, after):
     return made
 
 
-def throttled(before, after):
+def was_throttled(before, after):
     """Tell whether the firmware or the kernel slowed the processors down; None where neither can tell."""
     known = [
         any(now > then for then, now in zip(before["throttle_counts"], after["throttle_counts"])) if after["throttle_counts"] else None,
@@ -77,24 +77,24 @@ def throttled(before, after):
     return any(told) if told else None
 
 
-def temperature(root=Path("/")):
+def read_temperature(root=Path("/")):
     """Return the hottest thermal zone in °C; zones are in millidegrees and some report nonsense."""
-    degrees = [number / 1e3 for number in numbers(root, "sys/class/thermal/thermal_zone*/temp")]
+    degrees = [number / 1e3 for number in read_numbers(root, "sys/class/thermal/thermal_zone*/temp")]
     return max((value for value in degrees if 0 < value < 150), default=None)
 
 
-def governor(root):
+def read_governor(root):
     return read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def numbers(root, pattern):
-    """Return the integers in the files that match, in the order of the processors."""
+def read_numbers(root, pattern):
+    """Return the integers in the files that match a pattern, in the order of the processors."""
     texts = [read_text(path) for path in sorted(root.glob(pattern), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])]
     return [int(text) for text in texts if re.fullmatch(r"-?\d{1,15}", text)]
 
 
-def busy_seconds(root=Path("/")):
-    """Return the processor time that was not idle since the start, of all processors together."""
+def read_busy_seconds(root=Path("/")):
+    """Return the busy time in seconds of all processors together since the system started."""
     fields = read_text(root / "proc/stat").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu" or not hasattr(os, "sysconf"):
         return None
@@ -102,15 +102,21 @@ def busy_seconds(root=Path("/")):
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def load_average():
+def int8_sums_may_overflow():
+    """Tell whether this is an x86 processor that adds products of int8 pairs in int16: one with AVX2 and without VNNI."""
+    flags = read_text("/proc/cpuinfo")
+    return "avx2" in flags and "vnni" not in flags
+
+
+def read_load_average():
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
 
 
-def peak_rss_bytes():
-    """Return this process's peak resident set: all artifacts of one run share it."""
+def read_peak_rss_bytes():
+    """Return the peak resident set of this process, which all artifacts of one run share."""
     try:
         import resource
     except ImportError:
@@ -119,15 +125,15 @@ def peak_rss_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def fix_threads(threads):
-    """Set what the runtimes read at import: libgomp's spinning makes two busy processes crawl."""
+def set_thread_variables(threads):
+    """Set the variables that runtimes read at import; GOMP_SPINCOUNT too, since spinning threads slow two busy processes down."""
     os.environ["GOMP_SPINCOUNT"] = "0"
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
 
 
-def pin(mask):
-    """Run on the processors of a hexadecimal mask only; return why not, "" when it is so."""
+def pin_to_processors(mask):
+    """Keep this process on the processors of a hexadecimal mask; return the reason where that fails, "" otherwise."""
     if not hasattr(os, "sched_setaffinity"):
         return "this system cannot keep a process on some processors"
     asked = {i for i in range(int(mask, 16).bit_length()) if int(mask, 16) >> i & 1}

@@ -1,4 +1,4 @@
-"""Options of `pytest device_tests/suite`: where, what, and with which runner."""
+"""Options of `pytest device_tests/suite`: the device, the artifacts and the runner."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from golden_file import GoldenFile
 
 from edgecompress.devices import open_device
+from edgecompress.records.measurement import USUAL_MEASURING
 
 LINES = pytest.StashKey[list[str]]()
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
@@ -15,12 +16,12 @@ def pytest_addoption(parser):
     group = parser.getgroup("edgecompress")
     group.addoption("--device", default="local://", help="local://, ssh://user@host:port or adb://SERIAL")
     group.addoption("--artifact", action="append", type=Path, default=[], help="a .tflite, .ptl, .onnx or .pte file; may be repeated")
-    group.addoption("--python", default=None, help="the interpreter there that has the runtime")
+    group.addoption("--python", default=None, help="the interpreter on the device that has the runtime")
     group.addoption("--runner", type=Path, default=None, help="an executable for the device that obeys runners/README.md")
     group.addoption("--threads", type=int, default=1)
-    group.addoption("--repetitions", type=int, default=50)
+    group.addoption("--repetitions", type=int, default=USUAL_MEASURING.repetitions)
     group.addoption("--results", type=Path, default=None, help="write every raw value to this JSON file")
-    group.addoption("--golden", type=Path, default=None, help="compare with this JSON file; write it where it is not there yet")
+    group.addoption("--golden", type=Path, default=None, help="compare with this JSON file, or write it where it does not exist")
     group.addoption("--max-slowdown", type=float, default=None, help="how many times as long as the golden latency is allowed")
 
 
@@ -46,8 +47,8 @@ def device(request):
 
 
 @pytest.fixture(scope="session")
-def how(request):
-    """What `infer` and `measure` are told besides the device."""
+def runner_options(request):
+    """The options of the runner: interpreter, program and threads."""
     return {name: request.config.getoption(f"--{name}") for name in ("python", "runner", "threads")}
 
 
@@ -58,7 +59,7 @@ def artifacts(request):
 
 @pytest.fixture(scope="session")
 def golden(request):
-    """The golden file; written only when everything passed."""
+    """The golden file, which is written only when every test passed."""
     made = GoldenFile(request.config.getoption("--golden"), request.config.getoption("--max-slowdown"))
     yield made
     if request.session.testsfailed == 0:
@@ -67,5 +68,5 @@ def golden(request):
 
 @pytest.fixture
 def say(request):
-    """Say a line at the end of the run."""
+    """A function that adds a line to the summary at the end of the run."""
     return request.config.stash[LINES].append

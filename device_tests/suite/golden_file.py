@@ -1,4 +1,4 @@
-"""What a device answered, and how fast, once found good: a JSON file to compare later runs of the suite with."""
+"""The golden file: outputs and latencies of a device that were found good, to compare later runs of the suite with."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from edgecompress.errors import ConfigError
 from edgecompress.files import hash_file, write_atomically
 from edgecompress.records import SCHEMA, BenchmarkResult, Record, read_record, to_json
 
-MAX_VALUES = 4096  # of each output; of larger ones every k-th is kept
+MAX_VALUES = 4096  # of an output with more values every k-th is kept
 
 
 class GoldenArtifact(Record, frozen=True, kw_only=True):
-    """One file: `outputs` on the suite's own inputs, flattened, and the latencies that were measured."""
+    """One artifact: its flattened `outputs` on the suite's own inputs, and its latencies."""
 
     artifact: str
-    hash_file: str
+    sha256: str
     outputs: tuple[tuple[float, ...], ...] = ()
     latency: BenchmarkResult | None = None
 
@@ -28,7 +28,7 @@ class Golden(Record, frozen=True, kw_only=True):
 
 
 class GoldenFile:
-    """Collects where the file is not there yet, compares where it is; without a path it does neither."""
+    """Compares with the file where it exists and collects its content where it does not; without a path it does neither."""
 
     def __init__(self, path: Path | None, max_slowdown: float | None) -> None:
         self.path = path
@@ -37,9 +37,9 @@ class GoldenFile:
         known = read_record(path, Golden).artifacts if path is not None and path.exists() else ()
         self.artifacts = {found.sha256: found for found in known}
 
-    def outputs(self, artifact: Path, outputs, *, tolerance: float) -> None:
+    def check_outputs(self, artifact: Path, outputs, *, tolerance: float) -> None:
         """Assert that `outputs` are the golden ones, within `tolerance` of their range."""
-        kept = tuple(tuple(thinned(output).tolist()) for output in outputs)
+        kept = tuple(tuple(thin_output(output).tolist()) for output in outputs)
         if self.collecting:
             self._keep(artifact.name, hash_file(artifact), outputs=kept)
         elif self.path is not None:
@@ -49,10 +49,10 @@ class GoldenFile:
                 limit = tolerance * np.ptp(golden)
                 assert np.abs(np.subtract(golden, now)).max() <= limit, f"{artifact.name}: not the outputs of {self.path}"
 
-    def latency(self, result: BenchmarkResult) -> str:
-        """Say how `result` compares with the golden one; assert that it is not slower than was allowed.
+    def check_latency(self, result: BenchmarkResult) -> str:
+        """Return a sentence that compares `result` with the golden one; assert that it is not slower than allowed.
 
-        Conditions that differ, and devices that are emulated, have no ratio.
+        Results under other conditions, and those of emulated devices, are not compared.
         """
         if self.collecting:
             self._keep(result.artifact, result.artifact_sha256, latency=result)
@@ -70,7 +70,7 @@ class GoldenFile:
         return f"{ratio:.2f} times as long as in {self.path}"
 
     def write(self) -> None:
-        """Write what was collected, if anything was."""
+        """Write the content that was collected, if any."""
         if self.collecting and self.artifacts:
             write_atomically(self.path, to_json(Golden(artifacts=tuple(self.artifacts.values()))))
 
@@ -84,7 +84,7 @@ class GoldenFile:
         return self.artifacts[digest]
 
 
-def thinned(output):
+def thin_output(output):
     """Return at most MAX_VALUES values of an output, evenly spread."""
     flat = np.asarray(output, np.float64).ravel()
     return flat[:: -(-flat.size // MAX_VALUES)]

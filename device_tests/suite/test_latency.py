@@ -1,4 +1,4 @@
-"""The artifacts run on the device as often as asked, and what was measured is kept."""
+"""The artifacts run on the device as often as asked, and every latency is kept."""
 
 from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.statistics import median
@@ -6,18 +6,20 @@ from edgecompress.records import BenchmarkOptions, to_json
 from edgecompress.targets import SUFFIXES
 
 
-def test_latency(device, how, artifacts, request, golden, say):
+def test_latency(device, runner_options, artifacts, request, golden, say):
     repetitions = request.config.getoption("--repetitions")
     results = []
     for suffix in SUFFIXES:
         files = [path for path in artifacts if path.suffix == suffix]
         if files:
-            texts = {name: str(how[name] or "") for name in ("python", "runner")}
-            results += measure_latencies(device, files, BenchmarkOptions(threads=how["threads"], repetitions=repetitions, **texts))
+            texts = {name: str(runner_options[name] or "") for name in ("python", "runner")}
+            results += measure_latencies(
+                device, files, BenchmarkOptions(threads=runner_options["threads"], repetitions=repetitions, **texts)
+            )
     if path := request.config.getoption("--results"):
         path.write_bytes(to_json(results))
     for result in results:
         assert 0 < len(result.latency_ms) <= repetitions
         measured = f"{result.artifact}: median {median(result.latency_ms):.3f} ms on {result.device.model}, {result.backend}"
-        compared = golden.latency(result)
+        compared = golden.check_latency(result)
         say(f"{measured}; {compared}" if compared else measured)

@@ -1,15 +1,14 @@
-"""The devices somebody has written down: a TOML file of `[[device]]` tables with addresses, labels and what a run there needs.
+"""The inventory: a TOML file of `[[device]]` tables with the address, the labels and the settings of each device.
 
     [[device]]
     url = "ssh://pi@raspberrypi.local"
     name = "pi5"
     labels = ["arm64", "kitchen"]
 
-A file that is wrong anywhere is refused whole: a device that is silently left out of a measurement is worse than a message.
+A file with any mistake is refused whole: a device that is silently left out of a measurement is worse than a message.
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,28 +19,29 @@ import msgspec
 from platformdirs import user_config_path
 
 from edgecompress.devices import OPENERS, known_schemes
+from edgecompress.devices.cooling import is_temperature
+from edgecompress.devices.cpu_mask import parse_mask
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
 from edgecompress.records import BenchmarkOptions, Record
 from edgecompress.records.evaluation import EvaluationOptions
 
 INVENTORY_VARIABLE: Final = "EDGECOMPRESS_INVENTORY"
-MASK: Final = re.compile(r"(0[xX])?[0-9a-fA-F]{1,256}")
-MAX_CPUS: Final = 1024
+MAX_CPUS: Final = 1024  # more processors than any device has; a longer mask is a mistake
 
 
 class InventoryEntry(Record, frozen=True, kw_only=True):
     """One device of the inventory.
 
     Attributes:
-        url: `ssh://…`, `adb://…` or `local://`.
-        name: What `--device` takes in place of the URL.
-        labels: What `pool:LABEL` selects by.
-        runner: Absolute path of the runner to use there unless told another; "" for the usual one.
-        python: The interpreter there that has the runtime; "" for the usual one.
-        cpu_mask: Hexadecimal digits without 0x, as `taskset` takes them; "" for every CPU.
-        cooldown_c: Temperature to wait for before a measurement, in °C.
-        notes: For people.
+        url: The address: `ssh://…`, `adb://…` or `local://`.
+        name: The name that `--device` takes in place of the URL.
+        labels: The labels by which `pool:LABEL` selects devices.
+        runner: Absolute path of the runner to use where no other is given; "" for the usual one.
+        python: The interpreter on the device that has the runtime; "" for the usual one.
+        cpu_mask: Processors to run on, hexadecimal digits without 0x; "" for every processor.
+        cooldown_c: Temperature in °C to which the device must have cooled down before a measurement.
+        notes: A text for people.
     """
 
     url: str
@@ -55,7 +55,7 @@ class InventoryEntry(Record, frozen=True, kw_only=True):
 
 
 def default_inventory_path() -> Path:
-    """Return where the inventory lies unless it is named: `edgecompress/devices.toml` among the user's settings."""
+    """Return the path of the inventory that is used where none is named: `edgecompress/devices.toml` among the user's settings."""
     return user_config_path("edgecompress") / "devices.toml"
 
 
@@ -98,7 +98,7 @@ def find_entry(entries: Sequence[InventoryEntry], name_or_url: str) -> Inventory
 
 
 def resolve_device(device: str, inventory: Path | None = None) -> InventoryEntry:
-    """Return what the inventory says of the device with that name; a URL is taken as it is, with no settings of its own.
+    """Return the inventory's entry of the device with that name; a URL becomes an entry without settings.
 
     Raises:
         ConfigError: The inventory is wrong, or has no such name.
@@ -117,14 +117,14 @@ def resolve_device(device: str, inventory: Path | None = None) -> InventoryEntry
 Options = TypeVar("Options", BenchmarkOptions, EvaluationOptions)
 
 
-def apply_entry(how: Options, entry: InventoryEntry) -> Options:
-    """Return `how` with the entry's settings where none is given."""
-    said = {name: getattr(entry, name) for name in ("runner", "python", "cpu_mask", "cooldown_c") if hasattr(how, name)}
-    return msgspec.structs.replace(how, **{name: value for name, value in said.items() if getattr(how, name) in ("", None)})
+def apply_entry(options: Options, entry: InventoryEntry) -> Options:
+    """Return `options` with the settings of an inventory entry where they hold none themselves."""
+    said = {name: getattr(entry, name) for name in ("runner", "python", "cpu_mask", "cooldown_c") if hasattr(options, name)}
+    return msgspec.structs.replace(options, **{name: value for name, value in said.items() if getattr(options, name) in ("", None)})
 
 
 def is_same_address(url: str, other: str) -> bool:
-    """Tell whether two URLs are spelt differently at most: `adb://a%20b` and `adb://a b`."""
+    """Tell whether two URLs name one device, as `adb://a%20b` and `adb://a b` do."""
     return _normalize_url(url) == _normalize_url(other)
 
 
@@ -141,7 +141,7 @@ def _read_tables(document: Table, file: Path) -> list[Table]:
 
 
 def _parse_entry(raw: Table, number: int, file: Path) -> InventoryEntry:
-    """Check one table; what is wrong is said with the number and the name of the entry."""
+    """Return the entry of one table; a message about a mistake has the number and the name of the entry."""
     name = raw.get("name", "")
     where = f"{file}: device {number}" + (f" ({sanitize(name, limit=80)})" if isinstance(name, str) and name else "")
     if unknown := sorted(raw.keys() - set(InventoryEntry.__struct_fields__)):
@@ -159,14 +159,14 @@ def _parse_entry(raw: Table, number: int, file: Path) -> InventoryEntry:
         raise ConfigError(f"{where}: a colon in the name, which would read as a URL or a pool; choose another name")
     if not all(entry.labels):
         raise ConfigError(f"{where}: an empty label; remove it")
-    if entry.cooldown_c is not None and not 0 < entry.cooldown_c < 150:
+    if entry.cooldown_c is not None and not is_temperature(entry.cooldown_c):
         raise ConfigError(f"{where}: cooldown_c = {entry.cooldown_c:g} is no temperature to cool down to; give °C, e.g. 37")
     return msgspec.structs.replace(entry, runner=_resolve_runner(entry.runner, where, file))
 
 
 def _parse_mask(value: object, where: str) -> str:
-    """Return a mask given as hexadecimal text ("f0", "0xf0") or as a number (0xf0) in the one form `taskset` takes everywhere."""
-    number = int(value, 16) if isinstance(value, str) and MASK.fullmatch(value) else value
+    """Return a mask that is written as hexadecimal text ("f0", "0xf0") or as a number (0xf0) in the one form that `taskset` takes."""
+    number = parse_mask(value) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 1 << MAX_CPUS:
         said = sanitize(repr(value), limit=80)
         raise ConfigError(f'{where}: cpu_mask = {said} is no CPU mask; write hexadecimal digits with a bit for each CPU, e.g. "f0"')
@@ -194,7 +194,7 @@ def _check_url(url: str, where: str) -> None:
 
 
 def _resolve_runner(text: str, where: str, file: Path) -> str:
-    """Return the runner's absolute path; a relative one starts at the inventory's folder."""
+    """Return the absolute path of a runner; a relative one starts at the inventory's folder."""
     if not text:
         return ""
     path = (file.resolve().parent / Path(text).expanduser()).resolve()
@@ -204,7 +204,7 @@ def _resolve_runner(text: str, where: str, file: Path) -> str:
 
 
 def _refuse_duplicates(entries: Sequence[InventoryEntry], file: Path) -> None:
-    """One device under two entries could be leased twice."""
+    """Refuse two entries with one name or one address: a device under two entries could be leased twice."""
     names: dict[str, int] = {}
     addresses: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):

@@ -1,4 +1,4 @@
-"""Tensors of a model in the layouts that an artifact takes and gives."""
+"""Convert tensors between the layout of a model (NCHW) and the layouts of its artifact."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from edgecompress.records import TensorSpec
 
 
 def to_artifact_layout(batch: Batch, specs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
-    """Return inputs in the layouts that an artifact takes."""
+    """Return the inputs of a model in the layouts of its artifact's inputs."""
     moved = (x.permute(0, 2, 3, 1) if spec.layout == "NHWC" else x for x, spec in zip(batch, specs, strict=True))
     return [np.ascontiguousarray(x.numpy()) for x in moved]
 
 
 def to_model_layout(arrays: Sequence[np.ndarray], specs: tuple[TensorSpec, ...]) -> Batch:
-    """Return what an artifact gave in the model's layouts; without specs no output is an image."""
+    """Return the outputs of an artifact in the layouts of the model; without specs no output is taken for an image."""
     if specs and len(arrays) != len(specs):
         raise ParityError(f"{len(arrays)} outputs, the converter told of {len(specs)}; export again")
     layouts = [spec.layout for spec in specs] or [""] * len(arrays)

@@ -1,4 +1,4 @@
-"""What there is to measure on: this machine, what adb sees and what the inventory names, all asked at once."""
+"""List the devices that can be used: this machine, the ones attached by adb and those of the inventory, all asked at the same time."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,27 +16,27 @@ from edgecompress.errors import EdgeCompressError
 from edgecompress.progress import Track
 from edgecompress.records import DeviceInfo
 
-MIN_FREE_BYTES: Final = 32 << 20  # room for a runner with its libraries and a small artifact
+MIN_FREE_BYTES: Final = 32 << 20  # a runner with its libraries and a small artifact need this much
 CHECK_SCRIPT: Final = 'command -v "$1" >/dev/null || echo no-python; [ -w "$2" ] || echo read-only'
 
 
 def list_all_devices(entries: Sequence[InventoryEntry], *, track: Track) -> tuple[DeviceInfo, ...]:
-    """Return this machine, everything attached by adb, then the rest of `entries`; an unusable one says what is wrong and what to do.
+    """Return this machine, every device attached by adb, then the rest of `entries`; an unusable one says what is wrong and what to do.
 
-    Each connection has its own time limits, and all are made at the same time: the slowest device decides how long it takes.
+    Each connection has its own time limits, and all are made at the same time, so the slowest device decides how long the listing takes.
     """
     known = [DeviceInfo(url="local://", serial=""), *list_attached()]
     known += [DeviceInfo(url=e.url, serial="") for e in entries if not any(is_same_address(e.url, info.url) for info in known)]
-    by_place = [find_entry(entries, info.url) for info in known]
-    found = dict(track(_describe_concurrently(known, by_place), "asking devices", len(known)))
-    return tuple(_add_inventory_names(found[i], entry) for i, entry in enumerate(by_place))
+    matches = [find_entry(entries, info.url) for info in known]
+    found = dict(track(_describe_concurrently(known, matches), "asking devices", len(known)))
+    return tuple(_add_inventory_names(found[i], entry) for i, entry in enumerate(matches))
 
 
 def _describe_concurrently(known: Sequence[DeviceInfo], entries: Sequence[InventoryEntry | None]) -> Iterator[tuple[int, DeviceInfo]]:
-    """Yield each device's place and facts as they come.
+    """Yield (index, facts) of each device as soon as its facts arrive.
 
-    The threads are daemons: an interrupted listing waits only for those that run a program here, so that none is left behind, and not
-    for hosts that do not answer.
+    The threads are daemons: an interrupted listing waits only for those that run a program on this machine, so that none is left behind,
+    and not for hosts that do not answer.
     """
     futures: dict[Future[DeviceInfo], int] = {Future(): i for i in range(len(known))}
     threads = [threading.Thread(target=_describe_into, args=(future, known[i], entries[i]), daemon=True) for future, i in futures.items()]
@@ -59,7 +59,7 @@ def _describe_into(future: Future[DeviceInfo], info: DeviceInfo, entry: Inventor
 
 
 def describe_device(url: str, entry: InventoryEntry | None = None) -> DeviceInfo:
-    """Return what the device at `url` says it is, or what is wrong with it; `entry` may name its interpreter or runner."""
+    """Return the facts of the device at `url`, or what is wrong with it; `entry` may name its interpreter or runner."""
     try:
         device = open_device(url)
     except EdgeCompressError as error:
@@ -74,14 +74,14 @@ def describe_device(url: str, entry: InventoryEntry | None = None) -> DeviceInfo
 
 
 def _find_problem(device: Device, free_bytes: int | None, entry: InventoryEntry) -> tuple[str, str]:
-    """Return the state of a device that answers, and what keeps it from being measured on."""
+    """Return the state of a device that answers, and the problem that prevents measurements on it."""
     python, base = entry.python or device.python, str(device.base)
     said = device.run(["sh", "-c", CHECK_SCRIPT, "sh", python, base], timeout_s=PROBE_TIMEOUT_S).stdout.split()
     if "read-only" in said:
         return "read-only", f"{base} cannot be written; log in as a user who may, or mount it writable"
     if free_bytes is not None and free_bytes < MIN_FREE_BYTES:
         return "full", f"only {free_bytes / 1e6:.0f} MB are free in {base}; remove files there (`df {base}`)"
-    # Android has no Python of its own, and is measured by a runner.
+    # Android comes without Python, and is measured by a runner.
     if "no-python" in said and not entry.runner and (entry.python or not device.url.startswith("adb://")):
         return "no python", f"{python} is not there; install it, or name python or a runner in the inventory"
     return "ready", ""

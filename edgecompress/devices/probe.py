@@ -1,4 +1,4 @@
-"""Ask a device what it is: one POSIX shell script, the same for this machine, a Raspberry Pi and Android, and the parser of its answer.
+"""Read the facts of a device with one POSIX shell script, which is the same for this machine, a Raspberry Pi and Android.
 
 Nothing here decides success; an answer that is missing or odd becomes "" or None.
 """
@@ -12,7 +12,7 @@ from edgecompress.devices.text import sanitize
 from edgecompress.records import DeviceInfo
 
 PROBE_TIMEOUT_S = 15.0
-# What kernels of inference runtimes ask a CPU for, as /proc/cpuinfo spells it; the common ground of every CPU is left out.
+# The CPU features that kernels of inference runtimes look for, as /proc/cpuinfo spells them, without those that every CPU has.
 NOTABLE_CPU_FEATURES: Final = (
     "neon",
     "atomics",
@@ -57,7 +57,7 @@ say free "$(df -k "$1" 2>/dev/null | tail -n 1)"
 
 
 def probe_device(device: Device) -> DeviceInfo:
-    """Return what `device` says it is.
+    """Return the facts of a device.
 
     Raises:
         DeviceError: The device cannot be reached.
@@ -67,7 +67,7 @@ def probe_device(device: Device) -> DeviceInfo:
 
 
 def parse_probe(done: CompletedCommand, *, url: str, serial: str) -> DeviceInfo:
-    """Read the script's `key=value` lines; values are shortened and cleaned, and a number that is none is left out."""
+    """Return the facts in the script's `key=value` lines; values are shortened and sanitized, and malformed numbers are left out."""
     values: dict[str, str] = {}
     degrees = []
     for line in done.stdout.splitlines():
@@ -103,6 +103,6 @@ def _parse_integer(text: str) -> int | None:
 
 
 def _parse_free_bytes(columns: Sequence[str]) -> int | None:
-    """Read df's last line: filesystem, 1K-blocks, used, available and what follows."""
+    """Return the free bytes in the last line of `df -k`: filesystem, 1K-blocks, used, available and further columns."""
     kibibytes = _parse_integer(columns[3]) if len(columns) > 3 else None
     return None if kibibytes is None else kibibytes * 1024

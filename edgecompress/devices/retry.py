@@ -1,4 +1,4 @@
-"""One more try when the link was lost; what crashed or was late is not tried again, it would most likely do the same."""
+"""Repeat work once after a lost link. Work that crashed or ran out of time is not repeated: it would most likely fail again."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def retry_once(device: Device, work: Callable[[], T]) -> T:
-    """Return what `work` returns, over a new connection when the first one breaks.
+    """Return the result of `work`, called again over a new connection when the first one breaks.
 
     Raises:
         DeviceError: Any other failure, the second loss of the link, or the first when the device does not come back.
@@ -30,7 +30,7 @@ def retry_once(device: Device, work: Callable[[], T]) -> T:
 
 
 def probe_if_reachable(device: Device) -> DeviceInfo:
-    """Return what the device says it is now, or nothing but its name: what a finished run has to tell is worth more than this."""
+    """Return the current facts of a device, only its names where it cannot be reached, so that a finished run is not lost with it."""
     try:
         return retry_once(device, device.info)
     except EdgeCompressError as error:

@@ -1,4 +1,4 @@
-"""Every fault there is a switch for, with the adb on PATH and the one in adbutils, as a person meets it: at the command line."""
+"""Every fault of the emulated phone, met at the command line, with the adb on PATH and the one in the package adbutils."""
 
 import os
 import random
@@ -51,7 +51,7 @@ def adb_server(request, monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Give up sooner than a person would, so that a link that fell silent takes seconds; every wait stays long for this machine."""
+    """Shorten the time limits of devices, so that a link that fell silent costs seconds."""
     for module in (adb_module, ssh_module):
         monkeypatch.setattr(module, "LINK_MARGIN_S", 1.0)
         monkeypatch.setattr(module, "transfer_timeout_s", lambda *_: 3.0)
@@ -142,7 +142,7 @@ def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_
     assert end.left_behind() == []
 
 
-def test_which_device_must_be_clear(bench, adb_end, adb_server):
+def test_an_ambiguous_or_missing_device_is_refused(bench, adb_end, adb_server):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound but not listening: refused
         status, said = bench(f"adb://127.0.0.1:{held.getsockname()[1]}")
@@ -161,8 +161,8 @@ def test_which_device_must_be_clear(bench, adb_end, adb_server):
 
 
 @pytest.mark.parametrize("after_bytes", [400, 9_000, 30_000])
-def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_bytes):
-    """The first number falls into the question what the device is, the second into the push of the model, the third behind it."""
+def test_a_run_survives_a_link_that_breaks_once(bench, adb_end, impatient, after_bytes):
+    """The link breaks while the device is probed, while the model is pushed, and afterwards."""
     end = adb_end()
     end.switch(f"drop {after_bytes}")
     status, said = bench(end.url)
@@ -180,7 +180,7 @@ def test_a_link_that_breaks_once_costs_nothing(bench, adb_end, impatient, after_
         ("die 100ms", 6, r"connection was lost while running sh: .*(offline|no longer attached)"),
     ],
 )
-def test_what_happens_while_the_runner_runs(bench, adb_end, impatient, monkeypatch, fault, status, message):
+def test_a_fault_while_the_runner_runs_is_survived_or_reported(bench, adb_end, impatient, monkeypatch, fault, status, message):
     monkeypatch.setattr(
         bench_module,
         "measure_latencies",
@@ -221,7 +221,7 @@ QUICK, ALL = 10, 200
     indirect=["adb_server"],
 )
 def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, impatient, tmp_path):
-    """The link breaks or falls silent, the runner is killed, or the device is gone: at a byte of the link or while the runner runs."""
+    """The link breaks or falls silent, the runner is killed or the device disappears, at a random byte of the link or time of the run."""
     chosen = random.Random(seed)
     end = adb_end()
     artifact, program = tmp_path / "model.tflite", tmp_path / "program"
@@ -261,7 +261,7 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     ],
     ids=["unknown host key", "changed host key", "key with the wrong mode", "no key"],
 )
-def test_ssh_refuses_with_its_own_words(bench, ssh_server, tmp_path, break_it, error, message):
+def test_ssh_says_why_it_refuses_a_host_or_a_key(bench, ssh_server, tmp_path, break_it, error, message):
     key = ssh_server.home / ".ssh/id_ed25519"
     content = key.read_bytes()
     try:
@@ -274,7 +274,7 @@ def test_ssh_refuses_with_its_own_words(bench, ssh_server, tmp_path, break_it, e
     assert_matches(message, said)
 
 
-def test_an_ssh_link_that_breaks_once_costs_nothing(bench, ssh_server, tmp_path):
+def test_a_run_survives_an_ssh_link_that_breaks_once(bench, ssh_server, tmp_path):
     """The runner breaks the link by which it was started, the first time."""
     server = ssh_server.process.pid
     once = f"[ -e '{tmp_path}/done' ] || {{ touch '{tmp_path}/done'; kill -9 $(cat /proc/{server}/task/{server}/children); sleep 5; }}"
@@ -285,8 +285,8 @@ def test_an_ssh_link_that_breaks_once_costs_nothing(bench, ssh_server, tmp_path)
     assert not any(Path(folder).exists() for folder in folders)
 
 
-def test_an_ssh_link_that_falls_silent_is_given_up_and_cleaned_behind(ssh_server, impatient, tmp_path):
-    """The server's end of the link is stopped, not closed: nothing is answered any more."""
+def test_a_silent_ssh_link_is_given_up_and_the_work_folder_removed(ssh_server, impatient, tmp_path):
+    """The server's end of the link is stopped and not closed, so it answers nothing."""
     server, folder = ssh_server.process.pid, tmp_path / "folder"
     (tmp_path / "model.tflite").write_bytes(b"model")
     stop = f"echo \"${{1%/*}}\" >'{folder}'; kill -STOP $(cat /proc/{server}/task/{server}/children); exec sleep 60"

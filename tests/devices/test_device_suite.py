@@ -1,4 +1,4 @@
-"""`pytest device_tests/suite`, as a person with hardware types it: golden files written, compared with, and never changed."""
+"""`pytest device_tests/suite` as a user with hardware runs it: golden files are written once, compared with, and never changed."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ import pytest
 from support.paths import REPOSITORY
 
 from edgecompress.errors import ConfigError
-from edgecompress.records import DeviceInfo
+from edgecompress.records import BenchmarkResult, DeviceInfo
 
 TINY = REPOSITORY / "tests/golden/tiny.tflite"
 SPEC = importlib.util.spec_from_file_location("golden_file", REPOSITORY / "device_tests/suite/golden_file.py")
@@ -20,7 +20,7 @@ golden_file = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(golden_file)
 
 
-def suite(*arguments):
+def run_suite(*arguments):
     argv = [
         sys.executable,
         "-m",
@@ -38,15 +38,15 @@ def suite(*arguments):
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """What the suite wrote on this machine, and what it said."""
+    """The golden file that the suite wrote on this machine, and its output."""
     path = tmp_path_factory.mktemp("golden") / "here.json"
-    done = suite("--golden", path)
+    done = run_suite("--golden", path)
     assert done.returncode == 0, done.stdout
     return path, done.stdout
 
 
-def opened(golden, folder, edit=lambda artifact: None, *, max_slowdown=None):
-    """A copy of the golden file whose first artifact is changed by `edit`, open to be compared with, and that artifact as it was."""
+def open_edited(golden, folder, edit=lambda artifact: None, *, max_slowdown=None):
+    """Return a copy of the golden file whose first artifact is changed by `edit`, opened for comparison, and the artifact before."""
     record = json.loads(golden[0].read_text())
     before = msgspec.convert(record["artifacts"][0], golden_file.GoldenArtifact)
     edit(record["artifacts"][0])
@@ -55,7 +55,7 @@ def opened(golden, folder, edit=lambda artifact: None, *, max_slowdown=None):
     return golden_file.GoldenFile(path, max_slowdown), before
 
 
-def test_it_writes_outputs_and_latencies_of_each_artifact(golden):
+def test_the_golden_file_holds_outputs_and_latencies_of_each_artifact(golden):
     path, said = golden
     artifacts = msgspec.json.decode(path.read_bytes())["artifacts"]
     assert [a["artifact"] for a in artifacts] == ["tiny.tflite", "tiny-int8.tflite"]
@@ -68,7 +68,7 @@ def test_the_same_device_passes_and_the_file_stays_as_it_is(golden, ssh_server):
     """Over ssh this machine is another device to the suite: its outputs are compared, its latencies are not."""
     path = golden[0]
     before = path.read_bytes()
-    done = suite("--golden", path, "--device", ssh_server.url)
+    done = run_suite("--golden", path, "--device", ssh_server.url)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("not compared with") == 2
     assert path.read_bytes() == before
@@ -85,48 +85,57 @@ def test_the_same_device_passes_and_the_file_stays_as_it_is(golden, ssh_server):
 )
 def test_outputs_that_differ_from_the_golden_ones_are_refused(golden, tmp_path, edit, error, message):
     with pytest.raises(error, match=message):
-        compare(*opened(golden, tmp_path, edit))
+        compare(*open_edited(golden, tmp_path, edit))
 
 
 def compare(file, before):
-    file.outputs(TINY, [np.array(before.outputs[0], np.float32)], tolerance=1e-5)
+    file.check_outputs(TINY, [np.array(before.outputs[0], np.float32)], tolerance=1e-5)
 
 
 def test_outputs_as_they_were_pass(golden, tmp_path):
-    compare(*opened(golden, tmp_path))
+    compare(*open_edited(golden, tmp_path))
 
 
 @pytest.mark.parametrize(("times", "passes"), [(1.0, True), (1.4, True), (1.6, False)])
 def test_a_slower_latency_is_told_and_fails_beyond_what_was_allowed(golden, tmp_path, times, passes):
-    file, before = opened(golden, tmp_path, max_slowdown=1.5)
+    file, before = open_edited(golden, tmp_path, max_slowdown=1.5)
     slower = msgspec.structs.replace(before.latency, latency_ms=tuple(times * x for x in before.latency.latency_ms))
     if passes:
-        assert file.latency(slower).startswith(f"{times:.2f} times as long")
+        assert file.check_latency(slower).startswith(f"{times:.2f} times as long")
     else:
         with pytest.raises(AssertionError, match=r"1\.60 times as long .*, 1\.5 allowed"):
-            file.latency(slower)
+            file.check_latency(slower)
 
 
 @pytest.mark.parametrize("change", [{"threads": 2}, {"backend": "another 1.0"}, {"device": DeviceInfo(url="adb://x", serial="x")}])
 def test_latencies_under_other_conditions_are_not_compared(golden, tmp_path, change):
-    file, before = opened(golden, tmp_path, max_slowdown=1e-9)
-    assert file.latency(msgspec.structs.replace(before.latency, **change)).startswith("not compared with")
+    file, before = open_edited(golden, tmp_path, max_slowdown=1e-9)
+    assert file.check_latency(msgspec.structs.replace(before.latency, **change)).startswith("not compared with")
 
 
 def test_latencies_of_an_emulated_device_are_not_compared(golden, tmp_path):
-    file, before = opened(golden, tmp_path, lambda a: a["latency"]["device"].update(emulated=True), max_slowdown=1e-9)
+    file, before = open_edited(golden, tmp_path, lambda a: a["latency"]["device"].update(emulated=True), max_slowdown=1e-9)
     emulated = msgspec.structs.replace(before.latency.device, emulated=True)
-    assert file.latency(msgspec.structs.replace(before.latency, device=emulated)).endswith("emulated")
+    assert file.check_latency(msgspec.structs.replace(before.latency, device=emulated)).endswith("emulated")
 
 
 def test_large_outputs_are_thinned_evenly():
-    assert golden_file.thinned(np.arange(9)).tolist() == list(range(9))
-    thinned = golden_file.thinned(np.arange(100_000).reshape(100, 1000))
+    assert golden_file.thin_output(np.arange(9)).tolist() == list(range(9))
+    thinned = golden_file.thin_output(np.arange(100_000).reshape(100, 1000))
     assert len(thinned) <= golden_file.MAX_VALUES
     assert len(set(np.diff(thinned))) == 1
 
 
 def test_nothing_is_written_when_something_failed(tmp_path):
-    done = suite("--golden", tmp_path / "new.json", "--artifact", tmp_path / "missing.tflite")
+    done = run_suite("--golden", tmp_path / "new.json", "--artifact", tmp_path / "missing.tflite")
     assert done.returncode == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_suite_runs_on_a_device_and_writes_every_latency(ssh_server, tmp_path):
+    results = tmp_path / "results.json"
+    done = run_suite("--device", ssh_server.url, "--results", results)
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+    latencies = msgspec.json.decode(results.read_bytes(), type=list[BenchmarkResult])
+    assert [len(result.latency_ms) for result in latencies] == [5, 5]

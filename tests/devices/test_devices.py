@@ -1,4 +1,4 @@
-"""The whole path on every kind of device, and what a device's words may do."""
+"""Runs on every kind of device, and text of a device that must do no harm."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ KINDS = ("local", "ssh", "adb")
 
 @pytest.fixture(params=KINDS)
 def device(request, tmp_path):
-    """A device of each kind on which nothing of another run lies."""
+    """A device of each kind without files of other runs."""
     if request.param == "adb":
         url = request.getfixturevalue("adb_end")().url
     else:
@@ -36,7 +36,7 @@ def device(request, tmp_path):
 
 
 def left_behind(device):
-    """Everything but the store of artifacts and runners, which is meant to stay."""
+    """Return the names in the base folder but for the store of artifacts and runners, which stays on purpose."""
     names = device.run(["ls", "-A", str(device.base)], timeout_s=100).stdout.splitlines()
     return [name for name in names if name != f".edgecompress-{os.getuid()}"]
 
@@ -70,7 +70,7 @@ def test_outputs_are_the_hosts(device, tiny, tiny_samples):
     assert left_behind(device) == []
 
 
-def test_measured_interleaved_with_every_raw_value(device, tiny):
+def test_artifacts_are_measured_interleaved_and_every_latency_is_kept(device, tiny):
     files = [tiny / "tiny.tflite", tiny / "tiny-int8.tflite"]
     results = measure_latencies(device, files, BenchmarkOptions(repetitions=7, warmup_s=0.0))
     assert [result.artifact for result in results] == [path.name for path in files]
@@ -108,7 +108,7 @@ def test_a_run_that_is_late_is_ended_on_the_device(device, tiny, tmp_path):
         ("exit 0", "without a reply"),
     ],
 )
-def test_a_runner_that_dies_says_of_what(device, tiny, tmp_path, body, message):
+def test_the_reason_why_a_runner_died_is_reported(device, tiny, tmp_path, body, message):
     with pytest.raises(DeviceError, match=message):
         measure_latencies(device, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(script(tmp_path / "runner", body))))
     assert left_behind(device) == []
@@ -188,7 +188,7 @@ def test_list_without_adb_says_how_to_get_it(monkeypatch):
     assert "set ADB" in adb.problem
 
 
-def test_hostile_facts_are_made_harmless():
+def test_hostile_facts_of_a_device_are_shortened_and_sanitized():
     said = "\n".join(
         ["abi=" + "x" * 9999, "product=\x1b]0;title\x07<script>", "cores=-1", "zone=99999999999", "free=a b c 1e9", "=", "noise"]
     )
@@ -198,7 +198,7 @@ def test_hostile_facts_are_made_harmless():
     assert (info.cores, info.temperature_c, info.free_bytes) == (None, None, None)
 
 
-def test_clean_keeps_text_and_drops_what_draws():
+def test_sanitize_keeps_text_and_replaces_control_characters():
     assert sanitize("ä ✓\n\t\x1b\u202e\x00") == "ä ✓\n\t???"
 
 

@@ -1,4 +1,4 @@
-"""What adb gets wrong, against a real adb server and a device end with its faults."""
+"""Failures that adb hides or reports badly, with a real adb server and the emulated phone."""
 
 import shutil
 import subprocess
@@ -67,7 +67,7 @@ def test_a_refused_port_is_an_error_though_adb_exits_0(adb_server):
 
 
 @pytest.mark.parametrize("serial", ["x; touch INJECTED", "$(touch INJECTED)", "-e", "--help", "`id`", "a b", "..", "'"])
-def test_a_serial_is_only_ever_a_name(adb_server, serial, tmp_path, monkeypatch):
+def test_a_serial_is_never_taken_for_an_option_or_a_command(adb_server, serial, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeviceError, match="no such device"):
         open_device(f"adb://{serial}")
@@ -130,7 +130,7 @@ def test_a_setting_that_names_no_program_is_said(monkeypatch):
 
 
 def test_the_bundled_adb_works_too(adb_end, monkeypatch, tmp_path):
-    """Another version on a server of its own: adb 36 behaves unlike Debian's 29 in several failures."""
+    """adb 36 of the package adbutils, on a server of its own, differs from Debian's adb 29 in several failures."""
     import adbutils
     from support.ssh_server import free_port
 

@@ -1,4 +1,4 @@
-"""What ssh refuses, against a real sshd."""
+"""Hosts, keys and links that the ssh transport refuses or reports, with a real sshd."""
 
 import asyncio
 import os
@@ -65,8 +65,8 @@ def test_a_configuration_that_trusts_everybody_is_not_followed(ssh_server, ssh_c
 
 
 def test_a_refused_key_asks_for_no_password(ssh_server, ssh_config, tmp_path):
-    make_key(tmp_path / "stranger")
-    ssh_config.write_text(f"IdentityFile {tmp_path / 'stranger'}\nIdentitiesOnly yes\n")
+    make_key(tmp_path / "unknown")
+    ssh_config.write_text(f"IdentityFile {tmp_path / 'unknown'}\nIdentitiesOnly yes\n")
     with pytest.raises(DeviceError, match=r"refused our keys.*ssh-copy-id"):
         open_device(ssh_server.url)
 
@@ -115,7 +115,7 @@ def test_death_by_signal_is_a_negative_status(ssh_server):
     assert done.returncode in {-signal.SIGSEGV, 128 + signal.SIGSEGV}
 
 
-def test_it_works_where_an_event_loop_already_runs(ssh_server):
+def test_ssh_works_where_an_event_loop_already_runs(ssh_server):
     async def notebook():
         with open_device(ssh_server.url) as device:
             return device.run(["echo", "hello"], timeout_s=10).stdout

@@ -1,4 +1,4 @@
-"""The emulated Android end with an arm64 userland: its kernel refuses what a phone's refuses, and nothing of it outlives it."""
+"""The emulated phone with an arm64 userland forbids what a phone forbids and leaves nothing behind."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def phone(adb_end):
     return adb_end(userland="arm64", options=("--storage-mib", "32"))
 
 
-def test_it_says_what_it_is(phone):
+def test_the_phone_tells_its_facts(phone):
     with open_device(phone.url) as device:
         info = device.info()
         who = device.run(["id"], timeout_s=20).stdout
@@ -54,7 +54,7 @@ def test_what_a_phone_forbids_is_forbidden(phone):
             assert said in done.stderr
 
 
-def test_a_disk_that_fills_up_is_full_to_commands_and_pushes_and_the_file_is_not_taken_for_whole(phone, tmp_path):
+def test_a_full_disk_fails_pushes_and_commands(phone, tmp_path):
     large, small = tmp_path / "large", tmp_path / "small"
     large.write_bytes(os.urandom(40 * MIB))
     small.write_bytes(b"small")
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_is_full_to_commands_and_pushes_and_the_file_is_not
 
 
 def test_the_status_of_a_command_is_its_own_however_soon_it_ends(phone):
-    """toybox's `timeout` exits with 127 when the command ended before it looked: one in ten here, most on a real core."""
+    """The `timeout` of toybox exits with 127 when its command ends very soon, which must not become the status of the command."""
     with open_device(phone.url) as device:
         assert {device.run(["true"], timeout_s=20).returncode for _ in range(20)} == {0}
 
@@ -83,7 +83,7 @@ def test_a_command_that_is_late_is_ended_with_what_it_started(phone):
 
 
 def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
-    """Android's is not glibc: a runner that works on any arm64 Linux must not seem to work here."""
+    """Android has no glibc, so a runner that only works on other arm64 Linux systems must not seem to work here."""
     source, program = tmp_path / "program.c", tmp_path / "program"
     source.write_text("int main(void) { return 0; }")
     subprocess.run([require("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), source, "-o", program], check=True, timeout=300)
@@ -94,7 +94,7 @@ def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
 
 
 def test_what_was_sent_is_not_sent_again(phone):
-    """The scripts of the store run in Android's own shell, which has aliases where others have none."""
+    """The scripts of the store also work in Android's shell, which defines aliases that other shells do not."""
     with open_device(phone.url) as device:
         first = send_files(device, device.base / "first", {"model": TINY}, keep={"model"})
         again = send_files(device, device.base / "again", {"model": TINY}, keep={"model"})
@@ -113,7 +113,7 @@ def test_when_it_ends_its_processes_and_mounts_end(phone, number):
     assert str(phone.fault.parent) not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_it_ends_with_pytest_even_where_that_is_killed(tmp_path):
+def test_the_phone_ends_with_pytest_even_where_that_is_killed(tmp_path):
     argv = [*with_us(), sys.executable, DEVICE_END, "--root", tmp_path / "phone", "--userland", "host"]
     starter = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *argv]
     with subprocess.Popen(starter, stdout=subprocess.PIPE, text=True) as process:

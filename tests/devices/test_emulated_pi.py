@@ -1,4 +1,4 @@
-"""The emulated Raspberry Pi: artifacts run on it as ARM code over a real sshd, and it leaves nothing behind."""
+"""The emulated Raspberry Pi runs artifacts as ARM code over a real sshd and leaves nothing behind."""
 
 import fcntl
 import json
@@ -22,12 +22,12 @@ from edgecompress.errors import DeviceError
 GOLDEN = TESTS / "golden"
 PREBUILT = REPOSITORY / "examples" / "prebuilt"
 FP32, INT8 = (PREBUILT / f"resnet20_fashion_mnist-{scheme}.tflite" for scheme in ("fp32", "int8-static"))
-# Of the range. Kernels of different CPUs add in another order; an int8 output may round to the neighbouring step.
+# Differences over the output range: kernels of different CPUs add in different orders; an int8 output may be one step away.
 TOLERANCES = {FP32: 1e-5, INT8: 1 / 255}
 
 
-def farthest_from_the_host(url, artifact, shapes=None):
-    """Return the largest difference between the outputs there and here, as a part of the outputs' range."""
+def max_difference_from_host(url, artifact, shapes=None):
+    """Return the largest difference of the outputs there from those here over the range of the outputs."""
     generator = np.random.default_rng(0)
     shapes = shapes or [tensor.shape for tensor in read_manifest(artifact).inputs]
     inputs = [generator.uniform(-1, 1, (2, *shape[1:])).astype(np.float32) for shape in shapes]
@@ -36,7 +36,7 @@ def farthest_from_the_host(url, artifact, shapes=None):
     return np.abs(here - there).max() / np.ptp(here)
 
 
-def test_it_says_that_it_is_an_emulated_pi(pi):
+def test_the_device_tells_that_it_is_an_emulated_pi(pi):
     with open_device(pi) as device:
         info = device.info()
         assert device.run(["uname", "-n"], timeout_s=20).stdout.strip() == "raspberrypi"
@@ -49,7 +49,7 @@ def test_it_says_that_it_is_an_emulated_pi(pi):
 
 @pytest.mark.parametrize("artifact", TOLERANCES, ids=lambda path: path.stem)
 def test_outputs_there_are_the_hosts(pi, artifact):
-    assert farthest_from_the_host(pi, artifact) <= TOLERANCES[artifact]
+    assert max_difference_from_host(pi, artifact) <= TOLERANCES[artifact]
 
 
 def test_what_is_measured_there_is_marked_emulated(pi):
@@ -63,7 +63,7 @@ def test_what_is_measured_there_is_marked_emulated(pi):
 
 
 def test_an_instruction_that_a_pi_4_lacks_ends_the_program(pi):
-    """LSE's `ldadd`, met in libraries built for newer cores, must die here as it does on the board."""
+    """The instruction `ldadd` of LSE, which libraries for newer cores use, must end a program here as it does on the board."""
     ldadd = "import ctypes,mmap; m=mmap.mmap(-1,4096,prot=7); m.write(bytes.fromhex('200020b8c0035fd6')); b=(ctypes.c_int*4)()\n"
     call = "ctypes.CFUNCTYPE(None,ctypes.c_int,ctypes.c_void_p)(ctypes.addressof(ctypes.c_char.from_buffer(m)))(1,ctypes.addressof(b))"
     with open_device(pi) as device:
@@ -85,7 +85,7 @@ def test_a_full_disk_there_is_named_and_two_devices_do_not_share_one(pi, tmp_pat
                 small.push(large, PurePosixPath("/tmp/large"))
 
 
-def test_a_runner_that_the_memory_there_is_too_small_for_is_killed_and_said_to_be(tmp_path, monkeypatch):
+def test_a_runner_that_needs_too_much_memory_is_killed_and_reported(tmp_path, monkeypatch):
     with emulated_pi(tmp_path / "log", "--memory-mib", "90") as (described, _):
         with pytest.raises(DeviceError, match=r"killed \(SIGKILL\).*memory ran out.*exit status 137"):
             bench([FP32], device=trust(described, monkeypatch), repetitions=1, warmup_s=0)
@@ -116,7 +116,7 @@ def test_when_it_ends_its_processes_and_mounts_end(tmp_path, monkeypatch, number
 
 
 def test_start_returns_and_stop_ends_it(pi_device, tmp_path, monkeypatch):
-    """A cache of its own, so that a device which its user started is left alone; the root file system in it is the one that is there."""
+    """The cache is the test's own, so that a device which the user started is left alone; it links to the existing root file system."""
     for built in PROGRAM.parents[2].joinpath(".emulated").glob("arm64-*"):
         (tmp_path / built.name).symlink_to(built)
     try:
@@ -149,13 +149,13 @@ def test_a_mirror_that_fails_leaves_no_half_built_root(pi_device, tmp_path):
 
 @pytest.mark.slow
 def test_a_32_bit_board_computes_the_hosts_outputs(tmp_path, monkeypatch):
-    """Its runtime, the last one published for it, rounds otherwise in int8: what a few layers keep within a step, many do not."""
+    """The last runtime published for it rounds int8 differently, so only a network of few layers stays within one quantization step."""
     with emulated_pi(tmp_path / "log", "--board", "armhf") as (described, _):
         url = trust(described, monkeypatch)
         with open_device(url) as device:
             assert device.info().abi == "armv7l"
-        assert farthest_from_the_host(url, FP32) <= TOLERANCES[FP32]
-        assert farthest_from_the_host(url, GOLDEN / "tiny-int8.tflite", shapes=[(1, 1, 8, 8)]) <= TOLERANCES[INT8]
+        assert max_difference_from_host(url, FP32) <= TOLERANCES[FP32]
+        assert max_difference_from_host(url, GOLDEN / "tiny-int8.tflite", shapes=[(1, 1, 8, 8)]) <= TOLERANCES[INT8]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Accuracy on a device: real artifacts on real images, and every way in which it may not count."""
+"""Accuracy on a device, with real artifacts on real images, and every reason why a result does not count."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def url(request):
 
 @pytest.fixture
 def copied(tmp_path):
-    """The int8 artifact with its manifest and nothing else, to be changed."""
+    """A copy of the int8 artifact with its manifest, for changes."""
     for path in (INT8, manifest_path(INT8)):
         shutil.copy(path, tmp_path)
     return tmp_path / INT8.name
@@ -58,7 +58,7 @@ def changed(path, **change):
 
 
 def last_scale(path):
-    """The step between scores that the int8 file can give, by its own numbers."""
+    """Return the quantization step of the scores according to the file itself."""
     details = Interpreter(str(path)).get_tensor_details()
     (scale,) = {d["quantization"][0] for d in details if d["dtype"] is np.int8 and list(d["shape"]) == [1, 10]}
     return scale
@@ -73,7 +73,7 @@ def images(n=8):
     return np.random.default_rng(0).integers(0, 256, (n, 28, 28), dtype=np.uint8)
 
 
-# What is measured
+# --- results that count ---
 
 
 def test_a_device_is_as_often_right_as_this_machine(url):
@@ -104,7 +104,7 @@ def test_a_device_is_as_often_right_as_this_machine(url):
 
 
 def test_arm_code_computes_what_this_machine_does(pi, copied):
-    """Without the reference beside it, for emulated inference is slow."""
+    """The reference file is left out, since emulated inference is slow."""
     (result,) = evaluate([copied], data=IMAGES, device=pi, samples=8)
     assert result.device.abi == "aarch64"
     assert result.device.emulated
@@ -168,7 +168,7 @@ def test_names_that_are_not_the_labels_and_missing_preprocessing_are_noted(copie
     assert result.reference is None
 
 
-# What does not count
+# --- results that do not count ---
 
 RUNNER = """#!{python}
 import hashlib, json, pathlib, subprocess, sys
@@ -260,7 +260,7 @@ def test_what_was_found_before_a_device_went_away_is_kept(adb_end, edgecompress,
 
 
 def test_a_runtime_that_computes_an_artifact_wrongly_is_found_out():
-    """tflite-runtime 2.14.0 loads today's int8-dynamic files, says nothing, and answers at random."""
+    """tflite-runtime 2.14.0 loads current int8-dynamic files without a warning and computes random scores."""
     if not OLD_RUNTIME.exists():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{OLD_RUNTIME} is missing; `make test` sets it up")
     seen = []
@@ -323,7 +323,7 @@ def test_a_missing_runner_is_named(tmp_path):
         evaluate([INT8], data=IMAGES, runner=tmp_path / "runner")
 
 
-# The command
+# --- the command ---
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Laws of the farm: real sshd and adb ends that die, real processes, a real lease store."""
+"""The farm with real sshd and adb ends that die, real processes and a real lease store."""
 
 import os
 import pty
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from support.farm import name_boards, running_phones, write_jobs, write_sleeper
 from support.fifos import open_when_written
-from support.leases import overlaps, turns
+from support.leases import find_overlaps, read_turns
 from support.ssh_server import free_port
 
-from edgecompress.devices.farm import FarmDevice, FarmError, FarmJob, Schedule, run_farm
+from edgecompress.devices.farm import FarmError, run_farm
 from edgecompress.devices.inventory import InventoryEntry
 from edgecompress.devices.leases.store import LEASES_VARIABLE, LeaseStore
 from edgecompress.errors import ConfigError
@@ -37,7 +37,7 @@ def jobs(tmp_path):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """The lease store of this test alone, also in the devices' processes."""
+    """A lease store for this test alone, used by the processes of the devices too."""
     monkeypatch.setenv(LEASES_VARIABLE, str(tmp_path / "leases.sqlite3"))
     return LeaseStore(str(tmp_path / "leases.sqlite3"))
 
@@ -66,9 +66,9 @@ def test_forty_jobs_on_eight_devices_that_die(ssh_devices, phones, sleeper, jobs
     results = run_farm(ssh_devices(5) + phones(3), todo, sleeper(0.5, every=6), on_result=kept.append)
     assert [result.artifact for result in results] == [path.name for (path,) in todo]
     assert sorted(result.artifact for result in kept) == [path.name for (path,) in todo]
-    rows = turns(store)
+    rows = read_turns(store)
     assert len(rows) >= 40
-    assert overlaps(rows) == []
+    assert find_overlaps(rows) == []
     assert at_once(rows) > 4  # how close to the ideal schedule that comes is told by benchmarks/harness.py
 
 
@@ -133,7 +133,7 @@ def test_an_interrupt_gives_the_leases_back_and_ends_what_runs(ssh_devices, slee
     while leases(store) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert leases(store) == []
-    assert len(turns(store)) == 2
+    assert len(read_turns(store)) == 2
 
 
 def leases(store):
@@ -210,48 +210,3 @@ def test_a_pool_that_is_empty_is_refused(pool, jobs, store, tmp_path, device, me
 def test_nothing_to_do_is_refused():
     with pytest.raises(ConfigError, match="0 devices for 1 jobs"):
         run_farm([], [[Path("a.tflite")]], BenchmarkOptions())
-
-
-def schedule(devices, count):
-    lanes = [FarmDevice(name, InventoryEntry(url=f"ssh://{name}")) for name in devices]
-    return Schedule(lanes, [FarmJob(number, (f"{number}.tflite",)) for number in range(count)]), *lanes
-
-
-def test_a_lost_job_goes_first_and_to_another_device():
-    plan, a, b = schedule("ab", 2)
-    lost = plan.start_next_job(a)
-    plan.record_failure(a, "lost", "gone", 0.0)
-    assert plan.next_job_for(b) is lost
-    assert plan.next_job_for(a) is plan.jobs[1]
-
-
-def test_a_job_that_every_device_lost_may_be_tried_again_but_not_for_ever():
-    plan, a = schedule("a", 1)
-    for attempt in range(4):
-        assert plan.start_next_job(a) is plan.jobs[0], attempt
-        a.failures = 0
-        plan.record_failure(a, "lost", "gone", 0.0)
-    assert plan.jobs[0].error == "gone (tried 4 times)"
-    assert plan.is_over
-
-
-def test_three_failures_in_a_row_and_no_fewer_quarantine_a_device():
-    plan, a, _ = schedule("ab", 9)
-    for kind in ("device", "lost", "done", "device", "lost", "device"):
-        assert not a.quarantine
-        plan.start_next_job(a)
-        if kind == "done":
-            plan.finish_job(a)
-        else:
-            plan.record_failure(a, kind, f"{kind} at fault", 0.0)
-    assert a.quarantine == "device at fault"
-    assert plan.next_job_for(a) is None
-
-
-def test_a_bad_job_is_not_held_against_the_device():
-    plan, a = schedule("a", 4)
-    for _ in range(4):
-        plan.start_next_job(a)
-        plan.record_failure(a, "job", "no such file", 0.0)
-    assert not a.quarantine
-    assert all(task.error == "no such file" for task in plan.jobs)

@@ -1,4 +1,4 @@
-"""Laws of accuracy from a pool, and of devices named by an inventory that is given."""
+"""Accuracy on a pool, and devices named in an inventory that is passed as an argument."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ ARTIFACTS = [ROOT / "examples" / "prebuilt" / f"resnet20_fashion_mnist-{scheme}.
 
 @pytest.fixture
 def shelf(tmp_path, ssh_server):
-    """An inventory that no setting names: this machine, and a board that needs an interpreter of its own."""
+    """An inventory that no variable names, with this machine and a board that has an interpreter of its own."""
     path = tmp_path / "shelf.toml"
     board = f'[[device]]\nurl = "{ssh_server.url}"\nname = "board"\nlabels = ["shelf"]\npython = "{sys.executable}"\n'
     path.write_text(f'[[device]]\nurl = "local://"\nname = "desk"\nlabels = ["shelf"]\n{board}')

@@ -1,4 +1,4 @@
-"""The inventory: what may stand in it, what each wrong one is told, and what `edgecompress devices` makes of it on real ends."""
+"""The inventory file, the message for each mistake in it, and the list that `edgecompress devices` makes from it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ HOSTILE = "\x1b]0;title\x07\x1b[2J[red]x[/red]\u202e\x9b31m"
 
 @pytest.fixture(autouse=True)
 def _no_inventory(monkeypatch, tmp_path):
-    """Keep the inventory of whoever runs the tests out of them."""
+    """Keep the user's own inventory out of the tests."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("EDGECOMPRESS_INVENTORY", raising=False)
 
@@ -44,7 +44,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def silent_host():
-    """A host that takes connections and never says a word."""
+    """A host that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield server
 
@@ -320,7 +320,7 @@ def through_a_terminal(argv):
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["table", "json"])
-def test_nothing_of_a_device_draws_on_the_screen(adb_end, write, json_flag):
+def test_text_of_a_device_never_draws_on_the_terminal(adb_end, write, json_flag):
     end = hostile_end(adb_end)
     inventory = write(device(url=end.url, name="[red]name", labels=["[bold]"]))
     argv = [str(COMMAND), "devices", "--inventory", str(inventory), *json_flag]
@@ -339,7 +339,7 @@ def test_nothing_of_a_device_draws_on_the_screen(adb_end, write, json_flag):
 @pytest.mark.parametrize(
     "inject", ["$(touch INJECTED)", "`touch INJECTED`", "; touch INJECTED", "a b|touch INJECTED", "--help", "'\"&& touch INJECTED"]
 )
-def test_words_of_the_inventory_run_nothing(adb_end, ssh_server, write, tmp_path, monkeypatch, inject):
+def test_text_of_the_inventory_is_never_run_as_a_command(adb_end, ssh_server, write, tmp_path, monkeypatch, inject):
     end = adb_end()
     monkeypatch.setenv("HOME", str(ssh_server.home))
     here = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Laws of leases, on a real SQLite file and a real PostgreSQL server, between real processes."""
+"""Leases between real processes, kept in a real SQLite file and a real PostgreSQL server."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from support.leases import overlaps, turns
+from support.leases import find_overlaps, read_turns
 
 from edgecompress.devices.leases import store as lease_store
 from edgecompress.devices.leases.lease import DeviceBusy, LeaseLost, hold_lease, lease_name, open_lease_store
@@ -57,12 +57,12 @@ def test_processes_never_overlap_on_a_device(store, place, tmp_path):
     for process in processes:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-    rows = turns(store)
+    rows = read_turns(store)
     assert len(rows) == 60
-    assert overlaps(rows) == []
+    assert find_overlaps(rows) == []
 
 
-def test_who_waits_is_told_who_has_it_and_others_are_free(store):
+def test_a_busy_device_names_its_holder_and_other_devices_are_free(store):
     with hold_lease("adb:a", wait_s=0, store=store):
         with hold_lease("adb:b", wait_s=0, store=store):
             pass
@@ -74,7 +74,7 @@ def test_who_waits_is_told_who_has_it_and_others_are_free(store):
 
 
 def in_thread(work):
-    """Return what `work` raises in another thread: leases of this thread do not count there."""
+    """Return the error that `work` raises in another thread, where the leases of this thread do not count."""
     raised = []
 
     def run():
@@ -92,7 +92,7 @@ def in_thread(work):
 def test_a_thread_that_holds_a_device_may_hold_it_again(store):
     with hold_lease("adb:a", wait_s=0, store=store) as outer, hold_lease("adb:a", wait_s=0, store=store) as inner:
         assert inner is outer
-    assert len(turns(store)) == 1
+    assert len(read_turns(store)) == 1
 
 
 HOLDER = """
@@ -129,7 +129,7 @@ def test_a_dead_holders_lease_is_taken_over_when_it_runs_out(store, place):
         hold_lease("adb:a", wait_s=0, store=store).__enter__()
     with hold_lease("adb:a", wait_s=10 * TTL_S, store=store):
         pass
-    assert overlaps(turns(store)) == []
+    assert find_overlaps(read_turns(store)) == []
 
 
 def test_a_holder_that_slept_past_its_lease_learns_that_it_lost_it(store, place):
@@ -140,7 +140,7 @@ def test_a_holder_that_slept_past_its_lease_learns_that_it_lost_it(store, place)
         _, error = process.communicate(timeout=300)
         assert process.returncode == 1
         assert "LeaseLost: adb:a: the lease ran out" in error
-    assert overlaps(turns(store)) == []
+    assert find_overlaps(read_turns(store)) == []
 
 
 def test_a_holder_is_told_as_soon_as_the_lease_is_lost(store):

@@ -1,4 +1,4 @@
-"""The runner for devices without Python, as ARM code in the emulated Raspberry Pi: it obeys the protocol, its outputs are the host's."""
+"""The runner for devices without Python, as ARM code on the emulated Raspberry Pi: its protocol, and its outputs against the host's."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 from support.emulated_pi import trust
-from support.native_runner import native_runner
+from support.native_runner import build_native_runner
 from support.paths import REPOSITORY
 from support.tiny_models import GOLDEN
 
@@ -35,7 +35,7 @@ def request_for(data, **changes):
     return {**fields, "warmup_s": 0, "repetitions": 2, **changes}
 
 
-def step_of(path):
+def output_step(path):
     """Return the quantization step of the file's output."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -47,18 +47,18 @@ def test_outputs_are_the_hosts(scheme, device):
     path = PREBUILT / f"resnet20_fashion_mnist-{scheme}.tflite"
     shape = read_manifest(path).inputs[0].shape[1:]
     samples = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
-    (there,) = compute_outputs(device, path, [samples], runner=native_runner())
+    (there,) = compute_outputs(device, path, [samples], runner=build_native_runner())
     with open_device("local://") as here:
         (expected,) = compute_outputs(here, path, [samples])
     assert there.shape == expected.shape
     off = np.abs(there - expected).max()
-    quantized = scheme == "int8-static" and step_of(path)
+    quantized = scheme == "int8-static" and output_step(path)
     assert off <= (1.001 * quantized if quantized else 1e-5 * np.ptp(expected))
 
 
 def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
     files = [GOLDEN / "tiny.tflite", GOLDEN / "tiny-int8.tflite"]
-    how = BenchmarkOptions(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(native_runner()))
+    how = BenchmarkOptions(repetitions=7, warmup_s=0, threads=2, cpu_mask="1", profile=True, runner=str(build_native_runner()))
     results = measure_latencies(device, files, how, loads=3)
     assert [result.artifact_sha256 for result in results] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     for result in results:
@@ -81,7 +81,7 @@ def test_measures_interleaved_with_every_raw_value_and_its_conditions(device):
 
 
 def test_it_is_known_as_a_program_for_arm():
-    assert read_elf_machine(native_runner()) == "aarch64"
+    assert read_elf_machine(build_native_runner()) == "aarch64"
 
 
 # --- requests as edgecompress does not write them ---
@@ -117,7 +117,7 @@ def cases():
 
 @pytest.fixture(scope="module")
 def answers(pi_device, tmp_path_factory):
-    """Run every case there in one go; return {name: (exit status, reply or None, what the runner said)}."""
+    """Run every case on the device in one session; return {name: (exit status, reply or None, stderr)}."""
     folder, there = tmp_path_factory.mktemp("cases"), PurePosixPath("/home/pi")
     asked = cases()
     for i, (request, data) in enumerate(asked.values()):
@@ -131,7 +131,7 @@ def answers(pi_device, tmp_path_factory):
         'rm -r "$case/native-runner"; done; tar cf answers.tar cases; rm -r cases cases.tar'
     )
     with pytest.MonkeyPatch.context() as patch, open_device(trust(pi_device, patch)) as device:
-        device.push(native_runner(), there / "native-runner")
+        device.push(build_native_runner(), there / "native-runner")
         device.push(folder / "cases.tar", there / "cases.tar")
         done = device.run(["sh", "-c", f"cd {there} && {run_all}"], timeout_s=200)
         assert done.returncode == 0, done.stderr
@@ -193,6 +193,6 @@ def test_what_is_no_request_leaves_no_reply(i, answers):
 def test_inputs_of_another_shape_are_the_users_mistake(device):
     samples = np.zeros((2, 1, 9, 8), np.float32)
     with pytest.raises(ConfigError, match="give inputs in the artifact's own shape"):
-        compute_outputs(device, TINY, [samples], runner=native_runner())
+        compute_outputs(device, TINY, [samples], runner=build_native_runner())
     with pytest.raises(ConfigError, match="2 inputs given"):
-        compute_outputs(device, TINY, [np.zeros((1, 1, 8, 8), np.float32)] * 2, runner=native_runner())
+        compute_outputs(device, TINY, [np.zeros((1, 1, 8, 8), np.float32)] * 2, runner=build_native_runner())

@@ -1,4 +1,4 @@
-"""The script for boards, run as a person runs it, with both runtimes it supports."""
+"""The example script for boards, run with both runtimes that it supports."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The runner program, run as a device runs it, and what is believed of a runner's words."""
+"""The runner program, run as on a device, and the checks of a runner's reply."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def test_a_request_that_cannot_be_done_is_answered_with_its_kind(tiny, change, k
 
 
 def test_the_runner_starts_in_an_old_python_too():
-    """Python 3.9 is what older boards have; nothing newer may stand in the file."""
+    """Older boards have Python 3.9, so the runner uses no newer syntax."""
     import ast
 
     assert len(toolchains.runner_parts()) == 3
@@ -112,13 +112,13 @@ def test_onnx_files_run_where_onnxruntime_is(local, tmp_path, tiny_samples):
 
 
 def overflows():
-    """Whether onnxruntime adds int8 products in int16 here: x86 with AVX2 and without VNNI."""
+    """Tell whether onnxruntime adds int8 products in int16 on this machine: an x86 with AVX2 and without VNNI."""
     flags = Path("/proc/cpuinfo").read_text()
     return "avx2" in flags and "vnni" not in flags
 
 
 def int8_products(path, names):
-    """Write an ONNX file that multiplies by the int8 weights called `names` one after the other; as large as int8 products get."""
+    """Write an ONNX file that multiplies by the int8 weights `names` one after the other, with the largest possible products."""
     onnx = pytest.importorskip("onnx", reason="pip install onnx")
     tensor, node = onnx.numpy_helper.from_array, onnx.helper.make_node
     constants = [tensor(np.float32(0.01), "scale"), tensor(np.int8(-128), "zero"), tensor(np.int8(0), "middle")]
@@ -188,8 +188,8 @@ def test_throttling_is_what_the_firmware_or_the_kernel_says(tmp_path, files, exp
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{texts[i]}\n")
-        taken.append(machine_module().snapshot(tmp_path))
-    assert machine_module().changes(*taken)["throttled"] is expected
+        taken.append(machine_module().take_snapshot(tmp_path))
+    assert machine_module().compare_snapshots(*taken)["throttled"] is expected
 
 
 def test_conditions_are_before_and_after_and_processors_in_order(tmp_path):
@@ -201,8 +201,8 @@ def test_conditions_are_before_and_after_and_processors_in_order(tmp_path):
     found = []
     for busy in (0, 100):
         (tmp_path / "proc/stat").write_text(f"cpu {busy} 0 0 50 0 0 0 0 0 0\n")
-        found.append(machine_module().snapshot(tmp_path) | {"clock_s": busy / 100, "own_s": busy / 400})
-    made = machine_module().changes(*found)
+        found.append(machine_module().take_snapshot(tmp_path) | {"clock_s": busy / 100, "own_s": busy / 400})
+    made = machine_module().compare_snapshots(*found)
     assert made["frequencies_mhz"] == [[600.0, *[1000.0] * 9, 1800.0]] * 2
     assert made["busy_elsewhere"] == pytest.approx(100 / os.sysconf("SC_CLK_TCK") - 0.25)
     assert made["governors"] == ["", ""]
@@ -330,7 +330,7 @@ def test_a_message_from_a_device_cannot_draw():
 
 
 def test_a_user_supplied_runner_obeys_the_same_protocol(local, tiny, tmp_path):
-    """Any executable will do; here ours, behind a shell script."""
+    """Any executable will do; this one starts our runner from a shell script."""
     runner = tmp_path / "benchmark"
     runner.write_text(f'#!/bin/sh\nexec {sys.executable} {toolchains.runner()} "$1"\n')
     (result,) = measure_latencies(local, [tiny / "tiny.tflite"], BenchmarkOptions(runner=str(runner), repetitions=3))

@@ -1,7 +1,7 @@
-"""Programs of others as runners: what they print is read as they print it, and nothing is made of it that they did not say.
+"""Third-party programs as runners: their output is parsed as printed, and no sample is made up from statistics.
 
-The programs are not in any registry. What is recorded here are the lines of public logs, by their sources; the programs started below are
-fixtures for that text: shell scripts that print it with the counts they were asked for.
+The programs are in no registry. The texts below are lines of public logs, with their sources; the programs that the tests start are shell
+scripts that print such lines with the counts they are asked for.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A real adb server on its own port and HOME, and device ends for it (device_tests/emulated/android), each a process of its own."""
+"""A real adb server with its own port and HOME, and emulated phones for it (device_tests/emulated/android), each in its own process."""
 
 import json
 import os
@@ -32,11 +32,11 @@ class AdbEnd:
         return f"adb://{self.serial}"
 
     def left_behind(self):
-        """Return the names on the device's storage but for the store of files that stay there on purpose."""
+        """Return the names in the device's storage but for the store of artifacts and runners, which stays on purpose."""
         return sorted(path.name for path in self.storage.iterdir() if not path.name.startswith(".edgecompress-"))
 
     def running(self, *, wait_s=30.0):
-        """Return the ids of processes that the device started and that still run, after giving dying ones a moment."""
+        """Return the ids of processes of the device that still run, after dying ones had time to end."""
         mark = f"EDGECOMPRESS_END={self.fault.parent}".encode()
         until = time.monotonic() + wait_s
         while (found := [pid for pid in Path("/proc").glob("[0-9]*") if mark in _environment(pid)]) and time.monotonic() < until:
@@ -72,7 +72,7 @@ def bundled_adb():
 
 @contextmanager
 def running_adb_server(program, home):
-    """Run a server of that adb on a port of its own; yield its settings."""
+    """Run a server of an adb program on a port of its own; yield its environment."""
     settings = {"ADB": str(program), "HOME": str(home), "ANDROID_ADB_SERVER_PORT": str(free_port())}
     environment = {**os.environ, **settings}
     subprocess.run([program, "start-server"], check=True, timeout=300, capture_output=True, env=environment)
@@ -84,20 +84,20 @@ def running_adb_server(program, home):
 
 @pytest.fixture(scope="session")
 def adb_environment(tmp_path_factory):
-    """The settings of one server of the adb on PATH for the whole session."""
+    """The environment of a server of the adb on PATH, one for the whole session."""
     with running_adb_server(require("adb", "adb"), tmp_path_factory.mktemp("adb-home")) as settings:
         yield settings
 
 
 @pytest.fixture(scope="session")
 def bundled_adb_environment(tmp_path_factory):
-    """The same for the adb inside the package adbutils, which is newer than Debian's and behaves unlike it in several failures."""
+    """The environment of a server of adbutils' adb, which is newer than Debian's and differs from it in several failures."""
     with running_adb_server(bundled_adb(), tmp_path_factory.mktemp("bundled-adb-home")) as settings:
         yield settings
 
 
 def use_adb_server(settings, monkeypatch):
-    """Let the test use that server, with nothing attached before and after."""
+    """Let the test use a server that has no device attached before and after."""
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     adb("disconnect")
@@ -117,9 +117,9 @@ def bundled_adb_server(bundled_adb_environment, monkeypatch):
 
 @pytest.fixture
 def adb_end(adb_server, tmp_path):
-    """A function that starts a device end with a fault and, unless told otherwise, attaches it.
+    """A function that starts an emulated phone with a fault and, unless told otherwise, attaches it.
 
-    Commands there are this machine's programs, which start a hundred times faster; `userland="arm64"` gives the end arm64 ones.
+    Commands on it are this machine's programs, which start a hundred times faster; `userland="arm64"` gives it arm64 programs.
     """
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Raspberry Pis of this machine's own (device_tests/emulated/pi), each a process in the foreground that takes everything with it."""
+"""Emulated Raspberry Pis (device_tests/emulated/pi), each in a foreground process whose end ends all of the device."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STOP_S = 200
 
 @contextmanager
 def emulated_pi(log, *options):
-    """Yield (what the device says of itself, the process that holds it); without what that needs skip, or fail in CI."""
+    """Yield (the device's description, its process); where this machine cannot run one, skip, or fail in CI."""
     with log.open("w+") as errors:
         argv = [*with_us(), sys.executable, PROGRAM, "run", *options]
         environment = {**os.environ, "TMPDIR": str(log.parent)}  # after SIGKILL its keys stay there
@@ -37,7 +37,7 @@ def emulated_pi(log, *options):
 
 
 def trust(described, monkeypatch):
-    """Make the device's HOME ours, as a person does who was told its JSON; no agent is asked."""
+    """Use the HOME in the device's description, as its user does, and no agent; return the URL."""
     monkeypatch.setenv("HOME", described["home"])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return described["url"]
@@ -45,12 +45,12 @@ def trust(described, monkeypatch):
 
 @pytest.fixture(scope="session")
 def pi_device(tmp_path_factory):
-    """The 64-bit device, started once."""
+    """The description of the 64-bit device, which is started once a session."""
     with emulated_pi(tmp_path_factory.mktemp("pi") / "log") as (described, _):
         yield described
 
 
 @pytest.fixture
 def pi(pi_device, monkeypatch):
-    """The URL of the 64-bit device, trusted."""
+    """The URL of the 64-bit device, whose host key is trusted."""
     return trust(pi_device, monkeypatch)

@@ -1,4 +1,4 @@
-"""What a farm is tried on: boards and phones that die and come back, a runner that kills them, and how long the jobs should have taken."""
+"""Devices and jobs for farms: boards and phones that die and come back, a runner that kills them, and the ideal duration."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from support.adb_server import DEVICE_END
 from support.processes import with_us
 from support.ssh_server import free_port
 
-# A runner that sleeps for a known time. Every few runs it kills, half way, what connects its device with us.
+# A runner that sleeps for a known time. Every few runs it kills, half way, the process that connects its device with us.
 RUNNER = """#!{python} -IS
 import hashlib, json, os, signal, sys, time
 SLEEP_S, EVERY, COUNTER = {sleep_s}, {every}, "{counter}"
@@ -44,7 +44,7 @@ os.rename(folder + "/reply.tmp", folder + "/" + request["reply"])
 
 
 def write_sleeper(folder, sleep_s, *, every=0, body=""):
-    """Write the runner; every that many runs it kills its device."""
+    """Write the runner and return options that use it; it kills its device every `every` runs."""
     counter = folder / "runs"
     counter.mkdir()
     path = folder / "sleeper"
@@ -53,7 +53,7 @@ def write_sleeper(folder, sleep_s, *, every=0, body=""):
 
 
 def write_jobs(folder, count):
-    """Write that many artifacts, a job each."""
+    """Write `count` artifacts and return one job for each."""
     files = [folder / f"job{number:02}.tflite" for number in range(count)]
     for number, path in enumerate(files):
         path.write_bytes(b"model %d" % number)
@@ -61,7 +61,7 @@ def write_jobs(folder, count):
 
 
 def name_boards(server, count):
-    """Name that many devices in ~/.ssh/config, all of them the one sshd; to each a connection of its own."""
+    """Name `count` devices in ~/.ssh/config, which all are the one sshd, each over a connection of its own."""
     names = [f"board{number}" for number in range(count)]
     config = server.home / ".ssh" / "config"
     config.write_text("".join(f"Host {name}\n  HostName 127.0.0.1\n  Port {server.port}\n" for name in names))
@@ -72,7 +72,7 @@ def name_boards(server, count):
 
 @contextmanager
 def running_phones(folder, count):
-    """Start that many adb ends, each started again after a moment whenever it dies."""
+    """Run `count` emulated phones; each is started again soon after it died."""
     over, started = threading.Event(), threading.Semaphore(0)
 
     def keep_alive(number, port):
@@ -104,10 +104,10 @@ def running_phones(folder, count):
 
 
 def ideal_s(jobs, devices, sleep_s, every):
-    """Return the length of the schedule in which nothing but sleeping takes time.
+    """Return the duration of a schedule in which nothing but sleeping takes time.
 
-    A free device takes the next job at once, every that many runs a device dies half way and is back at once, and starting, sending,
-    connecting and noticing cost nothing.
+    A free device takes the next job at once, a device dies half way every `every` runs and is back at once, and starting, sending,
+    connecting and noticing take no time.
     """
     free, left, number = [0.0] * devices, jobs, 0
     while left:

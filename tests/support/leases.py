@@ -1,14 +1,14 @@
-"""What a lease store remembers of every turn on a device."""
+"""The history of a lease store: who had which device when."""
 
 
-def turns(store):
-    """Every turn ever, as (device, pid, from, to), in the order they were taken."""
+def read_turns(store):
+    """Return all turns as (device, pid, start, end) in the order in which they began."""
     with store.transaction() as execute:
         return execute("SELECT device, pid, taken_at, ended_at FROM edgecompress_turns ORDER BY taken_at, ended_at")
 
 
-def overlaps(rows):
-    """Pairs of turns on one device that overlap by more than the clock's own steps."""
+def find_overlaps(rows):
+    """Return the pairs of turns on one device that overlap by more than the resolution of the clock."""
     by_device = {}
     for device, pid, start, end in rows:
         by_device.setdefault(device, []).append((start, end, pid))

@@ -1,4 +1,4 @@
-"""The runner for devices without Python, built once for the checkout (device_tests/runners/native)."""
+"""The runner for devices without Python (device_tests/runners/native), built once for a checkout."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ BUILD = Path(__file__).parents[2] / "device_tests" / "runners" / "native" / "bui
 
 
 @cache
-def native_runner() -> Path:
-    """Return the executable; without what its build needs skip, or fail in CI."""
+def build_native_runner() -> Path:
+    """Return the executable; where this machine cannot build it, skip, or fail in CI."""
     done = subprocess.run([sys.executable, BUILD], capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         said = done.stderr.strip()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server in a temporary folder, on a socket there only, as a user without privileges."""
+"""A real PostgreSQL server in a temporary folder, reached by a socket in it, run by a user without privileges."""
 
 import os
 import pwd
@@ -12,8 +12,8 @@ import pytest
 from support.require import require
 
 
-def programs():
-    """The folder of the server's programs: Debian keeps them off PATH."""
+def find_programs():
+    """Return the folder of the server's programs, which Debian keeps off PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return found[-1].parent if found else Path(require("initdb", "postgresql")).resolve().parent
 
@@ -21,7 +21,7 @@ def programs():
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
     """The URL of an empty database."""
-    folder, home = programs(), tmp_path_factory.mktemp("postgres")
+    folder, home = find_programs(), tmp_path_factory.mktemp("postgres")
     user = pwd.getpwuid(os.getuid()).pw_name
     as_user = []
     if os.getuid() == 0:  # the server refuses to be root

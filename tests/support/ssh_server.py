@@ -31,7 +31,7 @@ class SshServer:
         return self.home / ".ssh" / "known_hosts"
 
     def drop_connections(self):
-        """Kill the server's end of every connection there is, as a cable that is pulled."""
+        """Kill the server's end of every connection, as a pulled cable does."""
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
 
@@ -54,14 +54,14 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory):
-    """Start the server once."""
+    """The server, started once a session."""
     with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
         yield server
 
 
 @contextmanager
 def running_sshd(folder):
-    """Run a server; python3 in its sessions is the one that runs the tests, and no ~/.bashrc changes that."""
+    """Run a server in whose sessions python3 is the one that runs the tests, whatever ~/.bashrc says."""
     program = require("sshd", "openssh-server")
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
@@ -103,7 +103,7 @@ def wait_for_port(port, process, log):
 
 @pytest.fixture
 def ssh_server(sshd, monkeypatch):
-    """The server, trusted: HOME is its own, and no agent is asked."""
+    """The server, with a HOME whose known_hosts trusts it, and without an agent."""
     sshd.known_hosts.write_text(sshd.known_line())
     monkeypatch.setenv("HOME", str(sshd.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)

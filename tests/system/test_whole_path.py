@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.emulated_pi import emulated_pi, trust
-from support.native_runner import native_runner
+from support.native_runner import build_native_runner
 from support.paths import REPOSITORY
 from support.runs import OPTIONS, QUICK
 
@@ -25,7 +25,7 @@ def target(request, tmp_path, monkeypatch):
     """(name of the target, URL of a device of that kind, options for what it cannot do by itself)."""
     if request.param == "android":
         end = request.getfixturevalue("adb_end")(userland="arm64")
-        yield request.param, end.url, ("--runner", native_runner())
+        yield request.param, end.url, ("--runner", build_native_runner())
     else:
         with emulated_pi(tmp_path / "log") as (described, _):
             yield request.param, trust(described, monkeypatch), ()
@@ -57,7 +57,7 @@ def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(targ
 
 
 def test_the_suite_for_people_with_hardware_passes_on_a_phone(adb_end):
-    suite(adb_end(userland="arm64").url, "--runner", native_runner())
+    suite(adb_end(userland="arm64").url, "--runner", build_native_runner())
 
 
 def test_the_suite_for_people_with_hardware_passes_on_a_pi(pi):

@@ -1,7 +1,7 @@
 """Leases on devices: two processes never measure on one device at the same time, also on different hosts that share the store.
 
-A lease runs out unless it is renewed, which a thread does while it is held; so a holder that died does not keep a device for ever. Whoever
-was stopped for so long that another took the device over learns it at the latest at the end of the block, which then fails.
+A lease expires unless it is renewed, which a thread does while the lease is held, so a holder that died does not keep a device for ever. A
+holder that was stopped for so long that another took the device over learns that at the latest at the end of its block, which then fails.
 """
 
 import logging
@@ -24,7 +24,7 @@ from edgecompress.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
-LEASE_TTL_S: Final = 30.0
+LEASE_TTL_S: Final = 30.0  # a device is free this long after its holder died; a lease is renewed three times as often
 HISTORY_KEPT_S: Final = 30 * 86400.0
 
 
@@ -33,11 +33,11 @@ class DeviceBusy(DeviceError):
 
 
 class LeaseLost(DeviceError):
-    """Another process may have had the device while it was thought to be ours."""
+    """Another process may have used the device while this one thought that it held the lease."""
 
 
 class Lease:
-    """A device that is ours for now. Use `hold`."""
+    """A lease on a device. Use `hold_lease`."""
 
     def __init__(self, store: LeaseStore, device: str, holder: str, ttl_s: float, renewed: float) -> None:
         self.store, self.device, self.holder, self.ttl_s = store, device, holder, ttl_s
@@ -45,10 +45,10 @@ class Lease:
         self._renewed = renewed
 
     def renew(self) -> None:
-        """Extend the lease by its whole term, counted by the store's clock.
+        """Extend the lease by its whole term, measured by the store's clock.
 
         Raises:
-            LeaseLost: It ran out, or another process has taken the device over.
+            LeaseLost: The lease expired, or another process has taken the device over.
             ConfigError: The store cannot be reached; the lease may still be good.
         """
         asked = time.monotonic()
@@ -71,14 +71,14 @@ class Lease:
         self._renewed = asked
 
     def release(self) -> None:
-        """Give the device back, unless it is no longer ours."""
+        """Give the device back, unless another process has taken it over."""
         with self.store.transaction() as execute:
             execute("DELETE FROM edgecompress_leases WHERE device = :device AND holder = :holder", device=self.device, holder=self.holder)
             execute("UPDATE edgecompress_turns SET ended_at = {now} WHERE holder = :holder AND ended_at > {now}", holder=self.holder)
 
 
 class _HeldLeases(threading.local):
-    """The leases of this thread: whoever holds a device may be asked to hold it again by what it calls."""
+    """The leases of this thread: a function that holds a device may call another that holds it too."""
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
@@ -88,16 +88,16 @@ _held = _HeldLeases()
 
 
 def open_lease_store() -> LeaseStore:
-    """Return the store that EDGECOMPRESS_LEASES names (a path, or `postgresql://…`), else a file among the user's state.
+    """Return the store that EDGECOMPRESS_LEASES names (a path, or `postgresql://…`), else the file in the user's state folder.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: The store cannot be used.
     """
     return LeaseStore(os.environ.get(LEASES_VARIABLE) or str(user_state_path("edgecompress") / "leases.sqlite3"))
 
 
 def lease_name(device: Device) -> str:
-    """Return what a lease on `device` is called: the same for everybody who shares the store."""
+    """Return the name of the lease on a device, which is the same in every process that shares the store."""
     return f"{device.url.partition('://')[0]}:{device.serial}"
 
 
@@ -105,16 +105,16 @@ def lease_name(device: Device) -> str:
 def hold_lease(
     device: str, *, wait_s: float, store: LeaseStore | None = None, ttl_s: float = LEASE_TTL_S, on_lost: Callable[[], None] | None = None
 ) -> Iterator[Lease]:
-    """Hold the device of that name; wait for another process that holds it. In a thread that holds it already this does nothing.
+    """Hold the lease of that name; wait for another process that holds it. In a thread that holds it already this does nothing.
 
     Args:
-        wait_s: 0 tries once.
-        ttl_s: The device is free this long after we died.
-        on_lost: Called in another thread when the lease turns out to be lost.
+        wait_s: How long to wait; 0 tries once.
+        ttl_s: The lease expires this long after this process died.
+        on_lost: Called in another thread as soon as the lease is known to be lost.
 
     Raises:
-        Busy: It is still taken after `wait_s`; names the holder.
-        LeaseLost: The lease was lost; what the block did does not count.
+        DeviceBusy: The device is still taken after `wait_s`; names the holder.
+        LeaseLost: The lease was lost, so the work of the block does not count.
         ConfigError: The store cannot be used.
     """
     if outer := _held.leases.get(device):
@@ -122,8 +122,8 @@ def hold_lease(
         return
     lease = _acquire(store or open_lease_store(), device, wait_s=wait_s, ttl_s=ttl_s)
     over = threading.Event()
-    heart = threading.Thread(target=_renew_periodically, args=(lease, over, on_lost), name=f"lease on {device}", daemon=True)
-    heart.start()
+    renewal = threading.Thread(target=_renew_periodically, args=(lease, over, on_lost), name=f"lease on {device}", daemon=True)
+    renewal.start()
     _held.leases[device] = lease
     try:
         yield lease
@@ -131,10 +131,10 @@ def hold_lease(
     finally:
         del _held.leases[device]
         over.set()
-        heart.join()
+        renewal.join()
         try:
             lease.release()
-        except ConfigError as error:  # what failed first is the one to report; the lease runs out
+        except ConfigError as error:  # the first failure is the one to report; the lease expires by itself
             log.warning("%s: not given back, free in %g s: %s", device, ttl_s, error)
 
 
@@ -148,12 +148,12 @@ def _acquire(store: LeaseStore, device: str, *, wait_s: float, ttl_s: float) -> 
         left = deadline - time.monotonic()
         if left <= 0:
             host, pid = sanitize(str(other[0]), limit=80), other[1]
-            raise DeviceBusy(f"{device}: another process has it (process {pid} on {host}) since {wait_s:g} s; wait for it or stop it")
-        time.sleep(min(left, random.uniform(0.05, 0.3)))  # noqa: S311 - so that those who wait do not ask in step
+            raise DeviceBusy(f"{device}: process {pid} on {host} still has it after {wait_s:g} s; wait for it or stop it")
+        time.sleep(min(left, random.uniform(0.05, 0.3)))  # noqa: S311 - processes that wait must not ask in step
 
 
 def _try_acquire(store: LeaseStore, device: str, holder: str, ttl_s: float) -> SqlRow | None:
-    """Take the lease when it is free or has run out; else return who has it, as (host, pid)."""
+    """Take the lease when it is free or has expired and return None; else return its holder as (host, pid)."""
     own = {"device": device, "holder": holder, "host": platform.node() or "localhost", "pid": os.getpid()}
     with store.transaction() as execute:
         rows = execute(

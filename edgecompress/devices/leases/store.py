@@ -1,6 +1,6 @@
-"""The database leases lie in: an SQLite file, or PostgreSQL for hosts that share devices. One dialect of SQL serves both.
+"""The database that holds the leases: an SQLite file, or PostgreSQL for hosts that share devices. One dialect of SQL serves both.
 
-`{now}` in a statement is the store's own clock in seconds: hosts that share a store need not agree on the time. `:name` is a parameter.
+`{now}` in a statement is the store's own clock in seconds, so hosts that share a store need not agree on the time. `:name` is a parameter.
 """
 
 import re
@@ -20,7 +20,7 @@ SqlRow: TypeAlias = tuple[Any, ...]
 LEASES_VARIABLE: Final = "EDGECOMPRESS_LEASES"
 LOCK_TIMEOUT_S: Final = 20.0
 POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
-# `turns` is the history: who had which device from when to when; its end is the expiry until the lease is given back.
+# `turns` is the history: who had which device from when to when. A turn ends at the expiry of its lease until the lease is given back.
 CREATE_TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS edgecompress_leases (device TEXT PRIMARY KEY, holder TEXT NOT NULL, host TEXT NOT NULL, "
     "pid INTEGER NOT NULL, taken_at DOUBLE PRECISION NOT NULL, expires_at DOUBLE PRECISION NOT NULL)",
@@ -31,20 +31,20 @@ CREATE_TABLES: Final = (
 
 class Transaction(Protocol):
     def __call__(self, sql: str, **values: Any) -> list[SqlRow]:
-        """Run one statement and return the rows it yields."""
+        """Run one statement and return its rows."""
 
 
 class LeaseStore:
-    """Where leases lie. Each transaction has a connection of its own, so that threads and lost connections need no care."""
+    """A store of leases. Each transaction has a connection of its own, so that threads and lost connections need no care."""
 
     def __init__(self, place: str) -> None:
-        """Open or make the store.
+        """Open the store, and make it where it does not exist.
 
         Args:
             place: `postgresql://…`, or the path of an SQLite file.
 
         Raises:
-            ConfigError: It cannot be used.
+            ConfigError: The store cannot be used.
         """
         scheme, separator, _ = place.partition("://")
         if separator and scheme not in POSTGRES_SCHEMES:
@@ -60,10 +60,10 @@ class LeaseStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Yield a function that runs statements; one transaction of all processes is open at a time.
+        """Yield a function that runs statements; of all processes only one has a transaction open at a time.
 
         Raises:
-            ConfigError: The store cannot be reached or is none.
+            ConfigError: The store cannot be reached, or is no store.
         """
         with self._open_postgres() if self.is_postgres else self._open_sqlite() as execute:
             yield execute
@@ -87,7 +87,7 @@ class LeaseStore:
             ) from error
 
     def _enable_write_ahead_log(self) -> None:
-        """Let readers not wait for a writer; who finds the file in use leaves that to the next one."""
+        """Make readers independent of a writer; a process that finds the file in use leaves this to the next one."""
         with suppress(sqlite3.OperationalError), closing(sqlite3.connect(self.place, timeout=LOCK_TIMEOUT_S)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
 

@@ -1,7 +1,7 @@
-"""TensorFlow Lite's `benchmark_model`, as the user has it, for `.tflite` files: its arguments and what it prints.
+"""TensorFlow Lite's `benchmark_model` for `.tflite` files: its arguments and the parser of its output.
 
-Of its inferences it prints the first, the last and statistics, in whole microseconds: of two it prints both. Ours are therefore two to a
-process, after a warm-up of which the first and last are known too.
+The program prints the first inference, the last one and statistics, in whole microseconds. It is therefore started for two timed inferences
+at a time, both of which it prints; of the warm-up it prints the first and the last too.
 
 References:
     tensorflow/lite/tools/benchmark/README.md and benchmark_model.cc (`BenchmarkModel::Run`, `BenchmarkLoggingListener`).
@@ -16,9 +16,9 @@ from edgecompress.records import OpTime
 FORMAT: Final = "tflite"
 SIGNATURE_TEXTS: Final = (b"Inference timings in us: ", b"num_runs")
 TIMED_PER_PROCESS: Final = 2
-MIN_WARMUP_S = 0.05  # a process begins on cold caches, and often on another core
+MIN_WARMUP_S = 0.05  # a new process begins with cold caches and often on another core
 PROFILED_RUNS = 10
-LOGGED = r"^(?:INFO: |\S+ tflite\s*: )?"  # nothing, or what the log of the build puts before a line
+LOGGED = r"^(?:INFO: |\S+ tflite\s*: )?"  # the prefix that some builds log before each line
 NUMBER = r"([0-9.]{1,20}(?:e\+?\d{1,2})?)"
 RUNS = re.compile(rf"{LOGGED}count=(\d{{1,9}})(?: first={NUMBER})? curr={NUMBER}(?=[ (]|$)", re.MULTILINE)
 SUMMARY = re.compile(rf"{LOGGED}Inference timings in us: Init: {NUMBER}, First inference: {NUMBER}, ", re.MULTILINE)
@@ -43,14 +43,14 @@ def build_profile_arguments(artifact: str, *, threads: int, profile: bool) -> li
 
 
 def parse_times(text: str, *, timed: int) -> ProcessTimes:
-    """Return the times of one process; see `third_party.ThirdPartyRunner.read`."""
+    """Return the times that one process printed; see `third_party.ThirdPartyRunner.parse_times`."""
     runs, summary = RUNS.findall(text), SUMMARY.search(text)
     if len(runs) < 2 or summary is None:
         raise ValueError("no lines `count=…` and `Inference timings in us: …`")
     (_, warm_first, warm_last), (count, first, last) = runs[0], runs[1]
     if int(count) != timed:
         raise ValueError(f"{count} timed inferences where {timed} were asked for")
-    # Without `first` all were the same.
+    # The line leaves `first` out when all inferences took the same time.
     samples = (parse_time(first or last), parse_time(last))[-timed:]
     return ProcessTimes(
         backend="TFLite benchmark_model",

@@ -1,4 +1,4 @@
-"""Run artifacts on any device with the runner program: measure their latency, or compute their outputs."""
+"""Run artifacts on a device with a runner program: measure their latencies, or compute their outputs."""
 
 import hashlib
 import tempfile
@@ -31,44 +31,44 @@ InputArray = npt.NDArray[np.float32] | npt.NDArray[np.int32] | npt.NDArray[np.in
 def measure_latencies(
     device: Device,
     files: Sequence[Path],
-    how: BenchmarkOptions = BenchmarkOptions(),
+    options: BenchmarkOptions = BenchmarkOptions(),
     *,
     loads: int = 1,
     wait_s: float = 600.0,
 ) -> tuple[BenchmarkResult, ...]:
-    """Return the latencies of `files`, interleaved A B A B in one process on `device`, in the order given.
+    """Measure `files` interleaved A B A B in one process on `device` and return one result for each, in the order given.
 
     Args:
-        how: Without the device's entry in the inventory, without waiting for it to cool down.
-        loads: How often each file is loaded anew; the repetitions are shared among the loadings.
+        options: The inventory is not consulted for them, and `cooldown_c` is ignored.
+        loads: How often each file is loaded; the repetitions are shared among the loadings.
         wait_s: How long to wait for another process that measures on the same device.
 
     Raises:
         ConfigError: A value out of its range, or a file that is missing, of an unknown format, or refused by the runtime.
         DeviceError: The device or the runner failed, or the reply cannot be trusted.
     """
-    check_values(how)
+    check_values(options)
     if loads < 1:
         raise ConfigError(f"loads {loads}: must be at least 1; each file is loaded once at least")
-    mask, runner = cpu_mask.normalize_mask(how.cpu_mask), Path(how.runner) if how.runner else None
+    mask, runner = cpu_mask.normalize_mask(options.cpu_mask), Path(options.runner) if options.runner else None
     requested = tuple(_make_file_request(path, i) for i, path in enumerate(files))
     request = RunnerRequest(
         nonce="",  # each attempt has its own
         mode="measure",
         artifacts=requested,
-        threads=how.threads,
+        threads=options.threads,
         reply="reply.json",
-        warmup_s=how.warmup_s,
-        repetitions=how.repetitions,
-        time_limit_s=min(how.time_limit_s, how.timeout_s / 2),
+        warmup_s=options.warmup_s,
+        repetitions=options.repetitions,
+        time_limit_s=min(options.time_limit_s, options.timeout_s / 2),
         loads=loads,
         cpu_mask=mask,
-        profile=how.profile,
+        profile=options.profile,
     )
     with hold_lease(lease_name(device), wait_s=wait_s):
         info = retry_once(device, device.info)
         cpu_mask.check_mask_online(device, mask)
-        run = RunnerInvocation(device, info, how.python or device.python, runner, how.timeout_s)
+        run = RunnerInvocation(device, info, options.python or device.python, runner, options.timeout_s)
         reply = invoke_runner(run, request, files, {}, None)
         after = probe_if_reachable(device) if runner else info
     ran = _hash_runner(runner)
@@ -91,12 +91,12 @@ def compute_outputs(
     wait_s: float = 600.0,
     on_reply: Callable[[RunnerReply], None] | None = None,
 ) -> tuple[npt.NDArray[np.float32], ...]:
-    """Return the outputs of `file` for each sample, computed on `device` with batch 1.
+    """Compute the outputs of `file` on `device`, sample by sample with batch 1.
 
     Args:
         inputs: One array per model input, `(n, …)` in the artifact's layout; floats are quantized there where the artifact takes integers,
             integers go in as they are; outputs are dequantized.
-        on_reply: Told what the runner said of itself and the machine, once it is checked.
+        on_reply: Called with the runner's reply once it is checked.
 
     Returns:
         One array per output, `(n, …)`, float32.
@@ -118,7 +118,7 @@ def compute_outputs(
         inputs="inputs.npz",
         outputs="outputs.npz",
     )
-    # On this machine nothing is timed here, so nobody needs to wait.
+    # Outputs computed on this machine are not timed, so they need no lease.
     lock = nullcontext() if device.url == "local://" else hold_lease(lease_name(device), wait_s=wait_s)
     with lock, tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
         sent, received = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
@@ -135,20 +135,20 @@ def compute_outputs(
 
 
 def check_runner_file(runner: str) -> None:
-    """Refuse a runner that is not there; "" is none.
+    """Refuse the path of a runner that does not exist; "" stands for no runner.
 
     Raises:
-        ConfigError: It is no file.
+        ConfigError: The path is no file.
     """
     if runner and not Path(runner).is_file():
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
 
 
 def read_manifest(path: Path) -> Artifact | None:
-    """Return the manifest beside an artifact, None when there is none.
+    """Return the manifest beside an artifact, None where no manifest exists.
 
     Raises:
-        ConfigError: There is one and it belongs to other bytes.
+        ConfigError: The manifest belongs to other bytes.
     """
     beside = path.with_name(f"{path.name}.json")
     if not beside.is_file():
@@ -160,7 +160,7 @@ def read_manifest(path: Path) -> Artifact | None:
 
 
 def _hash_runner(runner: Path | None) -> str:
-    """Return the hash of the program that ran: of the given file, or of the hashes of our parts."""
+    """Return the SHA-256 of a runner program, or of the hashes of our own runner's parts."""
     if runner is not None:
         return hash_file(runner)
     return hashlib.sha256("".join(hash_file(part) for part in toolchains.runner_parts()).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""ExecuTorch's `executor_runner`, as the user has it, for `.pte` files: its arguments and what it prints.
+"""ExecuTorch's `executor_runner` for `.pte` files: its arguments and the parser of its output.
 
-Current builds print the time of every iteration; older ones print only the total, of which no sample can be made, and are refused. It runs
-on inputs of ones, and has no warm-up of its own: the first iterations are taken for it.
+Current builds print the time of every iteration; older ones print only the total, which gives no samples, and are refused. The program
+fills its inputs with ones and has no warm-up, so the first iterations serve as warm-up.
 
 References:
     executorch/examples/portable/executor_runner/executor_runner.cpp.
@@ -16,7 +16,7 @@ from edgecompress.records import OpTime
 FORMAT: Final = "executorch"
 SIGNATURE_TEXTS: Final = (b"Model executed successfully", b"num_executions")
 TIMED_PER_PROCESS: Final = 10
-WARMUPS = 3  # the first inference included
+WARMUPS = 3  # iterations that do not count, the first inference among them
 NUMBER = r"(\d{1,12}(?:\.\d{1,9})?)"
 ITERATION = re.compile(rf"\] Iteration (\d{{1,9}}) of (\d{{1,9}}): {NUMBER} ms$", re.MULTILINE)
 LOADED = re.compile(rf"\] Model loaded in {NUMBER} ms\.$", re.MULTILINE)
@@ -31,7 +31,7 @@ def build_profile_arguments(artifact: str, *, threads: int, profile: bool) -> No
 
 
 def parse_times(text: str, *, timed: int) -> ProcessTimes:
-    """Return the times of one process; see `third_party.ThirdPartyRunner.parse_times`."""
+    """Return the times that one process printed; see `third_party.ThirdPartyRunner.parse_times`."""
     found, loaded = ITERATION.findall(text), LOADED.search(text)
     expected = [(str(i + 1), str(WARMUPS + timed)) for i in range(WARMUPS + timed)]
     if [(number, of) for number, of, _ in found] != expected or loaded is None:

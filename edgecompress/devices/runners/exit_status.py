@@ -1,4 +1,4 @@
-"""What a runner's exit status means, and what to do about it."""
+"""Explain the exit status of a runner and what to do about it."""
 
 import signal
 from pathlib import Path
@@ -19,7 +19,7 @@ EXIT_REASONS = {
 }
 
 
-# ELF's e_machine (System V ABI, and the processors' supplements) → what `uname -m` and Android call it.
+# e_machine of an ELF file (System V ABI and its processor supplements) → the names of `uname -m` and Android.
 ELF_MACHINES = {
     3: ("i386", "i686", "x86"),
     22: ("s390x",),
@@ -31,7 +31,7 @@ ELF_MACHINES = {
 
 
 def read_elf_machine(program: Path) -> str:
-    """Return the machine an ELF file is built for, as `uname -m` calls it; "" for a script or another machine."""
+    """Return the machine that an ELF file is built for, as `uname -m` calls it; "" for a script or an unknown machine."""
     with program.open("rb") as file:
         head = file.read(20)
     if head[:4] != b"\x7fELF" or len(head) < 20:
@@ -40,10 +40,10 @@ def read_elf_machine(program: Path) -> str:
 
 
 def explain_exit(returncode: int, device: DeviceInfo, *, built_for: str = "") -> str:
-    """Return `runner …: exit status …` with the ABI and CPU features that matter for the ones a wrong build causes.
+    """Return a sentence about how the runner ended, with the device's ABI and CPU features where a wrong build may be the cause.
 
     Args:
-        built_for: What `machine_of` the runner says.
+        built_for: The result of `read_elf_machine` for the runner.
     """
     names = next((names for names in ELF_MACHINES.values() if built_for in names), ())
     if names and device.abi and device.abi not in names:

@@ -1,9 +1,9 @@
-"""Send files to a device: into a private folder of the run, from a store on the device where it has them already.
+"""Send files into a run's private folder on a device; files that the device's store has already are not sent again.
 
-The rule of the store: one folder beside the work folders, `.edgecompress-UID`, mode 700, of the user who measures; not used when somebody
-else owns it or it is a link. Only artifacts and runners are kept, never inputs, each under its SHA-256, which is computed again there each
-time before the file is used. It holds at most 512 MiB and at most a quarter of what the disk has free; what was used last stays, and all
-of it goes when the disk has no room for what is to be sent. `rm -rf` on it is always safe.
+The store is one folder beside the work folders, `.edgecompress-UID`, with mode 700, of the user who measures; it is not used when somebody
+else owns it or when it is a link. It keeps artifacts and runners, never inputs, each under its SHA-256, which the device computes again
+each time before the file is used. It holds at most 512 MiB and at most a quarter of the free space; the files used last stay, and all are
+removed when the disk has no room for the files to send. `rm -rf` on it is always safe.
 """
 
 import logging
@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from edgecompress.devices.device import Device
 from edgecompress.devices.text import join_last_lines
@@ -19,9 +20,9 @@ from edgecompress.files import hash_file
 
 log = logging.getLogger(__name__)
 
-COMMAND_TIMEOUT_S = 20.0
-MIN_HASH_BYTES_PER_S = 5_000_000  # of a slow board with a slow card
-MAX_STORE_KIB = 512 << 10
+COMMAND_TIMEOUT_S: Final = 20.0
+MIN_HASH_BYTES_PER_S: Final = 5_000_000  # a slow board with a slow card computes SHA-256 this fast
+MAX_STORE_KIB: Final = 512 << 10
 
 SHELL_FUNCTIONS = r"""
 work=$1 store=$2 number=$3; shift 3
@@ -34,7 +35,7 @@ mine() {
   [ -d "$store" ] && [ ! -L "$store" ] && [ -O "$store" ] && chmod 700 "$store"
 }
 """
-# number: KiB that are to be sent
+# Makes the work folder and fills it from the store. `number` is the size in KiB of all files.
 PREPARE_SCRIPT = rf"""{SHELL_FUNCTIONS}
 umask 077
 mkdir -m 700 "$work" || exit 1
@@ -49,7 +50,7 @@ done
 [ "$(free "$store")" -ge "$number" ] || rm -f "$store"/*
 exit 0
 """
-# number: the most KiB to keep
+# Prints the hashes of the files that were sent, keeps them in the store and shrinks it. `number` is the largest size of the store in KiB.
 CONFIRM_SCRIPT = rf"""{SHELL_FUNCTIONS}
 command -v sha256sum >/dev/null || {{ echo none; exit 0; }}
 mine || store=
@@ -74,17 +75,17 @@ exit 0
 
 @dataclass(frozen=True, slots=True)
 class SentBytes:
-    """How many bytes went over the connection, and how many the device had."""
+    """How many bytes went over the connection, and how many the device had already."""
 
     pushed_bytes: int
     kept_bytes: int
 
 
 def send_files(device: Device, work: PurePosixPath, files: Mapping[str, Path], *, keep: Collection[str]) -> SentBytes:
-    """Make the private folder `work` there and put `files` (name → file here) into it; each hash is confirmed there.
+    """Make the private folder `work` on the device and put `files` (name → local file) into it; the device confirms each hash.
 
     Args:
-        keep: Names of those that stay on the device for the next run.
+        keep: Names of the files that stay on the device for the next run.
 
     Raises:
         DeviceError: The folder cannot be made, a file cannot be sent, or arrived damaged.
@@ -98,8 +99,8 @@ def send_files(device: Device, work: PurePosixPath, files: Mapping[str, Path], *
     made = device.run(["sh", "-c", PREPARE_SCRIPT, "sh", str(work), store, needed, *pairs], timeout_s=wait_s)
     if made.returncode != 0:
         raise DeviceError(f"{device.url}: cannot make {work}: {join_last_lines(made.stderr or made.stdout)}; check the disk there")
-    there = {line.removeprefix("have ") for line in made.stdout.splitlines()}
-    missing = [name for name in files if name not in there]
+    stored = {line.removeprefix("have ") for line in made.stdout.splitlines()}
+    missing = [name for name in files if name not in stored]
     for name in missing:
         device.push(files[name], work / name)
     triples = [word for name in missing for word in (digests[name], name, "keep" if name in keep else "once")]

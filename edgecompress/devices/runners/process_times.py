@@ -1,11 +1,11 @@
-"""What a foreign runner's process printed, read."""
+"""The times that one process of a third-party runner printed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessTimes:
-    """The times of one process, each of one inference as it was printed. `warmup_ms` holds those that are known exactly."""
+    """The times of one process, each as it was printed for one inference. `warmup_ms` holds the warm-up times that are known exactly."""
 
     backend: str
     load_ms: float
@@ -18,7 +18,7 @@ def parse_time(text: str) -> float:
     """Return a printed time as a number.
 
     Raises:
-        ValueError: It is none that a time can be.
+        ValueError: The number is negative, infinite or absurdly large.
     """
     number = float(text)
     if not 0 <= number < 1e12:

@@ -1,15 +1,18 @@
-"""What is sent to a runner and what it may answer: `device_tests/runners/README.md` describes the same for people who write one."""
+"""The runner protocol: the request, the reply, and the checks of a reply. `device_tests/runners/README.md` documents it for authors."""
 
 import msgspec
 
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.records import SCHEMA, OpTime, Record
+from edgecompress.records.measurement import USUAL_MEASURING
 
 MAX_REPLY_BYTES = 16 << 20
 
 
 class FileRequest(Record, frozen=True, kw_only=True):
+    """One artifact of a request; shapes and dtypes may be empty where the file tells them."""
+
     path: str
     sha256: str
     format: str
@@ -26,9 +29,9 @@ class RunnerRequest(Record, frozen=True, kw_only=True):
     artifacts: tuple[FileRequest, ...]
     threads: int
     reply: str
-    warmup_s: float = 0.5
-    repetitions: int = 50
-    time_limit_s: float = 150.0
+    warmup_s: float = USUAL_MEASURING.warmup_s
+    repetitions: int = USUAL_MEASURING.repetitions
+    time_limit_s: float = USUAL_MEASURING.time_limit_s
     loads: int = 1
     cpu_mask: str = ""
     profile: bool = False
@@ -37,6 +40,8 @@ class RunnerRequest(Record, frozen=True, kw_only=True):
 
 
 class FileResult(Record, frozen=True, kw_only=True):
+    """The result of one artifact; `sha256` is computed on the device from the bytes that were run."""
+
     sha256: str
     backend: str
     load_ms: float
@@ -49,6 +54,8 @@ class FileResult(Record, frozen=True, kw_only=True):
 
 
 class RunnerMachine(Record, frozen=True, kw_only=True):
+    """The machine as the runner sees it."""
+
     abi: str = ""
     os: str = ""
     python: str = ""
@@ -58,12 +65,14 @@ class RunnerMachine(Record, frozen=True, kw_only=True):
 
 
 class RunnerProblem(Record, frozen=True, kw_only=True):
+    """The reason of a failed run; `kind` is a key of `ERROR_KINDS`."""
+
     kind: str
     message: str
 
 
 class RunnerReply(Record, frozen=True, kw_only=True):
-    """Of a run that worked; `outputs_sha256` only after mode infer."""
+    """The reply of a run that succeeded; `outputs_sha256` is set after mode infer only."""
 
     schema: int
     nonce: str
@@ -84,7 +93,7 @@ class RunnerReply(Record, frozen=True, kw_only=True):
 
 
 class RunnerFailure(Record, frozen=True, kw_only=True):
-    """Of a run that did not."""
+    """The reply of a run that failed."""
 
     nonce: str | None
     error: RunnerProblem
@@ -105,7 +114,7 @@ def parse_reply(data: bytes, request: RunnerRequest, *, subject: str) -> RunnerR
     """Return the reply to exactly this request.
 
     Raises:
-        DeviceError: Not of the agreed form, of another run, hashes not confirmed, impossible numbers, or the runner failed there.
+        DeviceError: The reply is malformed or of another run, has other hashes or impossible numbers, or says that the runner failed.
         ConfigError: The runner refused the file, its inputs or the request.
     """
     try:

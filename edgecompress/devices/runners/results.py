@@ -1,4 +1,4 @@
-"""What a runner's reply becomes here: benchmark results and output arrays. Strings are cleaned, arrays are checked before they are used."""
+"""Make benchmark results and output arrays from a runner's reply: strings are sanitized, arrays are checked before they are used."""
 
 import zipfile
 from pathlib import Path
@@ -17,9 +17,9 @@ from edgecompress.records import Artifact, BenchmarkResult, DeviceInfo, OpTime
 def make_benchmark_result(
     path: Path, index: int, reply: RunnerReply, info: DeviceInfo, after: DeviceInfo, *, runner_sha256: str, cpu_mask: str
 ) -> BenchmarkResult:
-    """Return the `index`-th result of a reply, about `path`.
+    """Return the benchmark result of `path`, the `index`-th artifact of a reply.
 
-    What the device itself did not tell is taken from the runner, and what the runner did not tell from the device `after` it ended.
+    Facts that the device did not tell are taken from the runner, conditions that the runner did not tell from the device `after` the run.
     """
     result, machine = reply.results[index], reply.machine
     known = msgspec.structs.replace(
@@ -65,14 +65,14 @@ def _governors_before_and_after(reply: RunnerReply, before: DeviceInfo, after: D
 
 
 def list_known_defects(backend: str, manifest: Artifact | None) -> tuple[str, ...]:
-    """What is known to go wrong without a word when this runtime runs this artifact, however fast it is."""
+    """Return notes on errors that this runtime is known to make with this artifact without reporting them."""
     if backend.startswith("tflite-runtime") and manifest and manifest.quant.scheme == "int8-dynamic":
         return (f"{backend} computes int8-dynamic files wrongly: install ai-edge-litert there, and see `edgecompress evaluate`",)
     return ()
 
 
 def read_outputs(path: Path, reply: RunnerReply, *, samples: int, subject: str) -> tuple[npt.NDArray[np.float32], ...]:
-    """Read what the runner computed; only plain uncompressed float32 arrays of the right length are taken."""
+    """Return the arrays that the runner computed; only uncompressed float32 arrays of the right length are accepted."""
     if hash_file(path) != reply.outputs_sha256:
         raise DeviceError(f"{subject}: the outputs arrived damaged; check the connection, then run it again")
     try:

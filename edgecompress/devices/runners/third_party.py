@@ -1,8 +1,8 @@
-"""Runners that do not obey our protocol but print what they measured: Google's `benchmark_model`, ExecuTorch's `executor_runner`.
+"""Measure with third-party programs that print their times: Google's `benchmark_model` and ExecuTorch's `executor_runner`.
 
-Neither writes every sample, so each is started many times for few inferences, of which it prints all. A script runs those processes on the
-device, artifacts in turn, and collects what they print between marks with this run's nonce; the log is whole or absent, as a reply is.
-A new one is a module with the names of `Foreign` and a line in `FOREIGN`.
+Neither prints every sample, so each is started many times for the few inferences of which it prints all. A script runs these processes on
+the device, artifacts in turn, and collects their output between marks with the run's nonce; the log is whole or absent, as a reply is.
+A further program is a module with the names of `ThirdPartyRunner` and a line in `THIRD_PARTY_RUNNERS`.
 """
 
 import mmap
@@ -24,41 +24,42 @@ END_MARK: Final = "end"
 
 
 class ThirdPartyRunner(Protocol):
-    """A module with these constants and functions."""
+    """The constants and functions of a module that describes a third-party program."""
 
     @property
     def FORMAT(self) -> str:
-        """Of the artifacts it runs."""
+        """The format of the artifacts that the program runs."""
 
     @property
     def SIGNATURE_TEXTS(self) -> tuple[bytes, ...]:
-        """Texts that every build of the program contains, since it prints them."""
+        """Texts that every build of the program prints and therefore contains."""
 
     @property
     def TIMED_PER_PROCESS(self) -> int:
-        """The most inferences of which one process prints every time."""
+        """The largest number of inferences of which one process prints every time."""
 
-    def build_arguments(self, artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]: ...
+    def build_arguments(self, artifact: str, *, timed: int, threads: int, warmup_s: float) -> list[str]:
+        """Return the arguments of one process with `timed` timed inferences."""
 
     def build_profile_arguments(self, artifact: str, *, threads: int, profile: bool) -> list[str] | None:
-        """Return how to learn times per op and peak memory, apart from the timed runs; None when it tells neither."""
+        """Return the arguments of a process that tells times per op and peak memory; None for a program that tells neither."""
 
     def parse_times(self, text: str, *, timed: int) -> ProcessTimes:
-        """Return what one process printed.
+        """Return the times in the output of one process.
 
         Raises:
-            ValueError: It is not what the program prints; says what is missing.
+            ValueError: The output is not that of the program; says what is missing.
         """
 
     def parse_profile(self, text: str) -> tuple[tuple[OpTime, ...], int]:
-        """Return (times per op, peak memory in bytes); () and 0 when they are not told."""
+        """Return (times per op, peak memory in bytes); () and 0 where the output does not tell them."""
 
 
 THIRD_PARTY_RUNNERS: Final[dict[str, ThirdPartyRunner]] = {"benchmark_model": benchmark_model, "executor_runner": executor_runner}
 
 
 def recognize_runner(runner: Path) -> str:
-    """Return the key in `THIRD_PARTY_RUNNERS` of a program, by the texts in it, whatever its file is called; "" when it is none of them."""
+    """Return the key in `THIRD_PARTY_RUNNERS` of a program by the texts in it, whatever its file is called; "" for any other program."""
     if not runner.stat().st_size:
         return ""
     with runner.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
@@ -69,7 +70,7 @@ def recognize_runner(runner: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _ProcessRun:
-    """One process: which artifact, how many timed inferences; 0 of them to learn times per op and memory."""
+    """One process for one artifact with `timed` timed inferences; 0 for the process that tells times per op and memory."""
 
     artifact: int
     loading: int
@@ -78,10 +79,10 @@ class _ProcessRun:
 
 
 def check_supported(name: str, request: RunnerRequest) -> None:
-    """Refuse what this runner cannot do.
+    """Refuse a request that this program cannot carry out.
 
     Raises:
-        ConfigError: Another format, or outputs are wanted.
+        ConfigError: The request has another format, or asks for outputs.
     """
     if request.mode != "measure":
         raise ConfigError(f"{name}: measures only, it does not give outputs; use the runner of device_tests/runners/native")
@@ -90,7 +91,7 @@ def check_supported(name: str, request: RunnerRequest) -> None:
 
 
 def build_script(name: str, request: RunnerRequest) -> str:
-    """Return the shell script that runs everything asked for and writes the log to `request.reply`; it lies in the work folder."""
+    """Return the shell script that runs all processes of a request and writes the log to `request.reply`; it lies in the work folder."""
     lines = [
         'cd "${0%/*}" || exit 1',
         f"log={shlex.quote(request.reply)} began=$(date +%s)",
@@ -110,10 +111,10 @@ def build_script(name: str, request: RunnerRequest) -> str:
 
 
 def parse_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -> RunnerReply:
-    """Return the log of such a script as the reply of a runner.
+    """Return the reply that the log of such a script amounts to.
 
     Raises:
-        DeviceError: It is of another run, cut off, or not what this program prints.
+        DeviceError: The log is of another run, cut off, or not of this program.
     """
     head, *parts = re.split(rf"^{request.nonce} (\d{{1,9}}|{END_MARK})$", sanitize(data.decode(errors="replace")), flags=re.MULTILINE)
     if len(parts) < 2 or parts[-2] != END_MARK:
@@ -140,37 +141,38 @@ def parse_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -
 
 
 def _plan_processes(name: str, request: RunnerRequest) -> Iterator[_ProcessRun]:
-    foreign = THIRD_PARTY_RUNNERS[name]
-    loadings = max(request.loads, -(-request.repetitions // foreign.TIMED_PER_PROCESS))
+    """Yield the processes of a request in their order: loading by loading for every artifact, then those for profiles."""
+    module = THIRD_PARTY_RUNNERS[name]
+    loadings = max(request.loads, -(-request.repetitions // module.TIMED_PER_PROCESS))
     for k in range(loadings):
         timed = request.repetitions * (k + 1) // loadings - request.repetitions * k // loadings
         order = range(len(request.artifacts))
         for i in order if k % 2 == 0 else reversed(order):  # each file follows and precedes the others equally often
-            argv = foreign.build_arguments(
+            argv = module.build_arguments(
                 request.artifacts[i].path, timed=timed, threads=request.threads, warmup_s=request.warmup_s / loadings
             )
             yield _ProcessRun(i, k, timed, tuple(argv))
     for i, file in enumerate(request.artifacts):
-        if extra := foreign.build_profile_arguments(file.path, threads=request.threads, profile=request.profile):
+        if extra := module.build_profile_arguments(file.path, threads=request.threads, profile=request.profile):
             yield _ProcessRun(i, loadings, 0, tuple(extra))
 
 
 def _collect_results(
-    foreign: ThirdPartyRunner, request: RunnerRequest, told: Sequence[tuple[_ProcessRun, str]]
+    module: ThirdPartyRunner, request: RunnerRequest, told: Sequence[tuple[_ProcessRun, str]]
 ) -> tuple[tuple[FileResult, ...], int]:
     results, peaks = [], [0]
     for i, file in enumerate(request.artifacts):
-        printed = [foreign.parse_times(text, timed=step.timed) for step, text in told if step.artifact == i and step.timed]
+        printed = [module.parse_times(text, timed=step.timed) for step, text in told if step.artifact == i and step.timed]
         profile: tuple[OpTime, ...] = ()
         for step, text in told:
             if step.artifact == i and not step.timed:
-                profile, peak = foreign.parse_profile(text)
+                profile, peak = module.parse_profile(text)
                 peaks.append(peak)
         if not printed:
             raise ValueError(f"nothing about {file.path}")
         results.append(
             FileResult(
-                sha256=file.sha256,  # confirmed there by `store.send`
+                sha256=file.sha256,  # the device confirmed it to `send_files`
                 backend=printed[0].backend,
                 load_ms=printed[0].load_ms,
                 first_ms=printed[0].first_ms,

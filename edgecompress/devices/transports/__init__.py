@@ -1,1 +1,1 @@
-"""Ways to reach a device: this machine, ssh, adb. Each is a module with one function that opens it."""
+"""Transports, the ways to reach a device: this machine, ssh, adb. Each is a module with one function that opens a device."""

@@ -1,7 +1,7 @@
 """Android by adb, `adb://SERIAL`: the `adb` program, always with a serial and a hard timeout.
 
-adb's own exit status is not believed: adb 29 exits 0 without a word when the link drops in the middle of a command. Each command prints a
-random mark with its status at its end, and a command without the mark was cut off.
+adb's own exit status is not trusted: adb 29 exits with 0 and without a message when the link drops in the middle of a command. Each command
+prints a random mark with its status at its end, and a command without the mark was cut off.
 """
 
 import os
@@ -31,10 +31,10 @@ from edgecompress.errors import DeviceError
 from edgecompress.records import DeviceInfo
 
 COMMAND_TIMEOUT_S = 15.0
-RECONNECT_TIMEOUT_S = 15.0  # how long a device that went away may take to come back
-RECONNECT_PAUSES_S = (0.0, 0.2, 0.5)  # adb is trying by itself too, and its attempt and ours can end each other
+RECONNECT_TIMEOUT_S = 15.0  # a device that went away may take this long to come back
+RECONNECT_PAUSES_S = (0.0, 0.2, 0.5)  # adb reconnects by itself too, and its attempt and ours can break each other
 ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
-MIN_BYTES_PER_S = 500_000  # a bad USB cable; bounds how long a transfer may take
+MIN_BYTES_PER_S = 500_000  # even a bad USB cable carries this much
 
 STATE_REMEDIES = {
     "unauthorized": "is unauthorized; unlock it and accept this computer's key, or run `adb kill-server` and plug it in again",
@@ -56,10 +56,10 @@ REFUSAL_REMEDIES = {
 
 
 def find_adb() -> str:
-    """Return the adb program: the setting ADB, else the one on PATH, else the one that the package adbutils bundles.
+    """Return the adb program: the variable ADB, else the one on PATH, else the one that the package adbutils bundles.
 
     Raises:
-        DeviceError: None of them is there.
+        DeviceError: None of them exists.
     """
     if named := os.environ.get("ADB"):
         if found := shutil.which(named):
@@ -75,7 +75,7 @@ def find_adb() -> str:
 
 
 def list_attached() -> tuple[DeviceInfo, ...]:
-    """Return every device adb sees; an unusable one carries its state and what to do about it. Without adb: one entry saying so."""
+    """Return every device that adb sees; an unusable one has its state and a remedy. Without adb: one entry that says so."""
     try:
         states = _read_states(find_adb())
     except DeviceError as error:
@@ -89,7 +89,7 @@ def list_attached() -> tuple[DeviceInfo, ...]:
 
 
 class AdbDevice(DeviceBase):
-    """One attached device. Use `open_adb`."""
+    """A device attached by adb. Use `open_adb`."""
 
     def __init__(self, serial: str, adb: str) -> None:
         self.url = _serial_url(serial)
@@ -116,7 +116,7 @@ class AdbDevice(DeviceBase):
             raise self._explain_failure(f"cannot read {remote}", sized)
         if int(text) > max_bytes:
             raise oversize_error(self.url, remote, int(text), max_bytes)
-        # The device may send more than it said, so adb may not write more than was agreed.
+        # The device may send more than it said, so adb may write no more than the caller allows.
         done = self._run_adb(
             ["pull", str(remote), str(local)], timeout_s=transfer_timeout_s(max_bytes, MIN_BYTES_PER_S), max_file_bytes=max_bytes
         )
@@ -125,10 +125,10 @@ class AdbDevice(DeviceBase):
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         mark = f"edgecompress:{secrets.token_hex(8)}:"
-        say = f"printf '\\n%s%d\\n' {mark} $?"
-        # Also inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ended before it looked.
-        command = build_remote_command(["sh", "-c", f'"$@"; {say}', "sh", *argv], timeout_s=timeout_s)
-        done = self._run_adb(["shell", f"{command} </dev/null; {say}"], timeout_s=timeout_s + LINK_MARGIN_S)
+        print_mark = f"printf '\\n%s%d\\n' {mark} $?"
+        # The mark is also printed inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ends very soon.
+        command = build_remote_command(["sh", "-c", f'"$@"; {print_mark}', "sh", *argv], timeout_s=timeout_s)
+        done = self._run_adb(["shell", f"{command} </dev/null; {print_mark}"], timeout_s=timeout_s + LINK_MARGIN_S)
         stdout, found, status = done.stdout.rpartition(f"\n{mark}")
         if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
             raise LinkLost(str(self._explain_failure(f"the connection was lost while running {argv[0]}", done)))
@@ -139,7 +139,7 @@ class AdbDevice(DeviceBase):
         return CompletedCommand(tuple(argv), int(status), stdout, done.stderr)
 
     def reconnect(self) -> None:
-        """Raise an error that says what state it is in when it does not come back."""
+        """Connect anew; where the device does not come back, raise an error with its state."""
         for pause_s in RECONNECT_PAUSES_S:
             time.sleep(pause_s)
             self._connect_anew()
@@ -150,7 +150,7 @@ class AdbDevice(DeviceBase):
 
     def _connect_anew(self) -> None:
         if ADDRESS.fullmatch(self.serial):
-            # adb keeps an address that fell silent as connected, and would go on using it.
+            # adb keeps an address that fell silent in its list as connected, and would go on using it.
             process.run_program([self._adb, "disconnect", self.serial], timeout_s=COMMAND_TIMEOUT_S, subject=self.url)
             process.run_program([self._adb, "connect", self.serial], timeout_s=RECONNECT_TIMEOUT_S, subject=self.url)
         else:
@@ -165,20 +165,20 @@ class AdbDevice(DeviceBase):
             raise CommandTimeout(f"{self.url}: {why}; the device may have fallen silent; check the cable, then run it again") from error
 
     def _explain_failure(self, what: str, done: CompletedCommand) -> DeviceError:
-        """Name the state the device is in now, when that explains the failure; else what adb or the device said."""
+        """Return an error with the state of the device where that explains the failure, else with the message of adb or the device."""
         state = _read_states(self._adb).get(self.serial, "gone")
         if state != "device":
             return LinkLost(f"{self.url}: {what}: {_describe_state(self.serial, state)}")
         said = join_last_lines(done.stderr or done.stdout) or "adb said nothing"
         if remedy := next((remedy for sign, remedy in REFUSAL_REMEDIES.items() if sign in said), None):
             return DeviceError(f"{self.url}: {what}: {said}; {remedy}")
-        # A command's own status came from there, and what the device refuses adb calls "remote …"; all else went wrong in between.
+        # The status of a command came from the device, and adb writes "remote …" before a refusal of it. All else is the link's.
         kind = DeviceError if done.argv[0] != self._adb or "remote " in said else LinkLost
         return kind(f"{self.url}: {what}: {said}; check the cable, then run it again")
 
 
 def _read_states(adb: str) -> dict[str, str]:
-    """Return {serial: state} of `adb devices -l`, starting adb's server if none runs."""
+    """Return {serial: state} from `adb devices -l`; adb's server is started where none runs."""
     subject = "adb"
     started = process.run_program([adb, "start-server"], timeout_s=COMMAND_TIMEOUT_S, subject=subject)
     listed = process.run_program([adb, "devices", "-l"], timeout_s=COMMAND_TIMEOUT_S, subject=subject)
@@ -204,15 +204,15 @@ def _describe_state(serial: str, state: str) -> str:
 
 
 def _serial_url(serial: str) -> str:
-    """Return the address that `open_adb` reads as this serial; a blank may stand as it is, `%41` would be read as A."""
+    """Return the URL that `open_adb` reads as this serial; a blank needs no escape, but `%41` would be read as A."""
     return f"adb://{serial.replace('%', '%25')}"
 
 
 def open_adb(rest: str) -> AdbDevice:
-    """Return the device with that serial; "" takes the only one attached; `host:port` is connected to first when it is not yet.
+    """Return the device with that serial; "" takes the only one attached; an address `host:port` is connected first where needed.
 
     Raises:
-        DeviceError: Not attached, several attached, unauthorized, offline, or refused; says what to do.
+        DeviceError: The device is not attached, unauthorized, offline or refuses, or several are attached; says what to do.
     """
     adb = find_adb()
     serial = unquote(rest)

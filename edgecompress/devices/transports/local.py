@@ -1,4 +1,4 @@
-"""The machine edgecompress runs on, `local://`."""
+"""The machine that edgecompress runs on, `local://`."""
 
 import platform
 import shutil
@@ -16,6 +16,8 @@ from edgecompress.records import DeviceInfo
 
 
 class LocalDevice(DeviceBase):
+    """This machine. Use `open_local`."""
+
     def __init__(self) -> None:
         self.url = "local://"
         self.serial = platform.node() or "localhost"

@@ -1,4 +1,4 @@
-"""Run a program on this machine, bounded in time and output."""
+"""Run a program on this machine within limits of time and output."""
 
 import logging
 import os
@@ -25,14 +25,14 @@ def run_program(
     env: Mapping[str, str] | None = None,
     max_file_bytes: int | None = None,
 ) -> CompletedCommand:
-    """Run `argv` in its own process group with no input; the group is killed when it is late, or when we are interrupted.
+    """Run `argv` in its own process group without input; the group is killed when its time is up, or when this process is interrupted.
 
     Args:
-        subject: Who is named in messages.
+        subject: The first word of messages.
         max_file_bytes: The largest file the program may write.
 
     Raises:
-        DeviceError: Not found, not finished within `timeout_s`, or more than 4 MiB of output.
+        DeviceError: The program was not found, did not finish within `timeout_s`, or printed more than 4 MiB.
     """
     log.debug("run %s", shlex.join(argv))
     try:
@@ -68,7 +68,7 @@ def run_program(
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the group, also children of a leader that has already ended."""
+    """Kill the processes of the group that still run, also children of a leader that has ended already."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -1,7 +1,7 @@
 """Any machine with an ssh server, `ssh://user@host:port`, by asyncssh with strict host keys.
 
-`~/.ssh/config`, the agent and `known_hosts` are respected; a password is never asked for. asyncssh runs in a thread of its own, so that
-these plain functions also work inside a notebook, whose main thread already runs an event loop.
+`~/.ssh/config`, the agent and `known_hosts` are respected; a password is never asked for. asyncssh runs in a thread of its own, so that the
+functions of a device also work inside a notebook, whose main thread already runs an event loop.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 5.0
 KEEPALIVE_COUNT = 3
-MIN_BYTES_PER_S = 200_000  # slower than any usable link; bounds how long a transfer may take
+MIN_BYTES_PER_S = 200_000  # any usable link carries more
 SIGNALS = {"ABRT": 6, "BUS": 7, "FPE": 8, "HUP": 1, "ILL": 4, "INT": 2, "KILL": 9, "PIPE": 13, "QUIT": 3, "SEGV": 11, "TERM": 15}
 CHUNK_BYTES = 1 << 16
 USUAL_KEYS = tuple(f"~/.ssh/id_{kind}" for kind in ("ed25519_sk", "ecdsa_sk", "ed448", "ed25519", "ecdsa", "rsa", "dsa"))
@@ -50,7 +50,7 @@ LINK_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 
 
 class SshDevice(DeviceBase):
-    """A connection to one machine. Use `open_ssh`."""
+    """A machine with an open ssh connection. Use `open_ssh`."""
 
     def __init__(self, url: str, *, user: str | None, host: str, port: int | None) -> None:
         self.url = url
@@ -75,19 +75,19 @@ class SshDevice(DeviceBase):
         self._wait_for(
             self._push_file(local, remote),
             timeout_s=transfer_timeout_s(local.stat().st_size, MIN_BYTES_PER_S),
-            what=f"copying {local.name}",
+            action=f"copying {local.name}",
         )
 
     def pull(self, remote: PurePosixPath, local: Path, *, max_bytes: int) -> None:
         self._wait_for(
             self._pull_file(remote, local, max_bytes),
             timeout_s=transfer_timeout_s(max_bytes, MIN_BYTES_PER_S),
-            what=f"fetching {remote.name}",
+            action=f"fetching {remote.name}",
         )
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         log.debug("%s run %s", self.url, argv)
-        done = self._wait_for(self._run_command(argv, timeout_s), timeout_s=timeout_s + LINK_MARGIN_S, what=f"running {argv[0]}")
+        done = self._wait_for(self._run_command(argv, timeout_s), timeout_s=timeout_s + LINK_MARGIN_S, action=f"running {argv[0]}")
         if done.returncode == 124:
             raise timeout_error(self.url, argv, timeout_s)
         return done
@@ -99,13 +99,13 @@ class SshDevice(DeviceBase):
     def close(self) -> None:
         if self._thread.is_alive():
             with suppress(DeviceError):
-                self._wait_for(self._close_connection(), timeout_s=CONNECT_TIMEOUT_S, what="closing")
+                self._wait_for(self._close_connection(), timeout_s=CONNECT_TIMEOUT_S, action="closing")
             self._stop_loop()
 
     def _open_connection(self) -> asyncssh.SSHClientConnection:
         user, host, port = self._address
         connecting = _connect_ssh(self.url, user=user, host=host, port=port)
-        return self._wait_for(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, what="connecting")
+        return self._wait_for(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, action="connecting")
 
     async def _push_file(self, local: Path, remote: PurePosixPath) -> None:
         async with self._connection.start_sftp_client() as sftp:
@@ -160,14 +160,16 @@ class SshDevice(DeviceBase):
         self._connection.close()
         await self._connection.wait_closed()
 
-    def _wait_for(self, work: Coroutine[Any, Any, T], *, timeout_s: float, what: str) -> T:
+    def _wait_for(self, work: Coroutine[Any, Any, T], *, timeout_s: float, action: str) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result(timeout_s)  # asyncio's own time limit would wait for a silent link to be closed in good order
+            return future.result(timeout_s)  # the time limit of asyncio would wait until a silent link is closed in good order
         except TimeoutError as error:
-            raise CommandTimeout(f"{self.url}: {what} took more than {timeout_s:g} s; check the connection") from error
+            raise CommandTimeout(f"{self.url}: {action} took more than {timeout_s:g} s; check the connection") from error
         except (asyncssh.Error, OSError) as error:
-            raise LinkLost(f"{self.url}: the connection was lost while {what}: {sanitize(str(error), limit=300)}; run it again") from error
+            raise LinkLost(
+                f"{self.url}: the connection was lost while {action}: {sanitize(str(error), limit=300)}; run it again"
+            ) from error
         finally:
             future.cancel()
 
@@ -187,7 +189,7 @@ async def _read_stream(stream: "asyncssh.SSHReader[bytes]", url: str) -> str:
 
 
 class _HostKeyRecorder(asyncssh.SSHClient):
-    """Remember the host key that was not in known_hosts, for the message."""
+    """Record the host key that is not in known_hosts, for the message."""
 
     refused: asyncssh.SSHKey | None = None
     address: tuple[str, str, int] = ("", "", 0)
@@ -229,20 +231,20 @@ async def _connect_ssh(url: str, *, user: str | None, host: str, port: int | Non
 
 
 async def _find_known_hosts(url: str, host: str, given: dict[str, Any]) -> list[str] | bytes:
-    """Return the known_hosts files that exist: those ~/.ssh/config names, else the usual two; never "trust everybody"."""
+    """Return the known_hosts files that exist: those that ~/.ssh/config names, else the usual two; without one no key is trusted."""
     try:
         options = await asyncssh.SSHClientConnectionOptions.construct(host=host, **given)
     except (asyncssh.Error, asyncssh.KeyImportError, asyncssh.ConfigParseError, OSError) as error:
         raise ConfigError(f"{url}: ~/.ssh/config or a key it names cannot be used: {sanitize(str(error), limit=300)}; mend it") from error
     _check_key_modes([Path(str(name)).expanduser() for name in options.config.get("IdentityFile", None) or USUAL_KEYS])
-    named = options.known_hosts  # asyncssh makes it None, which trusts every key, of `UserKnownHostsFile none`
-    files = [str(Path(name).expanduser()) for name in named if isinstance(name, str)] if isinstance(named, list | tuple) else []
+    configured = options.known_hosts  # asyncssh turns `UserKnownHostsFile none` into None, which would trust every key
+    files = [str(Path(name).expanduser()) for name in configured if isinstance(name, str)] if isinstance(configured, list | tuple) else []
     files = files or [str(Path.home() / ".ssh" / "known_hosts"), "/etc/ssh/ssh_known_hosts"]
     return [name for name in files if os.access(name, os.R_OK)] or b""
 
 
 def _check_key_modes(keys: Sequence[Path]) -> None:
-    """Refuse, as ssh does and asyncssh does not, a private key that others may read."""
+    """Refuse a private key that others may read, as ssh does and asyncssh does not."""
     for key in keys:
         if key.is_file() and (mode := key.stat().st_mode & 0o777) & 0o077:
             raise ConfigError(f"{key}: this private key has mode {mode:04o}, so others may read it; run `chmod 600 {key}`")
@@ -267,7 +269,7 @@ def _host_key_error(url: str, client: _HostKeyRecorder, known_hosts: list[str] |
 
 
 def _is_revoked(key: asyncssh.SSHKey, known_hosts: list[str] | bytes) -> bool:
-    """Tell whether a line revokes this very key; asyncssh overlooks one for `[host]:port` when that host has no other line."""
+    """Tell whether a line revokes this key; asyncssh overlooks a line for `[host]:port` where the host has no other line."""
     encoded = key.export_public_key().split()[1]
     lines = [line for name in known_hosts if isinstance(name, str) for line in Path(name).read_bytes().splitlines()]
     return any(line.startswith(b"@revoked") and encoded in line.split() for line in lines)
@@ -277,8 +279,8 @@ def open_ssh(rest: str) -> SshDevice:
     """Connect to `user@host:port`; user and port may be left to ~/.ssh/config.
 
     Raises:
-        ConfigError: Not such an address, or one with a password or a path.
-        DeviceError: Not reachable, an unknown or changed host key, or our keys are refused.
+        ConfigError: The address is malformed, or has a password or a path.
+        DeviceError: The host cannot be reached, its key is unknown or changed, or it refuses our keys.
     """
     if ":" in rest.rpartition("@")[0]:  # before anything else, so that no message shows it
         raise ConfigError("ssh://: a password stands in the address; use a key (ssh-copy-id), passwords are never used")

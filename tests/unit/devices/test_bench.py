@@ -1,16 +1,16 @@
-"""The bench verb and what may be compared."""
+"""`bench()` on this machine: its results, its options, and artifacts that cannot be measured."""
 
-import subprocess
-import sys
+import inspect
 
 import msgspec
 import pytest
-from support.paths import REPOSITORY
 
 from edgecompress.devices.bench import bench
+from edgecompress.devices.evaluate import evaluate
 from edgecompress.devices.statistics import median, speed_up
 from edgecompress.errors import ConfigError
-from edgecompress.records import BenchmarkResult, DeviceInfo, from_json, to_json
+from edgecompress.records import BenchmarkOptions, BenchmarkResult, DeviceInfo, from_json, to_json
+from edgecompress.records.evaluation import EvaluationOptions
 
 RESULT = BenchmarkResult(
     session="s",
@@ -69,6 +69,14 @@ def test_an_option_out_of_range_is_refused(tiny, option):
         bench([tiny / "tiny.tflite"], **option)
 
 
+@pytest.mark.parametrize(("function", "record"), [(bench, BenchmarkOptions), (evaluate, EvaluationOptions)])
+def test_a_function_takes_every_option_of_its_record_with_the_same_default(function, record):
+    parameters, usual = inspect.signature(function).parameters, record()
+    assert set(record.__struct_fields__) <= set(parameters)
+    for name in record.__struct_fields__:
+        assert (parameters[name].default or None) == (getattr(usual, name) or None), name
+
+
 def changed(path):
     path.write_bytes(path.read_bytes() + b"\0")
     return path
@@ -96,25 +104,3 @@ def test_speed_up_is_the_ratio_of_medians():
 def test_nothing_has_no_median():
     with pytest.raises(ConfigError, match="median of nothing"):
         median(())
-
-
-def test_the_suite_for_hardware_runs_on_a_device(ssh_server, tmp_path):
-    """`pytest device_tests/suite --device URL`, as a person with a board types it."""
-    results = tmp_path / "results.json"
-    argv = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "device_tests/suite",
-        "--device",
-        ssh_server.url,
-        "--repetitions",
-        "3",
-        "--results",
-        results,
-    ]
-    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
-    assert len(msgspec.json.decode(results.read_bytes(), type=list[BenchmarkResult])) == 2

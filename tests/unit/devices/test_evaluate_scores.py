@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.paths import REPOSITORY
 
-from edgecompress.devices.evaluate import quantization_step, rank_labels
+from edgecompress.devices.scores import quantization_step, rank_labels
 from edgecompress.records import Artifact, read_record
 
 MANIFEST = REPOSITORY / "examples/prebuilt/resnet20_fashion_mnist-int8-static.tflite.json"
