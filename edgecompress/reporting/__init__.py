@@ -1,1 +1,1 @@
-"""The report: `data` says what is known, `plots` draws it, `render` puts both into the templates. None of them measures anything."""
+"""The report: `make_report` collects the facts of a run, `plots` draws them, `render` fills the templates. Nothing is measured here."""

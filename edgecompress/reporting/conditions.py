@@ -1,4 +1,4 @@
-"""Under which conditions everything was found: the part of a report that makes it repeatable."""
+"""The conditions of a run, its measurements and its files: the part of a report that makes them repeatable."""
 
 import math
 
@@ -9,7 +9,7 @@ from edgecompress.reporting.numbers import format_db, format_exact, format_perce
 Entries = tuple[tuple[str, str], ...]
 
 
-def conditions(
+def list_conditions(
     *,
     stats: ModelStats | None,
     plan: CompressionPlan | None,
@@ -20,39 +20,39 @@ def conditions(
     created_at: str,
     version: str,
 ) -> tuple[Conditions, ...]:
-    """Return the run's conditions, each place of measurement, then each file; entries that nobody recorded are left out."""
+    """Return the conditions of the run, of each group of measurements and of each file; unknown entries are left out."""
     run = (("Report written", created_at), ("edgecompress", version))
     model = (
         ("Model", stats.model if stats else plan.model if plan else ""),
         ("Input", " · ".join(format_shape(s) for s in stats.input_shapes) if stats else ""),
         *((stats.conditions if stats else {}).items()),
     )
-    found = [Conditions(title="Run", entries=present((*run, *model, *training(finetuned), *calibration(quantized))))]
-    found += [Conditions(title=measured(group), entries=present(place(group))) for group in groups]
-    found += [Conditions(title=artifact.name, entries=present(file(artifact))) for artifact in artifacts]
+    found = [Conditions(title="Run", entries=drop_empty((*run, *model, *describe_training(finetuned), *describe_calibration(quantized))))]
+    found += [Conditions(title=make_heading(group), entries=drop_empty(describe_place(group))) for group in groups]
+    found += [Conditions(title=artifact.name, entries=drop_empty(describe_file(artifact))) for artifact in artifacts]
     return tuple(found)
 
 
-def training(finetuned: FinetuneResult | None) -> Entries:
+def describe_training(finetuned: FinetuneResult | None) -> Entries:
     if finetuned is None:
         return ()
     return (
         ("Training data", f"{finetuned.data}, {format_whole(finetuned.train_samples)} samples"),
-        ("Evaluated on", f"{format_whole(finetuned.eval_samples)} samples{sampling(finetuned)}"),
+        ("Evaluated on", f"{format_whole(finetuned.eval_samples)} samples{describe_sampling_error(finetuned)}"),
         ("Seed", str(finetuned.seed)),
         ("Fine-tuning took", f"{format_seconds(sum(epoch.seconds for epoch in finetuned.epochs))} s"),
     )
 
 
-def sampling(finetuned: FinetuneResult) -> str:
-    """Say how far a single top-1 may be from that of endless data: 1.96·√(p(1 − p) / n), the normal approximation."""
+def describe_sampling_error(finetuned: FinetuneResult) -> str:
+    """Return the half-width of the 95% confidence interval of top-1, 1.96·√(p(1 − p) / n) (normal approximation), as words."""
     if finetuned.top1 is None or finetuned.eval_samples < 1:
         return ""
     width = 196 * math.sqrt(finetuned.top1 * (1 - finetuned.top1) / finetuned.eval_samples)
     return f"; a top-1 of {format_percent(finetuned.top1)} is known to ±{width:.2f} points (95%), a difference on the same samples better"
 
 
-def calibration(quantized: QuantizeResult | None) -> Entries:
+def describe_calibration(quantized: QuantizeResult | None) -> Entries:
     if quantized is None:
         return ()
     low, high = quantized.input_range
@@ -62,7 +62,7 @@ def calibration(quantized: QuantizeResult | None) -> Entries:
     )
 
 
-def place(group: Group) -> Entries:
+def describe_place(group: Group) -> Entries:
     d = group.device
     return (
         ("Device", f"{d.model or 'model not told'}{' (emulated)' if d.emulated else ''}"),
@@ -77,8 +77,8 @@ def place(group: Group) -> Entries:
         ("Runtime", group.backend),
         ("Runner", group.runner),
         ("Threads", str(group.threads)),
-        ("Load before → after", pair(group.load_average, "")),
-        ("Temperature before → after", pair(group.temperature_c, " °C")),
+        ("Load before → after", format_before_after(group.load_average, "")),
+        ("Temperature before → after", format_before_after(group.temperature_c, " °C")),
         *group.told,
         ("Noise", "; ".join(dict.fromkeys(why for row in group.rows if row.latency for why in row.latency.noisy))),
         ("Samples", ", ".join(f"{row.artifact} {len(row.latency.samples_ms)}" for row in group.rows if row.latency)),
@@ -87,9 +87,9 @@ def place(group: Group) -> Entries:
     )
 
 
-def file(artifact: Artifact) -> Entries:
+def describe_file(artifact: Artifact) -> Entries:
     pre = artifact.preprocessing
-    normalised = f"(x / 255 − {listed(pre.mean)}) / {listed(pre.std)}" if pre else ""
+    normalised = f"(x / 255 − {format_values(pre.mean)}) / {format_values(pre.std)}" if pre else ""
     cut = f"{f'resize {pre.resize}, ' if pre.resize else ''}{f'crop {pre.crop}, ' if pre.crop else ''}" if pre else ""
     return (
         ("File", f"{artifact.path}, {format_whole(artifact.size_bytes)} bytes"),
@@ -108,21 +108,21 @@ def file(artifact: Artifact) -> Entries:
     )
 
 
-def measured(group: Group) -> str:
-    """Return a heading that tells groups on one device apart."""
+def make_heading(group: Group) -> str:
+    """Return a heading with device, runtime and threads, so that groups on one device can be told apart."""
     threads = f"{group.threads} thread{'' if group.threads == 1 else 's'}"
     return f"Measured on {group.device.model or group.device.url} with {group.backend}, {threads}"
 
 
-def present(entries: Entries) -> Entries:
+def drop_empty(entries: Entries) -> Entries:
     return tuple((name, value) for name, value in entries if value)
 
 
-def listed(values: tuple[float, ...]) -> str:
+def format_values(values: tuple[float, ...]) -> str:
     return format_exact(values[0]) if len(set(values)) == 1 else f"({', '.join(map(format_exact, values))})"
 
 
-def pair(values: tuple[float | None, float | None], unit: str) -> str:
+def format_before_after(values: tuple[float | None, float | None], unit: str) -> str:
     if values == (None, None):
         return ""
     return " → ".join("not told" if value is None else f"{value:.1f}{unit}" for value in values)

@@ -1,6 +1,6 @@
-"""What a report says, as frozen records; `report.json` is exactly a `Report`.
+"""The report as frozen records; `report.json` is exactly a `Report`.
 
-Numbers stay numbers (the template formats them). Where a number is None, a reason beside it says why, in words for a reader.
+Numbers stay numbers (the template formats them). A number that is None has a reason beside it, in words for a reader.
 """
 
 from typing import Literal
@@ -15,7 +15,7 @@ class Figure(Record, frozen=True, kw_only=True):
 
     Attributes:
         change: before / after for size (bytes) and speed (ms), after / before for MACs, after − before in points for top-1.
-        reason: Why `change` is None, or a caveat to it.
+        reason: Why `change` is None, or a caveat.
     """
 
     kind: FigureKind
@@ -26,11 +26,11 @@ class Figure(Record, frozen=True, kw_only=True):
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """The result in one sentence, the numbers in it, and what a reader must not overlook.
+    """The result in one sentence, its numbers, and the shortfalls that a reader must not overlook.
 
     Attributes:
-        artifact: The file the figures are of; "" when nothing was exported.
-        shortfalls: What fell short of what was asked, was refused, or was not measured.
+        artifact: The file of the figures; "" when nothing was exported.
+        shortfalls: Goals that were missed, files that were refused, and figures that were not measured.
     """
 
     sentence: str
@@ -40,7 +40,7 @@ class Verdict(Record, frozen=True, kw_only=True):
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Statistics of one result beside its raw values, all in ms."""
+    """Statistics and raw values of one benchmark result, in ms."""
 
     median_ms: float
     p10_ms: float
@@ -56,14 +56,15 @@ class Latency(Record, frozen=True, kw_only=True):
 
 
 class ArtifactRow(Record, frozen=True, kw_only=True):
-    """One artifact, in one place where it was measured.
+    """One artifact on one device, or one that was not measured.
 
     Attributes:
-        baseline: It is a dense fp32 file, what others are compared with.
+        baseline: Whether this is a dense fp32 file, which others are compared with.
         times_smaller: Size of the dense fp32 file of this format over this size.
-        top1_change_points: Against the dense fp32 file of this format, on the same data.
-        speed_up: Time of `speed_baseline` over this one's, of medians without an interval; None, with `speed_reason`, for unlike ones.
-        speed_interval: Where the true one lies (99%), known when they were measured with `bench --compare`.
+        top1_change_points: Difference from the dense fp32 file of this format, on the same data.
+        speed_up: Time of `speed_baseline` over the time of this file: a ratio of medians where there is no interval; None, with
+            `speed_reason`, where the two are not `comparable`.
+        speed_interval: The 99% confidence interval of `speed_up`, where the files were measured with `bench --compare`.
     """
 
     artifact: str
@@ -87,7 +88,7 @@ class ArtifactRow(Record, frozen=True, kw_only=True):
 
 
 class Group(Record, frozen=True, kw_only=True):
-    """Results that may be compared: one session, device, runtime, number of threads and choice of processors.
+    """Results that are `comparable`, as rows.
 
     Attributes:
         told: Further conditions that the device told, (name, text).
@@ -111,8 +112,8 @@ class AccuracyRow(Record, frozen=True, kw_only=True):
     """One artifact on labelled inputs on a device.
 
     Attributes:
-        change_points: Against the dense fp32 file on the same device and samples.
-        problem: Why its outputs there are not those here; "" when they are.
+        change_points: Difference from the dense fp32 file on the same device and samples.
+        problem: How the outputs on the device differ from those on the host; "" when they agree.
     """
 
     artifact: str
@@ -125,7 +126,7 @@ class AccuracyRow(Record, frozen=True, kw_only=True):
 
 
 class AccuracyTable(Record, frozen=True, kw_only=True):
-    """Accuracies that may be compared: one device, runtime, number of threads and the same samples."""
+    """Accuracies that are `comparable`: of one device, runtime, number of threads and set of samples."""
 
     device: DeviceInfo
     backend: str
@@ -136,11 +137,13 @@ class AccuracyTable(Record, frozen=True, kw_only=True):
 
 
 class LayerRow(Record, frozen=True, kw_only=True):
-    """One layer before and after. `why` is the planner's reason to choose or to skip; `method` is "" for a dense layer.
+    """One layer before and after compression.
 
     Attributes:
-        latency_ms: Of the dense layer: on the plan's device, or eager in PyTorch where there is none.
-        planned_ms: Of the chosen form, on the plan's device.
+        method: Factorization; "" for a layer that stays dense.
+        latency_ms: Latency of the dense layer on the plan's device, or eager in PyTorch without one.
+        planned_ms: Latency of the chosen form on the plan's device.
+        why: The planner's reason to choose the form, or to leave the layer dense.
         alternatives: Why other forms lost.
     """
 
@@ -164,12 +167,13 @@ class LayerRow(Record, frozen=True, kw_only=True):
 
 
 class LayerTable(Record, frozen=True, kw_only=True):
-    """All layers with the totals of the whole network. `common_why` is the reason most decomposed layers share.
+    """All layers, with the totals of the whole network.
 
     Attributes:
-        timed_on: Device, runtime and threads of the plan's latencies, and the scheme they are of; "" without any.
-        latency_ms_before, predicted_ms: Of the whole network there, dense as measured and planned as predicted.
-        measured_ms: Of the published file there; None before it was measured.
+        timed_on: Scheme, device, runtime and threads of the plan's latencies; "" without latencies.
+        latency_ms_before, predicted_ms: Latency of the whole network on that device: dense as measured, planned as predicted.
+        measured_ms: Latency of the published file on that device; None until it is measured.
+        common_why: The reason that most decomposed layers share.
     """
 
     layers: tuple[LayerRow, ...]
@@ -188,7 +192,7 @@ class LayerTable(Record, frozen=True, kw_only=True):
 
 
 class EpochPoint(Record, frozen=True, kw_only=True):
-    """One epoch; a loss that was not finite is None."""
+    """One epoch of fine-tuning; a loss that was not finite is None."""
 
     epoch: int
     loss: float | None
@@ -198,7 +202,7 @@ class EpochPoint(Record, frozen=True, kw_only=True):
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """The fine-tuning. Accuracies are fractions of the evaluation samples."""
+    """The fine-tuning of a run; accuracies are fractions of the evaluation samples."""
 
     dense_top1: float | None
     before_top1: float | None
@@ -214,8 +218,9 @@ class StageRow(Record, frozen=True, kw_only=True):
     """One of several stages of planning, decomposing and fine-tuning.
 
     Attributes:
-        layers, changed: How many are factorized, and how many of them were not so, or at a higher rank, in the stage before.
-        before_top1: After BatchNorm re-estimation, before training.
+        layers: Number of factorized layers.
+        changed: Number of those that were dense, or of a higher rank, in the stage before.
+        before_top1: Top-1 after BatchNorm re-estimation, before training.
     """
 
     number: int
@@ -230,6 +235,8 @@ class StageRow(Record, frozen=True, kw_only=True):
 
 
 class Quantization(Record, frozen=True, kw_only=True):
+    """Calibration, the int8 fit of each layer's weight, and the choice of layers for mixed precision."""
+
     schemes: tuple[str, ...]
     calibration_data: str
     input_range: tuple[float, float]
@@ -238,24 +245,28 @@ class Quantization(Record, frozen=True, kw_only=True):
 
 
 class Note(Record, frozen=True, kw_only=True):
+    """A remark of a step, or of the artifacts and results that share it."""
+
     source: str
     text: str
 
 
 class Conditions(Record, frozen=True, kw_only=True):
+    """Named facts of a run, a measurement or a file."""
+
     title: str
     entries: tuple[tuple[str, str], ...]
 
 
 class MissingSection(Record, frozen=True, kw_only=True):
-    """A section without data, and the command that would fill it."""
+    """A section of the report without data, and the command that fills it."""
 
     section: str
     command: str
 
 
 class Report(Record, frozen=True, kw_only=True):
-    """Everything the page shows, and nothing it does not."""
+    """All facts of the page, and no others."""
 
     schema: int = SCHEMA
     title: str

@@ -1,8 +1,7 @@
-"""Pictures as inline SVG: numbers in, markup out; no state, no library, no script, no style attribute (the page forbids them).
+"""Pictures as inline SVG: numbers in, markup out, without scripts or style attributes, which the page forbids.
 
-Two kinds. Fluid ones (`bar`, `strip`, `dumbbell`, `axis`) are as wide as their cell: positions are percentages, so nothing is stretched.
-`curve` has text of its own and a fixed shape; it is drawn for a phone's width and grows little. Each carries a title and a description;
-the same numbers always stand in a table too.
+Bars, meters, strips, dumbbells and axes are as wide as their cell: positions are percentages, so nothing is stretched. A curve has text of
+its own and a fixed shape, drawn for a phone's width. Each picture has a title and a description; the same numbers stand in a table too.
 """
 
 import math
@@ -12,70 +11,72 @@ from markupsafe import Markup
 
 from edgecompress.reporting.numbers import format_significant, use_minus_sign
 
-MOST_DOTS = 300  # per strip: more cannot be told apart, and the page should stay light
-WIDTH, HEIGHT = 340, 190  # of a curve, in px at a phone's width
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 26  # room around its plotting area
+MAX_DOTS = 300  # More dots of a strip cannot be told apart and make the page heavy.
+WIDTH, HEIGHT = 340, 190  # Of a curve, in px: this wide, its text is readable on a phone.
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 26  # Margins of a curve, in px, for the labels of its axes.
 
 
-def figure(body: Markup, *, title: str, kind: str, height: float, desc: str = "") -> Markup:
-    """Wrap fluid shapes as one picture that screen readers announce by its title."""
+def wrap_picture(body: Markup, *, title: str, kind: str, height: float, desc: str = "") -> Markup:
+    """Wrap shapes as one picture of the width of its cell, which screen readers announce by its title."""
     described = Markup("<desc>{}</desc>").format(desc) if desc else Markup()
     return Markup('<svg class="plot {}" role="img" width="100%" height="{}"><title>{}</title>{}{}</svg>').format(
         kind, f"{height:g}", title, described, body
     )
 
 
-def place(value: float, limit: float, start: float = 0.0) -> str:
+def format_position(value: float, limit: float, start: float = 0.0) -> str:
     """Return where `value` lies on an axis from `start` to `limit`, as a percentage within the picture."""
     share = (value - start) / (limit - start) if limit > start and math.isfinite(value) else 0.0
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
-def bar(before: float, after: float, limit: float, *, title: str) -> Markup:
+def draw_bar(before: float, after: float, limit: float, *, title: str) -> Markup:
     """Draw a pale bar (before) with a full one (after) inside, on an axis from 0 to `limit`."""
     body = Markup(
         '<rect class="before" x="0" y="1" width="{}" height="12"/><rect class="after" x="0" y="4" width="{}" height="6"/>'
-    ).format(place(before, limit), place(after, limit))
-    return figure(body, title=title, kind="bar", height=14)
+    ).format(format_position(before, limit), format_position(after, limit))
+    return wrap_picture(body, title=title, kind="bar", height=14)
 
 
-def meter(value: float, limit: float, *, title: str, height: float = 3) -> Markup:
+def draw_meter(value: float, limit: float, *, title: str, height: float = 3) -> Markup:
     """Draw one bar on an axis from 0 to `limit`."""
-    body = Markup('<rect class="value" x="0" y="0" width="{}" height="{}"/>').format(place(value, limit), f"{height:g}")
-    return figure(body, title=title, kind="meter", height=height)
+    body = Markup('<rect class="value" x="0" y="0" width="{}" height="{}"/>').format(format_position(value, limit), f"{height:g}")
+    return wrap_picture(body, title=title, kind="meter", height=height)
 
 
-def strip(
+def draw_strip(
     samples: Sequence[float], start: float, end: float, *, median: float, low: float, high: float, title: str, desc: str = ""
 ) -> Markup:
-    """Draw each sample as a dot: across by its value, downwards in the order of time, so that a drift is a slant.
+    """Draw each sample as a dot, across by value and downwards by time, so that a drift shows as a slant.
 
     A band shows `low` to `high`, a line the median. Samples beyond `start` or `end` stand as open dots at the edge.
     """
-    step = max(1, math.ceil(len(samples) / MOST_DOTS))
+    step = max(1, math.ceil(len(samples) / MAX_DOTS))
     dots = Markup("").join(
         Markup('<circle class="{}" cx="{}" cy="{}" r="1.6"/>').format(
-            "dot" if start <= value <= end else "beyond", place(value, end, start), f"{4 + 28 * index / max(len(samples) - 1, 1):.1f}"
+            "dot" if start <= value <= end else "beyond",
+            format_position(value, end, start),
+            f"{4 + 28 * index / max(len(samples) - 1, 1):.1f}",
         )
         for index, value in list(enumerate(samples))[::step]
     )
-    left, right = place(low, end, start), place(high, end, start)
+    left, right = format_position(low, end, start), format_position(high, end, start)
     width = f"{float(right[:-1]) - float(left[:-1]):.2f}%"
     band = Markup('<rect class="band" x="{}" y="0" width="{}" height="36"/>').format(left, width)
-    middle = Markup('<line class="median" x1="{0}" x2="{0}" y1="0" y2="36"/>').format(place(median, end, start))
-    return figure(band + dots + middle, title=title, kind="strip", height=36, desc=desc)
+    middle = Markup('<line class="median" x1="{0}" x2="{0}" y1="0" y2="36"/>').format(format_position(median, end, start))
+    return wrap_picture(band + dots + middle, title=title, kind="strip", height=36, desc=desc)
 
 
-def dumbbell(low: float, high: float, limit: float, *, title: str) -> Markup:
+def draw_dumbbell(low: float, high: float, limit: float, *, title: str) -> Markup:
     """Draw an open dot (before) and a full one (after) joined by a line, on an axis from 0 to `limit`."""
     body = Markup(
         '<line class="track" x1="0" x2="100%" y1="7" y2="7"/><line class="join" x1="{0}" x2="{1}" y1="7" y2="7"/>'
         '<circle class="open" cx="{0}" cy="7" r="3.5"/><circle class="full" cx="{1}" cy="7" r="4"/>'
-    ).format(place(low, limit), place(high, limit))
-    return figure(body, title=title, kind="dumbbell", height=14)
+    ).format(format_position(low, limit), format_position(high, limit))
+    return wrap_picture(body, title=title, kind="dumbbell", height=14)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def choose_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return at most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) within `low` … `high`."""
     span = high - low
     if not 1e-12 * max(abs(low), abs(high), 1e-100) < span < math.inf:
@@ -86,7 +87,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def labels(marks: Sequence[float]) -> list[str]:
+def label_ticks(marks: Sequence[float]) -> list[str]:
     """Return the marks with as many decimals as the distance between them needs."""
     apart = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1.0
     if apart < 1e-6:
@@ -95,17 +96,17 @@ def labels(marks: Sequence[float]) -> list[str]:
     return [use_minus_sign(f"{value:.{decimals}f}") for value in marks]
 
 
-def axis(start: float, end: float, *, unit: str, signed: bool = False, most: int = 5) -> Markup:
-    """Draw the scale of a fluid picture; the last label carries the unit, `signed` puts a plus before what is above 0."""
-    marks = ticks(start, end, most)
+def draw_axis(start: float, end: float, *, unit: str, signed: bool = False, most: int = 5) -> Markup:
+    """Draw the scale under bars or strips; the last label has the unit, and `signed` puts a plus before values above 0."""
+    marks = choose_ticks(start, end, most)
     parts = []
-    for value, text in zip(marks, labels(marks), strict=True):
+    for value, text in zip(marks, label_ticks(marks), strict=True):
         share = (value - start) / (end - start) if end > start else 0.0
         anchor = "start" if share < 0.06 else "end" if share > 0.94 else "middle"
         label = ("+" if signed and value > 0 else "") + text + (unit if value == marks[-1] else "")
         parts.append(
             Markup('<line x1="{0}" x2="{0}" y1="0" y2="4"/><text x="{0}" y="16" text-anchor="{1}">{2}</text>').format(
-                place(value, end, start), anchor, label
+                format_position(value, end, start), anchor, label
             )
         )
     return Markup(
@@ -113,10 +114,10 @@ def axis(start: float, end: float, *, unit: str, signed: bool = False, most: int
     ).format(Markup("").join(parts))
 
 
-def curve(
+def draw_curve(
     values: Sequence[tuple[float, float | None]], *, title: str, desc: str, reference: float | None = None, label: str = ""
 ) -> Markup:
-    """Draw y over x as a line with dots; an unknown y leaves a gap, `reference` is a dashed line with a label.
+    """Draw y over x as a line with dots; an unknown y leaves a gap, and `reference` is a dashed line with a label.
 
     Args:
         values: `(x, y)` in the order of x.
@@ -137,14 +138,14 @@ def curve(
     def up(y: float) -> str:
         return f"{HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
 
-    marks = ticks(low, high, 4)
+    marks = choose_ticks(low, high, 4)
     parts = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text x="{}" y="{y}" dy="4" text-anchor="end">{}</text>').format(
             LEFT, WIDTH - RIGHT, LEFT - 6, text, y=up(y)
         )
-        for y, text in zip(marks, labels(marks), strict=True)
+        for y, text in zip(marks, label_ticks(marks), strict=True)
     ]
-    whole = [x for x in ticks(first, last, 7) if x == int(x)]
+    whole = [x for x in choose_ticks(first, last, 7) if x == int(x)]
     parts += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(at(x), HEIGHT - 8, f"{x:g}") for x in whole]
     if reference is not None:
         parts.append(
@@ -153,15 +154,17 @@ def curve(
                 '<text class="label" x="{}" y="{y}" dy="-5" text-anchor="end">{}</text>'
             ).format(LEFT, WIDTH - RIGHT, WIDTH - RIGHT, label, y=up(reference))
         )
-    parts += [Markup('<polyline class="line" points="{}"/>').format(" ".join(f"{at(x)},{up(y)}" for x, y in run)) for run in runs(values)]
+    parts += [
+        Markup('<polyline class="line" points="{}"/>').format(" ".join(f"{at(x)},{up(y)}" for x, y in run)) for run in split_at_gaps(values)
+    ]
     parts += [Markup('<circle class="full" cx="{}" cy="{}" r="3"/>').format(at(x), up(y)) for x, y in known]
     return Markup('<svg class="plot curve" role="img" viewBox="0 0 {} {}"><title>{}</title><desc>{}</desc>{}</svg>').format(
         WIDTH, HEIGHT, title, desc, Markup("").join(parts)
     )
 
 
-def runs(values: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """Split at unknown values into stretches that a line may join."""
+def split_at_gaps(values: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
+    """Return the stretches between unknown values, each of at least two points, which a line may join."""
     found: list[list[tuple[float, float]]] = [[]]
     for x, y in values:
         if y is None:

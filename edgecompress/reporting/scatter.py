@@ -1,15 +1,15 @@
-"""A picture of points on two axes, as inline SVG like those of `plots`."""
+"""Scatter plots as inline SVG, like the pictures of `plots`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from edgecompress.reporting.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, labels, ticks
+from edgecompress.reporting.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, choose_ticks, label_ticks
 
 
 class Dot(NamedTuple):
-    """A point; those with `full` are the ones to look at, `name` is what they are called in the table."""
+    """A point of a scatter plot; `full` ones stand out, `name` is the point's name in the table."""
 
     x: float
     y: float
@@ -17,29 +17,29 @@ class Dot(NamedTuple):
     name: str
 
 
-def scatter(dots: Sequence[Dot], *, title: str, desc: str, reference: float | None = None, label: str = "") -> Markup:
-    """Draw dots over x and y; `reference` is a dashed line across at that y, with a label."""
+def draw_scatter(dots: Sequence[Dot], *, title: str, desc: str, reference: float | None = None, label: str = "") -> Markup:
+    """Draw dots over x and y; `reference` is the y of a dashed line with a label."""
     if not dots:
         return Markup("")
-    across = _padded([dot.x for dot in dots])
-    upwards = _padded([dot.y for dot in dots] + ([] if reference is None else [reference]))
+    across = _pad_axis([dot.x for dot in dots])
+    upwards = _pad_axis([dot.y for dot in dots] + ([] if reference is None else [reference]))
 
     def at(x: float) -> str:
-        return f"{LEFT + _share(x, across) * (WIDTH - LEFT - RIGHT):.1f}"
+        return f"{LEFT + _share_of_axis(x, across) * (WIDTH - LEFT - RIGHT):.1f}"
 
     def up(y: float) -> str:
-        return f"{HEIGHT - BOTTOM - _share(y, upwards) * (HEIGHT - TOP - BOTTOM):.1f}"
+        return f"{HEIGHT - BOTTOM - _share_of_axis(y, upwards) * (HEIGHT - TOP - BOTTOM):.1f}"
 
-    high, wide = ticks(*upwards, 4), ticks(*across, 5)
+    high, wide = choose_ticks(*upwards, 4), choose_ticks(*across, 5)
     parts = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text x="{}" y="{y}" dy="4" text-anchor="end">{}</text>').format(
             LEFT, WIDTH - RIGHT, LEFT - 6, text, y=up(y)
         )
-        for y, text in zip(high, labels(high), strict=True)
+        for y, text in zip(high, label_ticks(high), strict=True)
     ]
     parts += [
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(at(x), HEIGHT - 8, text)
-        for x, text in zip(wide, labels(wide), strict=True)
+        for x, text in zip(wide, label_ticks(wide), strict=True)
     ]
     if reference is not None:
         parts.append(
@@ -58,13 +58,13 @@ def scatter(dots: Sequence[Dot], *, title: str, desc: str, reference: float | No
     )
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
+def _pad_axis(values: Sequence[float]) -> tuple[float, float]:
     """Return an axis that holds all values with some room around them."""
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 
 
-def _share(value: float, axis: tuple[float, float]) -> float:
+def _share_of_axis(value: float, axis: tuple[float, float]) -> float:
     low, high = axis
     return (value - low) / (high - low)

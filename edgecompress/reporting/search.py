@@ -6,36 +6,36 @@ from markupsafe import Markup
 
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult
 from edgecompress.reporting.numbers import format_exact, format_percent, format_ratio
-from edgecompress.reporting.render import page
-from edgecompress.reporting.scatter import Dot, scatter
+from edgecompress.reporting.render import render_page
+from edgecompress.reporting.scatter import Dot, draw_scatter
 
 
-def render(result: SearchResult) -> str:
-    """Return the page. Equal results give equal pages."""
+def render_search(result: SearchResult) -> str:
+    """Return the page of a search; equal results give equal pages."""
     axes = tuple(name for name, axis in result.spec.space.items() if len(axis.values) != 1)
-    return page(
+    return render_page(
         "search.html",
         result=result,
         axes=axes,
-        chosen=chosen,
+        format_choice=format_choice,
         references=result.references,
-        ranges={name: described(axis) for name, axis in result.spec.space.items()},
-        pictures=pictures(result),
+        ranges={name: describe_axis(axis) for name, axis in result.spec.space.items()},
+        pictures=draw_pictures(result),
         changed={name: value for name, value in result.spec.options.items() if value not in ("", 0, None, [])},
     )
 
 
-def chosen(point: SearchPoint | FailedTrial, axis: str) -> str:
-    """Return what a trial took on an axis, as text."""
+def format_choice(point: SearchPoint | FailedTrial, axis: str) -> str:
+    """Return the value that a trial had for an option of the search space, as text."""
     value = point.choice.get(axis, "")
     return format_ratio(value) if isinstance(value, float) else str(value)
 
 
-def described(axis: Axis) -> str:
+def describe_axis(axis: Axis) -> str:
     return ", ".join(map(str, axis.values)) if axis.values else f"{format_exact(axis.low)} to {format_exact(axis.high)}"
 
 
-def pictures(result: SearchResult) -> tuple[tuple[str, Markup], ...]:
+def draw_pictures(result: SearchResult) -> tuple[tuple[str, Markup], ...]:
     """Return (caption, picture) of accuracy over latency and over size."""
     dense = max((point.dense.accuracy for point in result.points if point.dense), default=None)
     of = result.points[0].accuracy_of if result.points else ""
@@ -46,7 +46,7 @@ def pictures(result: SearchResult) -> tuple[tuple[str, Markup], ...]:
     )
     for what, unit, place in places:
         dots = [Dot(place(p), 100 * p.score.accuracy, p.on_front, f"trial {p.trial}") for p in result.points]
-        picture = scatter(
+        picture = draw_scatter(
             dots,
             title=f"Accuracy over {what}",
             desc=f"{len(dots)} trials, {len(result.front)} on the front",

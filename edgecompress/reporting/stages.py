@@ -1,4 +1,4 @@
-"""What each stage of decomposing and fine-tuning did, when there were several."""
+"""The table of the stages of a run that decomposes and fine-tunes several times."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,22 @@ from edgecompress.records.stages import StageResult
 from edgecompress.reporting.document import StageRow
 
 
-def stage_rows(
+def make_stage_rows(
     before: Sequence[StageResult], plan: CompressionPlan | None, decomposed: DecomposeResult | None, finetuned: FinetuneResult | None
 ) -> tuple[StageRow, ...]:
-    """Return a row for each stage; () for a run of one.
+    """Return a row for each stage; () for a run of one stage.
 
     Args:
         before: The stages before the last.
-        plan, decomposed, finetuned: Of the last, as far as it has come.
+        plan, decomposed, finetuned: The results of the last stage, None where it has not come so far.
     """
-    rows = [_row(number, s.plan, s.decomposed, s.finetuned) for number, s in enumerate(before, start=1)]
+    rows = [_make_row(number, s.plan, s.decomposed, s.finetuned) for number, s in enumerate(before, start=1)]
     if rows and plan and decomposed and finetuned:
-        rows.append(_row(len(rows) + 1, plan, decomposed, finetuned))
+        rows.append(_make_row(len(rows) + 1, plan, decomposed, finetuned))
     return tuple(rows)
 
 
-def _row(number: int, plan: CompressionPlan, decomposed: DecomposeResult, finetuned: FinetuneResult) -> StageRow:
+def _make_row(number: int, plan: CompressionPlan, decomposed: DecomposeResult, finetuned: FinetuneResult) -> StageRow:
     return StageRow(
         number=number,
         macs=plan.macs,

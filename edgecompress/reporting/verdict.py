@@ -1,4 +1,4 @@
-"""The sentence on top of the report, its figures, and what fell short."""
+"""The verdict of a report: one sentence, its figures, and the shortfalls a reader must know."""
 
 import math
 
@@ -17,12 +17,12 @@ from edgecompress.reporting.numbers import (
 )
 from edgecompress.reporting.slower_in_int8 import list_slower_in_int8
 
-NOTICEABLE_POINTS = 1.0  # a loss of top-1 that a reader should not find only in the table
-STEADY_SPREAD = 1.5  # p90 / p10 above this: something else ran, or the clock changed
+MIN_NOTICED_LOSS_POINTS = 1.0  # A larger loss of top-1 must not be found in the table alone.
+MAX_STEADY_SPREAD = 1.5  # Of p90 over p10: above, something else ran, or the clock changed.
 
 
-def headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> tuple[ArtifactRow, Group | None] | None:
-    """Return the artifact the verdict is about: the fastest compressed one of the first group, else the smallest one; None without any."""
+def choose_headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> tuple[ArtifactRow, Group | None] | None:
+    """Return the artifact of the verdict: the fastest compressed one of the first group, else the smallest one; None without any."""
     for only_compressed in (True, False):
         for group in groups:
             rows = [row for row in group.rows if row.latency and not row.baseline and (row.model != "dense" or not only_compressed)]
@@ -34,7 +34,7 @@ def headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> 
     return None
 
 
-def conclude(
+def make_verdict(
     groups: tuple[Group, ...],
     unmeasured: tuple[ArtifactRow, ...],
     layers: LayerTable | None,
@@ -46,20 +46,20 @@ def conclude(
     left_out: tuple[str, ...],
 ) -> Verdict:
     """Return the verdict; every number in its sentence is also a figure."""
-    found = headline(groups, unmeasured)
+    found = choose_headline(groups, unmeasured)
     row, group = found if found else (None, None)
-    figures = (size_figure(row), speed_figure(row, group), top1_figure(row, finetuned), macs_figure(layers))
+    figures = (make_size_figure(row), make_speed_figure(row, group), make_top1_figure(row, finetuned), make_macs_figure(layers))
     short = (
         *(f"{file.path} was refused: {' '.join(file.reason.split())}" for file in refused),
-        *plan_shortfalls(plan, decomposed),
-        *accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
-        *row_shortfalls(groups, unmeasured),
+        *list_plan_shortfalls(plan, decomposed),
+        *list_accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
+        *list_row_shortfalls(groups, unmeasured),
         *list_slower_in_int8(groups),
-        *group_shortfalls(groups),
+        *list_group_shortfalls(groups),
         *left_out,
     )
     return Verdict(
-        sentence=sentence(
+        sentence=write_sentence(
             row,
             group,
             figures,
@@ -73,28 +73,30 @@ def conclude(
     )
 
 
-def size_figure(row: ArtifactRow | None) -> Figure:
+def make_size_figure(row: ArtifactRow | None) -> Figure:
     if row is None:
         return Figure(kind="size", reason="nothing exported yet")
     before = row.times_smaller * row.size_bytes if row.times_smaller is not None else None
     return Figure(kind="size", before=before, after=row.size_bytes, change=row.times_smaller, reason=row.size_reason)
 
 
-def speed_figure(row: ArtifactRow | None, group: Group | None) -> Figure:
+def make_speed_figure(row: ArtifactRow | None, group: Group | None) -> Figure:
     if row is None:
         return Figure(kind="speed", reason="nothing exported yet")
     if row.latency is None or group is None:
         return Figure(kind="speed", reason="not measured on any device")
     before = row.speed_up * row.latency.median_ms if row.speed_up is not None else None
-    return Figure(kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or where(group))
+    return Figure(
+        kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or describe_group(group)
+    )
 
 
-def top1_figure(row: ArtifactRow | None, finetuned: FinetuneResult | None) -> Figure:
-    """Prefer the accuracy of the file itself; fall back to the PyTorch model's, and say so."""
+def make_top1_figure(row: ArtifactRow | None, finetuned: FinetuneResult | None) -> Figure:
+    """Return the change of top-1 of the file itself, or of the PyTorch model where the file's is unknown, and say which."""
     if row is not None and row.top1 is not None and row.top1_change_points is not None:
         before = row.top1 - row.top1_change_points / 100
         return Figure(
-            kind="top1", before=before, after=row.top1, change=row.top1_change_points, reason=f"of the file itself{on_samples(row)}"
+            kind="top1", before=before, after=row.top1, change=row.top1_change_points, reason=f"of the file itself{describe_samples(row)}"
         )
     if finetuned is not None and finetuned.dense_top1 is not None and finetuned.top1 is not None:
         change = 100 * (finetuned.top1 - finetuned.dense_top1)
@@ -106,12 +108,12 @@ def top1_figure(row: ArtifactRow | None, finetuned: FinetuneResult | None) -> Fi
     return Figure(kind="top1", reason="not measured")
 
 
-def on_samples(row: ArtifactRow) -> str:
-    """Return e.g. `, on 5,000 samples`: a file's accuracy is counted on the samples it was verified on."""
+def describe_samples(row: ArtifactRow) -> str:
+    """Return e.g. `, on 5,000 samples`, the samples that a file was verified and scored on."""
     return f", on {format_whole(row.parity.samples)} samples" if row.parity else ""
 
 
-def macs_figure(layers: LayerTable | None) -> Figure:
+def make_macs_figure(layers: LayerTable | None) -> Figure:
     if layers is None:
         return Figure(kind="macs", reason="layers were not analyzed")
     if not layers.planned:
@@ -121,14 +123,14 @@ def macs_figure(layers: LayerTable | None) -> Figure:
     return Figure(kind="macs", before=layers.macs_before, after=layers.macs, change=change, reason=reason)
 
 
-def where(group: Group) -> str:
+def describe_group(group: Group) -> str:
     """Return e.g. `Pixel 7 (emulated), 1 thread`."""
     device = group.device.model or group.device.url
     emulated = " (emulated)" if group.device.emulated else ""
     return f"{device}{emulated}, {group.threads} thread{'' if group.threads == 1 else 's'}"
 
 
-def sentence(
+def write_sentence(
     row: ArtifactRow | None,
     group: Group | None,
     figures: tuple[Figure, ...],
@@ -137,21 +139,21 @@ def sentence(
     *,
     baseline: bool,
 ) -> str:
-    """Say the result, or how far the run has come, in one sentence."""
+    """Return the result of a run, or of an unfinished one its progress, as one sentence."""
     size, speed, top1, macs = figures
     if row is None:
-        return unfinished(macs, layers, plan, baseline=baseline)
+        return write_sentence_of_unfinished_run(macs, layers, plan, baseline=baseline)
     against = "the dense fp32 file" if size.change is not None or speed.change is not None else ""
-    changes = [grown(size.change, "smaller", "larger"), grown(speed.change, "faster", "slower")]
+    changes = [describe_factor(size.change, "smaller", "larger"), describe_factor(speed.change, "faster", "slower")]
     said = " and ".join(change for change in changes if change)
     text = f"{row.artifact} is {said} than {against}" if said else f"{row.artifact} takes {format_size(row.size_bytes)}"
     if speed.change is None and speed.after is not None:
-        place = f" on {where(group)}" if group else ""
+        place = f" on {describe_group(group)}" if group else ""
         text += f"; it takes {format_ms(speed.after)} ms{place}, which cannot be compared with the dense file"
     elif speed.change is None:
         text += "; its speed was not measured"
     else:
-        text += f" on {where(group)}" if group else ""
+        text += f" on {describe_group(group)}" if group else ""
     if top1.change is not None:
         change = f"{format_percent(top1.before)} to {format_percent(top1.after)} ({format_points(top1.change)} points)"
         text += f"; top-1 went from {change}"
@@ -162,7 +164,7 @@ def sentence(
     return text + "."
 
 
-def unfinished(macs: Figure, layers: LayerTable | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
+def write_sentence_of_unfinished_run(macs: Figure, layers: LayerTable | None, plan: CompressionPlan | None, *, baseline: bool) -> str:
     if layers is None:
         return "Only the dense baseline has been exported yet." if baseline else "Nothing has been compressed or measured yet."
     start = f"The network has {format_count(layers.params_before)} parameters and {format_count(layers.macs_before)} multiply-adds"
@@ -174,12 +176,12 @@ def unfinished(macs: Figure, layers: LayerTable | None, plan: CompressionPlan | 
     return f"{start}; the {done} {format_ratio(macs.change)} of the multiply-adds, and no compressed file has been exported yet."
 
 
-def grown(change: float | None, better: str, worse: str) -> str:
+def describe_factor(change: float | None, better: str, worse: str) -> str:
     """Return `4.2× faster`, `1.3× slower`, `no faster`, or "" for an unknown change."""
     return " ".join(describe_change(change, better, worse)).strip() if change is not None and change > 0 else ""
 
 
-def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> list[str]:
+def list_plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> list[str]:
     if plan is None:
         return []
     short = []
@@ -194,9 +196,9 @@ def plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | 
     return short
 
 
-def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, exported: bool) -> list[str]:
+def list_accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, exported: bool) -> list[str]:
     short = []
-    if top1.change is not None and -top1.change >= NOTICEABLE_POINTS:
+    if top1.change is not None and -top1.change >= MIN_NOTICED_LOSS_POINTS:
         short.append(f"Top-1 fell by {format_points(-top1.change).lstrip('+')} points.")
     if exported and top1.change is None:
         short.append("The change of top-1 was not measured; look at parity only.")
@@ -205,10 +207,10 @@ def accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, expor
     return short
 
 
-def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> list[str]:
+def list_row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> list[str]:
     rows = [(row, group) for group in groups for row in group.rows]
-    short = [f"{row.artifact} is slower than the dense fp32 file on {where(group)}: {format_factor(row.speed_up)}." for row, group in rows
-             if row.speed_up is not None and row.speed_up < 1 and not row.baseline]  # fmt: skip
+    slower = [(row, group) for row, group in rows if row.speed_up is not None and row.speed_up < 1 and not row.baseline]
+    short = [f"{r.artifact} is slower than the dense fp32 file on {describe_group(g)}: {format_factor(r.speed_up)}." for r, g in slower]
     everything = [*(row for row, _ in rows), *unmeasured]
     short += [
         f"{row.artifact} is larger than the dense fp32 file."
@@ -221,18 +223,18 @@ def row_shortfalls(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...
     return short
 
 
-def group_shortfalls(groups: tuple[Group, ...]) -> list[str]:
+def list_group_shortfalls(groups: tuple[Group, ...]) -> list[str]:
     short = []
     for group in groups:
-        place = where(group)
+        place = describe_group(group)
         if group.device.emulated:
             short.append(f"{place}: an emulated device shows that the file runs; its times say nothing about a real one.")
         cores, load = group.device.cores, group.load_average[0]
         if cores is not None and load is not None and load > max(cores - group.threads, 0.5):
             short.append(f"{place}: busy while measuring (load {load:.1f} on {cores} cores); times are too long and unsteady.")
-        unsteady = [row.artifact for row in group.rows if row.latency and row.latency.p90_ms > STEADY_SPREAD * row.latency.p10_ms]
+        unsteady = [row.artifact for row in group.rows if row.latency and row.latency.p90_ms > MAX_STEADY_SPREAD * row.latency.p10_ms]
         if unsteady:
-            short.append(f"{place}: unsteady times (p90 over {STEADY_SPREAD}× p10) of {', '.join(unsteady)}.")
+            short.append(f"{place}: unsteady times (p90 over {MAX_STEADY_SPREAD}× p10) of {', '.join(unsteady)}.")
     if groups and all(group.device.emulated or group.device.url.startswith("local") for group in groups):
         short.append("Not measured on a real phone or board: every time here is from this computer or from an emulator.")
     return short

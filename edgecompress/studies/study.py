@@ -20,7 +20,7 @@ from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
 from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
-from edgecompress.reporting.search import render
+from edgecompress.reporting.search import render_search
 from edgecompress.runs import hash_values
 from edgecompress.studies.drift import correct_drift
 from edgecompress.studies.pareto_front import pareto_front
@@ -128,7 +128,7 @@ def summarize_study(study: Study, spec: SearchSpec) -> SearchResult:
 
 
 def _write(folder: Path, result: SearchResult) -> SearchResult:
-    page = render(result).encode()
+    page = render_search(result).encode()
     write_atomically(folder / RESULT, to_json(result))
     write_atomically(folder / PAGE, page)
     return result

@@ -30,8 +30,8 @@ from edgecompress.records import (
     TensorSpec,
 )
 from edgecompress.records.run_records import RunRecords
-from edgecompress.reporting.data import build
 from edgecompress.reporting.document import Report
+from edgecompress.reporting.make_report import make_report
 
 DATA = "Fashion-MNIST, shipped subset, 5,000 test images"
 LOCAL = DeviceInfo(
@@ -337,4 +337,4 @@ def pair(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:
 
 def made(**parts: Any) -> Report:
     """Return the report of some of the records."""
-    return build(RunRecords(**parts), run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0")
+    return make_report(RunRecords(**parts), run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0")

@@ -16,7 +16,7 @@ from support.require import require
 from edgecompress.records import DeviceInfo, Record
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
-from edgecompress.reporting.render import render
+from edgecompress.reporting.render import render_report
 from edgecompress.reporting.report import report
 
 replace = msgspec.structs.replace
@@ -41,7 +41,7 @@ def poisoned(value: Any, text: str, field: str = "") -> Any:
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_nothing_from_a_model_or_a_device_becomes_markup(text: str) -> None:
-    clean, page = (render(made(**{k: poisoned(v, t) for k, v in run.whole().items()})) for t in ("harmless", text))
+    clean, page = (render_report(made(**{k: poisoned(v, t) for k, v in run.whole().items()})) for t in ("harmless", text))
     assert poisoned("layer1", text) not in page if "<" in text else "{{ 7 * 7 }}" in page
 
     def tags(html: str) -> list[str]:
@@ -55,14 +55,14 @@ def test_nothing_from_a_model_or_a_device_becomes_markup(text: str) -> None:
 def test_characters_that_hide_or_reorder_text_are_made_visible(character: str) -> None:
     stats = run.stats()
     stats = replace(stats, layers=(replace(stats.layers[0], name=f"conv{character}1"), *stats.layers[1:]))
-    page = render(made(stats=stats))
+    page = render_report(made(stats=stats))
     assert character not in page
     assert "conv\ufffd1" in page
     page.encode()
 
 
 def test_the_page_forbids_itself_everything() -> None:
-    page = render(made(**run.everything()))
+    page = render_report(made(**run.everything()))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
     assert policy[1].startswith("default-src 'none'; style-src 'sha256-")

@@ -22,8 +22,8 @@ from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.planning.latency_tables.table import conditions_of, describe_conditions
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
 from edgecompress.records.run_records import RunRecords
-from edgecompress.reporting.data import build
-from edgecompress.reporting.render import render
+from edgecompress.reporting.make_report import make_report
+from edgecompress.reporting.render import render_report
 from edgecompress.runs import store_result
 
 QUIET = BenchmarkResult(
@@ -367,7 +367,7 @@ def reported(*results):
     artifacts = tuple(
         records.artifact(f"{name}.tflite", sha256=digest) for name, digest in (("resnet20-dense-fp32", "0"), ("resnet20-fp32", "1"))
     )
-    return build(RunRecords(artifacts=artifacts, results=results), run="r", created_at="", version="0")
+    return make_report(RunRecords(artifacts=artifacts, results=results), run="r", created_at="", version="0")
 
 
 def test_the_report_shows_intervals_noise_conditions_and_the_spread_of_sessions():
@@ -386,7 +386,7 @@ def test_the_report_shows_intervals_noise_conditions_and_the_spread_of_sessions(
     assert entries["Fastest processor before → after"] == "1800 → 1800 MHz"
     assert (entries["Throttled"], entries["Loadings of each file"]) == ("no", "20")
     assert any("2 sessions" in note.text for note in made.notes)
-    page = render(made)
+    page = render_report(made)
     assert f"{low:.2f}–{high:.2f}×" in page
     assert ", noisy" in page
 

@@ -17,10 +17,10 @@ from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Departure, RefusedArtifact, from_json
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
-from edgecompress.reporting.comparing import percentile
-from edgecompress.reporting.data import build
+from edgecompress.reporting.comparison import percentile
 from edgecompress.reporting.document import Report
-from edgecompress.reporting.render import render
+from edgecompress.reporting.make_report import make_report
+from edgecompress.reporting.render import render_report
 from edgecompress.reporting.report import report
 
 replace = msgspec.structs.replace
@@ -93,7 +93,7 @@ def test_a_slower_file_is_called_slower() -> None:
     dense, _, _, int8, *_ = run.artifacts()
     found = made(artifacts=(dense, int8), results=(run.result(dense, 1.0), run.result(int8, 2.0)))
     assert "2.0× slower" in found.verdict.sentence
-    assert "faster" not in render(found)
+    assert "faster" not in render_report(found)
     assert any("is slower than the dense fp32 file" in text for text in found.verdict.shortfalls)
 
 
@@ -102,7 +102,7 @@ def test_what_the_plan_refused_stands_in_the_report() -> None:
     found = made(stats=run.stats(), plan=plan)
     assert "leaves every layer as it is" in found.verdict.sentence
     assert any("No layer was decomposed" in text for text in found.verdict.shortfalls)
-    assert "A decomposition that would hurt was refused." in render(found)
+    assert "A decomposition that would hurt was refused." in render_report(found)
     half = made(plan=replace(run.plan(), budget=Budget(macs_ratio=0.1)))
     assert "A MACs ratio of 0.10 was asked for; the plan stops at 0.30." in half.verdict.shortfalls
 
@@ -143,7 +143,7 @@ def test_no_ratio_between_unlike_results(name: str) -> None:
     assert row.speed_reason == f"no ratio: the dense fp32 file was measured {reason}"
     assert found.verdict.figures[1].change is None
     assert "faster" not in found.verdict.sentence
-    assert row.speed_reason in render(found)
+    assert row.speed_reason in render_report(found)
 
 
 def test_a_ratio_between_like_results() -> None:
@@ -202,7 +202,7 @@ def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> 
         sqnr_db=-200.0, simulated_db=41.25, scheme_alone=False, exact=False,
     )  # fmt: skip
     file = RefusedArtifact(path="net.tflite", error="ParityError", reason="net.tflite: departs", departure=departure)
-    page = render(made(stats=run.stats(), refused=(file,)))
+    page = render_report(made(stats=run.stats(), refused=(file,)))
     table = page[page.index("Where refused files depart") :]
     table = table[: table.index("</table>")]
     assert "<b>" not in table
@@ -216,7 +216,7 @@ def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> 
         "the converter",
     ):
         assert text in table, text
-    assert "Where refused files depart" not in render(made(stats=run.stats(), refused=(replace(file, departure=None),)))
+    assert "Where refused files depart" not in render_report(made(stats=run.stats(), refused=(replace(file, departure=None),)))
 
 
 def test_a_result_without_times_is_left_out_and_told() -> None:
@@ -234,7 +234,7 @@ def test_a_real_device_decides_before_an_emulated_one_and_this_machine() -> None
     assert [group.device.model for group in found.groups] == ["Pixel 7", "AMD EPYC 9B14", "sdk_gphone64"]
     assert "on Pixel 7" in found.verdict.sentence
     assert any("sdk_gphone64 (emulated)" in text for text in found.verdict.shortfalls)
-    assert '<span class="tag">emulated</span>' in render(found)
+    assert '<span class="tag">emulated</span>' in render_report(found)
 
 
 BUSY = {
@@ -263,7 +263,7 @@ def test_percentile_is_numpys(values: list[float], p: float) -> None:
 def test_any_part_may_be_missing_and_names_its_step(present: set[str]) -> None:
     found = made(**{name: value for name, value in run.everything().items() if name in present})
     assert {gap.section for gap in found.missing} == {STEPS[name] for name in PARTS if name not in present}
-    page = render(found)
+    page = render_report(found)
     for gap in found.missing:
         if gap.section != "decompose" or "plan" in present:
             assert f"<code>edgecompress {gap.section} runs/resnet20</code>" in page
@@ -289,7 +289,7 @@ DEGENERATE = {
 def test_records_at_the_edge_still_make_a_report(name: str) -> None:
     found = made(**DEGENERATE[name]())
     assert found.verdict.sentence.endswith(".")
-    assert render(found) == render(found)
+    assert render_report(found) == render_report(found)
 
 
 def test_every_layer_stands_once_in_the_networks_order() -> None:
@@ -304,7 +304,7 @@ def test_every_layer_stands_once_in_the_networks_order() -> None:
 def test_the_json_is_exactly_the_report(tmp_path: Path) -> None:
     found = report(tmp_path, RunRecords(**run.everything()))
     assert from_json((tmp_path / "report.json").read_bytes(), Report, source="report.json") == found
-    assert (tmp_path / "report.html").read_text() == render(found)
+    assert (tmp_path / "report.html").read_text() == render_report(found)
     assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}
 
 
@@ -315,5 +315,5 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path)
 
 
 def test_commands_quote_the_folder() -> None:
-    found = build(RunRecords(), run="my runs; rm -rf ~", created_at="2026-03-02", version="0.1.0")
+    found = make_report(RunRecords(), run="my runs; rm -rf ~", created_at="2026-03-02", version="0.1.0")
     assert found.missing[0].command == "edgecompress analyze 'my runs; rm -rf ~'"

@@ -9,7 +9,7 @@ from edgecompress.devices.statistics import comparable
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import DeviceInfo, Parity
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.reporting.render import render
+from edgecompress.reporting.render import render_report
 from edgecompress.runs import store_result
 
 DENSE, _, _, INT8, *_ = run.artifacts()
@@ -99,7 +99,7 @@ def test_nothing_of_an_evaluation_becomes_markup():
     attack = "<script>alert(1)</script>"
     device = DeviceInfo(url=attack, serial=attack, model=attack)
     bad = msgspec.structs.replace(evaluated(INT8, 0.9, device=device, backend=attack, data=attack, problem=attack), artifact=attack)
-    page = render(report(bad))
+    page = render_report(report(bad))
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
 

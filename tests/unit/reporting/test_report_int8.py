@@ -11,7 +11,7 @@ from support.runs import FILES
 from edgecompress.options import Options
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import LayerPrecision, to_json
-from edgecompress.reporting.render import render
+from edgecompress.reporting.render import render_report
 from edgecompress.runs import open_run
 
 PLAN = msgspec.structs.replace(
@@ -37,7 +37,7 @@ def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() ->
     found = made(quantized=QUANTIZED)
     assert found.quantization
     assert found.quantization.precision == PLAN
-    text = section(render(found))
+    text = section(render_report(found))
     assert "2 of 3 layers are in another scheme than int8-static, 1 of them by hand" in text
     for said in (
         "12.3 dB",
@@ -60,7 +60,7 @@ def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() ->
 def test_training_under_int8_stands_in_the_report_epoch_by_epoch() -> None:
     found = made(quantized=QUANTIZED, qat=QAT)
     assert found.qat == QAT
-    text = section(render(found))
+    text = section(render_report(found))
     for said in (
         "only rounded",
         "epoch 1",
@@ -80,7 +80,7 @@ def test_training_under_int8_stands_in_the_report_epoch_by_epoch() -> None:
 
 
 def test_neither_stands_there_where_it_was_not_asked_for() -> None:
-    text = section(render(made(quantized=msgspec.structs.replace(QUANTIZED, precision=None))))
+    text = section(render_report(made(quantized=msgspec.structs.replace(QUANTIZED, precision=None))))
     assert "Mixed precision" not in text
     assert "Training under" not in text
 

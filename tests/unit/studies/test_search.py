@@ -13,8 +13,8 @@ from support.searches import SPEC, point
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options, update_options
 from edgecompress.records import Axis, FailedTrial, Score, SearchResult
-from edgecompress.reporting.scatter import Dot, scatter
-from edgecompress.reporting.search import render
+from edgecompress.reporting.scatter import Dot, draw_scatter
+from edgecompress.reporting.search import render_search
 from edgecompress.studies.pareto_front import dominates, pareto_front
 from edgecompress.studies.space import OUTPUT, VARIED, apply_choice, build_space
 
@@ -123,7 +123,7 @@ def result(tmp_path, **changes):
 
 
 def test_the_page_has_every_trial_and_draws_each_twice(tmp_path):
-    page = render(result(tmp_path))
+    page = render_search(result(tmp_path))
     assert "4 of 5 trials of <bdi>net</bdi> are on the Pareto front" in page
     assert all(f'<th role="rowheader" scope="row">{i}' in page for i in range(6))
     assert (page.count('class="full"'), page.count('class="open"')) == (8, 2)
@@ -132,7 +132,7 @@ def test_the_page_has_every_trial_and_draws_each_twice(tmp_path):
 
 
 def test_a_search_without_a_finished_trial_has_a_page(tmp_path):
-    assert "No trial has come to an end yet" in render(result(tmp_path, points=()))
+    assert "No trial has come to an end yet" in render_search(result(tmp_path, points=()))
 
 
 @pytest.mark.parametrize("attack", ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "{{ 7 * 7 }}"])
@@ -146,7 +146,9 @@ def test_nothing_from_a_recipe_a_host_or_an_error_becomes_markup(attack, tmp_pat
         space = SPEC.space | {"method": Axis(values=(text, "svd"))}
         spec = msgspec.structs.replace(SPEC, model=text, device=text, sampler=text, options={"seed": 0, "data": text}, space=space)
         failed = tuple(msgspec.structs.replace(f, reason=text, choice=f.choice | {"method": text}) for f in made.failed)
-        return render(msgspec.structs.replace(made, points=points, failed=failed, spec=spec, study=text, storage=text, created_at=text))
+        return render_search(
+            msgspec.structs.replace(made, points=points, failed=failed, spec=spec, study=text, storage=text, created_at=text)
+        )
 
     page = poisoned(attack)
     assert re.findall(r"<[a-z/!]+", page) == re.findall(r"<[a-z/!]+", poisoned("harmless"))
@@ -156,7 +158,7 @@ def test_nothing_from_a_recipe_a_host_or_an_error_becomes_markup(attack, tmp_pat
 @UNHURRIED
 @given(st.lists(st.tuples(st.floats(0.001, 1e6), st.floats(0, 100), st.booleans()), min_size=1, max_size=20))
 def test_every_dot_stays_inside_the_picture(points):
-    picture = scatter([Dot(x, y, full, "t") for x, y, full in points], title="t", desc="d", reference=50.0)
+    picture = draw_scatter([Dot(x, y, full, "t") for x, y, full in points], title="t", desc="d", reference=50.0)
     circles = re.findall(r'cx="([\d.-]+)" cy="([\d.-]+)"', picture)
     assert len(circles) == len(points)
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', picture).groups())
@@ -165,7 +167,7 @@ def test_every_dot_stays_inside_the_picture(points):
 
 def test_the_page_opens_in_silence_and_fits_every_screen(tmp_path):
     page = tmp_path / "search.html"
-    page.write_text(render(result(tmp_path)))
+    page.write_text(render_search(result(tmp_path)))
     with Chromium(require("chromium", "chromium"), tmp_path / "profile") as browser:
         for width in (360, 1280):
             browser.open(page, width=width)

@@ -1,4 +1,4 @@
-"""Build the `Report` from the records of a run. Pure: no file is read, nothing is measured, missing records are fine."""
+"""Build the `Report` from the records of a run: a pure function, for which any record may be missing."""
 
 import math
 import shlex
@@ -18,15 +18,15 @@ from edgecompress.records import (
 )
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.accuracies import make_accuracy_tables
-from edgecompress.reporting.comparing import drop_repeated_groups, group_results
-from edgecompress.reporting.conditions import conditions
+from edgecompress.reporting.comparison import drop_repeated_groups, group_results
+from edgecompress.reporting.conditions import list_conditions
 from edgecompress.reporting.document import EpochPoint, LayerRow, LayerTable, MissingSection, Note, Quantization, Report, Training
-from edgecompress.reporting.predictions import measured_as_planned
-from edgecompress.reporting.stages import stage_rows
-from edgecompress.reporting.verdict import conclude
+from edgecompress.reporting.predictions import find_measured_ms
+from edgecompress.reporting.stages import make_stage_rows
+from edgecompress.reporting.verdict import make_verdict
 
 
-def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Report:
+def make_report(records: RunRecords, *, run: str, created_at: str, version: str) -> Report:
     """Return the report of a run's records.
 
     Args:
@@ -40,12 +40,12 @@ def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Re
     groups, earlier = drop_repeated_groups(groups)
     scored, unknown = make_accuracy_tables(artifacts, records.evaluations)
     left_out += (*unknown, *(evaluation.problem for evaluation in records.evaluations if evaluation.problem))
-    layers = layer_table(stats, plan, decomposed, measured_as_planned(plan, artifacts, results))
+    layers = make_layer_table(stats, plan, decomposed, find_measured_ms(plan, artifacts, results))
     return Report(
         title=next((record.model for record in (stats, plan) if record is not None and record.model), run),
         created_at=created_at,
         version=version,
-        verdict=conclude(
+        verdict=make_verdict(
             groups,
             unmeasured,
             layers,
@@ -59,12 +59,12 @@ def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Re
         unmeasured=unmeasured,
         accuracies=scored,
         layers=layers,
-        stages=stage_rows(records.stages, plan, decomposed, finetuned),
-        training=training(finetuned),
-        quantization=quantization(quantized),
+        stages=make_stage_rows(records.stages, plan, decomposed, finetuned),
+        training=make_training(finetuned),
+        quantization=make_quantization(quantized),
         qat=records.qat,
-        notes=(*notes(plan, decomposed, finetuned, artifacts, results), *earlier),
-        conditions=conditions(
+        notes=(*collect_notes(plan, decomposed, finetuned, artifacts, results), *earlier),
+        conditions=list_conditions(
             stats=stats,
             plan=plan,
             finetuned=finetuned,
@@ -75,17 +75,17 @@ def build(records: RunRecords, *, run: str, created_at: str, version: str) -> Re
             version=version,
         ),
         refused=records.refused,
-        missing=missing(run, stats, plan, decomposed, finetuned, quantized, artifacts, results),
+        missing=list_missing_sections(run, stats, plan, decomposed, finetuned, quantized, artifacts, results),
     )
 
 
-def layer_table(
+def make_layer_table(
     stats: ModelStats | None,
     plan: CompressionPlan | None,
     decomposed: DecomposeResult | None,
     measured_ms: float | None = None,
 ) -> LayerTable | None:
-    """Return every layer in the network's order (the plan's where the network was not analyzed); None when neither is known."""
+    """Return every layer in the order of the network, or of the plan where nothing was analyzed; None without both."""
     if stats is None and plan is None:
         return None
     found = {layer.name: layer for layer in stats.layers} if stats else {}
@@ -112,7 +112,7 @@ def layer_table(
                 planned_error=now.relative_error if now else None,
                 relative_error=errors.get(name),
                 loss_increase=now.loss_increase if now else None,
-                latency_ms=_dense_ms(now, left) if timed else was.latency_ms if was else None,
+                latency_ms=_find_dense_ms(now, left) if timed else was.latency_ms if was else None,
                 planned_ms=now.latency_ms if now else None,
                 skipped=left is not None,
                 why=now.why if now else left.reason if left else "",
@@ -132,24 +132,24 @@ def layer_table(
         latency_ms_before=plan.latency_ms_before if plan else None,
         predicted_ms=plan.latency_ms if plan else None,
         measured_ms=measured_ms,
-        common_why=common_reason(plan),
+        common_why=find_common_reason(plan),
         planned=plan is not None,
         measured=decomposed is not None,
     )
 
 
-def _dense_ms(now: LayerPlan | None, left: SkippedLayer | None) -> float | None:
+def _find_dense_ms(now: LayerPlan | None, left: SkippedLayer | None) -> float | None:
     return now.latency_ms_before if now else left.latency_ms if left else None
 
 
-def common_reason(plan: CompressionPlan | None) -> str:
-    """Return the reason that most decomposed layers share, so that it need not stand in every row; "" without one."""
+def find_common_reason(plan: CompressionPlan | None) -> str:
+    """Return the reason that most decomposed layers share, which the table then states once; "" without such a reason."""
     reasons = Counter(layer.why for layer in plan.layers) if plan else Counter[str]()
     reason, number = max(reasons.items(), key=lambda pair: pair[1], default=("", 0))
     return reason if number > 2 and number > sum(reasons.values()) / 2 else ""
 
 
-def training(finetuned: FinetuneResult | None) -> Training | None:
+def make_training(finetuned: FinetuneResult | None) -> Training | None:
     if finetuned is None:
         return None
     points = tuple(
@@ -174,7 +174,7 @@ def training(finetuned: FinetuneResult | None) -> Training | None:
     )
 
 
-def quantization(quantized: QuantizeResult | None) -> Quantization | None:
+def make_quantization(quantized: QuantizeResult | None) -> Quantization | None:
     if quantized is None:
         return None
     return Quantization(
@@ -191,14 +191,14 @@ def quantization(quantized: QuantizeResult | None) -> Quantization | None:
     )
 
 
-def notes(
+def collect_notes(
     plan: CompressionPlan | None,
     decomposed: DecomposeResult | None,
     finetuned: FinetuneResult | None,
     artifacts: tuple[Artifact, ...],
     results: tuple[BenchmarkResult, ...],
 ) -> tuple[Note, ...]:
-    """Return what the steps want a reader to know; a text that several artifacts or results share stands once."""
+    """Return the notes of all steps; a text that several artifacts or results share stands once."""
     found = [Note(source="plan", text=text) for text in (plan.notes if plan else ())]
     found += [Note(source="decompose", text=text) for text in (decomposed.notes if decomposed else ())]
     if finetuned and finetuned.note:
@@ -218,8 +218,8 @@ def notes(
     return (*found, *(Note(source=", ".join(names), text=text) for text, names in shared.items()))
 
 
-def missing(run: str, *records: object) -> tuple[MissingSection, ...]:
-    """Return the sections without data, in the order of the steps, with the command for each."""
+def list_missing_sections(run: str, *records: object) -> tuple[MissingSection, ...]:
+    """Return the sections without data, in the order of the steps, each with the command that fills it."""
     steps = ("analyze", "plan", "decompose", "finetune", "quantize", "export", "bench")
     where = shlex.quote(run)
     return tuple(

@@ -38,7 +38,7 @@ def find_baseline(artifact: Artifact, artifacts: Iterable[Artifact]) -> Artifact
 
 
 def summarize_latency(result: BenchmarkResult) -> Latency:
-    """Return the statistics of a result with at least one finite sample."""
+    """Return the statistics of a result that has at least one finite sample."""
     samples = tuple(value for value in result.latency_ms if math.isfinite(value))
     return Latency(
         median_ms=median(samples),
