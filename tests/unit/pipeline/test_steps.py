@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgecompress.data import Samples
-from edgecompress.data.recipe import of_model
+from edgecompress.data.recipe import recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options, update_options
 from edgecompress.pipeline.context import open_context
@@ -49,7 +49,7 @@ def context(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
     data = Samples(torch.rand(32, 8), torch.randint(4, (32,)), source="drawn")
-    recipe = of_model(model, (torch.zeros(1, 8),), name="net", train_data=data, eval_data=data)
+    recipe = recipe_from_model(model, (torch.zeros(1, 8),), name="net", train_data=data, eval_data=data)
     with open_run(tmp_path / "run", name="net", recipe="python") as run:
         run.set_options(Options())
         made = open_context(run, recipe)
@@ -127,7 +127,7 @@ def test_a_step_runs_what_it_needs_in_the_order_of_the_table(options, last, name
 def test_steps_are_run_once_and_reused_with_their_records(tmp_path):
     told = []
     data = Samples(torch.rand(32, 8), torch.randint(4, (32,)), source="drawn")
-    recipe = of_model(nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64)), (torch.zeros(1, 8),), name="net", train_data=data)
+    recipe = recipe_from_model(nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64)), (torch.zeros(1, 8),), name="net", train_data=data)
     with open_run(tmp_path / "run", name="net", recipe="python") as run:
         run.set_options(Options())
         context = open_context(run, recipe, on_step=lambda name, record, _seconds, reused: told.append((name, type(record), reused)))
@@ -138,7 +138,7 @@ def test_steps_are_run_once_and_reused_with_their_records(tmp_path):
 
 
 def test_stages_without_training_data_are_refused_before_anything_is_computed(tmp_path):
-    recipe = of_model(nn.Sequential(nn.Linear(8, 4)), (torch.zeros(1, 8),), name="net")
+    recipe = recipe_from_model(nn.Sequential(nn.Linear(8, 4)), (torch.zeros(1, 8),), name="net")
     with open_run(tmp_path / "run", name="net", recipe="python") as run:
         run.set_options(update_options(Options(), {"stages": 2}))
         with pytest.raises(ConfigError, match=r"no training data for --stages; add train_data\(\), give --data, or ask for one stage"):
