@@ -20,9 +20,9 @@ from tensorly.decomposition import parafac
 from torch import nn
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import convert
-from edgecompress.artifacts.execution import run
-from edgecompress.artifacts.publish import Converting, Description, export
+from edgecompress.artifacts.converter_process import run_converter
+from edgecompress.artifacts.execution import run_artifact
+from edgecompress.artifacts.publish import ConversionOptions, Description, export_artifact
 from edgecompress.data import fetch_samples
 from edgecompress.data.recipe import Recipe, load_recipe
 from edgecompress.devices.bench import bench
@@ -66,7 +66,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
         program, reference = to_program(model, recipe.example_inputs), forward(model, evidence.inputs)
         for format_name, scheme in [(name, scheme) for name, known in FORMATS.items() for scheme in known.schemes]:
             try:
-                manifest = export(
+                manifest = export_artifact(
                     model,
                     recipe.example_inputs,
                     folder=folder / "artifacts",
@@ -78,7 +78,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     program=program,
                     reference=reference,
                     calibration=calibration,
-                    how=Converting(route="litert-torch" if format_name == "tflite" else ""),
+                    options=ConversionOptions(route="litert-torch" if format_name == "tflite" else ""),
                 )
             except EdgeCompressError as error:
                 print(f"# refused: {error}", flush=True)
@@ -170,8 +170,8 @@ def int8_outputs(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch,
         scheme="int8-static",
         calibration=str(folder / "calibration.safetensors"),
     )
-    reply = convert("tflite", request)
-    return run(folder / "model.tflite", reply.inputs, reply.outputs, x)[0]
+    reply = run_converter("tflite", request)
+    return run_artifact(folder / "model.tflite", reply.inputs, reply.outputs, x)[0]
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ def bare(folder: Path) -> None:
 
 
 def convert(folder: Path) -> None:
-    from edgecompress.artifacts.converter_process import converting
+    from edgecompress.artifacts.converter_process import start_converter
     from edgecompress.records import ConversionRequest
 
-    with converting("tflite", ahead="litert-torch") as convert:
+    with start_converter("tflite", ahead="litert-torch") as convert:
         from edgecompress.network.exported import to_program, write_program
 
         recipe = load_recipe()
@@ -41,14 +41,14 @@ def convert(folder: Path) -> None:
 
 
 def export(folder: Path) -> None:
-    from edgecompress.artifacts.publish import Description, Evidence, export
+    from edgecompress.artifacts.publish import Description, Evidence, export_artifact
     from edgecompress.data import fetch_samples
     from edgecompress.records import QuantSpec
     from edgecompress.targets import SCHEMES
 
     recipe = load_recipe()
     inputs, labels = fetch_samples(recipe.eval_data(), SAMPLES)
-    export(
+    export_artifact(
         recipe.model().eval(),
         recipe.example_inputs,
         folder=folder,

@@ -12,7 +12,7 @@ from pathlib import Path
 from rows import Rows, parse
 
 from edgecompress import toolchains
-from edgecompress.artifacts.execution import manifest_path, run
+from edgecompress.artifacts.execution import manifest_path, run_artifact
 from edgecompress.data import fetch_samples
 from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.bench import bench
@@ -36,7 +36,7 @@ def measure(rows: Rows, artifacts: Path, plan: Path, *, repetitions: int) -> Non
 
     x, labels = fetch_samples(load_recipe(str(toolchains.example())).eval_data())
     manifests = {path: read_record(manifest_path(path), Artifact) for path in (dense, fp32, ours)}
-    outputs = {path: run(path, manifest.inputs, manifest.outputs, x)[0] for path, manifest in manifests.items()}
+    outputs = {path: run_artifact(path, manifest.inputs, manifest.outputs, x)[0] for path, manifest in manifests.items()}
     accuracy = {path: 100 * top1(scores, labels) for path, (scores,) in outputs.items()}
     rows.add("top-1 points lost, compressed fp32", ours=accuracy[dense] - accuracy[fp32], peer=None, bound=0.7)
     rows.add("top-1 points lost, compressed int8 static", ours=accuracy[dense] - accuracy[ours], peer=None, bound=1.0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rows import Rows, parse
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.devices.bench import bench
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.errors import UnsupportedError
@@ -56,7 +56,7 @@ def requests_for(name: str, folder: Path) -> Iterator[ConversionRequest]:
 def convert_file(request: ConversionRequest) -> Path | None:
     """Write a file and return its path; print why and return None where the route does not take the network."""
     try:
-        convert("tflite", request)
+        run_converter("tflite", request)
     except UnsupportedError as error:
         print(f"# {error}", file=sys.stderr)
         return None

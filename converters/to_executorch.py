@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.artifacts.converter_process import serve
+from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -108,4 +108,6 @@ def _spec(name: str, x: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "converters.executorch.quantization"))
+    sys.exit(
+        serve_conversion("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "converters.executorch.quantization")
+    )

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.artifacts.converter_process import serve
+from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -127,4 +127,4 @@ def _spec(value: Any) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_onnx.py", convert, extra=lambda _: "onnx", ahead=lambda _: "converters.onnx.quantization"))
+    sys.exit(serve_conversion("to_onnx.py", convert, extra=lambda _: "onnx", ahead=lambda _: "converters.onnx.quantization"))

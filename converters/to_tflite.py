@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from edgecompress.artifacts.converter_process import serve
+from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest
 
@@ -102,7 +102,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 if __name__ == "__main__":
     sys.exit(
-        serve(
+        serve_conversion(
             "to_tflite.py",
             convert,
             extra=lambda request: ROUTES.get(request.route, ROUTES[DEFAULT])[1],

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgecompress.artifacts.converter_process import serve
+from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -164,4 +164,4 @@ def _reply(
 
 
 if __name__ == "__main__":
-    sys.exit(serve("to_torchscript.py", convert, extra=lambda _: "", ahead=lambda _: "converters.torchscript.quantization"))
+    sys.exit(serve_conversion("to_torchscript.py", convert, extra=lambda _: "", ahead=lambda _: "converters.torchscript.quantization"))

@@ -34,7 +34,7 @@ HARMLESS_DB: Final = 20.0  # quantization noise that networks bear at every laye
 LOSS_DB: Final = 3.0  # a layer with at most half of the final noise is not where that comes from
 
 
-class Attempt(Protocol):
+class ConvertCut(Protocol):
     """Convert a cut program and return what its file gives on the samples, each output `(n, …)` in the model's layout.
 
     `taken` are the inputs of the whole program that the cut one still takes.
@@ -60,7 +60,7 @@ class Blame(NamedTuple):
         return self.simulated_db is None and self.artifact_db >= HEALTHY_DB
 
 
-def worst(outputs: Sequence[Tensor], reference: Sequence[Tensor], graph_values: int) -> list[int]:
+def worst_samples(outputs: Sequence[Tensor], reference: Sequence[Tensor], graph_values: int) -> list[int]:
     """Return the samples that differ most, the worst first, as many as bisection looks at.
 
     Args:
@@ -72,15 +72,15 @@ def worst(outputs: Sequence[Tensor], reference: Sequence[Tensor], graph_values: 
     return noise.nan_to_num(torch.inf, torch.inf).argsort(descending=True, stable=True)[:count].tolist()
 
 
-def largest(program: ExportedProgram) -> int:
+def largest_layer_size(program: ExportedProgram) -> int:
     """Return the most values that any layer of `program` gives for one sample."""
     names = {layer.node for layer in layers_of(graph_of(program))}
     return max((node.meta["val"].numel() for node in program.graph.nodes if node.name in names), default=1)
 
 
-def first_departure(
+def find_first_departure(
     program: ExportedProgram,
-    attempt: Attempt,
+    attempt: ConvertCut,
     batch: Batch,
     *,
     blame: Blame,
@@ -129,7 +129,7 @@ class _Search:
     def __init__(
         self,
         program: ExportedProgram,
-        attempt: Attempt,
+        attempt: ConvertCut,
         batch: Batch,
         blame: Blame,
         simulation: Simulation | None,

@@ -37,7 +37,7 @@ Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=Record)
 
 
-class Died(ToolchainError):
+class ProgramDied(ToolchainError):
     """The program was ended by a signal that nobody here sent."""
 
 
@@ -49,7 +49,7 @@ class _Failure(msgspec.Struct):
     extra: str = ""
 
 
-def convert(
+def run_converter(
     format: str,  # noqa: A002
     request: ConversionRequest,
     *,
@@ -69,12 +69,12 @@ def convert(
         UnsupportedError: The format has no such op or scheme; says which.
         ToolchainError: A package is missing, the program crashed, was killed, took too long or too much memory, or answered nonsense.
     """
-    with converting(format, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as converted:
+    with start_converter(format, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as converted:
         return converted(request)
 
 
 @contextmanager
-def converting(
+def start_converter(
     format: str,  # noqa: A002
     *,
     ahead: str | None = None,
@@ -89,7 +89,7 @@ def converting(
         ahead: The route, or "" for the format's only or usual one, whose toolchain is loaded until the request comes; None for none.
     """
     program = toolchains.converter(format)
-    with asking(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
+    with start_program(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
 
         def converted(request: ConversionRequest) -> ConversionReply:
             with files.replace_atomically(Path(request.output)) as temporary:
@@ -105,7 +105,7 @@ def converting(
         yield converted
 
 
-def ask(
+def run_program(
     program: Path,
     request: Record,
     kind: type[R],
@@ -121,12 +121,12 @@ def ask(
         EdgeCompressError: What the program's exit status stands for.
         ToolchainError: It crashed, was killed, reached a limit or answered nonsense.
     """
-    with asking(program, kind, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
+    with start_program(program, kind, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
         return asked(request)
 
 
 @contextmanager
-def asking(
+def start_program(
     program: Path,
     kind: type[R],
     *,
@@ -150,7 +150,7 @@ def asking(
             if not was_asked:
                 kept.unlink()
 
-        process = sandbox.started(
+        process = sandbox.start_process(
             argv, name=program.name, stdout=stdout, stderr=stderr, cwd=work, environment=_environment(), memory_gb=memory_gb
         )
         finish = opened.enter_context(process)
@@ -196,7 +196,7 @@ def _error(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressEr
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         why = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        return Died(f"{_said(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
+        return ProgramDied(f"{_said(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
     try:
         failure = msgspec.json.decode(last, type=_Failure)
     except msgspec.MsgspecError:
@@ -215,7 +215,7 @@ def _reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
         raise ToolchainError(f"{_said(argv)}: its last line is no reply ({last[:80]!r}); its log ends: {tail}") from error
 
 
-def serve(
+def serve_conversion(
     program: str,
     handle: Callable[[ConversionRequest], tuple[bytes, ConversionReply]],
     *,
@@ -238,10 +238,10 @@ def serve(
         _write(Path(request.output), content)
         return reply
 
-    return answer(program, converted, ConversionRequest, extra=extra, ahead=ahead)
+    return answer_request(program, converted, ConversionRequest, extra=extra, ahead=ahead)
 
 
-def answer(
+def answer_request(
     program: str, handle: Callable[[Q], Record], kind: type[Q], *, extra: Callable[[Q], str], ahead: Callable[[str], str] = str
 ) -> int:
     """Be a program that `ask` starts: read a request of `kind`, print what `handle` makes of it; return the exit status."""

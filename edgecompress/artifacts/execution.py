@@ -13,7 +13,7 @@ from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
 from edgecompress.targets import Scheme
 
 
-def run(
+def run_artifact(
     path: Path,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
@@ -52,7 +52,7 @@ def run(
     return to_model_layout(found, outputs), told[0].results[0].backend
 
 
-def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:
+def require_parity(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:
     """Let an artifact pass, or not.
 
     Raises:
@@ -62,7 +62,7 @@ def gate(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export 
         raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
 
 
-def check_interpreter(python: str) -> None:
+def require_interpreter(python: str) -> None:
     """Refuse an interpreter that is not there.
 
     Raises:
@@ -72,7 +72,7 @@ def check_interpreter(python: str) -> None:
         raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
 
 
-def check_runtime(
+def check_other_runtime(
     path: Path,
     manifest: Artifact | ConversionReply,
     python: str,
@@ -89,9 +89,9 @@ def check_runtime(
         ParityError: That runtime computes it wrongly.
         ToolchainError: It has no runtime for the file, refused it, or died of it.
     """
-    check_interpreter(python)
+    require_interpreter(python)
     try:
-        outputs, runtime = run(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+        outputs, runtime = run_artifact(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
     except ConfigError as error:  # here it runs: nothing that was given is wrong
         raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
     named = f"{subject} in {runtime}"
@@ -100,7 +100,7 @@ def check_runtime(
     except ParityError as error:
         raise ParityError(f"{named}: {error}") from error
     remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"
-    gate(parity, limits, subject=named, remedy=remedy)
+    require_parity(parity, limits, subject=named, remedy=remedy)
     told = f"top-1 agreement {parity.top1_agreement:.2%}" if parity.top1_agreement is not None else f"SQNR {parity.sqnr_db:.1f} dB"
     return f"also verified in {runtime}: {told} on {parity.samples} samples"
 

@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.bisection import GAP_DB, Attempt, Blame, first_departure, largest, worst
-from edgecompress.artifacts.converter_process import convert
-from edgecompress.artifacts.execution import check_runtime, run
+from edgecompress.artifacts.bisection import GAP_DB, Blame, ConvertCut, find_first_departure, largest_layer_size, worst_samples
+from edgecompress.artifacts.converter_process import run_converter
+from edgecompress.artifacts.execution import check_other_runtime, run_artifact
 from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -33,13 +33,13 @@ NOISE_DB: Final = 10.0  # of what remains a third is noise
 CALIBRATION_SAMPLES: Final = 64  # of the calibration data an artifact is held to as well
 
 
-class Departs(ParityError):
+class Divergence(ParityError):
     """A file disagrees with its model. `departure` is the first layer that does, where one could be found."""
 
     departure: Departure | None = None
 
 
-class Conversion(msgspec.Struct, frozen=True, kw_only=True):
+class ConversionSetup(msgspec.Struct, frozen=True, kw_only=True):
     """How a file was made, so that parts of its program can be converted alike. `calibration` is `(samples, …)` for each input."""
 
     program: ExportedProgram
@@ -51,19 +51,19 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: float = DEFAULTS.convert_memory_gb
 
 
-class Proof(msgspec.Struct, kw_only=True):
+class ArtifactCheck(msgspec.Struct, kw_only=True):
     """What running a file showed. `error` is set when it does not pass; `outputs` are those for the evidence."""
 
     outputs: Batch
     parity: Parity | None = None
     simulated: Parity | None = None
-    error: Departs | None = None
+    error: Divergence | None = None
     notes: tuple[str, ...] = ()
 
 
-def prove(
+def check_artifact(
     path: Path,
-    made: Conversion,
+    made: ConversionSetup,
     reply: ConversionReply,
     *,
     subject: str,
@@ -73,7 +73,7 @@ def prove(
     calibration_reference: Batch | None = None,
     also_python: str = "",
     track: Track = track_silently,
-) -> Proof:
+) -> ArtifactCheck:
     """Run a file on the evidence, and on some of its calibration data, and compare with the model.
 
     Args:
@@ -88,8 +88,8 @@ def prove(
     if made.calibration is not None and calibration_reference is not None:
         every = _joined(inputs, batches.take(made.calibration, slice(batches.size(calibration_reference))))
         wanted = _joined(reference, calibration_reference)
-    outputs, _ = run(path, reply.inputs, reply.outputs, every)
-    proof = Proof(outputs=batches.take(outputs, slice(n)))
+    outputs, _ = run_artifact(path, reply.inputs, reply.outputs, every)
+    proof = ArtifactCheck(outputs=batches.take(outputs, slice(n)))
     simulation = _simulation(made)
     failed = ""
     try:
@@ -104,25 +104,25 @@ def prove(
             outputs_few, simulated = batches.take(proof.outputs, few), simulation.run(batches.take(inputs, few))
             proof.simulated = compare(outputs_few, simulated)
             left_db = [_worst_db(ys, batches.take(reference, few)) for ys in (outputs_few, simulated)]
-            failed = failed or strays(*left_db)
+            failed = failed or noise_failure(*left_db)
     except ParityError as error:
         failed = str(error)
         if not batches.same(outputs, wanted) or not batches.is_finite(wanted):
-            proof.error = Departs(f"{subject}: {failed}")
+            proof.error = Divergence(f"{subject}: {failed}")
             return proof
     if failed:
         proof.error = _explained(failed, made, simulation, every, outputs, wanted, subject=subject, track=track)
     elif also_python:
         try:
-            proof.notes = (check_runtime(path, reply, also_python, inputs, reference, limits, subject=subject),)
+            proof.notes = (check_other_runtime(path, reply, also_python, inputs, reference, limits, subject=subject),)
         except ParityError as error:
-            proof.error = Departs(str(error))
+            proof.error = Divergence(str(error))
     return proof
 
 
 def _explained(
     failed: str,
-    made: Conversion,
+    made: ConversionSetup,
     simulation: Simulation | None,
     inputs: Batch,
     outputs: Batch,
@@ -130,13 +130,13 @@ def _explained(
     *,
     subject: str,
     track: Track,
-) -> Departs:
+) -> Divergence:
     """Return the error that says what failed, who is at fault, and which layer departs first."""
-    chosen = worst(outputs, reference, largest(made.program))
+    chosen = worst_samples(outputs, reference, largest_layer_size(made.program))
     batch, expected = (tuple(x[chosen] for x in xs) for xs in (inputs, reference))
     artifact_db = _worst_db(tuple(y[chosen] for y in outputs), expected)
     blame = Blame(artifact_db, None if simulation is None else _worst_db(simulation.run(batch), expected))
-    departure = first_departure(
+    departure = find_first_departure(
         made.program,
         _attempt(made, batch),
         batch,
@@ -145,20 +145,22 @@ def _explained(
         samples=chosen,
         track=track,
     )
-    found = f"; {described(departure)}" if departure else ""
-    error = Departs(f"{subject}: departs from the model: {failed}{found}; {_verdict(blame, made.request.scheme, made.format, len(chosen))}")
+    found = f"; {describe_departure(departure)}" if departure else ""
+    error = Divergence(
+        f"{subject}: departs from the model: {failed}{found}; {_verdict(blame, made.request.scheme, made.format, len(chosen))}"
+    )
     error.departure = departure
     return error
 
 
-def strays(artifact_db: float, simulated_db: float) -> str:
+def noise_failure(artifact_db: float, simulated_db: float) -> str:
     """Return what is wrong with a file that is mostly noise where its scheme is not, though top-1 may agree; "" when nothing is."""
     if artifact_db >= NOISE_DB or artifact_db >= simulated_db - GAP_DB:
         return ""
     return f"SQNR {artifact_db:.1f} dB, its scheme simulated in PyTorch leaves {simulated_db:.1f} dB"
 
 
-def described(departure: Departure) -> str:
+def describe_departure(departure: Departure) -> str:
     """Return a departure in words."""
     found = "NaN or infinity" if departure.found is None else f"{departure.found:.4g}"
     first = "the first layer that departs is" if departure.exact else "in the time there was, the first layer found to depart is"
@@ -184,13 +186,13 @@ def _worst_db(outputs: Batch, reference: Batch) -> float:
     return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
 
 
-def _simulation(made: Conversion) -> Simulation | None:
+def _simulation(made: ConversionSetup) -> Simulation | None:
     request = made.request
     quant = QuantSpec(scheme=request.scheme, layers=request.layers)
     return Simulation(made.program, quant, made.calibration or (), format=made.format) if can_simulate(quant) else None
 
 
-def _attempt(made: Conversion, batch: Batch) -> Attempt:
+def _attempt(made: ConversionSetup, batch: Batch) -> ConvertCut:
     """Return what converts a part of the program as the whole was and runs it on `batch`, the whole program's inputs."""
 
     def attempt(program: ExportedProgram, taken: tuple[int, ...], *, timeout_s: float) -> Batch:
@@ -210,9 +212,9 @@ def _attempt(made: Conversion, batch: Batch) -> Attempt:
                 labels=(),
             )
             limit_s = min(timeout_s, made.timeout_s)
-            reply = convert(made.format, request, timeout_s=limit_s, memory_gb=made.memory_gb, python=made.python)
+            reply = run_converter(made.format, request, timeout_s=limit_s, memory_gb=made.memory_gb, python=made.python)
             part = tuple(batch[i] for i in taken)
-            return run(Path(request.output), reply.inputs, reply.outputs, part, timeout_s=timeout_s)[0]
+            return run_artifact(Path(request.output), reply.inputs, reply.outputs, part, timeout_s=timeout_s)[0]
 
     return attempt
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import Died, ask
+from edgecompress.artifacts.converter_process import ProgramDied, run_program
 from edgecompress.artifacts.sandbox import LimitReached
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError
@@ -37,8 +37,8 @@ def inspect(path: Path, *, python: str = sys.executable) -> Inspection:
     form = _format_of(path)
     request = InspectionRequest(path=str(path.resolve()), format=form)
     try:
-        found = ask(toolchains.inspector(), request, Inspection, timeout_s=TIMEOUT_S, memory_gb=MEMORY_GB, python=python)
-    except (Died, LimitReached) as error:
+        found = run_program(toolchains.inspector(), request, Inspection, timeout_s=TIMEOUT_S, memory_gb=MEMORY_GB, python=python)
+    except (ProgramDied, LimitReached) as error:
         raise ConfigError(f"{path}: reading it ended badly ({error}); it is damaged or hostile, copy or export it again") from error
     return msgspec.convert(_cleaned(msgspec.to_builtins(found)), Inspection)
 

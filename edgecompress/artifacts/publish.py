@@ -10,9 +10,9 @@ import msgspec
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.converter_process import converting
-from edgecompress.artifacts.execution import check_interpreter, manifest_path
-from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, Conversion, Proof, prove
+from edgecompress.artifacts.converter_process import start_converter
+from edgecompress.artifacts.execution import manifest_path, require_interpreter
+from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, ArtifactCheck, ConversionSetup, check_artifact
 from edgecompress.files import hash_file, replace_atomically, write_atomically
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -45,7 +45,7 @@ class Description(Record, frozen=True, kw_only=True):
     weights_sha256: str = ""
 
 
-class Converting(Record, frozen=True, kw_only=True):
+class ConversionOptions(Record, frozen=True, kw_only=True):
     """How a model is converted.
 
     Attributes:
@@ -64,7 +64,7 @@ class Converting(Record, frozen=True, kw_only=True):
     also_python: str = ""
 
 
-def export(
+def export_artifact(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     *,
@@ -77,7 +77,7 @@ def export(
     program: ExportedProgram | None = None,
     reference: Batch | None = None,
     calibration: Batch | None = None,
-    how: Converting | None = None,
+    options: ConversionOptions | None = None,
     track: Track = track_silently,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
@@ -93,37 +93,37 @@ def export(
         ToolchainError: The converter is missing or failed; its log stays in `folder/logs`.
         ParityError: The artifact disagrees with the model; says whether the scheme or the converter is at fault, and where.
     """
-    how = how or Converting()
-    if how.also_python:
-        check_interpreter(how.also_python)
+    options = options or ConversionOptions()
+    if options.also_python:
+        require_interpreter(options.also_python)
     path = folder / artifact_name(about.name, about.variant, format, quant.scheme)
     rejected = path.with_name(f"{path.name}.rejected")
-    within: dict[str, Any] = {"timeout_s": how.timeout_s, "memory_gb": how.memory_gb, "python": how.python}
+    within: dict[str, Any] = {"timeout_s": options.timeout_s, "memory_gb": options.memory_gb, "python": options.python}
     with (
         tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
         replace_atomically(path) as made,
-        converting(format, ahead=how.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
+        start_converter(format, ahead=options.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
     ):
-        request = _request(Path(work), made, quant, about, how, calibrated=calibration is not None)
+        request = _request(Path(work), made, quant, about, options, calibrated=calibration is not None)
         if program is None:
             program = to_program(model, example_inputs, name=about.name)
         write_program(program, Path(request.program))
         if calibration is not None:
             save_calibration(calibration, Path(request.calibration))
         reply = convert(request)
-        proof = prove(
+        proof = check_artifact(
             made,
-            Conversion(program=program, format=format, request=request, calibration=calibration, **within),
+            ConversionSetup(program=program, format=format, request=request, calibration=calibration, **within),
             reply,
             subject=path.name,
             limits=limits,
             inputs=evidence.inputs,
             reference=forward(model, evidence.inputs) if reference is None else reference,
             calibration_reference=forward(model, batches.take(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
-            also_python=how.also_python if format == "tflite" else "",
+            also_python=options.also_python if format == "tflite" else "",
             track=track,
         )
-        manifest = _manifest(path, made, reply, proof, format=format, quant=quant, about=about, how=how, evidence=evidence)
+        manifest = _manifest(path, made, reply, proof, format=format, quant=quant, about=about, options=options, evidence=evidence)
         if proof.error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
@@ -134,20 +134,22 @@ def export(
     return manifest
 
 
-def _request(work: Path, output: Path, quant: QuantSpec, about: Description, how: Converting, *, calibrated: bool) -> ConversionRequest:
+def _request(
+    work: Path, output: Path, quant: QuantSpec, about: Description, options: ConversionOptions, *, calibrated: bool
+) -> ConversionRequest:
     return ConversionRequest(
         program=str(work / "program.pt2"),
         output=str(output),
         scheme=quant.scheme,
-        route=how.route,
+        route=options.route,
         calibration=str(work / "calibration.safetensors") if calibrated else "",
         layers=quant.layers,
-        io=how.io,
-        layout=how.layout,
+        io=options.io,
+        layout=options.layout,
         name=about.name,
         preprocessing=about.preprocessing,
         labels=about.labels,
-        bytecode_version=how.bytecode_version,
+        bytecode_version=options.bytecode_version,
     )
 
 
@@ -155,12 +157,12 @@ def _manifest(
     path: Path,
     made: Path,
     reply: ConversionReply,
-    proof: Proof,
+    proof: ArtifactCheck,
     *,
     format: str,  # noqa: A002
     quant: QuantSpec,
     about: Description,
-    how: Converting,
+    options: ConversionOptions,
     evidence: Evidence,
 ) -> Artifact:
     """Return what there is to say of the file `made` that shall be `path`."""
@@ -170,7 +172,7 @@ def _manifest(
         name=path.stem,
         model=about.variant,
         format=format,
-        route=how.route,
+        route=options.route,
         sha256=hash_file(made),
         size_bytes=made.stat().st_size,
         quant=quant,

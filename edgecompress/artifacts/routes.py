@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edgecompress.artifacts.execution import manifest_path
-from edgecompress.artifacts.gate import Departs
+from edgecompress.artifacts.gate import Divergence
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomically
 from edgecompress.records import Artifact, to_json
@@ -21,12 +21,12 @@ FIRST, SECOND = TFLITE_TOOLCHAINS
 MISSING = f"{SECOND} is not installed, so {FIRST} had no rival; pip install 'edgecompress[{SECOND}]'"
 
 
-def installed(route: str = SECOND) -> bool:
+def is_installed(route: str = SECOND) -> bool:
     """Whether the toolchain of a route is there."""
     return all(find_spec(package) is not None for package in {"onnx2tf": ("onnx2tf", "tensorflow")}.get(route, ()))
 
 
-def by_route(asked: str, make: Make, *, folder: Path, medians: Medians, second: bool | None = None) -> Artifact:
+def export_by_route(asked: str, make: Make, *, folder: Path, medians: Medians, second: bool | None = None) -> Artifact:
     """Return the artifact that `make` publishes in `folder` by the route that was asked for.
 
     Args:
@@ -38,7 +38,7 @@ def by_route(asked: str, make: Make, *, folder: Path, medians: Medians, second: 
     Raises:
         ParityError, UnsupportedError, ToolchainError: No route gives a file that passes; says why of each.
     """
-    second = installed() if second is None else second
+    second = is_installed() if second is None else second
     if asked == "fastest" and second:
         return _fastest(make, folder, medians)
     if asked == "fastest":
@@ -60,7 +60,7 @@ def _first(make: Make, folder: Path, *, second: bool) -> Artifact:
 
 
 def _scheme_is_at_fault(error: EdgeCompressError) -> bool:
-    return isinstance(error, Departs) and error.departure is not None and error.departure.scheme_alone is True
+    return isinstance(error, Divergence) and error.departure is not None and error.departure.scheme_alone is True
 
 
 def _fastest(make: Make, folder: Path, medians: Medians) -> Artifact:

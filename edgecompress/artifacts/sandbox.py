@@ -29,7 +29,7 @@ Finish = Callable[[bytes, float], int]
 
 
 @contextmanager
-def started(
+def start_process(
     argv: Sequence[str],
     *,
     name: str,
@@ -75,7 +75,7 @@ def started(
 
 def _watch(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, timeout_s: float, memory_gb: float) -> None:
     end = time.monotonic() + timeout_s
-    allowed_gb = min(memory_gb, MACHINE_SHARE * machine_bytes() / 1e9)
+    allowed_gb = min(memory_gb, MACHINE_SHARE * physical_memory_bytes() / 1e9)
     while True:
         unsent = _send(process, unsent)
         try:
@@ -84,7 +84,7 @@ def _watch(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, t
             pass
         else:
             return
-        if (held_gb := held_bytes(process.pid) / 1e9) > allowed_gb:
+        if (held_gb := group_memory_bytes(process.pid) / 1e9) > allowed_gb:
             machine = "" if allowed_gb == memory_gb else " on this machine"
             raise LimitReached(f"{name}: held {held_gb:.3g} GB of memory, {allowed_gb:.3g} GB allowed{machine}, and was stopped")
         if time.monotonic() >= end:
@@ -104,12 +104,12 @@ def _send(process: subprocess.Popen[bytes], unsent: memoryview) -> memoryview:
     return unsent
 
 
-def machine_bytes() -> int:
+def physical_memory_bytes() -> int:
     """Return the physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def held_bytes(group: int) -> int:
+def group_memory_bytes(group: int) -> int:
     """Return what a process group holds: the sum over its processes, each page as often as it is mapped."""
     if not Path("/proc/self/status").exists():  # macOS
         return _resident_bytes(group)

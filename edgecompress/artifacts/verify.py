@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgecompress.artifacts.execution import check_runtime, gate, manifest_path, run
+from edgecompress.artifacts.execution import check_other_runtime, manifest_path, require_parity, run_artifact
 from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import hash_file
 from edgecompress.network.parity import allowing, compare
@@ -35,16 +35,16 @@ def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -
     if (found := hash_file(path)) != manifest.sha256:
         raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
     inputs, reference = read_reference(path.parent, manifest.model)
-    outputs, _ = run(path, manifest.inputs, manifest.outputs, inputs)
+    outputs, _ = run_artifact(path, manifest.inputs, manifest.outputs, inputs)
     try:
         parity = compare(outputs, reference)
     except ParityError as error:
         raise ParityError(f"{path}: {error}") from error
     limits = limits or _usual(manifest, parity.samples)
-    gate(parity, limits, subject=str(path))
+    require_parity(parity, limits, subject=str(path))
     notes = manifest.notes
     if also_python and manifest.format == "tflite":
-        notes = (*notes, check_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path)))
+        notes = (*notes, check_other_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path)))
     return msgspec.structs.replace(manifest, parity=parity, notes=notes)
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 import torch
 from torch import nn
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
@@ -92,7 +92,7 @@ def _describe_network(context: RunContext, stats: ModelStats) -> NetworkToMeasur
 
 
 def _convert(context: RunContext, request: ConversionRequest) -> None:
-    convert("tflite", request, timeout_s=context.options.convert_timeout_s, memory_gb=context.options.convert_memory_gb)
+    run_converter("tflite", request, timeout_s=context.options.convert_timeout_s, memory_gb=context.options.convert_memory_gb)
 
 
 def _write_request(context: RunContext, model: nn.Module, path: Path, scheme: str) -> ConversionRequest:

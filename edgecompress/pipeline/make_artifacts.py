@@ -9,9 +9,9 @@ import msgspec
 from torch.export import ExportedProgram
 
 from edgecompress.artifacts.execution import manifest_path
-from edgecompress.artifacts.gate import Departs
-from edgecompress.artifacts.publish import Converting, Description, artifact_name, export
-from edgecompress.artifacts.routes import by_route
+from edgecompress.artifacts.gate import Divergence
+from edgecompress.artifacts.publish import ConversionOptions, Description, artifact_name, export_artifact
+from edgecompress.artifacts.routes import export_by_route
 from edgecompress.devices.bench import bench
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.network import batches
@@ -67,7 +67,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
         calibration = load_calibration(context.run.path(CALIBRATION)) if SCHEMES[scheme].calibrated else None
         model = context.dense if variant == "dense" else load_compressed(context)
         make = partial(
-            export,
+            export_artifact,
             model,
             context.recipe.example_inputs,
             about=_describe_model(context, variant, scheme),
@@ -80,9 +80,9 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             calibration=calibration,
             track=context.track,
         )
-        made = by_route(
+        made = export_by_route(
             how.route,
-            lambda route, inside: make(how=msgspec.structs.replace(how, route=route), folder=inside),
+            lambda route, inside: make(options=msgspec.structs.replace(how, route=route), folder=inside),
             folder=folder,
             medians=partial(_measure_medians, context),
         )
@@ -90,7 +90,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     return made
 
 
-def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: str, layers: dict[str, str], how: Converting) -> str:
+def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: str, layers: dict[str, str], how: ConversionOptions) -> str:
     """Return the key of an artifact. The toolchain's place and its limits are left out, since they change no file."""
     lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
     told = (context.recipe.preprocessing, context.recipe.labels)
@@ -133,10 +133,10 @@ def _reference_outputs(context: RunContext, variant: str) -> Batch:
     return made
 
 
-def _choose_conversion(context: RunContext, format_name: str, scheme: str) -> Converting:
+def _choose_conversion(context: RunContext, format_name: str, scheme: str) -> ConversionOptions:
     """Return how a file is converted: of the run's options those that its format and scheme have a use for."""
     o, tflite = context.options, format_name == "tflite"
-    return Converting(
+    return ConversionOptions(
         route=o.tflite_route if tflite else "",
         layout="NCHW" if tflite and o.layout == "NCHW" else "NHWC",
         io="int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32",
@@ -153,6 +153,6 @@ def _measure_medians(context: RunContext, paths: Sequence[Path]) -> list[float]:
 
 
 def _describe_refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:
-    kind = ParityError if isinstance(error, Departs) else type(error)
-    departure = error.departure if isinstance(error, Departs) else None
+    kind = ParityError if isinstance(error, Divergence) else type(error)
+    departure = error.departure if isinstance(error, Divergence) else None
     return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure)

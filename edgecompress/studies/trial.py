@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from edgecompress.artifacts.execution import run
+from edgecompress.artifacts.execution import run_artifact
 from edgecompress.artifacts.publish import artifact_name
 from edgecompress.data.recipe import Recipe
 from edgecompress.devices.statistics import median, ratio
@@ -130,7 +130,7 @@ def _agreement(context: RunContext, artifact: Artifact) -> float:
         ConfigError: The outputs are no class scores.
     """
     inputs = context.evidence.inputs
-    found, _ = run(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
+    found, _ = run_artifact(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
     agreed = compare(found, context.dense_outputs).top1_agreement
     if agreed is None:
         raise ConfigError(f"{context.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
 from edgecompress.artifacts.bisection import Blame
-from edgecompress.artifacts.gate import strays
+from edgecompress.artifacts.gate import noise_failure
 from edgecompress.devices.layouts import to_model_layout
 from edgecompress.errors import ParityError
 from edgecompress.factorizations import METHODS
@@ -246,12 +246,12 @@ def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[
     failed = shortfalls(parity, SCHEMES[output.scheme])
     quant = QuantSpec(scheme=output.scheme)
     blame = Blame(parity.sqnr_db)
-    if can_simulate(quant) and (failed or strays(parity.sqnr_db, np.inf)):
+    if can_simulate(quant) and (failed or noise_failure(parity.sqnr_db, np.inf)):
         simulation = Simulation(model.program, quant, model.calibration, format=output.format)
         given = simulation.run(model.inputs)
         left_db = min(sqnr_db(y, wanted) for y, wanted in zip(given, model.reference, strict=True))
         blame = Blame(parity.sqnr_db, left_db)
-        failed = failed or strays(parity.sqnr_db, left_db)
+        failed = failed or noise_failure(parity.sqnr_db, left_db)
     return failed, blame
 
 

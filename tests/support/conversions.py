@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgecompress.artifacts.execution import run
+from edgecompress.artifacts.execution import run_artifact
 from edgecompress.errors import ConfigError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
@@ -151,7 +151,7 @@ class Conversions:
         path.write_bytes({"half": whole[: len(whole) // 2], "start": whole[:20], "noise": whole[:64] + noise}[how])
         sample = tuple(torch.zeros(spec.shape) for spec in reply.inputs)
         with pytest.raises(ConfigError) as caught:
-            run(path, reply.inputs, reply.outputs, sample)
+            run_artifact(path, reply.inputs, reply.outputs, sample)
         return str(caught.value)
 
     def refusal(self, key: str) -> str:

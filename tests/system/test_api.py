@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import edgecompress
 from edgecompress import records
 from edgecompress.artifacts.publish import Description, Evidence
-from edgecompress.artifacts.publish import export as export_one
+from edgecompress.artifacts.publish import export_artifact as export_one
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.surgery import forward

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import edgecompress
 from edgecompress.artifacts.publish import Description, Evidence
-from edgecompress.artifacts.publish import export as export_one
+from edgecompress.artifacts.publish import export_artifact as export_one
 from edgecompress.data import Samples, fetch_samples, load_data
 from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.network import batches

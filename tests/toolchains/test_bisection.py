@@ -10,9 +10,9 @@ from support.converter_models import CausalBlock, Heads, Residual, settled
 from support.paths import TESTS
 from torch import nn
 
-from edgecompress.artifacts.bisection import Blame, first_departure
-from edgecompress.artifacts.gate import Departs, strays
-from edgecompress.artifacts.publish import Converting, Description, Evidence, export
+from edgecompress.artifacts.bisection import Blame, find_first_departure
+from edgecompress.artifacts.gate import Divergence, noise_failure
+from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
 from edgecompress.errors import ParityError, ToolchainError
 from edgecompress.network.attention import opened
 from edgecompress.network.constants import get_constant, set_constant
@@ -118,7 +118,7 @@ def test_a_fault_in_any_layer_is_found_with_few_conversions(residual, every):
     layers = [layer.name for layer in layers_of(graph)]
     for layer, target in list(weighted(graph).items())[::every]:
         attempt = Spoiled(batch, target)
-        departure = first_departure(program, attempt, batch, blame=Blame(0.0), samples=[7, 5, 3, 1])
+        departure = find_first_departure(program, attempt, batch, blame=Blame(0.0), samples=[7, 5, 3, 1])
         assert departure.layer == layer
         assert departure.exact
         assert len(attempt.cuts) <= 4
@@ -136,7 +136,7 @@ def test_where_several_outputs_cannot_be_converted_one_at_a_time_finds_it_too(re
     batch = (x[:2],)
     layer, target = next(item for item in weighted(graph_of(program)).items() if item[0] == "blocks.0.side.0")
     attempt = Spoiled(batch, target, refused=("several",))
-    assert first_departure(program, attempt, batch, blame=Blame(0.0)).layer == layer
+    assert find_first_departure(program, attempt, batch, blame=Blame(0.0)).layer == layer
     assert attempt.cuts.count(1) >= 4
 
 
@@ -144,23 +144,23 @@ def test_when_the_time_is_over_the_best_answer_says_that_it_is_not_exact(residua
     _, x, program = residual
     batch = (x[:2],)
     target = weighted(graph_of(program))["stem.0"]
-    departure = first_departure(program, Spoiled(batch, target), batch, blame=Blame(0.0), timeout_s=0)
+    departure = find_first_departure(program, Spoiled(batch, target), batch, blame=Blame(0.0), timeout_s=0)
     assert (departure.layer, departure.exact) == ("fc", False)
 
 
 def test_a_program_without_a_fault_has_no_layer_that_departs():
     heads = to_program(Heads().eval(), (torch.randn(1, 3, 10, 14), torch.randn(1, 5)))
     batch = torch.randn(2, 3, 10, 14), torch.randn(2, 5)
-    assert first_departure(heads, Spoiled(batch, "none"), batch, blame=Blame(0.0)) is None
+    assert find_first_departure(heads, Spoiled(batch, "none"), batch, blame=Blame(0.0)) is None
 
 
 def test_the_rounding_of_float32_is_no_layers_fault_and_nothing_is_converted_to_learn_that(residual):
     _, x, program = residual
     batch = (x[:2],)
     attempt = Spoiled(batch, weighted(graph_of(program))["stem.0"])
-    assert first_departure(program, attempt, batch, blame=Blame(100.0)) is None
+    assert find_first_departure(program, attempt, batch, blame=Blame(100.0)) is None
     assert attempt.cuts == []
-    assert first_departure(program, attempt, batch, blame=Blame(99.0)) is not None
+    assert find_first_departure(program, attempt, batch, blame=Blame(99.0)) is not None
 
 
 def test_nan_is_a_departure_without_a_value(residual):
@@ -174,7 +174,7 @@ def test_nan_is_a_departure_without_a_value(residual):
             spoiled = self.target in graph_of(program).state_dict()
             return tuple(torch.full_like(y, torch.nan) for y in found) if spoiled and len(found) == 1 else found
 
-    departure = first_departure(program, Nan(batch, target), batch, blame=Blame(-200.0))
+    departure = find_first_departure(program, Nan(batch, target), batch, blame=Blame(-200.0))
     assert departure.layer == "blocks.1.main.0"
     assert departure.found is None
     assert departure.max_rel is None
@@ -182,7 +182,7 @@ def test_nan_is_a_departure_without_a_value(residual):
 
 @pytest.mark.parametrize(("artifact_db", "simulated_db", "wrong"), [(9.0, 25.0, True), (9.0, 15.0, False), (12.0, 40.0, False)])
 def test_a_file_that_is_mostly_noise_where_its_scheme_is_not_fails_whatever_its_top_1(artifact_db, simulated_db, wrong):
-    assert bool(strays(artifact_db, simulated_db)) == wrong
+    assert bool(noise_failure(artifact_db, simulated_db)) == wrong
 
 
 # Real converters
@@ -198,7 +198,7 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
         python = str(script)
     quantized = scheme != "fp32"
     with pytest.raises(ParityError) as caught:
-        export(
+        export_artifact(
             model,
             (x[:1],),
             folder=folder,
@@ -208,12 +208,12 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
             limits=msgspec.structs.replace(SCHEMES[scheme], max_rel=SCHEMES[scheme].max_rel or 0.1),
             evidence=Evidence(inputs=(x,)),
             calibration=(x[:32],) if quantized else None,
-            how=Converting(route=route, python=python),
+            options=ConversionOptions(route=route, python=python),
         )
     left = {path.name for path in folder.iterdir() if path.is_file()} - {"python"}
     (file,) = (name for name in left if name.endswith(".rejected"))
     assert left == {file, f"{file}.json"}
-    assert isinstance(caught.value, Departs)
+    assert isinstance(caught.value, Divergence)
     manifest = read_record(folder / f"{file}.json", Artifact)
     assert manifest.departure == caught.value.departure
     return str(caught.value), manifest

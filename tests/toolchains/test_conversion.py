@@ -13,7 +13,7 @@ import pytest
 
 from edgecompress import toolchains
 from edgecompress.artifacts import converter_process, sandbox
-from edgecompress.artifacts.converter_process import ask, convert, converting
+from edgecompress.artifacts.converter_process import run_converter, run_program, start_converter
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
 from edgecompress.records import (
     ConversionReply,
@@ -43,7 +43,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         (folder / "to_fake.py").write_text(source)
         monkeypatch.setattr(toolchains, "converter", lambda _: folder / "to_fake.py")
         request = ConversionRequest(program="/nowhere.pt2", output=str(tmp_path / "out" / "model.fake"), scheme="fp32")
-        return convert("fake", request, **options)  # type: ignore[arg-type]
+        return run_converter("fake", request, **options)  # type: ignore[arg-type]
 
     return run
 
@@ -72,7 +72,7 @@ def test_a_request_longer_than_a_pipe_reaches_a_program_that_starts_slowly(tmp_p
     program.write_text("import time\ntime.sleep(1)\n" + START + "print(json.dumps({'toolchain': {'files': str(len(request['files']))}}))")
     layer = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
     request = LayersRequest(files=tuple(LayerFile(layer=layer, scheme="fp32", output=f"/nowhere/{i}.tflite") for i in range(2000)))
-    assert ask(program, request, LayersReply, timeout_s=200, memory_gb=4).toolchain == {"files": "2000"}
+    assert run_program(program, request, LayersReply, timeout_s=200, memory_gb=4).toolchain == {"files": "2000"}
 
 
 def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkey
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(converter_process.tempfile, "tempdir", str(tmp_path))
-    with converting("fake", ahead="toolchain") as converted:
+    with start_converter("fake", ahead="toolchain") as converted:
         end = time.monotonic() + 200
         while not list(tmp_path.glob("*/work/loaded")):
             assert time.monotonic() < end
@@ -94,7 +94,7 @@ def test_a_toolchain_that_cannot_be_loaded_is_told_to_who_asks(tmp_path: Path, m
     (tmp_path / "to_fake.py").write_text(SERVE)
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
     with (
-        converting("fake", ahead="package_that_is_not_there") as converted,
+        start_converter("fake", ahead="package_that_is_not_there") as converted,
         pytest.raises(ToolchainError, match=r"package_that_is_not_there is not installed for .*edgecompress\[tflite\]"),
     ):
         converted(ConversionRequest(program="", output=str(tmp_path / "out" / "a"), scheme="missing"))
@@ -103,7 +103,7 @@ def test_a_toolchain_that_cannot_be_loaded_is_told_to_who_asks(tmp_path: Path, m
 def test_a_program_that_is_never_asked_ends_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "to_fake.py").write_text(f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)")
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
-    with converting("fake", log=tmp_path / "log"):
+    with start_converter("fake", log=tmp_path / "log"):
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
             time.sleep(0.01)
     assert is_gone(int((tmp_path / "pid").read_text()))
@@ -199,7 +199,7 @@ def test_addresses_that_are_only_reserved_are_no_memory(start: Start) -> None:
 
 
 def test_no_program_may_hold_more_than_the_machine_has(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "machine_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(sandbox, "physical_memory_bytes", lambda: 100_000_000)
     with pytest.raises(ToolchainError, match=r"held 0\.\d+ GB of memory, 0.09 GB allowed on this machine"):
         start(WRITE + HOARD.format(size=400_000_000))
 
@@ -210,7 +210,7 @@ def test_both_ways_of_asking_for_memory_agree() -> None:
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
-        assert 200e6 <= sandbox.held_bytes(process.pid) <= sandbox._resident_bytes(process.pid) < 260e6
+        assert 200e6 <= sandbox.group_memory_bytes(process.pid) <= sandbox._resident_bytes(process.pid) < 260e6
         process.kill()
 
 
@@ -240,7 +240,7 @@ def test_ctrl_c_stops_the_program(start: Start, tmp_path: Path) -> None:
 def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
     request = ConversionRequest(program="/nowhere.pt2", output=str(tmp_path / "a"), scheme="fp32")
     with pytest.raises(ConfigError, match=r"unknown format 'coreml'; choose from .*tflite.*torchscript"):
-        convert("coreml", request)
+        run_converter("coreml", request)
 
 
 def test_a_python_that_is_not_there_is_named(start: Start) -> None:
@@ -250,7 +250,7 @@ def test_a_python_that_is_not_there_is_named(start: Start) -> None:
 
 SERVE = """
 import os, sys
-from edgecompress.artifacts.converter_process import serve
+from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import UnsupportedError
 from edgecompress.records import ConversionReply
 def handle(request):
@@ -260,7 +260,7 @@ def handle(request):
     if request.scheme == "unsupported":
         raise UnsupportedError("aten.foo: no kernel; leave it out")
     return b"model", ConversionReply(inputs=(), outputs=(), toolchain={})
-sys.exit(serve("to_fake.py", handle, extra=lambda request: "tflite", ahead=lambda route: route))
+sys.exit(serve_conversion("to_fake.py", handle, extra=lambda request: "tflite", ahead=lambda route: route))
 """
 
 

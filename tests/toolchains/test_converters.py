@@ -18,7 +18,7 @@ from support.converter_driver import DRIVER
 from support.converter_models import Clamped, Heads, Median, Placed, Residual, Sound, Spectrum, settled
 from torch import Tensor, nn
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
@@ -214,14 +214,14 @@ def test_static_int8_has_a_scale_for_each_output_channel(bench: Bench) -> None:
 def test_the_same_request_in_another_process_gives_the_same_bytes(bench: Bench) -> None:
     path, reply = bench.result("litert-torch", "residual", "litert-torch", "int8-static")
     again = bench.request("residual", "litert-torch", "int8-static", name="again.tflite")
-    assert convert("tflite", again) == reply
+    assert run_converter("tflite", again) == reply
     assert Path(again.output).read_bytes() == path.read_bytes()
 
 
 def test_the_same_request_gives_the_same_torchscript(bench: Bench) -> None:
     """Both in a process of their own: torch.jit numbers its classes by what a process has traced before."""
     requests = [bench.request("residual", "", "int8-static", name=f"again-{k}.ptl") for k in range(2)]
-    replies = [convert("torchscript", request) for request in requests]
+    replies = [run_converter("torchscript", request) for request in requests]
     assert replies[0] == replies[1]
     assert len({Path(request.output).read_bytes() for request in requests}) == 1
 
@@ -244,7 +244,7 @@ def test_an_op_that_a_route_lacks_is_named_with_its_layer(bench: Bench, model: s
 def test_dynamic_int8_without_a_linear_layer_is_refused(bench: Bench) -> None:
     write_program(to_program(nn.Conv2d(3, 4, 3), (torch.randn(1, 3, 8, 8),)), bench.folder / "conv.pt2")
     with pytest.raises(UnsupportedError, match="int8-dynamic quantizes linear layers alone and there is none; choose int8-static"):
-        convert("torchscript", bench.request("conv", "", "int8-dynamic"))
+        run_converter("torchscript", bench.request("conv", "", "int8-dynamic"))
 
 
 @pytest.mark.parametrize(
@@ -268,14 +268,14 @@ def test_a_request_nobody_can_serve_is_refused(
     bench: Bench, form: str, route: str, scheme: str, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        convert(form, bench.request("residual", route, scheme))
+        run_converter(form, bench.request("residual", route, scheme))
 
 
 def test_a_missing_package_comes_with_its_remedy(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "litert_torch.py").write_text("raise ModuleNotFoundError(\"No module named 'litert_torch'\", name='litert_torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"litert_torch is not installed for .*; pip install 'edgecompress\[tflite\]'"):
-        convert("tflite", bench.request("residual", "", "fp32", name="never"))
+        run_converter("tflite", bench.request("residual", "", "fp32", name="never"))
     assert not (bench.folder / "never").exists()
 
 
@@ -306,7 +306,7 @@ def test_bad_calibration_is_refused(bench: Bench, tmp_path: Path, name: str) -> 
 
 def test_every_program_says_that_a_program_file_is_missing(bench: Bench) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.pt2: not a readable exported program"):
-        convert("torchscript", bench.request("nowhere", "", "fp32"))
+        run_converter("torchscript", bench.request("nowhere", "", "fp32"))
 
 
 def test_the_readme_names_every_program() -> None:

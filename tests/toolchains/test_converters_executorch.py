@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.conversions import NETS, Case, Conversions, Converted
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ToolchainError
 from edgecompress.records import Preprocessing, UndelegatedOp
 
@@ -127,7 +127,7 @@ def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
 @pytest.mark.slow
 def test_the_same_request_in_another_process_gives_the_same_bytes(made: Conversions) -> None:
     again = made.request(CASES["sound-int8-static"], "again.pte")
-    assert convert("executorch", again) == made["sound-int8-static"].reply
+    assert run_converter("executorch", again) == made["sound-int8-static"].reply
     assert Path(again.output).read_bytes() == made["sound-int8-static"].path.read_bytes()
 
 
@@ -135,5 +135,5 @@ def test_a_missing_package_comes_with_its_remedy(made: Conversions, tmp_path: Pa
     (tmp_path / "executorch.py").write_text("raise ModuleNotFoundError(\"No module named 'executorch'\", name='executorch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"executorch is not installed for .*; pip install 'edgecompress\[executorch\]'"):
-        convert("executorch", made.request(CASES["told"], "never"))
+        run_converter("executorch", made.request(CASES["told"], "never"))
     assert not (made.folder / "never").exists()

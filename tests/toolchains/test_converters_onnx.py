@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 from support.conversions import NETS, Case, Conversions, Converted
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ToolchainError
 from edgecompress.records import Preprocessing
 
@@ -147,7 +147,7 @@ def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
 @pytest.mark.slow
 def test_the_same_request_in_another_process_gives_the_same_bytes(made: Conversions) -> None:
     again = made.request(CASES["residual-int8-static"], "again.onnx")
-    assert convert("onnx", again) == made["residual-int8-static"].reply
+    assert run_converter("onnx", again) == made["residual-int8-static"].reply
     assert Path(again.output).read_bytes() == made["residual-int8-static"].path.read_bytes()
 
 
@@ -155,5 +155,5 @@ def test_a_missing_package_comes_with_its_remedy(made: Conversions, tmp_path: Pa
     (tmp_path / "onnxslim.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxslim'\", name='onnxslim')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"onnxslim is not installed for .*; pip install 'edgecompress\[onnx\]'"):
-        convert("onnx", made.request(CASES["sound-fp32"], "never"))
+        run_converter("onnx", made.request(CASES["sound-fp32"], "never"))
     assert not (made.folder / "never").exists()

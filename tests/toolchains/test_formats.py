@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.networks import Net, digits, trained
 
-from edgecompress.artifacts.publish import Description, Evidence, export
+from edgecompress.artifacts.publish import Description, Evidence, export_artifact
 from edgecompress.devices.bench import bench
 from edgecompress.devices.evaluate import evaluate
 from edgecompress.errors import ToolchainError
@@ -18,7 +18,7 @@ def test_a_toolchain_that_is_not_installed_leaves_nothing_but_its_log(tmp_path: 
     (tmp_path / "onnxslim.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxslim'\", name='onnxslim')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"onnxslim is not installed for .*; pip install 'edgecompress\[onnx\]'"):
-        export(
+        export_artifact(
             trained(Net()),
             (torch.zeros(1, 1, 8, 8),),
             folder=tmp_path / "artifacts",
@@ -38,7 +38,7 @@ def test_every_scheme_is_proved_measured_and_scored(form: str, tmp_path: Path) -
     net, (train, test) = trained(Net()), digits()
     evidence = Evidence(inputs=(test.inputs,), labels=test.labels, data="digits")
     manifests = [
-        export(
+        export_artifact(
             net,
             (torch.zeros(1, 1, 8, 8),),
             folder=tmp_path,

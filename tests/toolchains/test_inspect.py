@@ -18,7 +18,7 @@ from support.paths import REPOSITORY
 from support.runs import complaint
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.artifacts.inspect import inspect
 from edgecompress.errors import ConfigError, ToolchainError
 from edgecompress.network.exported import to_program, write_program
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             preprocessing=PREPROCESSING,
             labels=LABELS,
         )
-        return path, convert(name, request)
+        return path, run_converter(name, request)
 
     return make
 

@@ -6,7 +6,7 @@ import torch
 from support.converter_models import Residual, settled
 from support.networks import Net, Uneven, digits, trained
 
-from edgecompress.artifacts.publish import Description, Evidence, export
+from edgecompress.artifacts.publish import Description, Evidence, export_artifact
 from edgecompress.errors import ConfigError
 from edgecompress.network.exported import to_program
 from edgecompress.network.parity import shortfalls, sqnr_db
@@ -86,7 +86,7 @@ def test_what_float_layers_cannot_reach_is_said_and_as_near_is_as_few_as_possibl
 def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven, calibration, made, tmp_path):
     held_out = digits()[1]
     for layers in ({}, made.schemes):
-        artifact = export(
+        artifact = export_artifact(
             uneven,
             IMAGE,
             folder=tmp_path,

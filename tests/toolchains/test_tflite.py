@@ -34,7 +34,7 @@ from support.paths import REPOSITORY
 from support.require import unavailable
 from torch import Tensor, nn
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
@@ -236,7 +236,7 @@ def test_what_has_no_kernel_in_a_scheme_is_refused(tmp_path: Path, net: nn.Modul
     write_program(to_program(net.eval(), (data[:1],)), Path(paths["program"]))
     save_file({"input_0": data}, paths["calibration"])
     with pytest.raises(UnsupportedError, match=re.escape(said)):
-        convert("tflite", ConversionRequest(**paths, scheme="int16x8", route="onnx2tf"))
+        run_converter("tflite", ConversionRequest(**paths, scheme="int16x8", route="onnx2tf"))
     assert not Path(paths["output"]).exists()
 
 
@@ -288,7 +288,7 @@ def test_what_cannot_be_asked_for_is_refused(converted: dict[str, Converted], as
     wanted = {"program": str(folder / "residual.pt2"), "output": str(folder / "never"), "scheme": "int8-static"}
     calibration = str(folder / "residual.safetensors")
     with pytest.raises(kind, match=re.escape(message)):
-        convert("tflite", ConversionRequest(**{**wanted, **asked}, calibration=calibration))
+        run_converter("tflite", ConversionRequest(**{**wanted, **asked}, calibration=calibration))
     assert not (folder / "never").exists()
 
 
@@ -303,7 +303,9 @@ def test_labels_and_metadata_are_the_same_bytes_each_time(converted: dict[str, C
     path = converted["meaned"].path
     asked = request(path.parent, "meaned")
     again = path.with_name("again.tflite")
-    convert("tflite", from_json(to_json(asked).replace(asked.output.encode(), str(again).encode()), ConversionRequest, source="request"))
+    run_converter(
+        "tflite", from_json(to_json(asked).replace(asked.output.encode(), str(again).encode()), ConversionRequest, source="request")
+    )
     assert again.read_bytes() == path.read_bytes()
 
 

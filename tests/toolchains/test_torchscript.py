@@ -12,7 +12,7 @@ from support.converter_models import Attention, Residual, causal, settled
 from torch import Tensor, nn
 from torch.jit.mobile import _export_operator_list, _get_model_bytecode_version, _load_for_lite_interpreter
 
-from edgecompress.artifacts.converter_process import convert as convert_apart
+from edgecompress.artifacts.converter_process import run_converter as convert_apart
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.exported import example_inputs, read_program, to_program, write_program
 from edgecompress.quantization.gptq import round_weights

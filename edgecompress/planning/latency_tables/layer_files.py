@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import ask
+from edgecompress.artifacts.converter_process import run_program
 from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerFile, LayerForm, LayersReply, LayersRequest
@@ -27,6 +27,8 @@ def write_layers(files: Sequence[tuple[LayerForm, str, Path]], *, track: Track =
         part = files[start : start + MAX_FILES_PER_START]
         requested = tuple(LayerFile(layer=form, scheme=scheme, output=str(path)) for form, scheme, path in part)
         memory_gb = DEFAULTS.convert_memory_gb
-        reply = ask(toolchains.layer_writer(), LayersRequest(files=requested), LayersReply, timeout_s=TIMEOUT_S, memory_gb=memory_gb)
+        reply = run_program(
+            toolchains.layer_writer(), LayersRequest(files=requested), LayersReply, timeout_s=TIMEOUT_S, memory_gb=memory_gb
+        )
         for output, reason in reply.refused.items():
             LOG.info("%s: %s", output, reason)

@@ -9,9 +9,9 @@ import torch
 from support.converter_models import Meaned
 
 from edgecompress.artifacts.execution import manifest_path
-from edgecompress.artifacts.gate import Departs
-from edgecompress.artifacts.publish import Converting, Description, Evidence, export
-from edgecompress.artifacts.routes import FIRST, MISSING, SECOND, by_route
+from edgecompress.artifacts.gate import Divergence
+from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
+from edgecompress.artifacts.routes import FIRST, MISSING, SECOND, export_by_route
 from edgecompress.devices.bench import bench
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import hash_file
@@ -62,20 +62,20 @@ def published(folder: Path) -> tuple[str, Artifact]:
 @pytest.mark.parametrize("route", [FIRST, SECOND, ""])
 def test_a_route_that_was_named_is_the_only_one_tried(tmp_path: Path, route: str) -> None:
     asked: list[str] = []
-    made = by_route(route, publisher(asked), folder=tmp_path, medians=never, second=True)
+    made = export_by_route(route, publisher(asked), folder=tmp_path, medians=never, second=True)
     assert asked == [made.route] == [route]
 
 
 def test_auto_takes_the_first_that_passes_and_tries_no_other(tmp_path: Path) -> None:
     asked: list[str] = []
-    by_route("auto", publisher(asked), folder=tmp_path, medians=never, second=True)
+    export_by_route("auto", publisher(asked), folder=tmp_path, medians=never, second=True)
     assert asked == [FIRST]
     assert published(tmp_path)[0] == FIRST
 
 
 def test_auto_takes_the_second_where_the_first_fails_and_says_why(tmp_path: Path) -> None:
     make = publisher([], litert_torch=UnsupportedError("no aten.erfinv"))
-    made = by_route("auto", make, folder=tmp_path, medians=never, second=True)
+    made = export_by_route("auto", make, folder=tmp_path, medians=never, second=True)
     content, manifest = published(tmp_path)
     assert (content, manifest) == (SECOND, made)
     assert manifest.route == SECOND
@@ -83,11 +83,11 @@ def test_auto_takes_the_second_where_the_first_fails_and_says_why(tmp_path: Path
 
 
 def test_a_scheme_that_hurts_is_not_tried_by_another_route(tmp_path: Path) -> None:
-    error, asked = Departs("the scheme hurts"), []
+    error, asked = Divergence("the scheme hurts"), []
     place = {"expected": 1.0, "found": 2.0, "index": (0,), "sample": 0, "max_rel": 1.0, "sqnr_db": 1.0}
     error.departure = Departure(layer="conv", op="conv2d", scheme_alone=True, **place)
     with pytest.raises(ParityError, match=r"^the scheme hurts$"):
-        by_route("auto", publisher(asked, litert_torch=error), folder=tmp_path, medians=never, second=True)
+        export_by_route("auto", publisher(asked, litert_torch=error), folder=tmp_path, medians=never, second=True)
     assert asked == [FIRST]
 
 
@@ -95,7 +95,7 @@ def test_a_scheme_that_hurts_is_not_tried_by_another_route(tmp_path: Path) -> No
 def test_both_reasons_are_told_where_no_route_passes(tmp_path: Path, asked: str) -> None:
     make = publisher([], litert_torch=ToolchainError("one crashed"), onnx2tf=ParityError("two departs"))
     with pytest.raises(ToolchainError, match="one crashed; onnx2tf as well: two departs"):
-        by_route(asked, make, folder=tmp_path, medians=never, second=True)
+        export_by_route(asked, make, folder=tmp_path, medians=never, second=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -104,7 +104,7 @@ def test_the_faster_of_two_that_pass_is_published(tmp_path: Path, times: dict[st
     def medians(paths: Sequence[Path]) -> list[float]:
         return [times[path.read_text()] for path in paths]
 
-    by_route("fastest", publisher([]), folder=tmp_path, medians=medians, second=True)
+    export_by_route("fastest", publisher([]), folder=tmp_path, medians=medians, second=True)
     content, manifest = published(tmp_path)
     assert content == manifest.route == best
     assert f"route {best}: 2 ms" in manifest.notes[0]
@@ -112,7 +112,7 @@ def test_the_faster_of_two_that_pass_is_published(tmp_path: Path, times: dict[st
 
 def test_the_only_one_that_passes_is_published_unmeasured(tmp_path: Path) -> None:
     make = publisher([], litert_torch=ParityError("it departs"))
-    by_route("fastest", make, folder=tmp_path, medians=never, second=True)
+    export_by_route("fastest", make, folder=tmp_path, medians=never, second=True)
     content, manifest = published(tmp_path)
     assert content == SECOND
     assert manifest.notes == (f"route {SECOND}, because the other gave no file that passes: it departs",)
@@ -120,7 +120,7 @@ def test_the_only_one_that_passes_is_published_unmeasured(tmp_path: Path) -> Non
 
 def test_a_rival_that_is_not_installed_is_told(tmp_path: Path) -> None:
     asked: list[str] = []
-    made = by_route("fastest", publisher(asked), folder=tmp_path, medians=never, second=False)
+    made = export_by_route("fastest", publisher(asked), folder=tmp_path, medians=never, second=False)
     assert asked == [FIRST]
     assert made.notes == (MISSING,)
 
@@ -130,7 +130,7 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 3, 12, 16)
     make = partial(
-        export,
+        export_artifact,
         Meaned().eval(),
         (x[:1],),
         about=Description(name="net", variant="compressed"),
@@ -143,7 +143,9 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
     def medians(paths: Sequence[Path]) -> list[float]:
         return [float(torch.tensor(result.latency_ms).median()) for result in bench(paths, repetitions=20)]
 
-    made = by_route("fastest", lambda route, folder: make(how=Converting(route=route), folder=folder), folder=tmp_path, medians=medians)
+    made = export_by_route(
+        "fastest", lambda route, folder: make(options=ConversionOptions(route=route), folder=folder), folder=tmp_path, medians=medians
+    )
     assert made.parity is not None
     assert made.parity.max_rel < 1e-4
     assert hash_file(tmp_path / NAME) == made.sha256

@@ -16,7 +16,7 @@ from support.require import unavailable
 from support.runs import QUICK
 from torch import nn
 
-from edgecompress.artifacts.execution import gate, manifest_path
+from edgecompress.artifacts.execution import manifest_path, require_parity
 from edgecompress.artifacts.verify import verify
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
 from edgecompress.files import hash_file
@@ -56,8 +56,10 @@ def test_each_of_several_outputs_is_judged_by_its_kind():
     assert parity.values_sqnr_db == parity.sqnr_db == pytest.approx(-20 * math.log10(0.5))
     message = "SQNR 6.0 dB of the outputs that are no scores, 20 dB required"
     with pytest.raises(ParityError, match=re.escape(message)):
-        gate(parity, SCHEMES["int8-static"], subject="net.tflite")
-    gate(compare((REFERENCE * 1.5, boxes * 1.05), (REFERENCE, boxes)), SCHEMES["int8-static"], subject="scores may be far in value")
+        require_parity(parity, SCHEMES["int8-static"], subject="net.tflite")
+    require_parity(
+        compare((REFERENCE * 1.5, boxes * 1.05), (REFERENCE, boxes)), SCHEMES["int8-static"], subject="scores may be far in value"
+    )
 
 
 def test_noise_without_signal_is_no_perfect_ratio():
@@ -103,7 +105,7 @@ def parity(**numbers):
     ],
 )
 def test_the_limit_itself_passes(scheme, numbers):
-    gate(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
+    require_parity(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
 
 
 @pytest.mark.parametrize(
@@ -117,13 +119,13 @@ def test_the_limit_itself_passes(scheme, numbers):
 )
 def test_beyond_the_limit_is_refused_with_both_numbers(scheme, numbers, message):
     with pytest.raises(ParityError, match=rf"net\.tflite: departs from the model: .*{re.escape(message)}.*; export it again"):
-        gate(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
+        require_parity(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
 
 
 def test_every_scheme_has_a_gate():
     for scheme in SCHEMES.values():
         assert scheme.max_rel is not None or scheme.min_agreement is not None
-    gate(parity(max_rel=9.0), Scheme(), subject="no limits")
+    require_parity(parity(max_rel=9.0), Scheme(), subject="no limits")
 
 
 def test_the_reference_holds_inputs_and_each_models_outputs(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import factorize, refactorize, relative_error
 from edgecompress.factorizations.methods import tensor_train
@@ -183,7 +183,7 @@ def test_tflite_computes_what_both_runs_compute(tmp_path):
     x = torch.randn(1, 5, 32)
     write_program(to_program(model, (x,)), tmp_path / "model.pt2")
     request = ConversionRequest(program=str(tmp_path / "model.pt2"), output=str(tmp_path / "model.tflite"), scheme="fp32")
-    reply = convert("tflite", request)
+    reply = run_converter("tflite", request)
     runner = Interpreter(request.output, num_threads=1).get_signature_runner()
     found = torch.from_numpy(runner(**{reply.inputs[0].name: x.numpy()})[reply.outputs[0].name])
     torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from support.processes import busy
 from torch import nn
 
 from edgecompress import toolchains
-from edgecompress.artifacts.converter_process import convert
+from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.artifacts.inspect import inspect
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.factorizations import factorize
@@ -105,7 +105,7 @@ def converted(tmp_path_factory):
         program = path.with_suffix(".pt2")
         network = nn.Sequential(module, nn.ReLU()).eval()
         write_program(to_program(network, (torch.zeros(1, *shape),)), program)
-        convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme="fp32", route="litert-torch"))
+        run_converter("tflite", ConversionRequest(program=str(program), output=str(path), scheme="fp32", route="litert-torch"))
         return path, network
 
     return by_converter
@@ -224,7 +224,7 @@ def network_of(net, tmp_path):
         for path, model in zip(paths, (net, reduce_network(net, stats)), strict=True):
             program = path.with_suffix(".pt2")
             write_program(to_program(model, IMAGE), program)
-            convert("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
+            run_converter("tflite", ConversionRequest(program=str(program), output=str(path), scheme=scheme))
 
     return NetworkToMeasure("net", "0" * 64, 1000, form_pairs(net, stats), write)
 

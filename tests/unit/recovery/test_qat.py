@@ -7,7 +7,7 @@ from support.networks import Net, Uneven, digits, trained
 from torch import nn
 
 import edgecompress
-from edgecompress.artifacts.publish import Description, Evidence, export
+from edgecompress.artifacts.publish import Description, Evidence, export_artifact
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.constants import get_constant
@@ -99,7 +99,7 @@ def test_the_file_agrees_better_than_one_that_was_only_rounded(uneven, calibrati
     constants, result = qat(uneven, train, example_inputs=IMAGE, calibration=calibration, eval_data=held_out, options=options)
     program = to_program(uneven, IMAGE)
     made = [
-        export(
+        export_artifact(
             uneven,
             IMAGE,
             folder=tmp_path / name,
