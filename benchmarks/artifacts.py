@@ -43,7 +43,7 @@ from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.networks import load_compressed
 from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.quantization.calibration import save_calibration
-from edgecompress.quantization.quantize import spec
+from edgecompress.quantization.quantize import quant_spec
 from edgecompress.records import BenchmarkResult, ConversionRequest
 from edgecompress.runs import open_run, use_options
 from edgecompress.targets import FORMATS
@@ -72,7 +72,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     folder=folder / "artifacts",
                     about=Description(name=recipe.name, variant=variant),
                     format=format_name,
-                    quant=spec(scheme, CALIBRATION_SAMPLES),
+                    quant=quant_spec(scheme, CALIBRATION_SAMPLES),
                     limits=limits_of(scheme, Options()),
                     evidence=evidence,
                     program=program,

@@ -55,7 +55,7 @@ def export(folder: Path) -> None:
         about=Description(name="export", variant="dense"),
         format="tflite",
         quant=QuantSpec(scheme="fp32"),
-        limits=SCHEMES["fp32"],
+        limits=SCHEMES["fp32"].gate,
         evidence=Evidence(inputs=inputs, labels=labels),
     )
 

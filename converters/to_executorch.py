@@ -29,7 +29,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from edgecompress.network.exported import example_inputs, read_program
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.calibration import read_calibration
-    from edgecompress.quantization.gptq import INT8, round_weights
+    from edgecompress.quantization.gptq import round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="executorch")
@@ -43,7 +43,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         if scheme == "int8-static":
             lowered = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
         if seen:
-            lowered = round_weights(lowered, seen[:ROUNDING_SAMPLES], levels=lambda node: INT8 if wanted(node) else None)
+            lowered = round_weights(lowered, seen[:ROUNDING_SAMPLES], bits_of=lambda node: 8 if wanted(node) else None)
         # For int8-dynamic one sample of anything: the weights' ranges are taken when the graph runs.
         lowered, notes = quantize(lowered, scheme, seen if scheme == "int8-static" else [inputs], inputs, wanted)
     content, ops, undelegated, planned = lower(lowered, _metadata(request))

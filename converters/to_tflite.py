@@ -78,16 +78,14 @@ def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
     from converters.shared.layer_schemes import scheme_of
     from edgecompress.network.subgraph import scopes
-    from edgecompress.quantization.fake_quantize import RULES, rule_of
-    from edgecompress.quantization.gptq import LARGEST, round_weights
+    from edgecompress.quantization.fake_quantize import gptq_bits
+    from edgecompress.quantization.gptq import round_weights
+    from edgecompress.targets import SCHEMES as KNOWN_SCHEMES
 
-    if not seen or not any(RULES[scheme].weight_bits for scheme in (request.scheme, *request.layers.values())):
+    if not seen or not any(KNOWN_SCHEMES[scheme].has_integer_weights for scheme in (request.scheme, *request.layers.values())):
         return program
-
-    def levels(node: Any) -> int | None:
-        return LARGEST.get(rule_of(node, scheme_of(scopes(node), request), "tflite").weight_bits)
-
-    return round_weights(program, seen[:ROUNDING_SAMPLES], levels=levels)
+    samples = seen[:ROUNDING_SAMPLES]
+    return round_weights(program, samples, bits_of=lambda node: gptq_bits(node, scheme_of(scopes(node), request), "tflite"))
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

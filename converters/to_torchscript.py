@@ -36,8 +36,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from edgecompress.network.exported import example_inputs, first_line, read_program
     from edgecompress.network.subgraph import scopes
     from edgecompress.quantization.calibration import read_calibration
-    from edgecompress.quantization.fake_quantize import rule_of
-    from edgecompress.quantization.gptq import LARGEST, round_weights
+    from edgecompress.quantization.fake_quantize import gptq_bits
+    from edgecompress.quantization.gptq import round_weights
 
     program = read_program(Path(request.program))
     scheme = layer_schemes.quantized_scheme(request, program, subject="torchscript")
@@ -47,13 +47,13 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     def kept(node: Any) -> bool:
         return layer_schemes.scheme_of(scopes(node), request) != scheme
 
-    def levels(node: Any) -> int | None:
-        return LARGEST.get(rule_of(node, layer_schemes.scheme_of(scopes(node), request), "torchscript").weight_bits)
+    def bits_of(node: Any) -> int | None:
+        return gptq_bits(node, layer_schemes.scheme_of(scopes(node), request), "torchscript")
 
     if scheme == "int8-static":
         program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme != "fp32":
-        program = round_weights(program, seen[:ROUNDING_SAMPLES], levels=levels)
+        program = round_weights(program, seen[:ROUNDING_SAMPLES], bits_of=bits_of)
     module: Any = functional_module(program, kept)
     inputs = example_inputs(program)
     if scheme != "fp32":

@@ -21,7 +21,7 @@ from edgecompress.records.fields import (
     option_fields,
 )
 from edgecompress.records.measurement import USUAL_MEASURING, Repetitions, Threads
-from edgecompress.targets import ALLOCATORS, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Scheme
+from edgecompress.targets import ALLOCATORS, FLOAT32, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Gate
 
 AUTO: Final = "auto"
 DEFAULT_MACS_RATIO: Final = 0.35  # where no budget at all is given
@@ -45,7 +45,7 @@ class Options(Record, frozen=True, kw_only=True):
     ] = ()
     scheme: Annotated[
         tuple[str, ...],
-        Option("Scheme to export, of each format that has it", choices=tuple(SCHEMES), usual="the target's"),
+        Option("Scheme to export, of each format that has it", choices=SCHEMES, usual="the target's"),
     ] = ()
     macs_ratio: Annotated[
         Fraction | None,
@@ -288,12 +288,12 @@ def parse_layer_schemes(options: Options) -> dict[str, str]:
     return chosen
 
 
-def limits_of(scheme: str, options: Options) -> Scheme:
+def limits_of(scheme: str, options: Options) -> Gate:
     """Return the gate of a scheme with the run's own thresholds."""
-    limits = SCHEMES[scheme]
-    if scheme == "fp32":
-        return msgspec.structs.replace(limits, max_rel=options.max_rel)
-    return msgspec.structs.replace(limits, min_agreement=options.min_int8_agreement) if scheme.startswith("int8") else limits
+    gate = SCHEMES[scheme].gate
+    if scheme == FLOAT32:
+        return msgspec.structs.replace(gate, max_rel=options.max_rel)
+    return msgspec.structs.replace(gate, min_agreement=options.min_int8_agreement) if SCHEMES[scheme].is_int8 else gate
 
 
 def _settings(text: str) -> dict[str, Any] | None:

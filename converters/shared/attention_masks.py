@@ -17,7 +17,7 @@ from converters.shared.constant_folding import add_constant, fold_constants
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs
 from edgecompress.network.subgraph import graph_of
-from edgecompress.quantization.fake_quantize import BARRED, SOFTMAX
+from edgecompress.quantization.fake_quantize import MASKED_SCORE, SOFTMAX
 
 aten = torch.ops.aten
 
@@ -82,7 +82,7 @@ def _mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
     if node.target in (aten.add.Tensor, PRODUCT):
         terms = node.args[:1] if node.target is PRODUCT else node.args
         return _added(node, next((v for v in (_value(graph, a) for a in terms) if v is not None), None))
-    if node.target is aten.masked_fill.Scalar and node.args[2] <= BARRED:
+    if node.target is aten.masked_fill.Scalar and node.args[2] <= MASKED_SCORE:
         return _barred(node, _value(graph, node.args[1]))
     return None
 
@@ -111,9 +111,9 @@ def _barred(node: fx.Node, barred: Tensor | None) -> _Mask | None:
 
 
 def _added(node: fx.Node, added: Tensor | None) -> _Mask | None:
-    if added is None or not bool((added <= BARRED).any()):
+    if added is None or not bool((added <= MASKED_SCORE).any()):
         return None
-    return _Mask(node, added <= BARRED, added.masked_fill(added <= BARRED, 0.0))
+    return _Mask(node, added <= MASKED_SCORE, added.masked_fill(added <= MASKED_SCORE, 0.0))
 
 
 def _apply(graph: fx.GraphModule, mask: _Mask, value: Tensor, name: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
@@ -15,14 +14,13 @@ from converters.shared.layer_schemes import layer_of, scheme_of
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs, example_outputs, first_line
-from edgecompress.network.folding import FORWARD, TRANSPOSED
+from edgecompress.network.layer_kinds import WEIGHTED_OPS
 from edgecompress.network.subgraph import scopes
 from edgecompress.records import ConversionRequest, TensorSpec
 
 SIGNATURE: Final = "serving_default"
 IMAGE_AXES: Final = 4
 OP_NAMES: Final = {code: name.lower() for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-LAYERS: Final = {*FORWARD, *TRANSPOSED, torch.ops.aten.linear.default}
 OF_LAYERS: Final = {"conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected", "batch_matmul"}
 
 
@@ -60,7 +58,9 @@ def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[
     graph = program.module(check_guards=False)
     for node in graph.graph.nodes:
         scheme = scheme_of(scopes(node), request)
-        constants = [a for a in node.all_input_nodes if a.op == "get_attr"] if scheme != request.scheme and node.target in LAYERS else []
+        constants = (
+            [a for a in node.all_input_nodes if a.op == "get_attr"] if scheme != request.scheme and node.target in WEIGHTED_OPS else []
+        )
         for value in (get_constant(graph, str(a.target)) for a in constants[:1]):
             if (digest := _digest(value.numpy())) not in ops:
                 raise UnsupportedError(f"tflite: {layer_of(node)}: no op of the file reads its weights as they are; leave its scheme out")

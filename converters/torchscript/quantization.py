@@ -24,7 +24,7 @@ from torch.ao.quantization import (
 
 from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.exported import first_line
-from edgecompress.quantization.gptq import INT8
+from edgecompress.quantization.fake_quantize import largest_integer
 
 aten = torch.ops.aten
 ENGINES: Final = ("qnnpack", "x86", "fbgemm", "onednn")  # qnnpack first: it is what ARM phones have
@@ -68,7 +68,10 @@ CONVOLUTIONS: Final = {
 CONVOLUTION_DEFAULTS: Final = (None, None, None, 1, 0, 1, 1)  # input, weight, bias, stride, padding, dilation, groups
 CLAMPS: Final = {F.relu6, F.hardtanh}
 # The grid of edgecompress.quantization.gptq. The default step is a 127.5th of the peak, which would round compensated weights anew.
-WEIGHTS: Final = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-INT8, quant_max=INT8)
+INT8_MAX: Final = largest_integer(8)
+WEIGHTS: Final = PerChannelMinMaxObserver.with_args(
+    dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-INT8_MAX, quant_max=INT8_MAX
+)
 ATEN_CLAMPS: Final = {aten.relu6.default, aten.hardtanh.default}
 LAYERS: Final = {*CONVOLUTIONS, aten.linear.default, aten.add.Tensor}
 RESHAPE: Final = {aten.view.default, aten.reshape.default}

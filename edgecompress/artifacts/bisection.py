@@ -17,7 +17,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.parity import sqnr_db
 from edgecompress.network.subgraph import Layer, ancestors, cut, graph_of, layers_of
 from edgecompress.progress import Track, track_silently
-from edgecompress.quantization.simulation import Simulation, run_at
+from edgecompress.quantization.simulation import Simulation, run_graph
 from edgecompress.records import Departure
 
 LAYERS_A_CUT: Final = 8
@@ -230,7 +230,7 @@ class _Search:
         return max(HARMLESS_DB if self.simulation else FLOAT_DB, max(known_db) + LOSS_DB)
 
     def _expected(self, names: list[str]) -> dict[str, Tensor]:
-        return dict(zip(names, run_at(self.graph, self.batch, names), strict=True))
+        return dict(zip(names, run_graph(self.graph, self.batch, names), strict=True))
 
     def _simulated(self, names: list[str]) -> dict[str, Tensor]:
         assert self.simulation is not None

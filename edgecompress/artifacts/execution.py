@@ -10,7 +10,7 @@ from edgecompress.errors import ConfigError, DeviceError, ParityError, Toolchain
 from edgecompress.network.batches import Batch
 from edgecompress.network.parity import compare, shortfalls
 from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
-from edgecompress.targets import Scheme
+from edgecompress.targets import Gate
 
 
 def run_artifact(
@@ -52,7 +52,7 @@ def run_artifact(
     return to_model_layout(found, outputs), told[0].results[0].backend
 
 
-def require_parity(parity: Parity, limits: Scheme, *, subject: str, remedy: str = "export it again") -> None:
+def require_parity(parity: Parity, limits: Gate, *, subject: str, remedy: str = "export it again") -> None:
     """Let an artifact pass, or not.
 
     Raises:
@@ -78,7 +78,7 @@ def check_other_runtime(
     python: str,
     inputs: Batch,
     reference: Batch,
-    limits: Scheme,
+    limits: Gate,
     *,
     subject: str,
 ) -> str:

@@ -19,14 +19,14 @@ from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import write_program
-from edgecompress.network.parity import allowing, compare, shortfalls, sqnr_db
+from edgecompress.network.parity import allowing, compare, shortfalls, worst_sqnr_db
 from edgecompress.network.subgraph import scopes
 from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.simulation import Simulation, can_simulate
 from edgecompress.records import ConversionReply, ConversionRequest, Departure, Parity, QuantSpec
-from edgecompress.targets import FORMATS, Scheme
+from edgecompress.targets import FORMATS, Gate
 
 SIMULATED_SAMPLES: Final = 64
 NOISE_DB: Final = 10.0  # of what remains a third is noise
@@ -67,7 +67,7 @@ def check_artifact(
     reply: ConversionReply,
     *,
     subject: str,
-    limits: Scheme,
+    limits: Gate,
     inputs: Batch,
     reference: Batch,
     calibration_reference: Batch | None = None,
@@ -103,7 +103,7 @@ def check_artifact(
             few = slice(SIMULATED_SAMPLES)
             outputs_few, simulated = batches.take(proof.outputs, few), simulation.run(batches.take(inputs, few))
             proof.simulated = compare(outputs_few, simulated)
-            left_db = [_worst_db(ys, batches.take(reference, few)) for ys in (outputs_few, simulated)]
+            left_db = [worst_sqnr_db(ys, batches.take(reference, few)) for ys in (outputs_few, simulated)]
             failed = failed or noise_failure(*left_db)
     except ParityError as error:
         failed = str(error)
@@ -134,8 +134,8 @@ def _explained(
     """Return the error that says what failed, who is at fault, and which layer departs first."""
     chosen = worst_samples(outputs, reference, largest_layer_size(made.program))
     batch, expected = (tuple(x[chosen] for x in xs) for xs in (inputs, reference))
-    artifact_db = _worst_db(tuple(y[chosen] for y in outputs), expected)
-    blame = Blame(artifact_db, None if simulation is None else _worst_db(simulation.run(batch), expected))
+    artifact_db = worst_sqnr_db(tuple(y[chosen] for y in outputs), expected)
+    blame = Blame(artifact_db, None if simulation is None else worst_sqnr_db(simulation.run(batch), expected))
     departure = find_first_departure(
         made.program,
         _attempt(made, batch),
@@ -180,10 +180,6 @@ def _verdict(blame: Blame, scheme: str, format_name: str, samples: int) -> str:
     if blame.scheme_alone:
         return f"the weights and activations {told}, so the scheme hurts: try more calibration samples or another scheme"
     return f"the weights and activations {told} on the {samples} worst samples, so the converter is wrong: try {other}"
-
-
-def _worst_db(outputs: Batch, reference: Batch) -> float:
-    return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
 
 
 def _simulation(made: ConversionSetup) -> Simulation | None:

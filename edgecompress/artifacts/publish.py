@@ -23,7 +23,7 @@ from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Preprocessing, QuantSpec, Record, to_json
-from edgecompress.targets import FORMATS, Scheme
+from edgecompress.targets import FORMATS, Gate
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ def export_artifact(
     about: Description,
     format: str,  # noqa: A002 - the field's word
     quant: QuantSpec,
-    limits: Scheme,
+    limits: Gate,
     evidence: Evidence,
     program: ExportedProgram | None = None,
     reference: Batch | None = None,

@@ -10,10 +10,10 @@ from edgecompress.files import hash_file
 from edgecompress.network.parity import allowing, compare
 from edgecompress.network.reference import read_reference
 from edgecompress.records import Artifact, read_record
-from edgecompress.targets import SCHEMES, Scheme
+from edgecompress.targets import SCHEMES, Gate
 
 
-def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -> Artifact:
+def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> Artifact:
     """Check a published artifact: its hash against the manifest, its outputs against the eager outputs kept beside it.
 
     Args:
@@ -48,9 +48,9 @@ def verify(path: Path, *, limits: Scheme | None = None, also_python: str = "") -
     return msgspec.structs.replace(manifest, parity=parity, notes=notes)
 
 
-def _usual(manifest: Artifact, samples: int) -> Scheme:
+def _usual(manifest: Artifact, samples: int) -> Gate:
     """Return the gate for as few as `samples`, by what was measured on many."""
-    limits, published = SCHEMES[manifest.quant.scheme], manifest.parity
+    limits, published = SCHEMES[manifest.quant.scheme].gate, manifest.parity
     max_rel, share, sqnr_db = limits.max_rel, limits.min_agreement, limits.min_sqnr_db
     if published is not None:
         max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from edgecompress.devices.layouts import to_model_layout
 from edgecompress.network.parity import compare
 from edgecompress.records import Parity, TensorSpec
+from edgecompress.targets import SCHEMES
 
 Array = npt.NDArray[np.float32]
 
-FLOAT_TOLERANCES: Final = {"fp32": 1e-5, "fp16": 1e-3}  # kernels add in another order; some CPUs compute fp16 files in fp16
 LEVELS: Final = 256  # an 8-bit output has no more values
 STEP_SLACK: Final = 1.0005  # dequantized values are rounded to float32, which can make one step look longer
 
@@ -63,10 +63,10 @@ def judge_outputs(
         return Judgement(None, None, None, f"{broken} of {values} outputs are NaN or infinite there, none here")
     parity = compare(to_model_layout(outputs, ()), to_model_layout(expected, ()))
     step, beyond = None, None
-    if scheme.startswith("int8"):
+    if SCHEMES[scheme].is_int8:
         steps = [quantization_step(wanted, spec) for wanted, spec in zip(expected, specs, strict=True)]
         step, beyond = steps[scores], sum(map(_count_beyond_step, outputs, expected, steps))
-    allowed = tolerance if tolerance is not None else FLOAT_TOLERANCES.get(scheme)
+    allowed = tolerance if tolerance is not None else SCHEMES[scheme].device_tolerance
     said = f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, largest difference {parity.max_rel:.2g} of the range"
     problem = ""
     if allowed is not None and parity.max_rel > allowed:

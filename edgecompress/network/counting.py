@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from edgecompress.network.layer_kinds import TRANSPOSED_MODULES, WEIGHTED_MODULES
 
 
 @dataclass
@@ -34,7 +33,7 @@ def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if isinstance(layer, nn.Linear):
         return weight.numel() * math.prod(y.shape[:-1])
-    shape = (x if isinstance(layer, TRANSPOSED) else y).shape
+    shape = (x if isinstance(layer, TRANSPOSED_MODULES) else y).shape
     channels = len(shape) - len(layer.kernel_size) - 1  # type: ignore[arg-type]  # the axis
     return weight.numel() * math.prod(shape) // shape[channels]
 
@@ -55,7 +54,7 @@ def watching(model: nn.Module, samples: int = 1) -> Iterator[dict[str, Seen]]:
 
         return hook
 
-    counted = [(n, m) for n, m in model.named_modules() if isinstance(m, COUNTED)]
+    counted = [(n, m) for n, m in model.named_modules() if isinstance(m, WEIGHTED_MODULES)]
     handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in counted]  # type: ignore[arg-type]
     try:
         yield seen

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from edgecompress.network.constants import get_constant
+from edgecompress.network.layer_kinds import CONVOLUTION_OPS, LINEAR_OPS, TRANSPOSED_OPS, groups_of
 
 aten = torch.ops.aten
-
-FORWARD = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-TRANSPOSED_GROUPS = 6  # position of `groups` among the arguments of a transposed convolution
 
 
 def fold_batch_norm(graph: fx.GraphModule) -> None:
@@ -49,9 +46,9 @@ def _foldable(norm: fx.Node, layer: fx.Node) -> bool:
         return False  # it normalises by the batch, or something else needs the layer's output
     if any(isinstance(a, fx.Node) and a.op != "get_attr" for a in layer.args[1:3]):
         return False  # a computed weight
-    if layer.target is aten.linear.default:
+    if layer.target in LINEAR_OPS:
         return bool(layer.meta["val"].ndim == 2)  # in 3-D, BatchNorm's channel axis is not the layer's
-    return bool(layer.target in FORWARD | TRANSPOSED)
+    return bool(layer.target in CONVOLUTION_OPS | TRANSPOSED_OPS)
 
 
 def _folded_constants(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tuple[str, str]:
@@ -84,9 +81,9 @@ def scale_and_shift(graph: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tenso
 
 
 def _scale_outputs(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
-    if layer.target not in TRANSPOSED:
+    if layer.target not in TRANSPOSED_OPS:
         return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    groups = cast("int", layer.args[TRANSPOSED_GROUPS]) if len(layer.args) > TRANSPOSED_GROUPS else 1
+    groups = groups_of(layer)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, in / groups, out / groups, kh, kw)
     return (grouped * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
 

@@ -12,7 +12,7 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.outputs import is_scores
 from edgecompress.records import Parity
-from edgecompress.targets import Scheme
+from edgecompress.targets import Gate
 
 SQNR_CAP_DB: Final = 200.0
 
@@ -60,13 +60,18 @@ def sqnr_db(output: Tensor, reference: Tensor) -> float:
     return max(-SQNR_CAP_DB, min(SQNR_CAP_DB, 10 * math.log10(signal / noise)))
 
 
+def worst_sqnr_db(outputs: Batch, reference: Batch) -> float:
+    """Return the SQNR in dB of the output where it is least."""
+    return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
+
+
 def agreement(outputs: Batch, reference: Batch) -> float | None:
     """Return the fraction of samples with the same arg-max, of the output where it is least; None when none holds scores."""
     pairs = zip(outputs, reference, strict=True)
     return min((float((y.argmax(1) == wanted.argmax(1)).double().mean()) for y, wanted in pairs if is_scores(wanted)), default=None)
 
 
-def shortfalls(parity: Parity, limits: Scheme) -> str:
+def shortfalls(parity: Parity, limits: Gate) -> str:
     """Return each number that is beyond its limit, with both; "" when all are within."""
     failed = []
     if limits.max_rel is not None and parity.max_rel > limits.max_rel:
@@ -80,7 +85,7 @@ def shortfalls(parity: Parity, limits: Scheme) -> str:
     return f"{'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB)" if failed else ""
 
 
-def allowing(limits: Scheme, samples: int) -> Scheme:
+def allowing(limits: Gate, samples: int) -> Gate:
     """Return `limits` for as few as `samples`: two standard errors less agreement, for one in 64 is 1.6% already."""
     share = limits.min_agreement
     if share is None:

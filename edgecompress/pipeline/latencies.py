@@ -102,7 +102,7 @@ def _write_request(context: RunContext, model: nn.Module, path: Path, scheme: st
     calibrated = SCHEMES[scheme].calibrated
     if calibrated:
         save_calibration(_fetch_few_inputs(context), calibration)
-    io: Literal["int8", "float32"] = "int8" if context.options.io == "int8" and scheme == "int8-static" else "float32"
+    io: Literal["int8", "float32"] = "int8" if context.options.io == "int8" and SCHEMES[scheme].can_have_int8_io else "float32"
     return ConversionRequest(
         program=str(program), output=str(path), scheme=scheme, calibration=str(calibration) if calibrated else "", io=io
     )

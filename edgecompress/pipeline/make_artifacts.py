@@ -25,7 +25,7 @@ from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
 from edgecompress.pipeline.networks import export_compressed, export_trained, load_compressed, trains
 from edgecompress.quantization.calibration import load_calibration
-from edgecompress.quantization.quantize import spec
+from edgecompress.quantization.quantize import quant_spec
 from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read_record
 from edgecompress.runs import hash_values, stopwatch
 from edgecompress.targets import SCHEMES
@@ -72,7 +72,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             context.recipe.example_inputs,
             about=_describe_model(context, variant, scheme),
             format=format_name,
-            quant=spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
+            quant=quant_spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
             limits=limits_of(scheme, context.options),
             evidence=context.evidence,
             program=_export_program(context, variant, scheme),
@@ -139,7 +139,7 @@ def _choose_conversion(context: RunContext, format_name: str, scheme: str) -> Co
     return ConversionOptions(
         route=o.tflite_route if tflite else "",
         layout="NCHW" if tflite and o.layout == "NCHW" else "NHWC",
-        io="int8" if tflite and o.io == "int8" and scheme == "int8-static" else "float32",
+        io="int8" if tflite and o.io == "int8" and SCHEMES[scheme].can_have_int8_io else "float32",
         bytecode_version=(o.bytecode_version or None) if format_name == "torchscript" else None,
         timeout_s=o.convert_timeout_s,
         memory_gb=o.convert_memory_gb,

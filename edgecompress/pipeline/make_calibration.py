@@ -10,14 +10,14 @@ from edgecompress.network.batches import Batch
 from edgecompress.options import limits_of, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.networks import export_compressed, load_compressed
-from edgecompress.pipeline.steps import QAT_SCHEME, STEPS
+from edgecompress.pipeline.steps import STEPS
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.mixed_precision import plan_precision
 from edgecompress.quantization.quantize import quantize
 from edgecompress.records import CompressionPlan, PrecisionPlan, QuantizeResult
+from edgecompress.targets import INT8_STATIC, SCHEMES
 
 CALIBRATION: Final = STEPS["quantize"].files[1]
-FLOAT_SCHEMES: Final = ("fp32", "fp16")
 
 
 def make_calibration(context: RunContext) -> QuantizeResult:
@@ -41,17 +41,17 @@ def make_calibration(context: RunContext) -> QuantizeResult:
         seed=o.seed,
     )
     save_calibration(inputs, context.run.path(CALIBRATION))
-    precision = _plan_precision(context, inputs) if o.mixed_precision and QAT_SCHEME in schemes else None
+    precision = _plan_precision(context, inputs) if o.mixed_precision and INT8_STATIC in schemes else None
     return msgspec.structs.replace(result, precision=precision)
 
 
 def schemes_of_layers(context: RunContext, scheme: str) -> dict[str, str]:
     """Return the schemes of layers that differ from their file's: those chosen by measurement, by the plan and by hand."""
-    if scheme in FLOAT_SCHEMES:
+    if not SCHEMES[scheme].has_integer_weights:
         return {}
     precision = context.read(QuantizeResult).precision
     measured = precision.schemes if precision and precision.scheme == scheme else {}
-    planned = context.read(CompressionPlan).schemes if scheme == QAT_SCHEME else {}
+    planned = context.read(CompressionPlan).schemes if scheme == INT8_STATIC else {}
     return {**planned, **measured, **parse_layer_schemes(context.options)}
 
 
@@ -60,8 +60,8 @@ def _plan_precision(context: RunContext, inputs: Batch) -> PrecisionPlan:
     return plan_precision(
         export_compressed(context),
         inputs,
-        scheme=QAT_SCHEME,
-        limits=limits_of(QAT_SCHEME, o),
+        scheme=INT8_STATIC,
+        limits=limits_of(INT8_STATIC, o),
         fixed={**context.read(CompressionPlan).schemes, **parse_layer_schemes(o)},
         track=context.track,
     )

@@ -7,10 +7,10 @@ from edgecompress.network.weights import save_state
 from edgecompress.pipeline.context import SMALL_NETWORK_MACS, RunContext
 from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
 from edgecompress.pipeline.networks import QAT_WEIGHTS, load_compressed
-from edgecompress.pipeline.steps import QAT_SCHEME
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.records import CompressionPlan, QatResult, QuantSpec
 from edgecompress.recovery.qat import QatOptions, qat
+from edgecompress.targets import INT8_STATIC
 
 CHECKPOINT: Final = "qat.checkpoint.safetensors"
 
@@ -30,7 +30,7 @@ def make_qat(context: RunContext) -> QatResult:
         train,
         example_inputs=context.recipe.example_inputs,
         calibration=load_calibration(context.run.path(CALIBRATION)),
-        quant=QuantSpec(scheme=QAT_SCHEME, layers=schemes_of_layers(context, QAT_SCHEME)),
+        quant=QuantSpec(scheme=INT8_STATIC, layers=schemes_of_layers(context, INT8_STATIC)),
         eval_data=context.data.dataset("eval"),
         options=QatOptions(
             epochs=o.qat_epochs,

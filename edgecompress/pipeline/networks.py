@@ -8,9 +8,10 @@ from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.exported import to_program
 from edgecompress.network.weights import load_into
 from edgecompress.pipeline.context import RunContext
-from edgecompress.pipeline.steps import QAT_SCHEME, STEPS
-from edgecompress.quantization.qat_module import with_constants
+from edgecompress.pipeline.steps import STEPS
+from edgecompress.quantization.qat_module import replace_constants
 from edgecompress.records import CompressionPlan
+from edgecompress.targets import INT8_STATIC
 
 DECOMPOSED, WEIGHTS, QAT_WEIGHTS = STEPS["decompose"].files[1], STEPS["finetune"].files[1], STEPS["qat"].files[1]
 
@@ -47,9 +48,9 @@ def export_compressed(context: RunContext) -> ExportedProgram:
 
 def export_trained(context: RunContext) -> ExportedProgram:
     """Return the program of the compressed network with the weights of quantization-aware training."""
-    return with_constants(export_compressed(context), load_file(context.run.path(QAT_WEIGHTS)))
+    return replace_constants(export_compressed(context), load_file(context.run.path(QAT_WEIGHTS)))
 
 
 def trains(context: RunContext, variant: str, scheme: str) -> bool:
     """Whether the files of a variant in a scheme are made from the weights of quantization-aware training."""
-    return variant != "dense" and scheme == QAT_SCHEME and STEPS["qat"].applies(context.options)
+    return variant != "dense" and scheme == INT8_STATIC and STEPS["qat"].applies(context.options)

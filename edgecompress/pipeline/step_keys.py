@@ -7,11 +7,11 @@ from typing import Any, Final
 from edgecompress.files import hash_file
 from edgecompress.options import Options, budget_of, cost_scheme_of, parse_fixed_layers, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
-from edgecompress.pipeline.steps import QAT_SCHEME, SOURCE_OPTIONS, STAGED, STEPS, Step
+from edgecompress.pipeline.steps import SOURCE_OPTIONS, STAGED, STEPS, Step
 from edgecompress.planning import stages
 from edgecompress.records import Budget, CompressionPlan
 from edgecompress.runs import hash_values
-from edgecompress.targets import TARGETS
+from edgecompress.targets import INT8_STATIC, TARGETS
 
 
 def hash_inputs(context: RunContext, step: Step) -> str:
@@ -49,7 +49,7 @@ def _without_effect(context: RunContext, step: Step) -> set[str]:
         found |= {"stages"}
     if step.name == "quantize":
         found |= {"target", "format"}
-        mixed = o.mixed_precision and QAT_SCHEME in _schemes(o)
+        mixed = o.mixed_precision and INT8_STATIC in _schemes(o)
         found |= set() if mixed or o.layer_scheme or context.read(CompressionPlan).schemes else {"min_int8_agreement"}
     return found
 

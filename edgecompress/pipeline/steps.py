@@ -18,11 +18,11 @@ from edgecompress.records import (
     QuantizeResult,
     Record,
 )
+from edgecompress.targets import INT8_STATIC
 
 if TYPE_CHECKING:
     from edgecompress.pipeline.context import RunContext
 
-QAT_SCHEME: Final = "int8-static"  # quantization-aware training exists for this scheme only
 SOURCE_OPTIONS: Final = ("weights", "data", "resolution")  # hashed with the dense network, which every step depends on
 
 
@@ -61,7 +61,7 @@ def _import_when_called(name: str) -> "Callable[[RunContext], Any]":
 
 def trains_quantized(options: Options) -> bool:
     """Whether int8-static files get weights of their own from quantization-aware training."""
-    return options.qat_epochs > 0 and QAT_SCHEME in {scheme for _, scheme in select_outputs(options)}
+    return options.qat_epochs > 0 and INT8_STATIC in {scheme for _, scheme in select_outputs(options)}
 
 
 _ROWS: Final = (

@@ -12,9 +12,9 @@ from edgecompress.planning.allocators import Allocator, Offer
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.latencies import Latencies
 from edgecompress.records import Budget, ModelStats
+from edgecompress.targets import SCHEMES
 
 MB: Final = 1e6
-WEIGHT_BYTES: Final = {"fp32": 4.0, "fp16": 2.0, "int8-dynamic": 1.0, "int8-static": 1.0, "int16x8": 1.0, "int4-weights": 0.5}
 LAYER_OVERHEAD_BYTES: Final = 500  # names, shapes and scales of a layer take about so much of a file
 WEIGHT_ROUNDS: Final = 40  # by then the weights of several constraints have settled
 WEIGHT_STEP: Final = 4.0  # step of the logarithm of a weight whose constraint is exceeded by 100%
@@ -251,13 +251,13 @@ def _size_constraint(size_mb: float, stats: ModelStats, candidates: Mapping[str,
     """Return the constraint on a file's bytes, estimated from weights and layers; the real file is measured after it is written."""
     costs = {
         name: [
-            c.params * WEIGHT_BYTES[c.scheme or scheme] + LAYER_OVERHEAD_BYTES * (1 if c.method == DENSE else len(c.rank) + 1)
+            c.params * SCHEMES[c.scheme or scheme].weight_bytes + LAYER_OVERHEAD_BYTES * (1 if c.method == DENSE else len(c.rank) + 1)
             for c in found
         ]
         for name, found in candidates.items()
     }
     rest = 4.0 * (stats.params - sum(layer.params for layer in stats.layers))
-    dense = rest + sum(layer.params * WEIGHT_BYTES[scheme] + LAYER_OVERHEAD_BYTES for layer in stats.layers)
+    dense = rest + sum(layer.params * SCHEMES[scheme].weight_bytes + LAYER_OVERHEAD_BYTES for layer in stats.layers)
     return Constraint("size_mb", f"size {size_mb:g} MB", "bytes", costs, dense, rest, size_mb * MB)
 
 

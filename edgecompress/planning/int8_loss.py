@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,13 @@ from edgecompress.planning import loss_cache
 from edgecompress.planning.candidates import Candidate
 from edgecompress.planning.sensitivity import MAX_LOSS
 from edgecompress.progress import Track, track_silently
-
-FLOAT_SCHEME: Final = "fp32"
-JOINT_SCHEME: Final = "int8-static"  # files of this scheme may leave single layers in float
-INT8_LEVELS: Final = 127
+from edgecompress.quantization.fake_quantize import fake_quantize_asymmetric, fake_quantize_symmetric
+from edgecompress.targets import FLOAT32
 
 
 def add_float_candidates(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Candidate]]:
     """Return every candidate of every layer twice: in the network's scheme and in float."""
-    return {name: [c for form in found for c in (form._replace(scheme=FLOAT_SCHEME), form)] for name, found in candidates.items()}
+    return {name: [c for form in found for c in (form._replace(scheme=FLOAT32), form)] for name, found in candidates.items()}
 
 
 @torch.no_grad()
@@ -62,15 +60,11 @@ def _measure_int8_loss(model: nn.Module, name: str, inputs: Batch, reference: Ba
 
 def _round_kernel(k: Tensor) -> Tensor:
     """Round `(groups, out, in, *area)` to 8 bits, symmetric, with one scale per output channel."""
-    scale = k.flatten(2).abs().amax(2).clamp(min=torch.finfo(k.dtype).tiny) / INT8_LEVELS
-    scale = scale.reshape(*scale.shape, *[1] * (k.ndim - 2))
-    return (k / scale).round() * scale
+    peak = k.flatten(2).abs().amax(2)
+    return fake_quantize_symmetric(k, peak.reshape(*peak.shape, *[1] * (k.ndim - 2)), 8)
 
 
 def _round_inputs(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Round a layer's input to 8 bits between its minimum and maximum, as calibration on these inputs would."""
     x = args[0]
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = ((high - low) / (2 * INT8_LEVELS + 1)).clamp(min=torch.finfo(x.dtype).tiny)
-    zero = (-low / scale).round()
-    return (((x / scale + zero).round() - zero) * scale, *args[1:])
+    return fake_quantize_asymmetric(x, x.min(), x.max(), 8), *args[1:]

@@ -16,6 +16,7 @@ from edgecompress.planning.latencies import DeviceCosts, candidate_latencies, pl
 from edgecompress.planning.problem import PlanningProblem, Solution, solve
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Budget, CompressionPlan, ModelStats
+from edgecompress.targets import INT8_STATIC
 
 REMEASURE_ROUNDS: Final = 2  # after two rounds a plan seldom chooses a form that was measured only once
 
@@ -83,7 +84,7 @@ def plan(
     forms = methods_to_try(method, options, measured=costs is not None)
     fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}
     fitted = find_candidates(model, stats, forms, fixed=fixed, multiple=rank_multiple, current=stage.current, track=track)
-    joint = mixed_precision and costs is not None and costs.scheme == int8_loss.JOINT_SCHEME and inputs is not None
+    joint = mixed_precision and costs is not None and costs.scheme == INT8_STATIC and inputs is not None
     candidates = int8_loss.add_float_candidates(fitted.candidates) if joint else fitted.candidates
     latencies = candidate_latencies(model, stats, candidates, costs) if costs else None  # fails early, before the losses take minutes
     if inputs is None:

@@ -1,13 +1,13 @@
-"""Mixed precision: which few layers to keep in float so that the rest can be integers, from simulations of the scheme.
+"""Mixed precision: choose the few layers that stay in float so that all others can be integers, by simulating the scheme.
 
-A layer's sensitivity is what is left of the network's output (SQNR), and how often it still answers as in float, when this layer alone is
-quantized. Noise of single layers adds up nearly, so the layers that make most of it are what to keep; agreement, which has few steps on few
-inputs, decides how many: that is found by simulating the whole network, never assumed.
+A layer's sensitivity is the SQNR of the network's output, and how often it still answers as in float, when that layer alone is quantized.
+The noise of single layers nearly adds up, so the layers that make most of it are kept in float. How many are kept is decided by agreement,
+which has few steps on few inputs: it is measured by simulating the whole network, never assumed.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import torch
@@ -18,21 +18,30 @@ from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.constants import get_constant
-from edgecompress.network.parity import agreement, compare, shortfalls, sqnr_db
+from edgecompress.network.layer_kinds import weight_name
+from edgecompress.network.parity import agreement, compare, shortfalls, worst_sqnr_db
 from edgecompress.network.subgraph import graph_of, is_values, scopes
 from edgecompress.progress import Track, track_silently
-from edgecompress.quantization.fake_quantize import RULES, weight_of
-from edgecompress.quantization.simulation import RANGE_SAMPLES, Quantizing, observed, on_grids, ranges_of, rounded, rules_of, run_at
+from edgecompress.quantization.simulation import (
+    RANGE_SAMPLES,
+    QuantizingInterpreter,
+    fake_quantize_constants,
+    node_schemes,
+    observe_ranges,
+    round_integer_weights,
+    run_graph,
+    static_activations,
+)
 from edgecompress.records import LayerPrecision, Parity, PrecisionPlan, QuantSpec
-from edgecompress.targets import Scheme
+from edgecompress.targets import FLOAT32, SCHEMES, Gate
 
-SENSITIVITY_SAMPLES: Final = 32
-MEASURED_SAMPLES: Final = 256
-KEPT: Final = "fp32"
+SENSITIVITY_SAMPLES: Final = 32  # layers are only put in order by them, one simulation a layer
+MEASURED_SAMPLES: Final = 256  # enough that one answer more or less is below the gate's 2%
+MIN_SAMPLES: Final = 4  # two for the ranges and two to measure on
 
 
-class Trial:
-    """A program whose layers can be quantized and not, one way after another, with ranges and rounding found once.
+class LayerwiseSimulation:
+    """A program simulated with any choice of quantized layers; activation ranges and rounded weights are found once.
 
     Args:
         calibration: Each `(n, …)`.
@@ -40,34 +49,41 @@ class Trial:
 
     def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch) -> None:
         spec = QuantSpec(scheme=scheme)
-        self.graph = graph_of(rounded(program, spec, calibration))
+        self.graph = graph_of(round_integer_weights(program, spec, calibration))
         nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_values(n)}
         before = graph_of(program)
         known = {str(n.target) for n in before.graph.nodes if n.op == "get_attr"}
         names = {str(n.target) for n in self.graph.graph.nodes if n.op == "get_attr"}
         with torch.no_grad():
-            # Rounding gives a bias to a layer that has none.
+            # GPTQ gives a bias to a layer that has none; before rounding it is zero.
             self.exact = {name: get_constant(before, name) if name in known else 0 * get_constant(self.graph, name) for name in names}
-            rules = rules_of(self.graph, spec)
-            self.on_grid = {name: get_constant(self.graph, name) for name in names} | on_grids(self.graph, rules)
+            constants = {name: get_constant(self.graph, name) for name in names}
+            self.quantized = constants | fake_quantize_constants(self.graph, node_schemes(self.graph, spec))
             few = [x[:RANGE_SAMPLES] for x in calibration]
-            self.ranges = ranges_of(self.graph, nodes, few) if RULES[scheme].activations == "static" else {}
+            self.ranges = observe_ranges(self.graph, nodes, few) if SCHEMES[scheme].has_static_activations else {}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The modules that the weights belong to, in the order of computation."""
-        return tuple(dict.fromkeys(scopes(n)[-1] for n in self.graph.graph.nodes if weight_of(n) and scopes(n) and scopes(n)[-1]))
+        return tuple(dict.fromkeys(scopes(n)[-1] for n in self.graph.graph.nodes if weight_name(n) and scopes(n) and scopes(n)[-1]))
 
     def run(self, batch: Batch, quant: QuantSpec) -> tuple[Tensor, ...]:
-        """Return what the program gives under `quant`, whose schemes are the trial's and fp32."""
-        rules = rules_of(self.graph, quant)
+        """Return the program's outputs under `quant`, in which each layer has the simulated scheme or fp32."""
+        schemes = node_schemes(self.graph, quant)
         constants = dict(self.exact)
-        for node, rule in rules.items():
-            if rule != RULES[KEPT] and (name := weight_of(node)):
+        for node, scheme in schemes.items():
+            if scheme != SCHEMES[FLOAT32] and (name := weight_name(node)):
                 own = [str(m.target) for m in node.all_input_nodes if m.op == "get_attr"]
-                constants |= {each: self.on_grid[each] for each in (name, *own)}
-        ranges = {name: self.ranges[name] for name in observed(self.graph, rules) if name in self.ranges}
-        return run_at(self.graph, batch, (), lambda: Quantizing(self.graph, rules, ranges, constants))
+                constants |= {each: self.quantized[each] for each in (name, *own)}
+        ranges = {name: self.ranges[name] for name in static_activations(self.graph, schemes) if name in self.ranges}
+        return run_graph(self.graph, batch, (), lambda: QuantizingInterpreter(self.graph, schemes, ranges, constants))
+
+
+class Sensitivity(NamedTuple):
+    """SQNR of the network's output, and its top-1 agreement with the float network, when one layer alone is quantized."""
+
+    sqnr_db: float
+    agreement: float | None
 
 
 def plan_precision(
@@ -75,13 +91,13 @@ def plan_precision(
     calibration: Batch,
     *,
     scheme: str,
-    limits: Scheme,
+    limits: Gate,
     fixed: Mapping[str, str] | None = None,
     track: Track = track_silently,
 ) -> PrecisionPlan:
-    """Return the schemes of layers with which a simulation of the whole passes the gate: as few as possible stay in float.
+    """Return the schemes of layers with which a simulation of the whole network passes the gate, as few as possible of them float.
 
-    Ranges come from one half of the calibration inputs, and what is left is measured on the other, with one standard error to spare.
+    Ranges come from one half of the calibration inputs; the other half decides, with one standard error to spare.
 
     Args:
         fixed: Schemes of layers, or of blocks of them, given by hand; they stay as they are.
@@ -90,43 +106,43 @@ def plan_precision(
         ConfigError: Fewer than four calibration inputs.
     """
     n = batches.size(calibration)
-    if n < 4:
-        raise ConfigError(f"mixed precision: {n} calibration inputs, at least 4 are needed; give more with --calibration-samples")
-    trial = Trial(program, scheme, batches.take(calibration, slice(n // 2)))
+    if n < MIN_SAMPLES:
+        raise ConfigError(
+            f"mixed precision: {n} calibration inputs, at least {MIN_SAMPLES} are needed; give more with --calibration-samples"
+        )
+    simulation = LayerwiseSimulation(program, scheme, batches.take(calibration, slice(n // 2)))
     measured = batches.take(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
-    few = batches.take(measured, slice(SENSITIVITY_SAMPLES))
-    exact = run_at(graph_of(program), measured)
+    exact = run_graph(graph_of(program), measured)
     by_hand = dict(fixed or {})
-    wanted = with_margin(limits, batches.size(measured))
-    names = [name for name in trial.layers if not any(f"{name}.".startswith(f"{given}.") for given in by_hand)]
+    wanted = tighten_gate(limits, batches.size(measured))
+    names = [name for name in simulation.layers if not any(f"{name}.".startswith(f"{given}.") for given in by_hand)]
 
-    def under(kept: list[str]) -> Parity:
-        return compare(trial.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, KEPT))), exact)
+    def measure(kept: list[str]) -> Parity:
+        return compare(simulation.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, FLOAT32))), exact)
 
-    alone: dict[str, tuple[float, float | None]] = {}
-    wanted_of_few = batches.take(exact, slice(SENSITIVITY_SAMPLES))
+    alone: dict[str, Sensitivity] = {}
+    few, exact_few = (batches.take(batch, slice(SENSITIVITY_SAMPLES)) for batch in (measured, exact))
     for name in track(names, "measuring sensitivity to int8", len(names)):
-        outputs = trial.run(few, QuantSpec(scheme=KEPT, layers={name: scheme}))
-        left_db = min(sqnr_db(y, reference) for y, reference in zip(outputs, wanted_of_few, strict=True))
-        alone[name] = left_db, agreement(outputs, wanted_of_few)
-    order = sorted(names, key=lambda name: alone[name][0])
-    before = under([])
+        outputs = simulation.run(few, QuantSpec(scheme=FLOAT32, layers={name: scheme}))
+        alone[name] = Sensitivity(worst_sqnr_db(outputs, exact_few), agreement(outputs, exact_few))
+    order = sorted(names, key=lambda name: alone[name].sqnr_db)
+    before = measure([])
     kept, reached, sought = 0, before, wanted
     if shortfalls(before, wanted):
-        low, high, reached = 1, len(order), under(order)
+        low, high, reached = 1, len(order), measure(order)
         if shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
-            # About as near as float layers bring it.
-            sought = msgspec.structs.replace(wanted, min_agreement=nearest - _deviation(nearest, batches.size(measured)))
+            # All layers in float miss the gate as well: be content with about what they reach.
+            sought = msgspec.structs.replace(wanted, min_agreement=nearest - _standard_error(nearest, batches.size(measured)))
             if not shortfalls(before, sought):
-                high, reached = 0, before  # and none brings it nearer
+                high, reached = 0, before  # no float layer brings the network nearer
         while low < high and not shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
             middle = (low + high) // 2
-            found = under(order[:middle])
+            found = measure(order[:middle])
             low, high, reached = (middle + 1, high, reached) if shortfalls(found, sought) else (low, middle, found)
         kept = high
     return PrecisionPlan(
         scheme=scheme,
-        layers=tuple(_choice(name, order.index(name), kept, alone, scheme) for name in trial.layers if name in alone),
+        layers=tuple(_layer_precision(name, order.index(name), kept, alone, scheme) for name in simulation.layers if name in alone),
         by_hand=by_hand,
         before=before,
         reached=reached,
@@ -135,21 +151,26 @@ def plan_precision(
     )
 
 
-def with_margin(limits: Scheme, samples: int) -> Scheme:
-    """Return `limits` one standard error of so few samples higher, so that other samples pass them as well."""
-    share = limits.min_agreement
+def tighten_gate(gate: Gate, samples: int) -> Gate:
+    """Return `gate` with one standard error of so few samples added to its agreement, so that other samples pass as well."""
+    share = gate.min_agreement
     if share is None:
-        return limits
-    return msgspec.structs.replace(limits, min_agreement=min(1.0, share + _deviation(share, samples)))
+        return gate
+    return msgspec.structs.replace(gate, min_agreement=min(1.0, share + _standard_error(share, samples)))
 
 
-def _deviation(share: float, samples: int) -> float:
-    """Return the standard error of a share that was measured on so many samples."""
+def _standard_error(share: float, samples: int) -> float:
+    """Return the standard error of a fraction that was measured on so many samples."""
     return math.sqrt(share * (1 - share) / samples)
 
 
-def _choice(name: str, place: int, kept: int, alone: Mapping[str, tuple[float, float | None]], scheme: str) -> LayerPrecision:
+def _layer_precision(name: str, place: int, kept: int, alone: Mapping[str, Sensitivity], scheme: str) -> LayerPrecision:
     why = f"sensitivity {place + 1} of {len(alone)}"
     why += f", one of the {kept} kept" if place < kept else "" if not kept else ", not needed"
-    left_db, agrees = alone[name]
-    return LayerPrecision(layer=name, scheme=KEPT if place < kept else scheme, alone_sqnr_db=left_db, alone_agreement=agrees, why=why)
+    return LayerPrecision(
+        layer=name,
+        scheme=FLOAT32 if place < kept else scheme,
+        alone_sqnr_db=alone[name].sqnr_db,
+        alone_agreement=alone[name].agreement,
+        why=why,
+    )

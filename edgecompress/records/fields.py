@@ -1,7 +1,7 @@
 """Annotated fields of records: the command line, the reference pages and the check of ranges are made from them, so that none can drift."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
     help: str
     more: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     kind: str = ""
     usual: str = ""
     flag: str = ""

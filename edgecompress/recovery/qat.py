@@ -19,19 +19,19 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program
 from edgecompress.network.outputs import divergence, scores_of, top1
-from edgecompress.network.parity import agreement, sqnr_db
+from edgecompress.network.parity import agreement, worst_sqnr_db
 from edgecompress.network.surgery import forward
 from edgecompress.network.threads import threads
 from edgecompress.progress import Track, track_silently
-from edgecompress.quantization.qat_module import FakeQuantized
-from edgecompress.quantization.simulation import rounded
+from edgecompress.quantization.qat_module import FakeQuantizedModule
+from edgecompress.quantization.simulation import round_integer_weights
 from edgecompress.records import Epoch, QatResult, QuantSpec, Record
 from edgecompress.recovery import checkpoint
 from edgecompress.recovery.schedule import STEEPEST, drawn, loss_of, parted, schedule, seed_of
+from edgecompress.targets import INT8_STATIC
 
 EVAL_SAMPLES: Final = 2000  # the simulation is several times slower than the network
 EVAL_BATCH: Final = 64
-TRAINED: Final = "int8-static"
 
 
 class QatOptions(Record, frozen=True, kw_only=True):
@@ -79,21 +79,21 @@ def qat(
         ConfigError: Options out of range, no data, or the loss became NaN.
         UnsupportedError: The model cannot be exported, or has no layer to train.
     """
-    options, quant = options or QatOptions(), quant or QuantSpec(scheme=TRAINED)
+    options, quant = options or QatOptions(), quant or QuantSpec(scheme=INT8_STATIC)
     _check(options, train_data)
     assert train_data is not None
     with threads(options.threads):
-        program = rounded(to_program(model, tuple(x[:1] for x in example_inputs)), quant, calibration)
-        student = FakeQuantized(program, quant, calibration)
-        start = {name: value.detach() for name, value in student.constants().items()}
+        program = round_integer_weights(to_program(model, tuple(x[:1] for x in example_inputs)), quant, calibration)
+        student = FakeQuantizedModule(program, quant, calibration)
+        start = {name: value.detach() for name, value in student.quantized_constants().items()}
         seen = batches.take(calibration, slice(EVAL_SAMPLES))
         wanted = forward(model, seen)
         before_loss, before = _loss(student, seen, wanted), _scored(student, model, eval_data, calibration, example_inputs, track)
         epochs = _train(student, model, train_data, example_inputs, options, checkpoint_path, track)
-        student.observe()
+        student.observe_ranges()
         better = _loss(student, seen, wanted) < before_loss
         after = _scored(student, model, eval_data, calibration, example_inputs, track) if better else before
-    constants = {name: value.detach() for name, value in student.constants().items()} if better else start
+    constants = {name: value.detach() for name, value in student.quantized_constants().items()} if better else start
     return constants, QatResult(
         scheme=quant.scheme,
         before_top1=before[0],
@@ -112,7 +112,7 @@ def qat(
 
 
 def _train(
-    student: FakeQuantized,
+    student: FakeQuantizedModule,
     teacher: nn.Module,
     data: "Dataset[Any]",
     example: Batch,
@@ -127,7 +127,7 @@ def _train(
         for number in range(len(epochs) + 1, options.epochs + 1):
             started = time.perf_counter()
             torch.manual_seed(seed_of(options.seed, number))
-            student.observe()
+            student.observe_ranges()
             loss = _epoch(student, teacher, data, example, optimizer, options, number, track)
             rate = float(optimizer.param_groups[0]["lr"])
             epochs.append(Epoch(epoch=number, loss=loss, top1=None, learning_rate=rate, seconds=time.perf_counter() - started))
@@ -137,7 +137,7 @@ def _train(
 
 
 def _epoch(
-    student: FakeQuantized,
+    student: FakeQuantizedModule,
     teacher: nn.Module,
     data: "Dataset[Any]",
     example: Batch,
@@ -170,13 +170,13 @@ def _epoch(
 
 
 @torch.no_grad()
-def _loss(student: FakeQuantized, inputs: Batch, wanted: Batch) -> float:
+def _loss(student: FakeQuantizedModule, inputs: Batch, wanted: Batch) -> float:
     return float(divergence(_run(student, inputs), wanted))
 
 
 @torch.no_grad()
 def _scored(
-    student: FakeQuantized, model: nn.Module, data: "Dataset[Any] | None", calibration: Batch, example: Batch, track: Track
+    student: FakeQuantizedModule, model: nn.Module, data: "Dataset[Any] | None", calibration: Batch, example: Batch, track: Track
 ) -> tuple[float | None, float | None, float, int]:
     """Return accuracy, agreement with the model, SQNR in dB and on how many samples, of evaluation data where there is some."""
     inputs, labels = batches.take(calibration, slice(EVAL_SAMPLES)), None
@@ -188,11 +188,10 @@ def _scored(
     wanted = forward(model, inputs)
     scores = scores_of(outputs)
     accuracy = top1(scores, labels) if scores is not None and labels is not None else None
-    left_db = min(sqnr_db(y, reference) for y, reference in zip(outputs, wanted, strict=True))
-    return accuracy, agreement(outputs, wanted), left_db, len(inputs[0])
+    return accuracy, agreement(outputs, wanted), worst_sqnr_db(outputs, wanted), len(inputs[0])
 
 
-def _run(student: FakeQuantized, inputs: Batch, track: Track = track_silently) -> Batch:
+def _run(student: FakeQuantizedModule, inputs: Batch, track: Track = track_silently) -> Batch:
     orders = parted(range(batches.size(inputs)), EVAL_BATCH)
     parts = [student(*(x[order] for x in inputs)) for order in track(orders, "simulating int8", len(orders))]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -24,6 +24,7 @@ from edgecompress.reporting.document import EpochPoint, LayerRow, LayerTable, Mi
 from edgecompress.reporting.predictions import find_measured_ms
 from edgecompress.reporting.stages import make_stage_rows
 from edgecompress.reporting.verdict import make_verdict
+from edgecompress.targets import SCHEMES
 
 
 def make_report(records: RunRecords, *, run: str, created_at: str, version: str) -> Report:
@@ -180,7 +181,7 @@ def make_quantization(quantized: QuantizeResult | None) -> Quantization | None:
     return Quantization(
         schemes=tuple(
             f"{spec.scheme}, {'per channel' if spec.per_channel else 'per tensor'}, {spec.calibration_samples} calibration samples"
-            if spec.scheme.startswith("int8")
+            if SCHEMES[spec.scheme].calibrated
             else spec.scheme
             for spec in quantized.specs
         ),

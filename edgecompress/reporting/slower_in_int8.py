@@ -1,16 +1,10 @@
 """Compressed files that beat the int8-static one of their format in speed or size, which one would not expect."""
 
 from collections.abc import Iterable
-from typing import Final
 
 from edgecompress.reporting.document import ArtifactRow, Group
 from edgecompress.reporting.numbers import format_ms, format_size
-
-SCHEME: Final = "int8-static"
-WHY_SMALLER: Final = {
-    "int8-dynamic": "it needs no scales of activations",
-    "int4-weights": "a weight takes 4 bits",
-}
+from edgecompress.targets import INT8_STATIC, SCHEMES, Scheme
 
 
 def list_slower_in_int8(groups: Iterable[Group]) -> list[str]:
@@ -18,7 +12,7 @@ def list_slower_in_int8(groups: Iterable[Group]) -> list[str]:
     found = []
     for group in groups:
         rows = [row for row in group.rows if row.latency and row.model != "dense"]
-        int8 = next((row for row in rows if row.scheme == SCHEME), None)
+        int8 = next((row for row in rows if row.scheme == INT8_STATIC), None)
         if int8 is None:
             continue
         fastest, smallest = min(rows, key=_median_ms), min(rows, key=lambda row: row.size_bytes)
@@ -29,9 +23,16 @@ def list_slower_in_int8(groups: Iterable[Group]) -> list[str]:
             )
         if smallest is not int8:
             sizes = f"{format_size(smallest.size_bytes)} against {format_size(int8.size_bytes)}"
-            why = WHY_SMALLER.get(smallest.scheme, "`edgecompress inspect` shows what it leaves out")
+            why = _describe_saving(SCHEMES[smallest.scheme])
             found.append(f"{smallest.artifact} is smaller than {int8.artifact}, {sizes}: {why}.")
     return found
+
+
+def _describe_saving(scheme: Scheme) -> str:
+    """Say why files of a scheme are smaller than int8-static ones."""
+    if scheme.weight_bits < 8:
+        return f"a weight takes {scheme.weight_bits} bits"
+    return "it needs no scales of activations" if scheme.dynamic else "`edgecompress inspect` shows what it leaves out"
 
 
 def _median_ms(row: ArtifactRow) -> float:

@@ -243,7 +243,7 @@ def quick() -> list[Cell]:
 
 def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[str, Blame]:
     """Return what is beyond its limit, "" when nothing is, and how far the artifact and its scheme alone depart."""
-    failed = shortfalls(parity, SCHEMES[output.scheme])
+    failed = shortfalls(parity, SCHEMES[output.scheme].gate)
     quant = QuantSpec(scheme=output.scheme)
     blame = Blame(parity.sqnr_db)
     if can_simulate(quant) and (failed or noise_failure(parity.sqnr_db, np.inf)):

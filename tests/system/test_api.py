@@ -19,7 +19,7 @@ from edgecompress.artifacts.publish import export_artifact as export_one
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.surgery import forward
-from edgecompress.quantization.quantize import spec
+from edgecompress.quantization.quantize import quant_spec
 from edgecompress.records.run_records import RunRecords
 from edgecompress.runs import read_run
 from edgecompress.targets import SCHEMES
@@ -139,8 +139,8 @@ def test_the_verbs_one_by_one(net, tmp_path):
         folder=tmp_path,
         about=Description(name="net", variant="compressed"),
         format="torchscript",
-        quant=spec("fp32", 0),
-        limits=SCHEMES["fp32"],
+        quant=quant_spec("fp32", 0),
+        limits=SCHEMES["fp32"].gate,
         evidence=Evidence(inputs=(test.inputs[:50],)),
     )
     assert isinstance(artifact, records.Artifact)

@@ -162,7 +162,7 @@ OPTIONS = [
     (("quantize", "--calibration-samples", "0"), "calibration_samples 0: must be at least 1"),
     (("quantize", "--layer-scheme", "bodi=fp32"), "--layer-scheme bodi: no such layer; did you mean body?"),
     (("qat",), "quantization-aware training: 0 epochs; give --qat-epochs 3, say, and scheme int8-static"),
-    (("quantize", "--scheme", "int4"), "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),
+    (("quantize", "--scheme", "int4"), "unknown scheme 'int4'; choose from int8-static, int8-dynamic, int16x8, int4-weights, fp16, fp32"),
     (("export", "--target", "iphone"), "unknown target 'iphone'; choose from android, raspberry-pi"),
     (("export", "--format", "coreml"), "unknown format 'coreml'; choose from tflite, torchscript"),
     (("export", "--format", "torchscript", "--scheme", "fp16"), "none of the formats has it"),

@@ -25,7 +25,7 @@ from edgecompress.network.parity import agreement, compare
 from edgecompress.network.reference import keep_reference, read_reference
 from edgecompress.network.surgery import forward
 from edgecompress.quantization.calibration import read_calibration
-from edgecompress.quantization.quantize import spec
+from edgecompress.quantization.quantize import quant_spec
 from edgecompress.recovery.finetune import FinetuneOptions
 from edgecompress.targets import SCHEMES
 
@@ -48,8 +48,8 @@ ALL = [
 
 @pytest.mark.parametrize(("name", "format_name", "schemes"), [pytest.param("two", "torchscript", BOTH[1:], id="quick"), *ALL])
 def test_the_whole_job_from_python(name, format_name, schemes, tmp_path, monkeypatch):
-    lower = msgspec.structs.replace(SCHEMES["int8-static"], min_sqnr_db=10.0)  # of a network so small 8 bits leave 17 dB of the number
-    monkeypatch.setitem(SCHEMES, "int8-static", lower)
+    gate = msgspec.structs.replace(SCHEMES["int8-static"].gate, min_sqnr_db=10.0)  # of a network so small 8 bits leave 17 dB of the number
+    monkeypatch.setitem(SCHEMES, "int8-static", msgspec.structs.replace(SCHEMES["int8-static"], gate=gate))
     train, held_out = sets(name)
     given = GIVEN | {"format": (format_name,), "scheme": schemes}
     made = edgecompress.export(trained(name), example(name), name=name, run=tmp_path, train_data=train, eval_data=held_out, **given)
@@ -83,8 +83,8 @@ def test_indices_reach_an_artifact_as_they_are(tmp_path, form, dtype):
         folder=tmp_path,
         about=Description(name="tokens", variant="dense"),
         format=form,
-        quant=spec("fp32", 0),
-        limits=SCHEMES["fp32"],
+        quant=quant_spec("fp32", 0),
+        limits=SCHEMES["fp32"].gate,
         evidence=Evidence(inputs=inputs),
     )
     assert [(x.shape, x.dtype) for x in made.inputs] == [((1, 12), dtype)]

@@ -18,7 +18,7 @@ from edgecompress.network.attention import opened
 from edgecompress.network.constants import get_constant, set_constant
 from edgecompress.network.exported import example_outputs, to_program
 from edgecompress.network.subgraph import cut, graph_of, layers_of
-from edgecompress.quantization.simulation import run_at
+from edgecompress.quantization.simulation import run_graph
 from edgecompress.records import Artifact, QuantSpec, read_record
 from edgecompress.targets import SCHEMES
 
@@ -75,7 +75,7 @@ class Spoiled:
         graph = graph_of(program)
         if self.target in graph.state_dict():
             set_constant(graph, self.target, -get_constant(graph, self.target))
-        return run_at(graph, tuple(self.batch[i] for i in taken))
+        return run_graph(graph, tuple(self.batch[i] for i in taken))
 
 
 def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_needs():
@@ -86,7 +86,7 @@ def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_nee
     for layer in layers_of(graph):
         part, taken = cut(program, [layer.node])
         assert taken == ((0, 1) if layer.node in {"cat", "linear"} else (0,)), layer
-        (found,), (expected,) = run_at(graph_of(part), [inputs[i] for i in taken]), run_at(graph, inputs, [layer.node])
+        (found,), (expected,) = run_graph(graph_of(part), [inputs[i] for i in taken]), run_graph(graph, inputs, [layer.node])
         assert torch.equal(found, expected), layer
     two, _ = cut(program, ["conv2d", "sigmoid"])
     assert [tuple(y.shape) for y in example_outputs(two)] == [(1, 4, 5, 7)] * 2
@@ -123,7 +123,7 @@ def test_a_fault_in_any_layer_is_found_with_few_conversions(residual, every):
         assert departure.exact
         assert len(attempt.cuts) <= 4
         node = next(known.node for known in layers_of(graph) if known.name == layer)
-        (expected,) = run_at(graph, batch, [node])
+        (expected,) = run_graph(graph, batch, [node])
         row = [7, 5, 3, 1].index(departure.sample)
         assert departure.expected == pytest.approx(float(expected[(row, *departure.index)]))
         assert departure.found != pytest.approx(departure.expected)
@@ -205,7 +205,7 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
             about=Description(name="net", variant="dense"),
             format=form,
             quant=QuantSpec(scheme=scheme),
-            limits=msgspec.structs.replace(SCHEMES[scheme], max_rel=SCHEMES[scheme].max_rel or 0.1),
+            limits=msgspec.structs.replace(SCHEMES[scheme].gate, max_rel=SCHEMES[scheme].gate.max_rel or 0.1),
             evidence=Evidence(inputs=(x,)),
             calibration=(x[:32],) if quantized else None,
             options=ConversionOptions(route=route, python=python),

@@ -25,7 +25,7 @@ def test_a_toolchain_that_is_not_installed_leaves_nothing_but_its_log(tmp_path: 
             about=Description(name="net", variant="dense"),
             format="onnx",
             quant=QuantSpec(scheme="fp32"),
-            limits=SCHEMES["fp32"],
+            limits=SCHEMES["fp32"].gate,
             evidence=Evidence(inputs=(digits()[1].inputs[:8],)),
         )
     assert [path.name for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == ["net-dense-fp32.onnx.log"]
@@ -45,7 +45,7 @@ def test_every_scheme_is_proved_measured_and_scored(form: str, tmp_path: Path) -
             about=Description(name="net", variant="compressed", labels=tuple("0123456789")),
             format=form,
             quant=QuantSpec(scheme=scheme, calibration_samples=100),
-            limits=SCHEMES[scheme],
+            limits=SCHEMES[scheme].gate,
             evidence=evidence,
             calibration=(train.inputs[:100],),
         )

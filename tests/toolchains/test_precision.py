@@ -12,13 +12,13 @@ from edgecompress.network.exported import to_program
 from edgecompress.network.parity import shortfalls, sqnr_db
 from edgecompress.network.subgraph import graph_of
 from edgecompress.options import Options, parse_layer_schemes, update_options
-from edgecompress.quantization.mixed_precision import Trial, plan_precision, with_margin
-from edgecompress.quantization.simulation import Simulation, run_at
+from edgecompress.quantization.mixed_precision import LayerwiseSimulation, plan_precision, tighten_gate
+from edgecompress.quantization.simulation import Simulation, run_graph
 from edgecompress.records import ExportResult, QatResult, QuantizeResult, QuantSpec, read_record
 from edgecompress.targets import SCHEMES
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
-LIMITS = SCHEMES["int8-static"]
+LIMITS = SCHEMES["int8-static"].gate
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +38,19 @@ def made(uneven, calibration):
 
 def test_a_trial_is_the_simulation_for_any_choice_of_layers(uneven, calibration):
     program = to_program(uneven, IMAGE)
-    trial = Trial(program, "int8-static", calibration)
-    assert trial.layers == ("stem", "dw1", "project", "expand", "dw2", "head")
-    for layers in ({}, {"project": "fp32", "expand": "fp32"}, dict.fromkeys(trial.layers, "fp32")):
+    simulation = LayerwiseSimulation(program, "int8-static", calibration)
+    assert simulation.layers == ("stem", "dw1", "project", "expand", "dw2", "head")
+    for layers in ({}, {"project": "fp32", "expand": "fp32"}, dict.fromkeys(simulation.layers, "fp32")):
         spec = QuantSpec(scheme="int8-static", layers=layers)
         (wanted,) = Simulation(program, spec, calibration, format="onnx").run(calibration)
         # Its ranges were found with all weights rounded, and are a little off where some are not.
-        assert sqnr_db(trial.run(calibration, spec)[0], wanted) > 40, layers
+        assert sqnr_db(simulation.run(calibration, spec)[0], wanted) > 40, layers
 
 
 def test_a_trial_of_no_integers_is_the_network(uneven, calibration):
     program = to_program(uneven, IMAGE)
-    (exact,) = run_at(graph_of(program), calibration)
-    (found,) = Trial(program, "int8-static", calibration).run(calibration, QuantSpec(scheme="fp32"))
+    (exact,) = run_graph(graph_of(program), calibration)
+    (found,) = LayerwiseSimulation(program, "int8-static", calibration).run(calibration, QuantSpec(scheme="fp32"))
     assert torch.allclose(found, exact, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_the_fewest_of_the_most_sensitive_layers_that_clear_the_gate_stay_in_flo
     assert made.schemes == {layer.layer: "fp32" for layer in kept}
     by_hand = dict.fromkeys([k.layer for k in sorted(kept, key=lambda k: k.alone_sqnr_db)][:-1], "fp32")
     fewer = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS, fixed=by_hand)
-    assert shortfalls(fewer.before, with_margin(LIMITS, 128))
+    assert shortfalls(fewer.before, tighten_gate(LIMITS, 128))
     assert fewer.schemes == made.schemes
 
 

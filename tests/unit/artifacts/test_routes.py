@@ -136,7 +136,7 @@ def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
         about=Description(name="net", variant="compressed"),
         format="tflite",
         quant=QuantSpec(scheme="fp32"),
-        limits=SCHEMES["fp32"],
+        limits=SCHEMES["fp32"].gate,
         evidence=Evidence(inputs=(x,)),
     )
 

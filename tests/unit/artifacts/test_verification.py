@@ -24,7 +24,7 @@ from edgecompress.network.parity import allowing, compare
 from edgecompress.network.reference import keep_reference
 from edgecompress.network.weights import read_state, save_state
 from edgecompress.records import Artifact, Parity, read_record, to_json
-from edgecompress.targets import SCHEMES, Scheme
+from edgecompress.targets import SCHEMES, Gate
 
 REFERENCE = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.0]])
 
@@ -56,9 +56,9 @@ def test_each_of_several_outputs_is_judged_by_its_kind():
     assert parity.values_sqnr_db == parity.sqnr_db == pytest.approx(-20 * math.log10(0.5))
     message = "SQNR 6.0 dB of the outputs that are no scores, 20 dB required"
     with pytest.raises(ParityError, match=re.escape(message)):
-        require_parity(parity, SCHEMES["int8-static"], subject="net.tflite")
+        require_parity(parity, SCHEMES["int8-static"].gate, subject="net.tflite")
     require_parity(
-        compare((REFERENCE * 1.5, boxes * 1.05), (REFERENCE, boxes)), SCHEMES["int8-static"], subject="scores may be far in value"
+        compare((REFERENCE * 1.5, boxes * 1.05), (REFERENCE, boxes)), SCHEMES["int8-static"].gate, subject="scores may be far in value"
     )
 
 
@@ -105,7 +105,7 @@ def parity(**numbers):
     ],
 )
 def test_the_limit_itself_passes(scheme, numbers):
-    require_parity(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
+    require_parity(parity(**numbers), SCHEMES[scheme].gate, subject="net.tflite")
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_the_limit_itself_passes(scheme, numbers):
 )
 def test_beyond_the_limit_is_refused_with_both_numbers(scheme, numbers, message):
     with pytest.raises(ParityError, match=rf"net\.tflite: departs from the model: .*{re.escape(message)}.*; export it again"):
-        require_parity(parity(**numbers), SCHEMES[scheme], subject="net.tflite")
+        require_parity(parity(**numbers), SCHEMES[scheme].gate, subject="net.tflite")
 
 
 def test_every_scheme_has_a_gate():
     for scheme in SCHEMES.values():
-        assert scheme.max_rel is not None or scheme.min_agreement is not None
-    require_parity(parity(max_rel=9.0), Scheme(), subject="no limits")
+        assert scheme.gate.max_rel is not None or scheme.gate.min_agreement is not None
+    require_parity(parity(max_rel=9.0), Gate(), subject="no limits")
 
 
 def test_the_reference_holds_inputs_and_each_models_outputs(tmp_path):
@@ -254,8 +254,8 @@ def test_an_interpreter_that_is_not_there_is_refused():
 
 
 def test_few_samples_are_allowed_two_standard_errors():
-    assert allowing(SCHEMES["int8-static"], 64).min_agreement == pytest.approx(0.98 - 2 * math.sqrt(0.98 * 0.02 / 64))
-    assert allowing(SCHEMES["fp32"], 64) == SCHEMES["fp32"]
+    assert allowing(SCHEMES["int8-static"].gate, 64).min_agreement == pytest.approx(0.98 - 2 * math.sqrt(0.98 * 0.02 / 64))
+    assert allowing(SCHEMES["fp32"].gate, 64) == SCHEMES["fp32"].gate
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.network.exported import to_program
-from edgecompress.quantization.gptq import INT4, INT8, round_weights
+from edgecompress.quantization.fake_quantize import fake_quantize_symmetric, largest_integer, row_peaks
+from edgecompress.quantization.gptq import round_weights
 
 
 class Twice(nn.Module):
@@ -39,9 +40,8 @@ def images(n: int) -> list[tuple[Tensor, ...]]:
     return [(nn.functional.interpolate(torch.rand(1, 3, 4, 4), 12, mode="bilinear"),) for _ in range(n)]
 
 
-def nearest(w: Tensor, largest: int = INT8) -> Tensor:
-    scale = w.flatten(1).abs().amax(1).reshape(-1, *[1] * (w.ndim - 1)) / largest
-    return (w / scale).round() * scale
+def nearest(w: Tensor, bits: int = 8) -> Tensor:
+    return fake_quantize_symmetric(w, row_peaks(w), bits)
 
 
 def weights(program: torch.export.ExportedProgram) -> list[Tensor]:
@@ -53,26 +53,26 @@ def error(module: nn.Module, reference: nn.Module, samples: list[tuple[Tensor, .
     return sum(float((module(*x) - reference(*x)).square().sum()) for x in samples)
 
 
-@pytest.mark.parametrize("largest", [INT8, INT4])
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", NETS)
-def test_weights_are_on_the_grid_that_a_converter_finds(name: str, largest: int) -> None:
+def test_weights_are_on_the_grid_that_a_converter_finds(name: str, bits: int) -> None:
     program = to_program(NETS[name]().eval(), images(1)[0])
-    for weight in weights(round_weights(program, images(8), levels=lambda _: largest)):
-        torch.testing.assert_close(nearest(weight, largest), weight, rtol=1e-5, atol=1e-7)
+    for weight in weights(round_weights(program, images(8), bits_of=lambda _: bits)):
+        torch.testing.assert_close(nearest(weight, bits), weight, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("largest", [INT8, INT4])
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", NETS)
-def test_errors_are_smaller_than_by_rounding_to_nearest(name: str, largest: int) -> None:
+def test_errors_are_smaller_than_by_rounding_to_nearest(name: str, bits: int) -> None:
     net = NETS[name]().eval()
     program = to_program(net, images(1)[0])
     plain = to_program(net, images(1)[0])
     with torch.no_grad():
         for tensor in plain.state_dict.values():
             if tensor.ndim > 1:
-                tensor.copy_(nearest(tensor, largest))
+                tensor.copy_(nearest(tensor, bits))
     held_out = images(16)
-    rounded = round_weights(program, images(32), levels=lambda _: largest).module()
+    rounded = round_weights(program, images(32), bits_of=lambda _: bits).module()
     assert error(rounded, program.module(), held_out) < 0.7 * error(plain.module(), program.module(), held_out)
 
 
@@ -86,7 +86,7 @@ def test_the_program_given_stays_as_it_is() -> None:
 def test_a_layer_that_is_skipped_keeps_its_weight() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     program = to_program(net, images(1)[0])
-    first, last = weights(round_weights(program, images(4), levels=lambda node: None if node.name == "conv2d" else INT8))
+    first, last = weights(round_weights(program, images(4), bits_of=lambda node: None if node.name == "conv2d" else 8))
     assert first.equal(weights(program)[0])
     assert not last.equal(weights(program)[1])
 
@@ -112,7 +112,7 @@ def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
         conv.bias[0] = 7.0  # type: ignore[index]
     program = to_program(conv.eval(), images(1)[0])
     rounded = round_weights(program, images(4))
-    scale = weights(rounded)[0][0].abs().max() / INT8
+    scale = weights(rounded)[0][0].abs().max() / largest_integer(8)
     assert 7.0 / (scale * 0.005) < 2**31  # steps of a small input scale
     assert error(rounded.module(), program.module(), images(4)) / (4 * 2 * 144) < 1e-4
 
@@ -121,7 +121,7 @@ def test_weights_are_rounded_to_nearest_where_float32_does_not_hold_how_inputs_v
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     x = 1e9 + torch.randn(8, 3, 12, 12)
     program = to_program(net, (x[:1],))
-    rounded = round_weights(program, [(one,) for one in x.split(1)], levels=lambda _: INT8)
+    rounded = round_weights(program, [(one,) for one in x.split(1)], bits_of=lambda _: 8)
     weight = next(value for name, value in rounded.state_dict.items() if value.shape == net[0].weight.shape)
-    scale = net[0].weight.abs().amax((1, 2, 3), keepdim=True) / INT8
+    scale = net[0].weight.abs().amax((1, 2, 3), keepdim=True) / largest_integer(8)
     torch.testing.assert_close(weight, (net[0].weight / scale).round() * scale)

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgecompress.data import Samples
 from edgecompress.errors import ConfigError
-from edgecompress.quantization.quantize import quantize, sqnr_db
+from edgecompress.quantization.quantize import quantize, weight_sqnr_db
 from edgecompress.records import QuantSpec
 from edgecompress.targets import SCHEMES
 
@@ -54,22 +54,22 @@ def test_every_layer_is_previewed_and_channels_of_their_own_never_hurt():
 def test_channels_of_unlike_size_gain_from_scales_of_their_own():
     torch.manual_seed(0)
     w = torch.randn(8, 16) * torch.logspace(-3, 0, 8)[:, None]
-    assert sqnr_db(w, per_channel=True) > sqnr_db(w, per_channel=False)
-    small = sqnr_db(w[:1], per_channel=True)
+    assert weight_sqnr_db(w, per_channel=True) > weight_sqnr_db(w, per_channel=False)
+    small = weight_sqnr_db(w[:1], per_channel=True)
     assert small > 35
 
 
 def test_sqnr_by_hand():
     w = torch.tensor([[127.0, 0.5], [127.0, 0.0]])  # at scale 1, 0.5 rounds to 0
-    assert sqnr_db(w, per_channel=False) == pytest.approx(20 * math.log10(float(w.norm()) / 0.5))
-    assert sqnr_db(torch.tensor([[127.0, 3.0]]), per_channel=False) == 200
-    assert sqnr_db(torch.zeros(3, 3), per_channel=True) == 200
+    assert weight_sqnr_db(w, per_channel=False) == pytest.approx(20 * math.log10(float(w.norm()) / 0.5))
+    assert weight_sqnr_db(torch.tensor([[127.0, 3.0]]), per_channel=False) == 200
+    assert weight_sqnr_db(torch.zeros(3, 3), per_channel=True) == 200
 
 
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (digits()[0], {"schemes": ("int4",)}, "unknown scheme 'int4'; choose from fp32"),
+        (digits()[0], {"schemes": ("int4",)}, "unknown scheme 'int4'; choose from int8-static"),
         (digits()[0], {"samples": 0}, "calibration: no samples"),
         (Samples(torch.empty(0, 1, 8, 8), None, source="empty"), {}, "calibration: no samples"),
         (Samples(torch.full((3, 1, 8, 8), math.nan), None, source="bad"), {}, "bad: 3 samples hold NaN or infinity"),

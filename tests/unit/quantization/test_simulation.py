@@ -6,10 +6,11 @@ from support.converter_models import Attention, Clamped, Heads, Residual, settle
 from torch import nn
 
 from edgecompress.network.exported import to_program
+from edgecompress.network.layer_kinds import weight_name
 from edgecompress.network.parity import sqnr_db
 from edgecompress.network.subgraph import graph_of, layers_of
-from edgecompress.quantization.fake_quantize import RULES, asymmetric, symmetric, weight_of
-from edgecompress.quantization.simulation import Simulation, can_simulate, rounded, rules_of, run_at
+from edgecompress.quantization.fake_quantize import fake_quantize_asymmetric, fake_quantize_symmetric
+from edgecompress.quantization.simulation import Simulation, can_simulate, node_schemes, round_integer_weights, run_graph
 from edgecompress.records import QuantSpec
 from edgecompress.targets import SCHEMES
 
@@ -21,7 +22,7 @@ def program_of(model, *shapes, samples=16):
 
 
 def test_every_scheme_of_the_targets_can_be_simulated():
-    assert SCHEMES.keys() <= RULES.keys()
+    assert all(can_simulate(QuantSpec(scheme=scheme)) for scheme in SCHEMES if scheme != "fp32")
     assert [can_simulate(QuantSpec(scheme=scheme)) for scheme in ("fp32", "int8-static")] == [False, True]
     assert can_simulate(QuantSpec(scheme="fp32", layers={"fc": "fp16"}))
 
@@ -30,7 +31,7 @@ def test_every_scheme_of_the_targets_can_be_simulated():
 def test_a_symmetric_grid_has_zero_and_both_peaks_and_its_error_is_half_a_step(bits):
     peak = torch.tensor(3.0)
     x = torch.linspace(-3, 3, 4001)
-    y = symmetric(x, peak, bits)
+    y = fake_quantize_symmetric(x, peak, bits)
     assert len(y.unique()) == min(2**bits - 1, 4001)
     assert y.min() == -3
     assert y.max() == 3
@@ -39,26 +40,28 @@ def test_a_symmetric_grid_has_zero_and_both_peaks_and_its_error_is_half_a_step(b
 
 def test_an_asymmetric_grid_has_256_steps_holds_zero_and_cuts_off_what_is_beyond():
     low, high = torch.tensor(-1.0), torch.tensor(3.0)
-    y = asymmetric(torch.linspace(-2, 5, 5001), low, high, 8)
+    y = fake_quantize_asymmetric(torch.linspace(-2, 5, 5001), low, high, 8)
     assert len(y.unique()) == 256
     assert 0.0 in y.unique()
     step = 4 / 255
     assert float(y.min()) == pytest.approx(-1, abs=step / 2)
     assert float(y.max()) == pytest.approx(3, abs=step / 2)
-    assert torch.equal(asymmetric(torch.tensor([1.0, 0.2]), torch.tensor(1.0), torch.tensor(2.0), 8)[1:].ceil(), torch.tensor([1.0]))
+    stretched = fake_quantize_asymmetric(torch.tensor([1.0, 0.2]), torch.tensor(1.0), torch.tensor(2.0), 8)
+    assert torch.equal(stretched[1:].ceil(), torch.tensor([1.0]))
 
 
 def test_a_linear_layer_under_int8_static_is_what_arithmetic_says():
     program, (x,) = program_of(nn.Linear(6, 5), (6,))
-    program = rounded(program, QuantSpec(scheme="int8-static"), (x,))  # as the simulation itself does, which then changes nothing
+    # as the simulation itself does, which then changes nothing
+    program = round_integer_weights(program, QuantSpec(scheme="int8-static"), (x,))
     layer = nn.Linear(6, 5)
     layer.load_state_dict({"weight": program.state_dict["weight"], "bias": program.state_dict["bias"]})
     (found,) = Simulation(program, QuantSpec(scheme="int8-static"), (x,), format="onnx").run((x,))
     with torch.no_grad():
-        weight = symmetric(layer.weight, layer.weight.abs().amax(1, keepdim=True), 8)
+        weight = fake_quantize_symmetric(layer.weight, layer.weight.abs().amax(1, keepdim=True), 8)
         exact = layer(x)
-        y = nn.functional.linear(asymmetric(x, x.min(), x.max(), 8), weight, layer.bias)
-    assert torch.allclose(found, asymmetric(y, exact.min(), exact.max(), 8), atol=1e-5)
+        y = nn.functional.linear(fake_quantize_asymmetric(x, x.min(), x.max(), 8), weight, layer.bias)
+    assert torch.allclose(found, fake_quantize_asymmetric(y, exact.min(), exact.max(), 8), atol=1e-5)
 
 
 def test_fp16_rounds_the_constants_and_nothing_else():
@@ -82,10 +85,10 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_scale_of_its_own(
     assert bool(((out - rounded).abs() <= steps / 2 + 1e-6).all())
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in RULES if scheme != "fp32"])
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "fp32"])
 def test_layers_kept_in_fp32_are_left_alone(scheme):
     program, data = program_of(Residual(), (1, 28, 28))
-    (exact,) = run_at(graph_of(program), data)
+    (exact,) = run_graph(graph_of(program), data)
     scopes = ("stem", "blocks", "pool", "fc", "")
     kept = QuantSpec(scheme=scheme, layers=dict.fromkeys(scopes, "fp32"))
     (found,) = Simulation(program, kept, data, format="onnx").run(data)
@@ -99,7 +102,7 @@ def test_layers_kept_in_fp32_are_left_alone(scheme):
 
 def test_more_bits_leave_more_of_the_signal():
     program, data = program_of(Residual(), (1, 28, 28))
-    (exact,) = run_at(graph_of(program), data)
+    (exact,) = run_graph(graph_of(program), data)
     left = [
         sqnr_db(Simulation(program, QuantSpec(scheme=scheme), data, format="onnx").run(data)[0], exact)
         for scheme in ("int4-weights", "int8-static", "int16x8", "fp16")
@@ -109,7 +112,7 @@ def test_more_bits_leave_more_of_the_signal():
 
 def test_torch_has_dynamic_kernels_for_linear_layers_alone():
     program, data = program_of(nn.Conv2d(3, 4, 3), (3, 9, 9))
-    (exact,) = run_at(graph_of(program), data)
+    (exact,) = run_graph(graph_of(program), data)
     spec = QuantSpec(scheme="int8-dynamic")
     assert torch.equal(Simulation(program, spec, data, format="torchscript").run(data)[0], exact)
     assert not torch.equal(Simulation(program, spec, data, format="onnx").run(data)[0], exact)
@@ -118,9 +121,9 @@ def test_torch_has_dynamic_kernels_for_linear_layers_alone():
 @pytest.mark.parametrize("format_name", ["tflite", "torchscript", "onnx", "executorch"])
 def test_weights_are_rounded_as_the_converters_of_every_format_do(format_name):
     program, data = program_of(Clamped(), (3, 12, 12), samples=64)
-    (exact,) = run_at(graph_of(program), data)
+    (exact,) = run_graph(graph_of(program), data)
     spec = QuantSpec(scheme="int8-static")
-    with_care = Simulation(rounded(program, spec, data), spec, data, format=format_name).run(data)[0]
+    with_care = Simulation(round_integer_weights(program, spec, data), spec, data, format=format_name).run(data)[0]
     (found,) = Simulation(program, spec, data, format=format_name).run(data)
     assert torch.allclose(found, with_care, atol=1e-5)
     assert sqnr_db(found, exact) > 28
@@ -128,8 +131,8 @@ def test_weights_are_rounded_as_the_converters_of_every_format_do(format_name):
 
 def test_what_has_no_kernel_for_four_bits_has_eight():
     program, _ = program_of(Clamped(), (3, 12, 12))
-    rules = rules_of(graph_of(program), QuantSpec(scheme="int4-weights"), "tflite")
-    bits = [rule.weight_bits for node, rule in rules.items() if weight_of(node)]
+    schemes = node_schemes(graph_of(program), QuantSpec(scheme="int4-weights"), "tflite")
+    bits = [scheme.weight_bits for node, scheme in schemes.items() if weight_name(node)]
     assert bits == [4, 8, 4]  # the second is depthwise
 
 
@@ -137,15 +140,15 @@ def test_many_samples_at_once_give_what_one_by_one_gives_at_every_layer():
     program, data = program_of(Heads(), (3, 10, 14), (5,))
     graph = graph_of(program)
     names = [layer.node for layer in layers_of(graph)]
-    together = run_at(graph, data, names)
-    single = [run_at(graph, tuple(x[i : i + 1] for x in data), names) for i in range(3)]
+    together = run_graph(graph, data, names)
+    single = [run_graph(graph, tuple(x[i : i + 1] for x in data), names) for i in range(3)]
     for k, name in enumerate(names):
         assert torch.allclose(together[k][:3], torch.cat([row[k] for row in single]), atol=1e-6), name
 
 
 def test_an_op_that_is_batched_slowly_says_nothing(capfd):
     program, data = program_of(Attention("causal"), (12, 8))
-    run_at(graph_of(program), data)
+    run_graph(graph_of(program), data)
     assert capfd.readouterr() == ("", "")
 
 
@@ -167,7 +170,7 @@ def test_an_op_that_cannot_be_batched_is_run_one_by_one():
 
     model = Recurrent().eval()
     x = torch.randn(5, 7, 4)
-    (found,) = run_at(graph_of(to_program(model, (x[:1],))), (x,))
+    (found,) = run_graph(graph_of(to_program(model, (x[:1],))), (x,))
     with torch.no_grad():
         assert torch.allclose(found, model(x), atol=1e-6)
 
@@ -175,6 +178,6 @@ def test_an_op_that_cannot_be_batched_is_run_one_by_one():
 @pytest.mark.parametrize("kind", ["added", "buffer", "filled", "lowest"])
 def test_a_mask_bars_scores_and_takes_nothing_from_the_grid_of_the_others(kind):
     program, data = program_of(Attention(kind), (12, 8))
-    (reference,) = run_at(graph_of(program), data)
+    (reference,) = run_graph(graph_of(program), data)
     (found,) = Simulation(program, QuantSpec(scheme="int8-static"), data, format="tflite").run(data)
     assert sqnr_db(found, reference) > 22

@@ -13,8 +13,8 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import to_program
 from edgecompress.network.subgraph import graph_of
-from edgecompress.quantization.qat_module import FakeQuantized, with_constants
-from edgecompress.quantization.simulation import Simulation, rounded
+from edgecompress.quantization.qat_module import FakeQuantizedModule, replace_constants
+from edgecompress.quantization.simulation import Simulation, round_integer_weights
 from edgecompress.records import QuantSpec
 from edgecompress.recovery.qat import QatOptions, qat
 from edgecompress.targets import SCHEMES
@@ -22,7 +22,7 @@ from edgecompress.targets import SCHEMES
 IMAGE = (torch.zeros(1, 1, 8, 8),)
 INT8 = QuantSpec(scheme="int8-static")
 QUICK = QatOptions(epochs=2, samples=256, threads=1)
-LOOSE = msgspec.structs.replace(SCHEMES["int8-static"], min_agreement=0.5)
+LOOSE = msgspec.structs.replace(SCHEMES["int8-static"].gate, min_agreement=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def same(a, b):
 
 
 def test_before_training_it_computes_what_the_simulation_does_gradients_wanted_or_not(uneven, calibration):
-    program = rounded(to_program(uneven, IMAGE), INT8, calibration)
-    student = FakeQuantized(program, INT8, calibration)
+    program = round_integer_weights(to_program(uneven, IMAGE), INT8, calibration)
+    student = FakeQuantizedModule(program, INT8, calibration)
     (wanted,) = Simulation(program, INT8, calibration, format="onnx").run(calibration)
     (found,) = student(*calibration)
     assert found.requires_grad
@@ -50,7 +50,7 @@ def test_before_training_it_computes_what_the_simulation_does_gradients_wanted_o
 
 
 def test_gradients_reach_every_weight_and_bias(uneven, calibration):
-    student = FakeQuantized(to_program(uneven, IMAGE), INT8, calibration)
+    student = FakeQuantizedModule(to_program(uneven, IMAGE), INT8, calibration)
     student(*calibration)[0].square().sum().backward()
     layers = [m for m in uneven.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(student.targets) == 2 * len(layers)
@@ -74,8 +74,8 @@ def test_trained_weights_lie_on_the_grid_that_converters_choose(uneven, calibrat
         weight = constants[name].flatten(1)
         steps = 127 * weight / weight.abs().amax(1, keepdim=True)
         assert float((steps - steps.round()).abs().max()) < 1e-3, name
-    program = with_constants(to_program(uneven, IMAGE), constants)
-    again = graph_of(rounded(program, INT8, calibration))
+    program = replace_constants(to_program(uneven, IMAGE), constants)
+    again = graph_of(round_integer_weights(program, INT8, calibration))
     assert torch.allclose(get_constant(again, "project.weight"), constants["project.weight"], rtol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off
     kept = QuantSpec(scheme="int8-static", layers={"stem": "fp32"})
     constants, _ = qat(model, digits()[0], example_inputs=IMAGE, calibration=calibration, quant=kept, options=QUICK)
     assert "mix_weight_rounding_bias" in constants
-    program = with_constants(to_program(model, IMAGE), constants)
+    program = replace_constants(to_program(model, IMAGE), constants)
     graph = graph_of(program)
     assert torch.equal(get_constant(graph, "mix_weight_rounding_bias"), constants["mix_weight_rounding_bias"])
     (name,) = (name for name in constants if name.startswith("stem") and name.endswith("weight"))
@@ -93,7 +93,7 @@ def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off
     assert float((steps - steps.round()).abs().max()) > 0.1
 
 
-def test_the_file_agrees_better_than_one_that_was_only_rounded(uneven, calibration, tmp_path):
+def test_the_file_agrees_better_than_one_that_was_only_round_integer_weights(uneven, calibration, tmp_path):
     train, held_out = digits()
     options = QatOptions(epochs=4, samples=1400, threads=1)
     constants, result = qat(uneven, train, example_inputs=IMAGE, calibration=calibration, eval_data=held_out, options=options)
@@ -111,7 +111,7 @@ def test_the_file_agrees_better_than_one_that_was_only_rounded(uneven, calibrati
             program=chosen,
             calibration=calibration,
         )
-        for name, chosen in (("rounded", program), ("trained", with_constants(program, constants)))
+        for name, chosen in (("rounded", program), ("trained", replace_constants(program, constants)))
     ]
     before, after = (artifact.parity for artifact in made)
     assert before.top1_agreement < 0.96
@@ -147,8 +147,8 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(uneven, calibration, tmp_path
 def test_training_that_does_not_help_is_thrown_away(uneven, calibration):
     options = msgspec.structs.replace(QUICK, epochs=1, learning_rate=30.0)
     constants, result = qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=options)
-    program = rounded(to_program(uneven, IMAGE), INT8, calibration)
-    assert same(constants, FakeQuantized(program, INT8, calibration).constants())
+    program = round_integer_weights(to_program(uneven, IMAGE), INT8, calibration)
+    assert same(constants, FakeQuantizedModule(program, INT8, calibration).quantized_constants())
     assert "no closer" in result.note
     assert result.agreement == result.before_agreement
 

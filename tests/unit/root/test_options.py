@@ -82,7 +82,7 @@ def test_a_format_that_the_target_leaves_out_is_exported_by_name():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"scheme": ("int4",)}, "unknown scheme 'int4'; choose from fp32, fp16, int8-dynamic, int8-static"),
+        ({"scheme": ("int4",)}, "unknown scheme 'int4'; choose from int8-static, int8-dynamic, int16x8, int4-weights, fp16, fp32"),
         ({"format": ("torchscript",), "scheme": ("fp16",)}, "scheme fp16: none of the formats has it; there is torchscript: int8-static, "),
         ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript"),
     ],
