@@ -1,7 +1,7 @@
-"""Everything edgecompress raises on purpose.
+"""The exceptions that edgecompress raises on purpose.
 
 EdgeCompressError (exit code 1)
-├── ConfigError       (2)  what the user gave is wrong
+├── ConfigError       (2)  an input, an option or a recipe is wrong
 ├── UnsupportedError  (3)  this layer, op or scheme cannot be handled here
 ├── ToolchainError    (4)  a converter is missing or failed
 ├── ParityError       (5)  the artifact disagrees with the model
@@ -14,26 +14,36 @@ from typing import ClassVar
 
 
 class EdgeCompressError(Exception):
-    """Base class. The CLI prints the message and exits with `exit_code`."""
+    """Base of all errors; the command line prints the message and exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(EdgeCompressError):
+    """An input, an option or a recipe of the user is wrong."""
+
     exit_code = 2
 
 
 class UnsupportedError(EdgeCompressError):
+    """A layer, an op or a scheme cannot be handled here."""
+
     exit_code = 3
 
 
 class ToolchainError(EdgeCompressError):
+    """A converter is missing or failed."""
+
     exit_code = 4
 
 
 class ParityError(EdgeCompressError):
+    """An artifact disagrees with its model."""
+
     exit_code = 5
 
 
 class DeviceError(EdgeCompressError):
+    """A device is unreachable, or a command failed there."""
+
     exit_code = 6

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files so that a reader sees each of them whole or not at all."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block succeeds, remove it otherwise.
+    """Yield a temporary path beside `path`; move the file to `path` when the block succeeds, remove it otherwise.
 
     Raises:
         EdgeCompressError: The disk is full.
@@ -51,13 +51,13 @@ def hash_file(path: Path) -> str:
 
 
 def stamp_files(path: Path) -> list[tuple[str, int, int]]:
-    """Return name, bytes and time of change of a file, or of every file in a folder: cheap, and different when their contents are."""
+    """Return name, bytes and time of change of a file, or of every file in a folder: a cheap sign that contents changed."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [(str(file.relative_to(path)), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
 
 
 def explain_write_error(error: OSError, path: Path) -> EdgeCompressError:
-    """Return the error that tells a person what to do about a failed write to `path`."""
+    """Return the error for a failed write to `path`, with its remedy."""
     if error.errno in NO_SPACE:
         return EdgeCompressError(f"{path}: no space left on the device; free some and run the same command again, finished steps are kept")
     return ConfigError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or mend its permissions")

@@ -1,4 +1,4 @@
-"""Progress of long work, without saying how it is shown: a verb wraps its loops in `track`, the CLI passes one that draws bars."""
+"""Progress of long work: a function wraps its loops in `track`, and the command line passes a `track` that draws bars."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -7,9 +7,11 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
+    """A wrapper of an iterable that shows how far a loop has come."""
+
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]: ...
 
 
 def track_silently(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate and show nothing."""
+    """Return the iterator of `iterable` and show nothing."""
     return iter(iterable)

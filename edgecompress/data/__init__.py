@@ -1,4 +1,4 @@
-"""Data for training, evaluation and calibration. A form of data is a module with the two functions of `Loader`, and one line in LOADERS."""
+"""Data for training, evaluation and calibration. A data format is a module with the two functions of `Loader`, and one line in LOADERS."""
 
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -28,11 +28,13 @@ Split = Literal["train", "eval"]
 
 
 class Loader(Protocol):
+    """A module that reads one data format."""
+
     def can_load(self, path: Path) -> bool:
-        """Whether `path` looks like this form. Asked in the order of LOADERS."""
+        """Whether `path` looks like this format; formats are asked in the order of LOADERS."""
 
     def load_split(self, path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
-        """Return one split of it."""
+        """Return one split of the data at `path`."""
 
 
 LOADERS: Final[dict[str, Loader]] = {
@@ -43,16 +45,16 @@ LOADERS: Final[dict[str, Loader]] = {
 
 
 def load_data(path: Path, split: Split, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
-    """Return a split of the data at `path`, whatever its form.
+    """Return a split of the data at `path`, whatever their format.
 
     Args:
-        path: A file or a folder in one of the forms of LOADERS.
-        split: A set that comes as one is parted: every fifth sample is for "eval", and the others for "train".
+        path: A file or a folder in one of the formats of LOADERS.
+        split: Data without splits are divided: every fifth sample is for "eval", the others for "train".
         preprocessing: Applied to images; None scales them to [0, 1].
-        example: What the model takes, batch axis included, `(1, c, h, w)` for images; only shapes and dtypes matter.
+        example: Inputs of the model, batch axis included, `(1, c, h, w)` for images; only shapes and dtypes matter.
 
     Raises:
-        ConfigError: Nothing there, an unknown form, or data that do not fit the model.
+        ConfigError: `path` does not exist, has an unknown format, or holds data that do not fit the model.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; data are {', '.join(LOADERS)}")

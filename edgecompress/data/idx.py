@@ -1,7 +1,7 @@
 """The idx files of MNIST and its relatives, plain or gzipped.
 
-Format: two zero bytes, a type code, the number of axes, one big-endian uint32 an axis, then the values. Only unsigned bytes (code 8)
-are read, which is what images and labels of these sets are.
+Format: two zero bytes, a type code, the number of axes, one big-endian uint32 per axis, then the values. Images and labels of these sets
+are unsigned bytes (code 8); no other type is read.
 """
 
 import gzip
@@ -31,7 +31,7 @@ def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, e
     """Return a split of an idx folder.
 
     Raises:
-        ConfigError: As `read_split`, or the images do not fit the model.
+        ConfigError: A file is missing or damaged, or the images do not fit the model.
     """
     images, labels = read_split(path, split)
     if len(images) == 0:
@@ -41,7 +41,7 @@ def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, e
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the array in `path`, dtype uint8.
+    """Return the uint8 array of an idx file.
 
     Raises:
         ConfigError: Not an idx file of unsigned bytes, or truncated.
@@ -61,7 +61,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """Write a uint8 array; gzipped without a time stamp, so that equal arrays give equal files."""
+    """Write a uint8 array as an idx file; a .gz has no time stamp, so that equal arrays give equal files."""
     header = bytes([0, 0, UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     data = header + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)

@@ -20,7 +20,7 @@ def can_load(path: Path) -> bool:
 
 
 def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
-    """Return the images of a split; the class index is the place of the class's folder in alphabetical order.
+    """Return the images of a split; class indices follow the alphabetical order of the class folders.
 
     Raises:
         ConfigError: No such split, no images, or a class that the training folder does not have.

@@ -1,4 +1,4 @@
-"""From an image to a model input: resize, crop, scale. The Raspberry Pi script repeats this arithmetic with Pillow and numpy alone."""
+"""Preprocess images into model inputs: resize, crop, scale. The Raspberry Pi script repeats this arithmetic with Pillow and numpy alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
-MODES = {1: "L", 3: "RGB"}
-WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 8 bits a channel; Pillow would clip them silently
+MODES = {1: "L", 3: "RGB"}  # Pillow's name for images of this many channels.
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # More than 8 bits a channel: Pillow would clip these silently.
 
 
 class ImageFiles:
-    """Image files, each opened when asked for."""
+    """Image files as a column of inputs; each file is opened when its sample is read."""
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> None:
         check_preprocessing(preprocessing, input_shape)
@@ -35,7 +35,7 @@ class ImageFiles:
 
 
 class ImageArray:
-    """Images in memory as bytes, `(n, h, w)` or `(n, h, w, c)`; a quarter of what their float inputs would take."""
+    """Images in memory as bytes, `(n, h, w)` or `(n, h, w, c)`, in a quarter of the memory of float inputs."""
 
     def __init__(self, array: np.ndarray, preprocessing: Preprocessing | None, input_shape: tuple[int, ...], *, subject: str) -> None:
         check_preprocessing(preprocessing, input_shape)
@@ -44,7 +44,7 @@ class ImageArray:
         self.input_shape = input_shape
         self.subject = subject
         if len(array):
-            self[0]  # all have one shape, so the first tells whether it fits
+            self[0]  # all images have one shape, so the first shows whether they fit
 
     def __len__(self) -> int:
         return len(self.array)
@@ -54,7 +54,7 @@ class ImageArray:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return the decoded image, turned as its EXIF orientation says.
+    """Return the decoded image of a file, turned upright by its EXIF orientation.
 
     Raises:
         ConfigError: Missing, truncated, not an image, too large, or more than 8 bits a channel.
@@ -73,10 +73,10 @@ def open_image(path: Path) -> Image.Image:
 def preprocess_image(
     image: Image.Image | np.ndarray, preprocessing: Preprocessing | None, input_shape: tuple[int, ...], *, subject: str = "image"
 ) -> Tensor:
-    """Return a float32 input `(c, h, w)`: short side resized (bilinear), centre cropped, `(x / 255 − mean) / std`.
+    """Return an image as a float32 input `(c, h, w)`: short side resized (bilinear), centre cropped, `(x / 255 − mean) / std`.
 
     Args:
-        image: A Pillow image, or uint8 `(h, w)` or `(h, w, c)`; grey and colour are converted to what the model takes.
+        image: A Pillow image, or uint8 `(h, w)` or `(h, w, c)`; grey and colour images are converted to the channels of the model.
         preprocessing: None scales to [0, 1] only.
         input_shape: `(c, h, w)`, without the batch axis.
         subject: Names the image in an error.
@@ -98,10 +98,10 @@ def preprocess_image(
 
 
 def read_image_shape(example: Batch, path: Path) -> tuple[int, ...]:
-    """Return what the model's one input looks like, without its batch axis.
+    """Return the shape of the model's only input, without the batch axis.
 
     Raises:
-        ConfigError: It takes several inputs.
+        ConfigError: The model takes several inputs.
     """
     if len(example) != 1:
         raise ConfigError(f"{path}: images alone, the model takes {len(example)} inputs; give all of them in an .npz, or by the recipe")
@@ -109,7 +109,7 @@ def read_image_shape(example: Batch, path: Path) -> tuple[int, ...]:
 
 
 def check_preprocessing(preprocessing: Preprocessing | None, input_shape: tuple[int, ...]) -> None:
-    """Refuse a preprocessing that cannot give `(c, h, w)`.
+    """Refuse a preprocessing that cannot give inputs `(c, h, w)`.
 
     Raises:
         ConfigError: `input_shape` is no image, or mean and std do not fit it.

@@ -27,7 +27,7 @@ def can_load(path: Path) -> bool:
 
 
 def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, example: Batch) -> Samples:
-    """Return a split: uint8 arrays are images and get preprocessed, floats are inputs already; integers where the model takes indices.
+    """Return a split: uint8 arrays are images to preprocess, floats are ready inputs, integers are indices for a model that takes indices.
 
     Raises:
         ConfigError: Unreadable, a pickle, an array is missing, or shapes, labels or values do not fit.
@@ -51,7 +51,7 @@ def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, e
 
 
 def _read_arrays(path: Path, split: str, count: int) -> tuple[list[np.ndarray], np.ndarray | None, str]:
-    """Return the array of each input, that of the labels, and how a set that comes as one is parted, "" for one that does not."""
+    """Return the array of each input, the labels, and how an archive without splits was divided; "" for one with splits."""
     try:
         if not zipfile.is_zipfile(path):  # np.load would take a bare .npy or try a pickle
             raise ConfigError(f"{path}: not an .npz archive; save it with numpy.savez")
@@ -96,7 +96,7 @@ def _make_column(x: np.ndarray, path: Path, preprocessing: Preprocessing | None,
 
 
 def _move_channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """Return images `(n, h, w)` or `(n, h, w, c)`. Channels first is recognised by the model's input, and wins a tie."""
+    """Return images as `(n, h, w)` or `(n, h, w, c)`; channels come first where that fits the model's input."""
     if x.ndim == 3:
         return x
     if x.ndim != 4:

@@ -1,4 +1,4 @@
-"""A recipe is a user's Python file that says how to build a model, what goes in, and where data is.
+"""A recipe is a user's Python file with functions that return the model, its example inputs and its data.
 
     def model() -> nn.Module                        required
     def example_inputs() -> tuple[Tensor, ...]      required; the shapes every artifact will have
@@ -10,16 +10,16 @@
 
 Items of a dataset are `(input, label)`, or just `input`; with several inputs `((input_0, input_1), label)`, or `((input_0, input_1),)`
 without a label. A tuple of two tensors is an input and its label, never two inputs. Inputs have no batch axis, and the shape and kind of
-the example inputs: float32 numbers, or int64 indices. A label is a class index where just one output is a vector of scores; the labels of
-other networks are left alone. Outputs are tensors, or tuples, lists or dicts of them; axis 0 of each is the batch. An output of float
-numbers `(n, k)` with k > 1 is taken for class scores, and a quantized file judged by its arg-max; give k numbers that are no scores as
-`(n, k, 1)` or one by one as `(n, 1)`, and it is judged by their values.
+the example inputs: float32 numbers, or int64 indices. A label is a class index where exactly one output is a vector of scores; the labels
+of other networks are ignored. Outputs are tensors, or tuples, lists or dicts of tensors; axis 0 of each is the batch. A float output
+`(n, k)` with k > 1 is taken for class scores, and a quantized file is judged by their arg-max; return k numbers that are no scores as
+`(n, k, 1)` or one by one as `(n, 1)`, and the file is judged by their values.
 
 Functions may take `resolution`, the side of an image in pixels, with the usual one as default: `example_inputs(resolution=224)`, and the
-data functions and `preprocessing` where they depend on it. `--resolution` is then what they are called with.
+data functions and `preprocessing` where they depend on the size. `--resolution` then gives the argument.
 
-It is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside it are imported relatively:
-`from .network import Net`.
+A recipe is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside the recipe are imported
+relatively: `from .network import Net`.
 """
 
 import copy
@@ -50,8 +50,8 @@ class Recipe:
     """A loaded recipe.
 
     Attributes:
-        sources_sha256: Changes when the recipe, a Python file beside it or one of its package that it imports does.
-        resized: Returns the recipe at another resolution; None where it takes none.
+        sources_sha256: Hash of the recipe, of the Python files beside it and of those that it imports from its package.
+        resized: Returns the recipe at another resolution; None for a recipe without `resolution`.
     """
 
     name: str
@@ -71,7 +71,7 @@ def load_recipe(target: str) -> Recipe:
     """Import a recipe.
 
     Raises:
-        ConfigError: It is missing, fails while it runs, or lacks `model` or `example_inputs`.
+        ConfigError: The recipe is missing, fails while it is imported, or lacks `model` or `example_inputs`.
     """
     path = Path(target).expanduser()
     path = path / "recipe.py" if path.is_dir() else path
@@ -94,10 +94,10 @@ def load_recipe(target: str) -> Recipe:
 
 
 def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
-    """Return the recipe at a resolution, 0 for its own.
+    """Return the recipe at a resolution; 0 stands for its default.
 
     Raises:
-        ConfigError: It takes none, or fails at this one.
+        ConfigError: The recipe takes no resolution, or fails at this one.
     """
     if not resolution:
         return recipe
@@ -108,26 +108,28 @@ def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
 
 
 def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sha256: str, resolution: int = 0) -> Recipe:
-    """Collect the functions of a recipe; those that take a resolution get it, unless it is 0."""
+    """Collect the functions of a recipe; a resolution other than 0 is passed to those that take one."""
 
-    def of(name: str, default: Any = None) -> Any:
+    def get_function(name: str, default: Any = None) -> Any:
         function = getattr(module, name, default)
         return partial(function, resolution=resolution) if resolution and _takes_resolution(function) else function
 
     file = Path(module.__file__ or target)
-    again = partial(_assemble_recipe, module, target, source=source, sources_sha256=sources_sha256)
+    assemble_again = partial(_assemble_recipe, module, target, source=source, sources_sha256=sources_sha256)
     return Recipe(
         name=file.parent.name if file.name == "recipe.py" else file.stem,
         source=source,
         sources_sha256=sources_sha256,
-        model=of("model"),
-        example_inputs=check_example(call_user_function(of("example_inputs"), f"{target}: example_inputs()"), target),
-        train_data=of("train_data"),
-        eval_data=of("eval_data"),
-        calibration_data=of("calibration_data"),
-        preprocessing=_check_preprocessing(call_user_function(of("preprocessing", lambda: None), f"{target}: preprocessing()"), target),
-        labels=_check_labels(call_user_function(of("labels", tuple), f"{target}: labels()"), target),
-        resized=(lambda side: again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
+        model=get_function("model"),
+        example_inputs=check_example(call_user_function(get_function("example_inputs"), f"{target}: example_inputs()"), target),
+        train_data=get_function("train_data"),
+        eval_data=get_function("eval_data"),
+        calibration_data=get_function("calibration_data"),
+        preprocessing=_check_preprocessing(
+            call_user_function(get_function("preprocessing", lambda: None), f"{target}: preprocessing()"), target
+        ),
+        labels=_check_labels(call_user_function(get_function("labels", tuple), f"{target}: labels()"), target),
+        resized=(lambda side: assemble_again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
     )
 
 
@@ -139,7 +141,7 @@ def check_example(value: object, subject: str) -> tuple[Tensor, ...]:
     """Return the example inputs as a tuple of tensors with a batch axis of one.
 
     Raises:
-        ConfigError: Not tensors, no batch axis, an unknown (dynamic) size, or NaN.
+        ConfigError: The inputs are not tensors, have no batch axis or a dynamic size, or hold NaN.
     """
     inputs = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
@@ -167,10 +169,10 @@ def _check_labels(value: object, subject: str) -> tuple[str, ...]:
 
 
 def call_user_function(function: Callable[[], Any], subject: str) -> Any:
-    """Call a user's function.
+    """Call a function of the user's recipe.
 
     Raises:
-        ConfigError: It raised; names the function and what it said.
+        ConfigError: The function raised; the message names the function and its error.
     """
     try:
         return function()
@@ -198,7 +200,7 @@ def recipe_from_model(
         name=name,
         source="python",
         sources_sha256=hashlib.sha256(f"{model}{sets}".encode()).hexdigest(),
-        model=lambda: copy.deepcopy(model),  # nothing in a run may touch the caller's
+        model=lambda: copy.deepcopy(model),  # no run may change the caller's model
         example_inputs=check_example(example_inputs, name),
         train_data=_make_data_function(train_data),
         eval_data=_make_data_function(eval_data),
@@ -217,7 +219,7 @@ def _make_data_function(data: "Dataset[Any] | None") -> Data | None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file as a member of a package made for its folder, so that its relative imports work and no name clashes."""
+    """Import a file as a module of a package made for its folder, so that relative imports work and no names clash."""
     package = f"edgecompress_recipe_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -234,7 +236,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _import_module(name: str) -> ModuleType:
-    """Import a module as `python -m` would find it: the working directory comes first, whichever program is run."""
+    """Import a module from the working directory first, as `python -m` does."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
@@ -243,7 +245,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _hash_sources(module: ModuleType, file: Path) -> str:
-    """Hash the Python files beside the recipe and, wherever they lie, those of its package that it has imported."""
+    """Hash the Python files beside the recipe and the files of its package that it has imported, wherever they lie."""
     package = module.__name__.partition(".")[0]
     imported = [m.__file__ for name, m in list(sys.modules.items()) if name.partition(".")[0] == package and getattr(m, "__file__", None)]
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A set of samples that knows where it came from, and how to take a batch out of any set."""
+"""A dataset that knows its source, and functions that fetch and check samples of any dataset."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ FORMS: Final = "(input, label), ((input_0, input_1), label), or the same without
 
 
 class Column(Protocol):
-    """What a loader keeps of one input: a tensor in memory, or something that reads and preprocesses one sample when asked."""
+    """All samples of one input: a tensor in memory, or an object that reads and preprocesses a sample when indexed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
@@ -25,12 +25,12 @@ class Samples(Dataset[Any]):
     """Pairs `(input, label)`, or inputs alone where there are no labels; several inputs are a tuple.
 
     Attributes:
-        inputs: As given: one column, or a tuple of them; `columns` are always a tuple.
-        source: Where they came from and how many, for reports.
+        inputs: One column, or a tuple of columns, as given; `columns` is always a tuple.
+        source: Origin and number of the samples, for reports.
         labels: `(n,)` int64, or None.
-        class_names: In the order of the labels; empty when unknown.
-        transform: Applied to each sample's input, or tuple of inputs, as it is read, e.g. an augmentation; draws from torch's global
-            generator.
+        class_names: Names in the order of the labels; empty when unknown.
+        transform: Applied to the input, or tuple of inputs, of each sample when the sample is read, e.g. an augmentation; random numbers
+            come from torch's global generator.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ def fetch_samples(
     labelled: bool = True,
     classes: int | None = None,
 ) -> tuple[Batch, Tensor | None]:
-    """Return inputs, each `(n, …)`, and labels `(n,)`, or None for labels where the set has none.
+    """Return inputs, each `(n, …)`, and labels `(n,)` of a dataset; None for labels of a dataset without labels.
 
     Args:
-        dataset: Map-style; yields `(input, label)`, `((input_0, input_1), label)`, or `input`, `(input,)`, `((input_0, input_1),)` without.
-        which: Indices; or how many, at most all of them; None for all.
-        seed: With a number of samples: draw them at random, the same for the same seed, and in random order even where they are all there
-            are, so that the first of them stand for the rest: datasets come class by class. None takes the first ones.
-        example: What the model takes, batch axis included: how many inputs, of which shapes, indices or numbers. None goes by the first
-            sample.
-        labelled: False leaves labels alone, whatever they are, and returns None.
-        classes: Labels must be below it.
+        dataset: Map-style; its items are `(input, label)`, `((input_0, input_1), label)`, or without labels `input`, `(input,)`,
+            `((input_0, input_1),)`.
+        which: Indices of samples, or a number of samples (at most all of them); None for all.
+        seed: Draw a number of samples at random, the same for the same seed; None takes the first ones. The order is random even where all
+            samples are drawn, so that the first of them stand for the rest: datasets are often sorted by class.
+        example: Inputs of the model, batch axis included, which give number, shapes and dtypes; None goes by the first sample.
+        labelled: False ignores labels, whatever they are, and returns None.
+        classes: Number of classes; labels must be below.
 
     Raises:
-        ConfigError: The set is empty or no map-style set, an item is none of the above, inputs are not what the model takes or not finite,
-            or a label is no class.
+        ConfigError: The dataset is empty or not map-style, an item has none of the forms above, inputs do not fit the model or are not
+            finite, or a label is no class.
     """
     source = describe_dataset(dataset)
     indices = _choose_indices(dataset, which, seed, source)
@@ -115,13 +115,13 @@ def fetch_samples(
 
 
 def describe_dataset(dataset: Dataset[Any]) -> str:
-    """Return where a set came from, as far as it tells."""
+    """Return the source of a dataset, or the name of its class where it has no source."""
     known = getattr(dataset, "source", "")
     return known if isinstance(known, str) and known else type(dataset).__name__
 
 
 def check_shape(shape: Sequence[int], input_shape: Sequence[int], subject: str) -> None:
-    """Refuse a sample that is not what the model takes.
+    """Refuse a sample whose shape is not that of the model's input.
 
     Raises:
         ConfigError: The shapes differ.
@@ -134,15 +134,15 @@ def check_shape(shape: Sequence[int], input_shape: Sequence[int], subject: str) 
 
 
 def check_finite(inputs: Tensor, subject: str, indices: Sequence[int] | None = None) -> None:
-    """Refuse NaN and infinity, which would silently spoil calibration ranges and losses.
+    """Refuse NaN and infinity, which would silently ruin calibration ranges and losses.
 
     Args:
-        indices: What the samples are called; None counts them from 0.
+        indices: Numbers of the samples in their dataset, for the message; None counts from 0.
 
     Raises:
         ConfigError: Names the first bad sample.
     """
-    if inputs.is_floating_point() and not math.isfinite(float(inputs.sum())):  # one pass; a sum may overflow, so look closer
+    if inputs.is_floating_point() and not math.isfinite(float(inputs.sum())):  # one pass; a finite set may overflow the sum, so look closer
         bad = ~torch.isfinite(inputs).flatten(1).all(1)
         if bad.any():
             first = int(bad.nonzero()[0])
@@ -154,7 +154,7 @@ def check_labels(labels: Tensor, subject: str, *, classes: int | None = None) ->
     """Return labels as int64 `(n,)`.
 
     Raises:
-        ConfigError: Not integers, not one a sample, negative, or not below `classes`.
+        ConfigError: Labels are not integers, not one per sample, negative, or not below `classes`.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ConfigError(f"{subject}: labels are {str(labels.dtype).removeprefix('torch.')}; give integer class indices")
@@ -189,10 +189,10 @@ def _choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int |
 
 
 def split_item(item: Any, source: str) -> tuple[Batch, Any]:
-    """Return inputs and label of what a dataset yields, without a batch axis; the label is None where there is none.
+    """Return inputs and label of an item of a dataset, without a batch axis; None for the label of an item without one.
 
     Raises:
-        ConfigError: It is neither of the forms that `fetch` tells of.
+        ConfigError: The item has none of the forms that `fetch_samples` lists.
     """
     given, label = item, None
     if isinstance(item, tuple | list):
@@ -209,7 +209,7 @@ def split_item(item: Any, source: str) -> tuple[Batch, Any]:
 
 
 def _convert_to_example(inputs: Batch, example: Batch, subject: str) -> Batch:
-    """Return one sample in the dtypes that the model takes, where nothing is lost by it."""
+    """Return one sample in the dtypes of the example, where the conversion loses nothing."""
     if len(inputs) != len(example):
         raise ConfigError(f"{subject}: {len(inputs)} inputs, the model takes {len(example)}; yield {FORMS}")
     for i, (x, wanted) in enumerate(zip(inputs, example, strict=True)):

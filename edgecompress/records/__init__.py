@@ -1,7 +1,7 @@
 """Frozen records that travel between steps; each is also a JSON file. Neither torch nor typer is imported here.
 
-A record has no behaviour beyond derived numbers. Units stand in the names; ratios are after / before, in (0, 1]; 1 MAC is one fused
-multiply-add at batch size 1. `from_json` refuses unknown keys, so a misspelt or newer file is an error and not a silent default.
+A record has no behaviour beyond derived values. Names carry units; ratios are after / before, in (0, 1]; 1 MAC is one fused multiply-add at
+batch size 1. `from_json` refuses unknown keys, so that a misspelt or newer file is an error and not a silent default.
 """
 
 from edgecompress.records.artifact import (

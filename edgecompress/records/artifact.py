@@ -1,4 +1,4 @@
-"""What is exported, and what proves it: quantization, tensors, parity, manifests, and what converters are asked and answer."""
+"""Exported files and their evidence: quantization, tensors, parity, manifests, and the requests and replies of converters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from edgecompress.records.base import SCHEMA, Record
 
 
 class QuantSpec(Record, frozen=True, kw_only=True):
-    """How an artifact was quantized, in a scheme of `targets.SCHEMES`.
+    """The quantization of an artifact, in a scheme of `targets.SCHEMES`.
 
     Attributes:
-        layers: The schemes of layers that differ from `scheme` (mixed precision), by qualified name.
+        layers: Qualified name → scheme of the layers that differ from `scheme` (mixed precision).
     """
 
     scheme: str
@@ -29,10 +29,11 @@ class LayerQuantization(Record, frozen=True, kw_only=True):
 
 
 class LayerPrecision(Record, frozen=True, kw_only=True):
-    """The scheme chosen for a layer, and its sensitivity: of the network with this layer alone quantized, against the float network.
+    """The scheme chosen for a layer, and the layer's sensitivity.
 
     Attributes:
-        alone_agreement: How often it answers alike; None without scores.
+        alone_sqnr_db, alone_agreement: SQNR and top-1 agreement with the float network when this layer alone is quantized; the agreement is
+            None without class scores.
     """
 
     layer: str
@@ -43,13 +44,15 @@ class LayerPrecision(Record, frozen=True, kw_only=True):
 
 
 class PrecisionPlan(Record, frozen=True, kw_only=True):
-    """Mixed precision, by simulation; of every format's files.
+    """The choice of layers that stay out of integers (mixed precision), by simulation and for files of every format.
 
     Attributes:
-        scheme: Of all layers that are not kept; `by_hand` are schemes that were given.
-        before, reached: The network with every layer in `scheme`, and with the chosen ones kept, against the float network.
-        wanted_agreement: The gate's, with a margin; None where agreement does not decide.
-        note: What could not be reached.
+        scheme: The scheme of all other layers.
+        layers: The layers whose scheme was chosen.
+        by_hand: Qualified name → scheme that the user gave.
+        before, reached: Parity with the float network of every layer in `scheme`, and of the chosen schemes.
+        wanted_agreement: The agreement that the gate asks for, with a margin; None where agreement does not decide.
+        note: Why the wanted parity was not reached; "" when it was.
     """
 
     scheme: str
@@ -62,12 +65,12 @@ class PrecisionPlan(Record, frozen=True, kw_only=True):
 
     @property
     def schemes(self) -> dict[str, str]:
-        """The schemes of layers that differ from `scheme`."""
+        """Qualified name → scheme of the layers that differ from `scheme`."""
         return {**self.by_hand, **{each.layer: each.scheme for each in self.layers if each.scheme != self.scheme}}
 
 
 class QuantizeResult(Record, frozen=True, kw_only=True):
-    """What calibration found; `precision` is the plan of mixed precision, where one was asked for."""
+    """Calibration, and how well each layer fits int8; `precision` is None unless mixed precision was asked for."""
 
     schema: int = SCHEMA
     specs: tuple[QuantSpec, ...]
@@ -78,7 +81,7 @@ class QuantizeResult(Record, frozen=True, kw_only=True):
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):
-    """How an image becomes an input: resize the short side, centre crop, then `(x / 255 − mean) / std` per channel."""
+    """The preprocessing of an image: resize the short side, centre crop, then `(x / 255 − mean) / std` per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -87,7 +90,7 @@ class Preprocessing(Record, frozen=True, kw_only=True):
 
 
 class TensorSpec(Record, frozen=True, kw_only=True):
-    """One input or output of an artifact. `layout` is NCHW, NHWC or "" when the tensor is no image."""
+    """One input or output of an artifact; `layout` is NCHW, NHWC, or "" for a tensor that is no image."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,14 +101,14 @@ class TensorSpec(Record, frozen=True, kw_only=True):
 
 
 class Parity(Record, frozen=True, kw_only=True):
-    """The artifact against the eager model of the same step, on real inputs.
+    """Agreement of an artifact with the eager model of the same step, on real inputs.
 
     Attributes:
         max_abs: Largest absolute difference of any output value.
         max_rel: `max_abs` over the range (max − min) of the eager outputs.
         sqnr_db: 10·log10(Σ reference² / Σ difference²); capped at 200.
         top1_agreement: Fraction of samples with the same arg-max; None when no output is a vector of scores.
-        values_sqnr_db: `sqnr_db` of the outputs that are no vectors of scores; None when all are.
+        values_sqnr_db: `sqnr_db` of the outputs that are no vectors of scores; None when all of them are.
     """
 
     max_abs: float
@@ -117,15 +120,16 @@ class Parity(Record, frozen=True, kw_only=True):
 
 
 class Departure(Record, frozen=True, kw_only=True):
-    """Where an artifact first departs from the model it was made from.
+    """The first layer at which an artifact departs from its model.
 
     Attributes:
-        layer: Qualified name of the first layer, in the order of computation, whose output departs; `op` is what it computes.
-        expected, found: The model's and the artifact's value where they differ most, at `index` of the output of `sample`; `found` and
+        layer: Qualified name of the first layer, in the order of computation, whose output departs.
+        op: The operation of the layer.
+        expected, found: The values of model and artifact where they differ most, at `index` of the output for `sample`; `found` and
             `max_rel` are None where the artifact gives NaN or infinity.
-        simulated_db: What a simulation of the quantization in PyTorch leaves there; None where nothing is quantized.
-        scheme_alone: Whether that simulation departs as far as the artifact, so that the scheme and not the converter is at fault.
-        exact: False when the time ran out: the layer departs, and one before it may too.
+        simulated_db: SQNR of this layer when the quantization is simulated in PyTorch; None where nothing is quantized.
+        scheme_alone: Whether the simulation departs as far as the artifact, so that the scheme and not the converter is at fault.
+        exact: False when the search ran out of time, and an earlier layer may depart too.
     """
 
     layer: str
@@ -142,7 +146,7 @@ class Departure(Record, frozen=True, kw_only=True):
 
 
 class UndelegatedOp(Record, frozen=True, kw_only=True):
-    """An op that the fast kernels (XNNPACK) do not take, how often it stands in the file, and why."""
+    """An op that the fast kernels (XNNPACK) do not take, its number in the file, and the reason."""
 
     op: str
     count: int
@@ -153,17 +157,17 @@ class Artifact(Record, frozen=True, kw_only=True):
     """The manifest beside an exported file.
 
     Attributes:
-        path: File name, beside the manifest; `name` is it without its ending.
+        path: File name, beside the manifest; `name` lacks the ending.
         model: "dense" (the baseline) or "compressed".
-        toolchain: Package versions the converter ran with.
-        notes: Fallbacks the converter took.
-        ops: How often each op stands in the file, as its format names them.
-        undelegated: What XNNPACK does not take.
-        bytecode_version: Of a TorchScript file for the lite interpreter; None for other formats.
-        simulated: The artifact against a simulation of its scheme in PyTorch, where `parity` is against the model itself; None where
-            nothing is quantized.
-        departure: Of a file that was refused: the first layer that departs.
-        top1: Accuracy of the artifact itself on the evaluation data; `data` says which, and how many samples.
+        toolchain: Versions of the converter's packages.
+        notes: Fallbacks of the converter.
+        ops: Op, as the format names it → number in the file.
+        undelegated: Ops that XNNPACK does not take.
+        bytecode_version: Version of a TorchScript file for the lite interpreter; None for other formats.
+        parity: Agreement with the model itself.
+        simulated: Agreement with a simulation of the scheme in PyTorch; None where nothing is quantized.
+        departure: The first layer that departs, of a file that was refused.
+        top1: Accuracy of the artifact itself on the evaluation data; `data` gives their source and number.
     """
 
     schema: int = SCHEMA
@@ -195,7 +199,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class RefusedArtifact(Record, frozen=True, kw_only=True):
-    """A file that was asked for and not published, why, and where it departs from the model, if that is why."""
+    """A file that was asked for and not published, with the reason, and the layer where it departs from the model, if it does."""
 
     path: str
     error: str
@@ -204,24 +208,26 @@ class RefusedArtifact(Record, frozen=True, kw_only=True):
 
 
 class ExportResult(Record, frozen=True, kw_only=True):
+    """The files that an export published, and those that it refused."""
+
     schema: int = SCHEMA
     artifacts: tuple[Artifact, ...]
     refused: tuple[RefusedArtifact, ...] = ()
 
 
 class ConversionRequest(Record, frozen=True, kw_only=True):
-    """What `export` sends to a converter program on stdin. Paths are absolute.
+    """The request that `export` sends to a converter program on stdin; paths are absolute.
 
     Attributes:
         program: The exported program, `.pt2`, of a model in eval mode.
-        calibration: `.safetensors` with `input_0`, `input_1`, …, each `(samples, …)`, in the program's layout; "" when the scheme
-            needs none.
-        route: Which of the format's toolchains, e.g. litert-torch or onnx2tf; "" for the only one.
-        layers: The schemes of layers that differ from `scheme`, by qualified name.
-        io: The type of the file's own inputs and outputs; int8 only for int8-static.
-        layout: Of images in the file, for formats that have a choice (TFLite).
-        name, preprocessing, labels: Written into the file where its format has a place for them.
-        bytecode_version: For older runtimes of TorchScript; None for the newest.
+        calibration: `.safetensors` with `input_0`, `input_1`, …, each `(samples, …)`, in the program's layout; "" for schemes that
+            need no calibration.
+        route: The toolchain, e.g. litert-torch or onnx2tf; "" for a format with one toolchain.
+        layers: Qualified name → scheme of the layers that differ from `scheme`.
+        io: Type of the file's inputs and outputs; int8 only for int8-static.
+        layout: Layout of images in the file, for formats that have a choice (TFLite).
+        name, preprocessing, labels: Metadata, written into files of formats that have a place for them.
+        bytecode_version: TorchScript version for older runtimes; None for the newest.
     """
 
     program: str
@@ -239,7 +245,7 @@ class ConversionRequest(Record, frozen=True, kw_only=True):
 
 
 class ConversionReply(Record, frozen=True, kw_only=True):
-    """What a converter program prints as its last line on stdout; the attributes are those of `Artifact`."""
+    """The last line that a converter program prints on stdout; the attributes are those of `Artifact`."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

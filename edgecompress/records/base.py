@@ -1,4 +1,4 @@
-"""The base of all records, and their JSON."""
+"""The base class of all records, and their JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_json(record: Record | tuple[Record, ...] | list[Record]) -> bytes:
 
 
 def from_json(data: bytes, kind: type[R], *, source: str | Path) -> R:
-    """Parse `data` as a record of `kind`.
+    """Parse JSON as a record of `kind`.
 
     Raises:
         ConfigError: Malformed JSON, an unknown or missing key, a wrong type, or another schema; names `source`.
@@ -43,7 +43,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """Read one record from a JSON file.
 
     Raises:
-        ConfigError: The file is missing or is not such a record.
+        ConfigError: The file is missing or holds no such record.
     """
     try:
         data = path.read_bytes()

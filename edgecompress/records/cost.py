@@ -1,4 +1,4 @@
-"""What layers cost on a device: which were asked for, and what was measured."""
+"""Latencies of single layers on a device: the forms to measure, and the table of measured costs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from edgecompress.records.base import SCHEMA, Record
 
 
 class LayerForm(Record, frozen=True, kw_only=True):
-    """One layer, as it is or in one low-rank form, without its values: what its latency depends on.
+    """The geometry of one layer, dense or in one low-rank form, on which its latency depends; without weights.
 
     Attributes:
-        kind: Class of `torch.nn`.
-        arguments: Of its constructor.
+        kind: Class name in `torch.nn`.
+        arguments: Arguments of the class's constructor.
         input_shape: Without the batch axis, channels first.
         method: A factorization, or "dense".
-        options: Of the method, beside its defaults.
+        options: Options of the method that differ from its defaults.
     """
 
     kind: str
@@ -27,7 +27,7 @@ class LayerForm(Record, frozen=True, kw_only=True):
 
     @property
     def geometry(self) -> str:
-        """The layer without its form, e.g. `Conv2d 64→64 3×3 /1 @56×56`: what forms of one layer have in common, as a key and to read."""
+        """The layer without its form, e.g. `Conv2d 64→64 3×3 /1 @56×56`: a readable key that all forms of one layer share."""
         a = self.arguments
         if self.kind == "Linear":
             return f"Linear {a['in_features']}→{a['out_features']} @{_join_sizes(self.input_shape)}"
@@ -53,7 +53,7 @@ class LayerForm(Record, frozen=True, kw_only=True):
 
 
 class LayerFile(Record, frozen=True, kw_only=True):
-    """A form to write as a TFLite file of a scheme to `output`."""
+    """A layer's form to write to `output`, as a TFLite file of a scheme."""
 
     layer: LayerForm
     scheme: str
@@ -61,24 +61,26 @@ class LayerFile(Record, frozen=True, kw_only=True):
 
 
 class LayersRequest(Record, frozen=True, kw_only=True):
+    """The request for files of single layers, sent to the TFLite converter."""
+
     schema: int = SCHEMA
     files: tuple[LayerFile, ...]
 
 
 class LayersReply(Record, frozen=True, kw_only=True):
-    """`refused` says, by output, why a form could not be written in its scheme."""
+    """The reply to a `LayersRequest`; `refused` maps an output to the reason why the form could not be written in its scheme."""
 
     toolchain: dict[str, str]
     refused: dict[str, str] = {}
 
 
 class Cost(Record, frozen=True, kw_only=True):
-    """Median latency of one file alone, beyond that of an empty call, interleaved with others of its kind.
+    """Median latency of one layer's file beyond that of an empty call, measured interleaved with other layers.
 
     Attributes:
         spread: MAD over median.
-        macs: Of one inference; interpolation between ranks goes by them.
-        again: Measured once more since a plan chose it.
+        macs: Multiply-adds of one inference, by which costs between measured ranks are interpolated.
+        again: Whether the cost was measured once more since a plan chose it.
     """
 
     ms: float
@@ -99,13 +101,13 @@ class NetworkCost(Cost, frozen=True, kw_only=True):
 
 
 class CostTable(Record, frozen=True, kw_only=True):
-    """What layers cost on one kind of device, under one runtime, with one number of threads.
+    """Costs of layers on one kind of device, with one runtime and number of threads.
 
     Attributes:
-        device: Model, SoC and ABI; which board of that kind does not matter.
-        runtime: And its version, e.g. `ai-edge-litert 2.3.0`.
+        device: Model, SoC and ABI, which all boards of one kind share.
+        runtime: Runtime and version, e.g. `ai-edge-litert 2.3.0`.
         layers: Geometry → form → scheme → cost, see `LayerForm`.
-        networks: Hash of a dense network's program → scheme → cost of the whole.
+        networks: Hash of a dense network's program → scheme → cost of the whole network.
     """
 
     schema: int = SCHEMA

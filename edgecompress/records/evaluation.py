@@ -1,4 +1,4 @@
-"""Accuracy on a device: how it is asked for, and what came of it."""
+"""Accuracy on a device: the options of an evaluation, and its result."""
 
 from typing import Annotated, Final
 
@@ -38,17 +38,17 @@ USUAL_SCORING: Final = EvaluationOptions()
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """One artifact on labelled inputs: how often it is right on a device, and how far its outputs are from this machine's.
+    """Accuracy of one artifact on a device, and agreement of its outputs with those of this machine.
 
     Attributes:
-        data: Where the inputs came from; `data_sha256` is of the inputs and labels that were used, `samples` how many.
-        top1: Fraction of the samples named right on the device; `top5` where there are at least 10 classes.
-        host_top1: The same file with the runtime of this machine, `host_backend`, on the same inputs.
-        host: The device's outputs against this machine's; None when they hold NaN.
-        quantization_step: Of an int8 artifact's output; `beyond_step` counts the values that are further than that from this machine's.
-        reference: The device's outputs against the eager model's, on the inputs kept beside the artifact; None without them.
-        published_top1: What the manifest says of its own evaluation data.
-        problem: Why the device's outputs are not this machine's; "" when they are.
+        data: Source of the inputs; `data_sha256` is the hash of the inputs and labels used, `samples` their number.
+        top1: Fraction of the samples classified correctly on the device; `top5` is None with fewer than 10 classes.
+        host_top1: Top-1 of the same file and inputs with the runtime of this machine, `host_backend`.
+        host: Agreement of the device's outputs with this machine's; None when they hold NaN.
+        quantization_step: Step of an int8 artifact's output; `beyond_step` counts the values that differ from this machine's by more.
+        reference: Agreement of the device's outputs with the eager model's, on the inputs kept beside the artifact; None without them.
+        published_top1: Top-1 in the manifest, on the evaluation data of the export.
+        problem: How the device's outputs differ from this machine's; "" when they agree.
     """
 
     schema: int = SCHEMA

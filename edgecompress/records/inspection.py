@@ -1,4 +1,4 @@
-"""What a model file holds, as `inspect` reads it from the file alone."""
+"""The contents of a model file, as `inspect` reads them from the file alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from edgecompress.records.base import SCHEMA, Record
 
 
 class InspectionRequest(Record, frozen=True, kw_only=True):
-    """What `inspect` sends to the program that reads model files. `path` is absolute, `format` a key of `targets.FORMATS`."""
+    """The request of `inspect` to the program that reads model files; `path` is absolute, `format` a key of `targets.FORMATS`."""
 
     path: str
     format: str
 
 
 class ConstantTensor(Record, frozen=True, kw_only=True):
-    """A tensor of weights and the op that reads it; `scales` is 0 for floats, 1 for a scale a tensor, else how many channels have one."""
+    """A weight tensor and the op that reads it; `scales` is 0 for floats, 1 for one scale per tensor, else the number of channels."""
 
     op: str
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class ConstantTensor(Record, frozen=True, kw_only=True):
 
 
 class QuantizedTensors(Record, frozen=True, kw_only=True):
-    """The quantized tensors of one dtype: constants or not, how many have one scale and how many a scale a channel, and their scales."""
+    """The quantized tensors of one dtype, constants or activations: the numbers with one scale and with a scale per channel."""
 
     dtype: str
     constant: bool
@@ -35,7 +35,7 @@ class QuantizedTensors(Record, frozen=True, kw_only=True):
 
 
 class Delegation(Record, frozen=True, kw_only=True):
-    """What XNNPACK takes: `taken` ops in `partitions` pieces; the others stay with the runtime's own kernels."""
+    """The ops that XNNPACK takes, `taken` in `partitions` pieces; the others stay with the runtime's own kernels."""
 
     partitions: int
     taken: int
@@ -43,16 +43,16 @@ class Delegation(Record, frozen=True, kw_only=True):
 
 
 class Inspection(Record, frozen=True, kw_only=True):
-    """A model file.
+    """The contents of a model file.
 
     Attributes:
-        weights_bytes: Of all constant tensors.
-        constants: The largest, first.
-        delegation: None where the format's runtime decides nothing of the kind when it loads a file.
-        peak_activation_bytes: Memory for tensors that are no constants; None where the file does not tell; `peak_from` says how it was
-            found, or why it was not.
-        name, preprocessing, labels: Where the file has them; preprocessing without sizes.
-        bytecode_version: Of TorchScript.
+        weights_bytes: Size of all constant tensors.
+        constants: The largest constants, largest first.
+        delegation: None for formats whose runtime does not delegate when it loads a file.
+        peak_activation_bytes: Memory for tensors that are no constants; None where the file does not tell.
+        peak_from: How the peak was found, or why not.
+        name, preprocessing, labels: Metadata of the file, if it has any; preprocessing lacks sizes.
+        bytecode_version: TorchScript version; None for other formats.
     """
 
     schema: int = SCHEMA

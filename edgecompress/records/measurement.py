@@ -1,4 +1,4 @@
-"""Where something ran and what was measured there."""
+"""Devices, the options of a measurement, and its result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ FROM_INVENTORY: Final = "By default what the inventory says of the device."
 
 
 class DeviceInfo(Record, frozen=True, kw_only=True):
-    """Where something ran. What a device does not tell is "" or None; nothing in it is trusted or rendered unescaped.
+    """A device, by its own words: a field that the device does not tell is "" or None. No text is trusted or rendered unescaped.
 
     Attributes:
-        state: "ready" when it can be used; anything else comes with the `problem` and what to do about it.
-        name: In the inventory, as are the `labels`; "" when it does not stand there or was not asked.
+        state: "ready" when the device can be used; with any other state, `problem` says why and what to do.
+        name, labels: From the inventory; "" and () for a device that is not in the inventory.
     """
 
     url: str
@@ -71,7 +71,7 @@ USUAL_MEASURING: Final = BenchmarkOptions()
 
 
 class OpTime(Record, frozen=True, kw_only=True):
-    """What the calls of one op took of one inference, as the runtime names it."""
+    """Time per inference of all calls of one op, as the runtime names the op."""
 
     name: str
     calls: float
@@ -79,21 +79,23 @@ class OpTime(Record, frozen=True, kw_only=True):
 
 
 class BenchmarkResult(Record, frozen=True, kw_only=True):
-    """One artifact on one device: every raw value and the conditions. Statistics are computed when asked.
+    """Latencies of one artifact on one device: every raw value and the conditions; statistics are computed when needed.
 
     Attributes:
-        session: The same for all artifacts that were measured interleaved in one run; only those may be compared by ratio.
+        session: Shared by all artifacts that were measured interleaved in one run; see `statistics.comparable`.
         backend: Runtime and version, e.g. `ai-edge-litert 2.3.0`.
-        latency_ms: Every timed inference in order.
-        rounds: How many of them, in order, belong to each loading of the file; the rounds of a session hold one inference of each file.
+        latency_ms: Every timed inference, in order.
+        rounds: Number of rounds in each loading of the files; a round is one inference of each file.
         load_average: One-minute load of the device (before, after).
-        frequencies_mhz: Of every processor (before, after the timed inferences), as `temperature_c` and `governors`.
-        throttled: The device slowed down to save itself; None when it does not tell.
-        busy_elsewhere: Processors that others kept busy meanwhile, on average.
-        cpu_mask: Hexadecimal, of the processors the run was kept on; "" for all.
-        profile: Times per op, measured apart. `noisy`: why the times should not be relied on.
-        peak_rss_bytes: Of the runner's process, which all artifacts of one session share.
-        notes: What the runner did differently from what the file asks for, e.g. another quantized engine.
+        temperature_c, frequencies_mhz, governors: Temperature of the device, frequency and governor of its processors (before, after the
+            timed inferences).
+        throttled: Whether the device slowed down to save itself; None when the device does not tell.
+        busy_elsewhere: Average number of processors that other processes kept busy.
+        cpu_mask: Hexadecimal mask of the processors of the run; "" for all.
+        profile: Times per op, measured apart.
+        noisy: Why the times should not be relied on.
+        peak_rss_bytes: Peak memory of the runner's process, which all artifacts of one session share.
+        notes: Deviations of the runner from the file's settings, e.g. another quantized engine.
     """
 
     schema: int = SCHEMA

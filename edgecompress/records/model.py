@@ -1,4 +1,4 @@
-"""What the steps on the model find and decide: layers, plans, fine-tuning."""
+"""Results of the steps on the model: layers, plans, decomposition, fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LayerStats(Record, frozen=True, kw_only=True):
         kind: Class name of the module.
         weight_shape: `(out, in)` for Linear, `(out, in / groups, kh, kw)` for Conv2d.
         output_shape: Without the batch axis, `(out, h, w)` for Conv2d.
-        calls: How often one forward pass runs it; `macs` and `latency_ms` are totals over the calls.
-        activation_bytes: fp32 bytes of its inputs and outputs.
+        calls: Number of calls in one forward pass; `macs` and `latency_ms` are totals over the calls.
+        activation_bytes: fp32 bytes of inputs and outputs.
         latency_ms: Median eager time; None when not measured.
     """
 
@@ -33,7 +33,7 @@ class LayerStats(Record, frozen=True, kw_only=True):
 
 
 class ModelStats(Record, frozen=True, kw_only=True):
-    """What `analyze` found. `params` counts every parameter, `macs` only convolutions and linear layers."""
+    """The layers and totals of a network; `params` counts every parameter, `macs` only convolutions and linear layers."""
 
     schema: int = SCHEMA
     model: str
@@ -46,14 +46,14 @@ class ModelStats(Record, frozen=True, kw_only=True):
 
 
 class Budget(Record, frozen=True, kw_only=True):
-    """What a compressed network may cost; all that is not None must hold.
+    """Limits on a compressed network; each one that is not None must hold.
 
     Attributes:
         macs_ratio, params_ratio: After over before.
-        size_mb: Of the file, in 10⁶ bytes.
-        latency_ms: Of one inference.
-        speedup: Latency of the dense network over it.
-        max_drop: Points of top-1 that may be lost before fine-tuning.
+        size_mb: Size of the file, in 10⁶ bytes.
+        latency_ms: Latency of one inference.
+        speedup: Latency of the dense network over that of the compressed one.
+        max_drop: Largest loss of top-1 before fine-tuning, in points.
     """
 
     macs_ratio: float | None = None
@@ -65,14 +65,14 @@ class Budget(Record, frozen=True, kw_only=True):
 
 
 class LayerPlan(Record, frozen=True, kw_only=True):
-    """One layer's decision.
+    """The factorization chosen for one layer.
 
     Attributes:
         loss_increase: Predicted rise of the distillation loss when this layer alone is replaced.
-        latency_ms_before, latency_ms: Of all its calls, measured on the plan's device; None without one.
-        scheme: Of this layer in integer files; "" for the file's own.
+        latency_ms_before, latency_ms: Latency of all calls of the layer, measured on the plan's device; None without a device.
+        scheme: Scheme of this layer in integer files; "" for that of the file.
         alternatives: Why other forms lost, in words.
-        options: Of the method, beside its defaults.
+        options: Options of the method that differ from its defaults.
     """
 
     layer: str
@@ -93,11 +93,13 @@ class LayerPlan(Record, frozen=True, kw_only=True):
 
     @property
     def form(self) -> str:
-        """The method, and what was chosen for it beside its rank."""
+        """The method with its options, without the rank."""
         return " ".join((self.method, *(f"{name}={value}" for name, value in self.options.items())))
 
 
 class SkippedLayer(Record, frozen=True, kw_only=True):
+    """A layer that stays dense, and the reason."""
+
     layer: str
     macs: int
     reason: str
@@ -106,13 +108,13 @@ class SkippedLayer(Record, frozen=True, kw_only=True):
 
 
 class CompressionPlan(Record, frozen=True, kw_only=True):
-    """Which layers become which factorization, at which rank, and why the others stay dense.
+    """The factorization and rank of each layer, and the reason for each layer that stays dense.
 
     Attributes:
-        budget: What was asked for; `macs / macs_before` and so on are what the plan reaches.
-        scheme, measured_on: What latencies are of, and where they were measured; "" without any.
-        latency_ms_before, latency_ms: Of the whole network, dense as measured and planned as predicted.
-        notes: What the planner wants a reader to know, e.g. that a budget was not spent because it would hurt.
+        budget: The limits that were asked for; the plan reaches `macs / macs_before` and so on.
+        scheme, measured_on: Scheme of the files whose latencies were measured, and device, runtime and threads; "" without latencies.
+        latency_ms_before, latency_ms: Latency of the whole network: dense as measured, planned as predicted.
+        notes: Remarks of the planner, e.g. that a budget was not spent because accuracy would suffer.
     """
 
     schema: int = SCHEMA
@@ -132,16 +134,17 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
 
     @property
     def schemes(self) -> dict[str, str]:
-        """The schemes of layers that differ from a file's."""
+        """Qualified name → scheme of the layers that differ from the scheme of a file."""
         chosen, dense = ({each.layer: each.scheme for each in self.layers}, {each.layer: each.scheme for each in self.skipped})
         return {layer: scheme for layer, scheme in {**chosen, **dense}.items() if scheme}
 
 
 class DecomposeResult(Record, frozen=True, kw_only=True):
-    """Measured after the factors were computed; compare with the plan's prediction.
+    """The errors and costs of the computed factors, which the plan predicted.
 
     Attributes:
-        notes: What was fitted less well than asked for, by layer, e.g. an iteration that did not converge.
+        relative_errors: Layer → ‖W − Ŵ‖ / ‖W‖.
+        notes: Layers that were fitted less well than asked for, e.g. where an iteration did not converge.
     """
 
     schema: int = SCHEMA
@@ -153,6 +156,8 @@ class DecomposeResult(Record, frozen=True, kw_only=True):
 
 
 class Epoch(Record, frozen=True, kw_only=True):
+    """One epoch of training; `top1` is None where nothing was scored."""
+
     epoch: int
     loss: float
     top1: float | None
@@ -161,7 +166,11 @@ class Epoch(Record, frozen=True, kw_only=True):
 
 
 class FinetuneResult(Record, frozen=True, kw_only=True):
-    """Accuracies are fractions of the evaluation set; None without labels. `epochs[0]` is the state after BatchNorm re-estimation."""
+    """Fine-tuning of a network; accuracies are fractions of the evaluation set, None without labels.
+
+    Attributes:
+        epochs: The first one is the state after BatchNorm re-estimation, before training.
+    """
 
     schema: int = SCHEMA
     dense_top1: float | None
@@ -181,7 +190,7 @@ class QatResult(Record, frozen=True, kw_only=True):
     Attributes:
         before_top1, top1: Accuracies; None without labels or scores.
         before_agreement, agreement: Top-1 agreement with the float network; None without scores.
-        eval_samples: Of evaluation data, or of calibration data where there is none.
+        eval_samples: Number of evaluation samples, or of calibration samples where there is no evaluation data.
     """
 
     schema: int = SCHEMA

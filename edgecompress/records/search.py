@@ -1,4 +1,4 @@
-"""What a search explores, and what it found."""
+"""The space of a search, its trials, and its result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = int | float | str
 
 
 class Axis(Record, frozen=True, kw_only=True):
-    """What one option of a trial may be: one of `values`, or any number from `low` to `high` where there are none."""
+    """The values of one option in a search: one of `values`, or any number from `low` to `high` where `values` is empty."""
 
     values: tuple[Value, ...] = ()
     low: float = 0.0
@@ -18,12 +18,12 @@ class Axis(Record, frozen=True, kw_only=True):
 
 
 class SearchSpec(Record, frozen=True, kw_only=True):
-    """What makes trials comparable; kept in the study, so that whoever joins it searches the same.
+    """The conditions that all trials of a study share; kept in the study, so that every process that joins searches the same.
 
     Attributes:
         network: Hash of the recipe, the weights, the shapes of the inputs and the data.
-        options: Of every run, but for what the axes say; paths are those of the host that began.
-        device: What latencies are measured on: model, processor, and its architecture.
+        options: Options of every run, except those in `space`; paths are those of the host that began.
+        device: Model, SoC and ABI of the device that latencies are measured on.
     """
 
     schema: int = SCHEMA
@@ -36,7 +36,7 @@ class SearchSpec(Record, frozen=True, kw_only=True):
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """What a search weighs. `accuracy` is the file's top-1, or without labels its agreement with the dense network."""
+    """The objectives of a search; `accuracy` is the file's top-1, or without labels its agreement with the dense network."""
 
     accuracy: float
     latency_ms: float
@@ -44,17 +44,17 @@ class Score(Record, frozen=True, kw_only=True):
 
 
 class SearchPoint(Record, frozen=True, kw_only=True):
-    """A trial that came to an end.
+    """A finished trial.
 
     Attributes:
         run: The trial's run folder, inside that of the search on `host`.
-        choice: The value of each axis.
-        macs_ratio: What the plan reached.
-        score: Its latency, and that of `dense`, are as measured in the run, and in a result at the speed that the machine had when the
-            dense file was first measured.
-        dense: The undecomposed fp32 file of the same format, measured interleaved with it; None when that one was refused.
-        noisy: Why its time should be measured again.
-        on_front: No other trial is at least as good in everything and better in something.
+        choice: The value of each option in the search space.
+        macs_ratio: Ratio of MACs that the plan reached.
+        score: Objectives of the compressed file. In a `SearchResult` the latencies of `score` and `dense` are scaled to the speed that the
+            machine had when the dense file was first measured.
+        dense: Objectives of the dense fp32 file of the same format, measured interleaved; None when that file was refused.
+        noisy: Why the latency should be measured again.
+        on_front: Whether no other trial is at least as good in everything and better in something.
     """
 
     trial: int
@@ -73,6 +73,8 @@ class SearchPoint(Record, frozen=True, kw_only=True):
 
 
 class FailedTrial(Record, frozen=True, kw_only=True):
+    """A trial that ended in an error."""
+
     trial: int
     choice: dict[str, Value]
     reason: str
@@ -82,9 +84,9 @@ class SearchResult(Record, frozen=True, kw_only=True):
     """The state of a study.
 
     Attributes:
-        storage: Where the study lies, without a password.
-        points: One for each choice that was tried to its end, in the order of the trials.
-        running: Trials that are not finished, wherever they run.
+        storage: Address of the study, without a password.
+        points: One for each choice whose trial finished, in the order of the trials.
+        running: Number of unfinished trials, on any host.
         created_at: Date and time, ISO 8601.
     """
 
@@ -99,7 +101,7 @@ class SearchResult(Record, frozen=True, kw_only=True):
 
     @property
     def front(self) -> tuple[SearchPoint, ...]:
-        """The points that no other one beats in everything, the fastest first."""
+        """The points on the Pareto front, the fastest first."""
         return tuple(sorted((p for p in self.points if p.on_front), key=lambda p: (p.score.latency_ms, p.score.size_bytes)))
 
     @property

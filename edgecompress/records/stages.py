@@ -1,4 +1,4 @@
-"""What one of several stages of decomposing and fine-tuning left."""
+"""The results of one of several stages of decomposing and fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from edgecompress.records.model import CompressionPlan, DecomposeResult, Finetun
 
 
 class StageResult(Record, frozen=True, kw_only=True):
-    """The records of one stage; errors are against the network of the stage before, accuracies against the dense one."""
+    """The records of one stage; its errors are relative to the network of the stage before."""
 
     plan: CompressionPlan
     decomposed: DecomposeResult
