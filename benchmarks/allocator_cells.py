@@ -20,7 +20,7 @@ from edgecompress.network import batches
 from edgecompress.network.analyze import analyze
 from edgecompress.network.batches import Batch
 from edgecompress.network.outputs import divergence, top1
-from edgecompress.network.surgery import forward, replace
+from edgecompress.network.surgery import forward, replace_module
 from edgecompress.planning import sensitivity
 from edgecompress.planning.allocators import ALLOCATORS, vbmf
 from edgecompress.planning.candidates import DENSE, Candidate
@@ -151,7 +151,7 @@ class Runner:
         model = copy.deepcopy(self.task.model)
         jobs = [FactorizationJob(name, model.get_submodule(name), c.method, c.rank, dict(c.options)) for name, c in chosen.items()]
         for job, made in zip(jobs, fit_layers(self.task.model, jobs, inputs=inputs), strict=True):
-            replace(model, job.name, made.compact)
+            replace_module(model, job.name, made.compact)
         return model
 
     def _planned(self, method: str, data_aware: bool, seed: int) -> Planned:
@@ -159,7 +159,7 @@ class Runner:
         candidates = find_candidates(
             self.task.model, self.stats, methods_to_try(method, None, measured=False), multiple=RANK_MULTIPLE
         ).candidates
-        few = batches.take(self.inputs(seed), slice(sensitivity.affordable_samples(candidates, self.stats.macs)))
+        few = batches.take_samples(self.inputs(seed), slice(sensitivity.affordable_samples(candidates, self.stats.macs)))
         measured = sensitivity.measure_losses(self.task.model, candidates, few, data_aware=data_aware)
         return Planned(candidates, {MEASURED: measured, ERRORS: sensitivity.squared_errors(candidates)})
 

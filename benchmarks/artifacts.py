@@ -33,11 +33,11 @@ from edgecompress.factorizations.blocks import cp_chain
 from edgecompress.factorizations.blocks.layers import copy_bias, grouped_kernel
 from edgecompress.factorizations.ranks import rank_by_parameter_rate
 from edgecompress.factorizations.tensors.cp import kernel_tensor
-from edgecompress.network.batches import Batch, take
-from edgecompress.network.batchnorm import reestimate
+from edgecompress.network.batches import Batch, take_samples
+from edgecompress.network.batchnorm import reestimate_batchnorm
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import top1
-from edgecompress.network.surgery import forward, replace
+from edgecompress.network.surgery import forward, replace_module
 from edgecompress.options import Options, limits_of, update_options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.networks import load_compressed
@@ -145,11 +145,11 @@ def measure_cp_factors(rows: Rows, recipe: Recipe, folder: Path, *, quick: bool)
     models = {"cp_epc": copy.deepcopy(dense), "parafac": copy.deepcopy(dense)}
     for name, layer in convolutions(dense, quick=quick):
         (rank,) = rank_by_parameter_rate(layer, "cp_epc", PARAMETER_RATE)
-        replace(models["cp_epc"], name, factorize(layer, "cp_epc", (rank,), name=name))
-        replace(models["parafac"], name, factorize_by_parafac(layer, rank))
+        replace_module(models["cp_epc"], name, factorize(layer, "cp_epc", (rank,), name=name))
+        replace_module(models["parafac"], name, factorize_by_parafac(layer, rank))
     scores: dict[str, float] = {}
     for name, model in models.items():
-        reestimate(model, [take(train, slice(i, i + 100)) for i in range(0, 1000, 100)])
+        reestimate_batchnorm(model, [take_samples(train, slice(i, i + 100)) for i in range(0, 1000, 100)])
         scores[name] = 100 * top1(forward(model.eval(), x)[0], labels)
         scores[f"{name} int8"] = 100 * top1(int8_outputs(model, recipe, train, x, folder / name)[0], labels)
     beside = {"dense": 100 * top1(forward(dense, x)[0], labels), **{name.replace(" ", "_"): found for name, found in scores.items()}}
@@ -163,7 +163,7 @@ def int8_outputs(model: nn.Module, recipe: Recipe, calibration: Batch, x: Batch,
     """Convert a model to int8-static TFLite and return the outputs of the file for `x`."""
     folder.mkdir()
     write_program(to_program(model, recipe.example_inputs), folder / "program.pt2")
-    save_calibration(take(calibration, slice(CALIBRATION_SAMPLES)), folder / "calibration.safetensors")
+    save_calibration(take_samples(calibration, slice(CALIBRATION_SAMPLES)), folder / "calibration.safetensors")
     request = ConversionRequest(
         program=str(folder / "program.pt2"),
         output=str(folder / "model.tflite"),

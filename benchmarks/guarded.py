@@ -21,8 +21,8 @@ from edgecompress.factorizations.decompose import decompose
 from edgecompress.network import batches
 from edgecompress.network.analyze import analyze
 from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import before, reestimate
-from edgecompress.network.parity import agreement
+from edgecompress.network.batchnorm import record_statistics, reestimate_batchnorm
+from edgecompress.network.parity import top1_agreement
 from edgecompress.network.surgery import forward
 from edgecompress.planning.plan import plan
 from edgecompress.records import Budget, CompressionPlan
@@ -36,8 +36,8 @@ def measure_agreement(model: nn.Module, made: CompressionPlan, inputs: Batch, he
     """Return how often the planned network answers as the dense one, both on held-out inputs."""
     network = decompose(model, made, inputs=inputs)[0].eval()
     if made.layers:
-        reestimate(network, batches.evenly(inputs), since=before(model, batches.evenly(inputs)))
-    same = agreement(forward(network, held_out), forward(model, held_out))
+        reestimate_batchnorm(network, batches.split_evenly(inputs), since=record_statistics(model, batches.split_evenly(inputs)))
+    same = top1_agreement(forward(network, held_out), forward(model, held_out))
     assert same is not None
     return same
 
@@ -55,8 +55,8 @@ def main() -> None:
         return (F.interpolate(x, (side, side), mode="bilinear", antialias=True) if quick else x,)
 
     seen = images(recipe.calibration_data, 136 if quick else 374)
-    half = batches.size(seen) // (4 if quick else 2)
-    inputs, judged = batches.take(seen, slice(half)), batches.take(seen, slice(half, None))
+    half = batches.count_samples(seen) // (4 if quick else 2)
+    inputs, judged = batches.take_samples(seen, slice(half)), batches.take_samples(seen, slice(half, None))
     held_out = images(recipe.eval_data, 80 if quick else 238)
     stats = analyze(model, (torch.zeros(1, 3, side, side),), name=recipe.name, measure=False)
     made = plan(model, stats, budget=Budget(max_drop=MAX_DROP), inputs=inputs, judged=(judged, None), data_aware=True)

@@ -18,7 +18,7 @@ from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.bench import bench
 from edgecompress.devices.statistics import median
 from edgecompress.network.outputs import top1
-from edgecompress.network.parity import compare
+from edgecompress.network.parity import measure_parity
 from edgecompress.records import Artifact, CompressionPlan, read_record
 
 PREBUILT = toolchains.REPOSITORY / "examples" / "prebuilt"
@@ -40,7 +40,7 @@ def measure(rows: Rows, artifacts: Path, plan: Path, *, repetitions: int) -> Non
     accuracy = {path: 100 * top1(scores, labels) for path, (scores,) in outputs.items()}
     rows.add("top-1 points lost, compressed fp32", ours=accuracy[dense] - accuracy[fp32], peer=None, bound=0.7)
     rows.add("top-1 points lost, compressed int8 static", ours=accuracy[dense] - accuracy[ours], peer=None, bound=1.0)
-    same = compare(outputs[ours], outputs[fp32]).top1_agreement or 0.0
+    same = measure_parity(outputs[ours], outputs[fp32]).top1_agreement or 0.0
     rows.add("top-1 agreement, int8 static with fp32", ours=same, peer=None, bound=0.98, sense=">=")
 
     slow, fast = bench([dense, ours], threads=1, repetitions=repetitions)

@@ -40,8 +40,8 @@ def requests_for(name: str, folder: Path) -> Iterator[ConversionRequest]:
     given = made(name, DENSE)
     assert given is not None
     program, calibration = folder / f"{name}.pt2", folder / f"{name}.safetensors"
-    write_program(to_program(given.model, batches.take(given.inputs, slice(1)), name=name), program)
-    save_calibration(batches.take(given.calibration, slice(CALIBRATION_SAMPLES)), calibration)
+    write_program(to_program(given.model, batches.take_samples(given.inputs, slice(1)), name=name), program)
+    save_calibration(batches.take_samples(given.calibration, slice(CALIBRATION_SAMPLES)), calibration)
     for scheme in ("fp32", "int8-static"):
         for route in TFLITE_TOOLCHAINS:
             yield ConversionRequest(

@@ -27,7 +27,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from converters.executorch.quantization import quantize
     from converters.shared import attention_masks, layer_schemes
     from edgecompress.network.exported import example_inputs, read_program
-    from edgecompress.network.subgraph import scopes
+    from edgecompress.network.subgraph import enclosing_modules
     from edgecompress.quantization.calibration import read_calibration
     from edgecompress.quantization.gptq import round_weights
 
@@ -38,7 +38,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         seen = read_calibration(request.calibration, program) if scheme == "int8-static" or request.calibration else []
 
         def wanted(node: Any) -> bool:
-            return layer_schemes.scheme_of(scopes(node), request) == scheme
+            return layer_schemes.scheme_of(enclosing_modules(node), request) == scheme
 
         if scheme == "int8-static":
             lowered = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])

@@ -33,7 +33,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from converters.onnx.quantization import quantized, simplified, with_half_weights
     from converters.shared import attention_masks, layer_schemes
     from edgecompress.network.exported import example_inputs, read_program
-    from edgecompress.network.subgraph import scopes
+    from edgecompress.network.subgraph import enclosing_modules
     from edgecompress.quantization.calibration import read_calibration
     from edgecompress.quantization.gptq import round_weights
 
@@ -48,7 +48,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
         program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
     if seen and scheme.startswith("int8"):
         rounded = seen[:ROUNDING_SAMPLES]
-        program = round_weights(program, rounded, bits_of=lambda node: 8 if wanted(scopes(node)) else None)
+        program = round_weights(program, rounded, bits_of=lambda node: 8 if wanted(enclosing_modules(node)) else None)
     model = export(program, subject="onnx", instead="choose another format")
     inside = name_nodes(model)
     feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in seen or [example_inputs(program)]]

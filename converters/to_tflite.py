@@ -77,7 +77,7 @@ def _check(request: ConversionRequest, route: str) -> None:
 def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     """Return the program with its weights on the grid of each layer's scheme, where there are samples to round them by."""
     from converters.shared.layer_schemes import scheme_of
-    from edgecompress.network.subgraph import scopes
+    from edgecompress.network.subgraph import enclosing_modules
     from edgecompress.quantization.fake_quantize import gptq_bits
     from edgecompress.quantization.gptq import round_weights
     from edgecompress.targets import SCHEMES as KNOWN_SCHEMES
@@ -85,7 +85,7 @@ def _rounded(program: Any, request: ConversionRequest, seen: list[Any]) -> Any:
     if not seen or not any(KNOWN_SCHEMES[scheme].has_integer_weights for scheme in (request.scheme, *request.layers.values())):
         return program
     samples = seen[:ROUNDING_SAMPLES]
-    return round_weights(program, samples, bits_of=lambda node: gptq_bits(node, scheme_of(scopes(node), request), "tflite"))
+    return round_weights(program, samples, bits_of=lambda node: gptq_bits(node, scheme_of(enclosing_modules(node), request), "tflite"))
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -34,7 +34,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from converters.shared import attention_masks, layer_schemes
     from converters.torchscript.quantization import choose_engine, functional_module, quantize
     from edgecompress.network.exported import example_inputs, first_line, read_program
-    from edgecompress.network.subgraph import scopes
+    from edgecompress.network.subgraph import enclosing_modules
     from edgecompress.quantization.calibration import read_calibration
     from edgecompress.quantization.fake_quantize import gptq_bits
     from edgecompress.quantization.gptq import round_weights
@@ -45,10 +45,10 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     toolchain, notes = {"torch": str(torch.__version__)}, []
 
     def kept(node: Any) -> bool:
-        return layer_schemes.scheme_of(scopes(node), request) != scheme
+        return layer_schemes.scheme_of(enclosing_modules(node), request) != scheme
 
     def bits_of(node: Any) -> int | None:
-        return gptq_bits(node, layer_schemes.scheme_of(scopes(node), request), "torchscript")
+        return gptq_bits(node, layer_schemes.scheme_of(enclosing_modules(node), request), "torchscript")
 
     if scheme == "int8-static":
         program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])

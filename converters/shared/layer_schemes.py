@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.network.subgraph import scopes
+from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.records import ConversionRequest
 
 
 def layer_of(node: Any) -> str:
     """Return the qualified name of the layer that an aten node belongs to, "" where none is known."""
-    return scopes(node)[-1] if scopes(node) else ""
+    return enclosing_modules(node)[-1] if enclosing_modules(node) else ""
 
 
 def place(nodes: Iterable[Any], op: str) -> str:
@@ -30,7 +30,7 @@ def check_layers(request: ConversionRequest, program: Any, *, subject: str) -> N
     Raises:
         ConfigError: It does.
     """
-    known = {name for node in program.graph.nodes for name in scopes(node)} - {""}
+    known = {name for node in program.graph.nodes for name in enclosing_modules(node)} - {""}
     if missing := [name for name in request.layers if name not in known]:
         raise ConfigError(f"{subject}: no layer is called {missing[0]!r}; layers are {', '.join(sorted(known))[:300]}")
 

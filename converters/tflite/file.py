@@ -15,7 +15,7 @@ from edgecompress.errors import ToolchainError, UnsupportedError
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs, example_outputs, first_line
 from edgecompress.network.layer_kinds import WEIGHTED_OPS
-from edgecompress.network.subgraph import scopes
+from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.records import ConversionRequest, TensorSpec
 
 SIGNATURE: Final = "serving_default"
@@ -57,7 +57,7 @@ def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[
     found: dict[str, list[str]] = {}
     graph = program.module(check_guards=False)
     for node in graph.graph.nodes:
-        scheme = scheme_of(scopes(node), request)
+        scheme = scheme_of(enclosing_modules(node), request)
         constants = (
             [a for a in node.all_input_nodes if a.op == "get_attr"] if scheme != request.scheme and node.target in WEIGHTED_OPS else []
         )

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from edgecompress.errors import EdgeCompressError
 from edgecompress.network.batches import Batch
 from edgecompress.network.parity import sqnr_db
-from edgecompress.network.subgraph import Layer, ancestors, cut, graph_of, layers_of
+from edgecompress.network.subgraph import ProgramLayer, ancestors_of, extract_subgraph, graph_of, layers_of
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.simulation import Simulation, run_graph
 from edgecompress.records import Departure
@@ -138,8 +138,8 @@ class _Search:
         self.program, self._attempt, self.batch, self.deadline = program, attempt, batch, deadline
         self.simulation, self.blame = simulation, blame
         self.graph = graph_of(program)
-        self.before = ancestors(self.graph)
-        self.layers: Mapping[str, Layer] = {layer.node: layer for layer in layers_of(self.graph)}
+        self.before = ancestors_of(self.graph)
+        self.layers: Mapping[str, ProgramLayer] = {layer.node: layer for layer in layers_of(self.graph)}
         self.outputs = [name for name in program.graph_signature.user_outputs if name in self.layers]
         self.seen: dict[str, Tensor] = {}
         self.start()
@@ -173,7 +173,7 @@ class _Search:
 
     def attempt(self, names: list[str]) -> dict[str, Tensor] | None:
         """Return what an artifact of the program cut off behind `names` gives for them; None when it cannot be made or run."""
-        program, taken = cut(self.program, names)
+        program, taken = extract_subgraph(self.program, names)
         left = max(10.0, self.deadline - time.monotonic())
         try:
             found = self._attempt(program, taken, timeout_s=left)

@@ -8,7 +8,7 @@ from edgecompress.devices.runners.execute import compute_outputs
 from edgecompress.devices.runners.protocol import RunnerReply
 from edgecompress.errors import ConfigError, DeviceError, ParityError, ToolchainError
 from edgecompress.network.batches import Batch
-from edgecompress.network.parity import compare, shortfalls
+from edgecompress.network.parity import describe_shortfalls, measure_parity
 from edgecompress.records import Artifact, ConversionReply, Parity, TensorSpec
 from edgecompress.targets import Gate
 
@@ -58,7 +58,7 @@ def require_parity(parity: Parity, limits: Gate, *, subject: str, remedy: str = 
     Raises:
         ParityError: A number is beyond its limit; names both.
     """
-    if failed := shortfalls(parity, limits):
+    if failed := describe_shortfalls(parity, limits):
         raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
 
 
@@ -96,7 +96,7 @@ def check_other_runtime(
         raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
     named = f"{subject} in {runtime}"
     try:
-        parity = compare(outputs, reference)
+        parity = measure_parity(outputs, reference)
     except ParityError as error:
         raise ParityError(f"{named}: {error}") from error
     remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"

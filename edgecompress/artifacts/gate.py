@@ -19,8 +19,8 @@ from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import write_program
-from edgecompress.network.parity import allowing, compare, shortfalls, worst_sqnr_db
-from edgecompress.network.subgraph import scopes
+from edgecompress.network.parity import describe_shortfalls, measure_parity, relax_gate, worst_sqnr_db
+from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
@@ -84,30 +84,30 @@ def check_artifact(
     Raises:
         ToolchainError: The file's runtime died of it.
     """
-    n, every, wanted = batches.size(inputs), inputs, reference
+    n, every, wanted = batches.count_samples(inputs), inputs, reference
     if made.calibration is not None and calibration_reference is not None:
-        every = _joined(inputs, batches.take(made.calibration, slice(batches.size(calibration_reference))))
+        every = _joined(inputs, batches.take_samples(made.calibration, slice(batches.count_samples(calibration_reference))))
         wanted = _joined(reference, calibration_reference)
     outputs, _ = run_artifact(path, reply.inputs, reply.outputs, every)
-    proof = ArtifactCheck(outputs=batches.take(outputs, slice(n)))
+    proof = ArtifactCheck(outputs=batches.take_samples(outputs, slice(n)))
     simulation = _simulation(made)
     failed = ""
     try:
-        proof.parity = compare(proof.outputs, reference)
-        failed = shortfalls(proof.parity, limits)
-        if not failed and batches.size(outputs) > n:
-            seen = compare(batches.take(outputs, slice(n, None)), batches.take(wanted, slice(n, None)))
-            on_calibration = shortfalls(seen, allowing(limits, seen.samples))
+        proof.parity = measure_parity(proof.outputs, reference)
+        failed = describe_shortfalls(proof.parity, limits)
+        if not failed and batches.count_samples(outputs) > n:
+            seen = measure_parity(batches.take_samples(outputs, slice(n, None)), batches.take_samples(wanted, slice(n, None)))
+            on_calibration = describe_shortfalls(seen, relax_gate(limits, seen.samples))
             failed = f"on calibration data: {on_calibration}" if on_calibration else ""
         if simulation is not None:
             few = slice(SIMULATED_SAMPLES)
-            outputs_few, simulated = batches.take(proof.outputs, few), simulation.run(batches.take(inputs, few))
-            proof.simulated = compare(outputs_few, simulated)
-            left_db = [worst_sqnr_db(ys, batches.take(reference, few)) for ys in (outputs_few, simulated)]
+            outputs_few, simulated = batches.take_samples(proof.outputs, few), simulation.run(batches.take_samples(inputs, few))
+            proof.simulated = measure_parity(outputs_few, simulated)
+            left_db = [worst_sqnr_db(ys, batches.take_samples(reference, few)) for ys in (outputs_few, simulated)]
             failed = failed or noise_failure(*left_db)
     except ParityError as error:
         failed = str(error)
-        if not batches.same(outputs, wanted) or not batches.is_finite(wanted):
+        if not batches.has_same_shapes(outputs, wanted) or not batches.is_finite(wanted):
             proof.error = Divergence(f"{subject}: {failed}")
             return proof
     if failed:
@@ -197,7 +197,7 @@ def _attempt(made: ConversionSetup, batch: Batch) -> ConvertCut:
             write_program(program, work / "program.pt2")
             if made.calibration is not None:
                 save_calibration(tuple(made.calibration[i] for i in taken), work / "calibration.safetensors")
-            known = {scope for node in program.graph.nodes for scope in scopes(node)}
+            known = {scope for node in program.graph.nodes for scope in enclosing_modules(node)}
             request = msgspec.structs.replace(
                 made.request,
                 program=str(work / "program.pt2"),

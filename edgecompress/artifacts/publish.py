@@ -119,7 +119,7 @@ def export_artifact(
             limits=limits,
             inputs=evidence.inputs,
             reference=forward(model, evidence.inputs) if reference is None else reference,
-            calibration_reference=forward(model, batches.take(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
+            calibration_reference=forward(model, batches.take_samples(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
             also_python=options.also_python if format == "tflite" else "",
             track=track,
         )

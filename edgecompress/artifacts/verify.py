@@ -7,7 +7,7 @@ import msgspec
 from edgecompress.artifacts.execution import check_other_runtime, manifest_path, require_parity, run_artifact
 from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import hash_file
-from edgecompress.network.parity import allowing, compare
+from edgecompress.network.parity import measure_parity, relax_gate
 from edgecompress.network.reference import read_reference
 from edgecompress.records import Artifact, read_record
 from edgecompress.targets import SCHEMES, Gate
@@ -37,7 +37,7 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
     inputs, reference = read_reference(path.parent, manifest.model)
     outputs, _ = run_artifact(path, manifest.inputs, manifest.outputs, inputs)
     try:
-        parity = compare(outputs, reference)
+        parity = measure_parity(outputs, reference)
     except ParityError as error:
         raise ParityError(f"{path}: {error}") from error
     limits = limits or _usual(manifest, parity.samples)
@@ -56,4 +56,4 @@ def _usual(manifest: Artifact, samples: int) -> Gate:
         max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)
         share = min(share, published.top1_agreement) if share is not None and published.top1_agreement is not None else share
         sqnr_db = min(sqnr_db, (published.sqnr_db if published.values_sqnr_db is None else published.values_sqnr_db) - 3)
-    return allowing(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)
+    return relax_gate(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)

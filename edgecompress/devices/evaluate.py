@@ -22,7 +22,7 @@ from edgecompress.devices.scores import Array, judge_outputs, rank_labels
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError, ParityError
 from edgecompress.network import batches
-from edgecompress.network.parity import compare
+from edgecompress.network.parity import measure_parity
 from edgecompress.network.reference import REFERENCE, read_reference
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import DeviceInfo, Parity
@@ -254,4 +254,4 @@ def _compare_with_reference(job: EvaluationJob, there: Device, options: Evaluati
         return None
     inputs, specs = to_artifact_layout(x, job.manifest.inputs), job.manifest.outputs
     outputs = to_model_layout(_check_shapes(_infer_chunk(there, job, inputs, options, []), job, there.url), specs)
-    return compare(outputs, expected) if batches.same(outputs, expected) and batches.is_finite(outputs) else None
+    return measure_parity(outputs, expected) if batches.has_same_shapes(outputs, expected) and batches.is_finite(outputs) else None

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecompress.devices.layouts import to_model_layout
-from edgecompress.network.parity import compare
+from edgecompress.network.parity import measure_parity
 from edgecompress.records import Parity, TensorSpec
 from edgecompress.targets import SCHEMES
 
@@ -61,7 +61,7 @@ def judge_outputs(
     values = sum(output.size for output in outputs)
     if broken := sum(int((~np.isfinite(output)).sum()) for output in outputs):
         return Judgement(None, None, None, f"{broken} of {values} outputs are NaN or infinite there, none here")
-    parity = compare(to_model_layout(outputs, ()), to_model_layout(expected, ()))
+    parity = measure_parity(to_model_layout(outputs, ()), to_model_layout(expected, ()))
     step, beyond = None, None
     if SCHEMES[scheme].is_int8:
         steps = [quantization_step(wanted, spec) for wanted, spec in zip(expected, specs, strict=True)]

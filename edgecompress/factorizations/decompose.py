@@ -10,7 +10,7 @@ from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.surgery import replace, tied_layers
+from edgecompress.network.surgery import find_tied_layers, replace_module
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import CompressionPlan, DecomposeResult
 
@@ -32,7 +32,7 @@ def decompose(
         UnsupportedError: A method cannot factorize its layer, or the layer shares its weight with another layer.
         ToolchainError: A process that factorized layers died.
     """
-    tied = tied_layers(model)
+    tied = find_tied_layers(model)
     jobs = []
     for step in plan.layers:
         try:
@@ -45,7 +45,7 @@ def decompose(
     errors = {step.layer: step.relative_error for step in plan.layers}
     notes: list[str] = []
     if fit:
-        made = fit_layers(model, jobs, inputs=inputs if inputs is None else batches.check(inputs, "inputs"), track=track)
+        made = fit_layers(model, jobs, inputs=inputs if inputs is None else batches.check_batch(inputs, "inputs"), track=track)
         errors = {job.name: one.relative_error for job, one in zip(jobs, made, strict=True)}
         notes = [f"{job.name}: {one.note}" for job, one in zip(jobs, made, strict=True) if one.note]
         factors = [one.compact for one in made]
@@ -53,7 +53,7 @@ def decompose(
         factors = [factorize(job.layer, job.method, job.rank, name=job.name, options=job.options, fit=False) for job in jobs]
     model = copy.deepcopy(model)
     for job, compact in zip(jobs, factors, strict=True):
-        replace(model, job.name, compact)
+        replace_module(model, job.name, compact)
     mean = sum(errors.values()) / len(errors) if errors else 0.0
     result = DecomposeResult(relative_errors=errors, mean_relative_error=mean, params=plan.params, macs=plan.macs, notes=tuple(notes))
     return model, result

@@ -26,7 +26,7 @@ from edgecompress.factorizations.blocks.layers import DenseLayer
 from edgecompress.factorizations.cache import FitResult
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.network.factors import Factors
-from edgecompress.network.threads import threads
+from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 
 WORKER_START_S: Final = 2.0  # starting processes that import torch takes about so long
@@ -124,7 +124,7 @@ def _compute_results(
         if processes != 1 and len(rest) > 1 and spent >= WORKER_START_S and spent * work_left >= WORKER_START_S * done:
             break
         i = rest.pop(0)
-        with threads(1):
+        with use_threads(1):
             made = _fit_and_measure(jobs[i], keys[i], folder, keep=keep)
         yield i, *made
         done += _estimate_work(jobs[i])
@@ -169,7 +169,7 @@ def _collect_factors(handover: Path | None, i: int, job: FactorizationJob) -> Fa
     compact = _factorize_job(job, fit=False)
     if cache.load_factors(handover, str(i), compact):
         return compact
-    with threads(1), _collect_fit_warnings():
+    with use_threads(1), _collect_fit_warnings():
         return _factorize_job(job)
 
 
@@ -199,7 +199,7 @@ def _run_packed_job(i: int, packed: _PackedJob, key: str, folder: Path | None, h
     if packed.bias is not None:
         layer.bias = nn.Parameter(packed.bias, requires_grad=False)
     job = packed.job._replace(layer=layer.train(packed.training))
-    with threads(1):
+    with use_threads(1):
         compact, fit = _fit_and_measure(job, key, folder, keep=handover is not None)
     if handover and compact is not None:
         cache.store_fit(handover, str(i), fit, compact)

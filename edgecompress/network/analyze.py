@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import ConfigError
-from edgecompress.network.counting import params_of, watching
-from edgecompress.network.threads import threads
+from edgecompress.network.counting import params_of, record_layer_costs
+from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerStats, ModelStats
 
@@ -29,8 +29,8 @@ def analyze(
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with threads(1):
-            with watching(model, len(example_inputs[0])) as seen:
+        with use_threads(1):
+            with record_layer_costs(model, len(example_inputs[0])) as seen:
                 model(*example_inputs)
             times, total = _measure(model, example_inputs, track) if measure else ({}, None)
     except Exception as error:  # whatever the user's forward raises is theirs to read

@@ -19,12 +19,12 @@ STACKED: Final = ("in_proj_weight", "in_proj_bias")
 HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def opened(model: nn.Module) -> nn.Module:
+def unfuse_attention(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in which every `nn.MultiheadAttention` is an `Attention`, equal to it up to rounding.
 
-    An attention that is used under several names stays one module; those that `closed` names stay what they are. PyTorch's transformer
-    layers no longer take their fused path, which reads weights past the modules that hold them. That path, with padding, gave zeros where
-    a sequence has ended; as in training and in an exported program, those positions now hold what the layers make of them.
+    An attention that is used under several names stays one module; those that `find_unsupported_attention` names stay unchanged.
+    PyTorch's transformer layers no longer take their fused path, which reads weights past the modules that hold them. With padding, that
+    path gave zeros beyond the end of a sequence; as in training and in an exported program, the layers' own values now stand there.
 
     Raises:
         UnsupportedError: The model cannot be copied.
@@ -33,7 +33,7 @@ def opened(model: nn.Module) -> nn.Module:
         model = copy.deepcopy(model)
     except RuntimeError as error:  # e.g. pruning keeps a computed weight
         raise UnsupportedError(f"the model cannot be copied: {error}; remove its hooks and parametrizations first") from error
-    left = closed(model)
+    left = find_unsupported_attention(model)
     made = {id(m): Attention(m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and name not in left}
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):  # named_children leaves out a second name of the same module
@@ -46,8 +46,8 @@ def opened(model: nn.Module) -> nn.Module:
     return made.get(id(model), model)
 
 
-def closed(model: nn.Module) -> dict[str, str]:
-    """Return each attention of `model` that `opened` leaves alone, with the reason."""
+def find_unsupported_attention(model: nn.Module) -> dict[str, str]:
+    """Return the name of each attention of `model` that `unfuse_attention` leaves alone, with the reason."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):

@@ -18,7 +18,7 @@ SAMPLES: Final = 64  # run at once
 SAMPLES_BYTES: Final = 4_000_000  # of input; the maps of larger batches are given back to the system and cleared anew at every layer
 
 
-def check(batch: object, subject: str) -> Batch:
+def check_batch(batch: object, subject: str) -> Batch:
     """Return `batch`.
 
     Raises:
@@ -31,28 +31,28 @@ def check(batch: object, subject: str) -> Batch:
     return batch
 
 
-def size(batch: Batch) -> int:
+def count_samples(batch: Batch) -> int:
     """Return the number of samples."""
     return len(batch[0])
 
 
-def take(batch: Batch, samples: slice) -> Batch:
+def take_samples(batch: Batch, samples: slice) -> Batch:
     """Return some of the samples."""
     return tuple(x[samples] for x in batch)
 
 
-def split(batch: Batch, samples: int) -> Iterator[Batch]:
+def split_samples(batch: Batch, samples: int) -> Iterator[Batch]:
     """Yield the samples in order, at most so many at a time."""
     return zip(*(torch.split(x, samples) for x in batch), strict=True)
 
 
-def evenly(batch: Batch) -> Iterator[Batch]:
+def split_evenly(batch: Batch) -> Iterator[Batch]:
     """Yield the samples in order in chunks of about the same size, none above SAMPLES."""
-    chunks = -(-size(batch) // SAMPLES)
-    return split(batch, -(-size(batch) // chunks))
+    chunks = -(-count_samples(batch) // SAMPLES)
+    return split_samples(batch, -(-count_samples(batch) // chunks))
 
 
-def chunk(batch: Batch) -> int:
+def choose_chunk_size(batch: Batch) -> int:
     """Return how many samples are best run at once."""
     return max(1, min(SAMPLES, SAMPLES_BYTES // max(1, sum(x[0].numel() * x.element_size() for x in batch))))
 
@@ -61,12 +61,12 @@ def is_finite(batch: Batch) -> bool:
     return all(bool(x.isfinite().all()) for x in batch)
 
 
-def same(a: Batch, b: Batch) -> bool:
+def has_same_shapes(a: Batch, b: Batch) -> bool:
     """Whether there are as many tensors of the same shapes."""
     return [x.shape for x in a] == [y.shape for y in b]
 
 
-def run(model: nn.Module, inputs: Batch) -> Batch:
+def run_model(model: nn.Module, inputs: Batch) -> Batch:
     """Return the outputs of one call.
 
     Raises:
@@ -83,9 +83,9 @@ def run(model: nn.Module, inputs: Batch) -> Batch:
     for i, y in enumerate(outputs):
         if not isinstance(y, Tensor):
             raise UnsupportedError(f"output {i} is {y!r} and not a tensor; wrap the model so that forward returns tensors")
-        if y.ndim == 0 or len(y) != size(inputs):
-            shape = tuple(y.shape)
-            raise UnsupportedError(f"output {i} has shape {shape} for {size(inputs)} samples; make axis 0 of each output the batch")
+        if y.ndim == 0 or len(y) != count_samples(inputs):
+            shape, n = tuple(y.shape), count_samples(inputs)
+            raise UnsupportedError(f"output {i} has shape {shape} for {n} samples; make axis 0 of each output the batch")
     return outputs
 
 

@@ -14,7 +14,7 @@ from edgecompress.network.batches import Batch
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel
 
 
-class Before(NamedTuple):
+class RecordedStatistics(NamedTuple):
     """A network before its layers were replaced.
 
     Attributes:
@@ -31,7 +31,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | None = None) -> None:
+def reestimate_batchnorm(model: nn.Module, inputs: Iterable[Batch], *, since: RecordedStatistics | None = None) -> None:
     """Replace running means and variances by those of `inputs`, in place; every batch counts the same.
 
     Args:
@@ -56,7 +56,7 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | Non
         layer.train()
     try:
         for x in inputs:
-            batches.run(model, x)
+            batches.run_model(model, x)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
@@ -65,7 +65,7 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch], *, since: Before | Non
 
 
 @torch.no_grad()
-def before(model: nn.Module, inputs: Iterable[Batch]) -> Before:
+def record_statistics(model: nn.Module, inputs: Iterable[Batch]) -> RecordedStatistics:
     """Return the statistics of a network, which keeps them, and those of what it reads of `inputs` in eval mode."""
     reader = copy.deepcopy(model).eval()
     layers = _layers(reader)
@@ -73,12 +73,12 @@ def before(model: nn.Module, inputs: Iterable[Batch]) -> Before:
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda _, args, name=name: read[name].append(_read(args[0])))
     for x in inputs if layers else ():
-        batches.run(reader, x)
-    return Before({name: _statistics(layer) for name, layer in layers.items()}, read)
+        batches.run_model(reader, x)
+    return RecordedStatistics({name: _statistics(layer) for name, layer in layers.items()}, read)
 
 
 @torch.no_grad()
-def _follow(model: nn.Module, inputs: Iterable[Batch], since: Before) -> None:
+def _follow(model: nn.Module, inputs: Iterable[Batch], since: RecordedStatistics) -> None:
     """Move statistics in the order of the network, so that each layer reads what those before it give with theirs moved already."""
     layers = {name: layer for name, layer in _layers(model).items() if name in since.known}
     moves: dict[str, list[Statistics]] = {name: [] for name in layers}
@@ -95,7 +95,7 @@ def _follow(model: nn.Module, inputs: Iterable[Batch], since: Before) -> None:
     model.eval()
     try:
         for x in inputs if layers else ():
-            batches.run(model, x)
+            batches.run_model(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -107,7 +107,7 @@ def _follow(model: nn.Module, inputs: Iterable[Batch], since: Before) -> None:
             _move(layers[name], since.known[name], torch.stack(shifts).mean(0), torch.stack(ratios).mean(0))
 
 
-def by_batch(model: nn.Module) -> None:
+def normalize_by_batch(model: nn.Module) -> None:
     """Let every BatchNorm normalise by each batch's own statistics, in place: what re-estimation comes to, without a pass of its own."""
     for layer in model.modules():
         if isinstance(layer, _BatchNorm):

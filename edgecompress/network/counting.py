@@ -15,7 +15,7 @@ from edgecompress.network.layer_kinds import TRANSPOSED_MODULES, WEIGHTED_MODULE
 
 
 @dataclass
-class Seen:
+class LayerCosts:
     """What one layer did in a forward pass for one sample; shapes are of its last call, without axis 0."""
 
     calls: int = 0
@@ -39,14 +39,14 @@ def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
 
 
 @contextmanager
-def watching(model: nn.Module, samples: int = 1) -> Iterator[dict[str, Seen]]:
+def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str, LayerCosts]]:
     """Record what each counted layer of `model` does for one sample while the block runs it on a batch of `samples`."""
-    seen: dict[str, Seen] = {}
+    seen: dict[str, LayerCosts] = {}
 
     def watch(name: str) -> object:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            one = seen.setdefault(name, Seen())
+            one = seen.setdefault(name, LayerCosts())
             one.calls += 1
             one.macs += macs_of(layer, x, y) // samples
             one.activation_bytes += 4 * (x.numel() + y.numel()) // samples
@@ -71,6 +71,6 @@ def params_of(module: nn.Module) -> int:
 @torch.no_grad()
 def cost_of(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (params, macs) of a module on the meta device for one input of `input_shape`, without its batch axis."""
-    with watching(module) as seen:
+    with record_layer_costs(module) as seen:
         module(torch.empty(1, *input_shape, device="meta"))
     return params_of(module), sum(one.macs for one in seen.values())

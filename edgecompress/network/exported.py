@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.folding import fold_batch_norm
-from edgecompress.network.weights import spoilt
+from edgecompress.network.weights import nonfinite_tensors
 
 aten = torch.ops.aten
 
@@ -112,7 +112,7 @@ def _check_weights(model: nn.Module, name: str) -> None:
     for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             raise ConfigError(f"{name}: {key} is {str(tensor.dtype).removeprefix('torch.')}; give the model in float32, model.float()")
-    for key in spoilt(model):
+    for key in nonfinite_tensors(model):
         raise ConfigError(f"{name}: {key} holds NaN or inf; load other weights or train again with a lower learning rate")
 
 
@@ -150,14 +150,14 @@ def _make_weights_constant(model: nn.Module) -> None:
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
     try:
-        with quiet_export():
+        with silence_export():
             return torch.export.export(module, inputs, strict=False)
     except Exception as error:  # torch.export lets errors of many classes through, and those of the model's own code
         raise UnsupportedError(f"{name}: torch.export cannot take it: {_reason(error)}; {_remedy(error)}") from error
 
 
 @contextmanager
-def quiet_export() -> Iterator[None]:
+def silence_export() -> Iterator[None]:
     """Keep torch.export from logging and printing the graph it gave up on; the error says what a person needs."""
     loggers = [logging.getLogger(key) for key in logging.root.manager.loggerDict if key.startswith("torch.")]
     before = [logger.disabled for logger in loggers]
@@ -214,7 +214,7 @@ def _without_mutation(program: torch.export.ExportedProgram) -> torch.export.Exp
     mutable = any(node.target._schema.is_mutable for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
     if not mutable:
         return program
-    with quiet_export():
+    with silence_export():
         functional: torch.export.ExportedProgram = program.run_decompositions({})
     return functional
 

@@ -17,13 +17,13 @@ from edgecompress.targets import Gate
 SQNR_CAP_DB: Final = 200.0
 
 
-def compare(outputs: Batch, reference: Batch) -> Parity:
+def measure_parity(outputs: Batch, reference: Batch) -> Parity:
     """Return how far `outputs` are from `reference`, each by its own range and power; of several outputs the worst of each number.
 
     Raises:
         ParityError: The shapes differ, or a value is NaN or infinite.
     """
-    if not batches.same(outputs, reference):
+    if not batches.has_same_shapes(outputs, reference):
         found, wanted = (" and ".join(str(tuple(y.shape)) for y in ys) for ys in (outputs, reference))
         raise ParityError(f"outputs have shape {found}, the model's {wanted}; the converter changed the layout")
     if not batches.is_finite(reference):
@@ -36,8 +36,8 @@ def compare(outputs: Batch, reference: Batch) -> Parity:
         max_rel=max(max_rel),
         sqnr_db=min(left_db),
         values_sqnr_db=min((db for db, wanted in zip(left_db, reference, strict=True) if not is_scores(wanted)), default=None),
-        top1_agreement=agreement(outputs, reference),
-        samples=batches.size(outputs),
+        top1_agreement=top1_agreement(outputs, reference),
+        samples=batches.count_samples(outputs),
     )
 
 
@@ -65,13 +65,13 @@ def worst_sqnr_db(outputs: Batch, reference: Batch) -> float:
     return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
 
 
-def agreement(outputs: Batch, reference: Batch) -> float | None:
+def top1_agreement(outputs: Batch, reference: Batch) -> float | None:
     """Return the fraction of samples with the same arg-max, of the output where it is least; None when none holds scores."""
     pairs = zip(outputs, reference, strict=True)
     return min((float((y.argmax(1) == wanted.argmax(1)).double().mean()) for y, wanted in pairs if is_scores(wanted)), default=None)
 
 
-def shortfalls(parity: Parity, limits: Gate) -> str:
+def describe_shortfalls(parity: Parity, limits: Gate) -> str:
     """Return each number that is beyond its limit, with both; "" when all are within."""
     failed = []
     if limits.max_rel is not None and parity.max_rel > limits.max_rel:
@@ -85,7 +85,7 @@ def shortfalls(parity: Parity, limits: Gate) -> str:
     return f"{'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB)" if failed else ""
 
 
-def allowing(limits: Gate, samples: int) -> Gate:
+def relax_gate(limits: Gate, samples: int) -> Gate:
     """Return `limits` for as few as `samples`: two standard errors less agreement, for one in 64 is 1.6% already."""
     share = limits.min_agreement
     if share is None:

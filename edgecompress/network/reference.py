@@ -17,13 +17,13 @@ REFERENCE_SAMPLES: Final = 64
 REFERENCE_BYTES: Final = 4_000_000
 
 
-def keep_reference(folder: Path, inputs: Batch, models: dict[str, nn.Module]) -> None:
+def write_reference(folder: Path, inputs: Batch, models: dict[str, nn.Module]) -> None:
     """Write `reference.safetensors`: a few inputs and each model's eager outputs, so that the artifacts can be verified anywhere.
 
     It holds `input_0`, `input_1`, … and for each model `NAME_output_0`, …, each `(n, …)` in the model's layout.
     """
     sample = sum(x[0].numel() * x.element_size() for x in inputs)
-    x = batches.take(inputs, slice(max(1, min(REFERENCE_SAMPLES, REFERENCE_BYTES // max(1, sample)))))
+    x = batches.take_samples(inputs, slice(max(1, min(REFERENCE_SAMPLES, REFERENCE_BYTES // max(1, sample)))))
     state = _named("input", x)
     for name, model in models.items():
         state |= _named(f"{name}_output", forward(model, x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from edgecompress.network.exported import example_inputs, quiet_export
+from edgecompress.network.exported import example_inputs, silence_export
 
 aten = torch.ops.aten
 
@@ -19,7 +19,7 @@ MASKING = {aten.add.Tensor, aten.masked_fill.Scalar, aten.baddbmm.default}
 FUSED = {aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
 
 
-class Layer(NamedTuple):
+class ProgramLayer(NamedTuple):
     """`node` is the last of its nodes, by name; `name` is the module's qualified name, with the node where a module computes several."""
 
     node: str
@@ -34,7 +34,7 @@ def graph_of(program: ExportedProgram) -> fx.GraphModule:
     return graph
 
 
-def scopes(node: fx.Node) -> tuple[str, ...]:
+def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
     """Return the qualified names of the modules whose forward made `node`, the outermost first; () where none is known."""
     stack = node.meta.get("nn_module_stack") or {}
     return tuple(str(name).partition("@")[0] for name, _ in stack.values())  # a module's second call is name@1
@@ -46,31 +46,31 @@ def is_fused(node: fx.Node) -> bool:
     return isinstance(before, fx.Node) and before.op == "call_function" and len(before.users) == 1
 
 
-def is_values(node: fx.Node) -> bool:
+def is_float_tensor(node: fx.Node) -> bool:
     """Whether `node` is one tensor of real numbers."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
 
 
-def layers_of(graph: fx.GraphModule) -> list[Layer]:
+def layers_of(graph: fx.GraphModule) -> list[ProgramLayer]:
     """Return the layers that depend on the inputs, in the order of computation.
 
     Scores with a mask are none: cut off from their softmax, a converter takes its −∞ for a number.
     """
     known = _depending(graph)
-    computed = (n for n in graph.graph.nodes if n in known and is_values(n) and not _is_masked(n))
+    computed = (n for n in graph.graph.nodes if n in known and is_float_tensor(n) and not _is_masked(n))
     ends = [n for n in computed if not any(is_fused(user) for user in n.users)]
-    modules = [next(reversed(scopes(n.args[0] if is_fused(n) else n)), "") for n in ends]
+    modules = [next(reversed(enclosing_modules(n.args[0] if is_fused(n) else n)), "") for n in ends]
     found = []
     for node, module in zip(ends, modules, strict=True):
         single = module and modules.count(module) == 1
         chain = [cast("fx.Node", node.args[0]), node] if is_fused(node) else [node]
         op = " + ".join(str(n.target).removeprefix("aten.").partition(".")[0] for n in chain)
-        found.append(Layer(node.name, module if single else f"{module}:{node.name}".removeprefix(":"), op))
+        found.append(ProgramLayer(node.name, module if single else f"{module}:{node.name}".removeprefix(":"), op))
     return found
 
 
-def ancestors(graph: fx.GraphModule) -> dict[str, set[str]]:
+def ancestors_of(graph: fx.GraphModule) -> dict[str, set[str]]:
     """Return the names of all nodes that each node is computed from."""
     found: dict[str, set[str]] = {}
     for node in graph.graph.nodes:
@@ -78,7 +78,7 @@ def ancestors(graph: fx.GraphModule) -> dict[str, set[str]]:
     return found
 
 
-def cut(program: ExportedProgram, nodes: Sequence[str]) -> tuple[ExportedProgram, tuple[int, ...]]:
+def extract_subgraph(program: ExportedProgram, nodes: Sequence[str]) -> tuple[ExportedProgram, tuple[int, ...]]:
     """Return the program that ends with `nodes` as its outputs, and which of the inputs it still takes.
 
     An output whose first axis is not the batch becomes one row, because an artifact gives one row for each sample.
@@ -97,7 +97,7 @@ def cut(program: ExportedProgram, nodes: Sequence[str]) -> tuple[ExportedProgram
             graph.graph.erase_node(node)
     graph.graph.set_codegen(fx.graph.CodeGen())
     graph.delete_all_unused_submodules()
-    with torch.no_grad(), quiet_export():
+    with torch.no_grad(), silence_export():
         kept = fx.GraphModule(graph, graph.graph).eval()  # copies only the constants that the graph reads
         return torch.export.export(kept, tuple(inputs[i] for i in taken), strict=False), taken
 

@@ -8,7 +8,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.factors import Factors
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put `module` in place of the submodule `name`, in place; return what was there."""
     parent, _, child = name.rpartition(".")
     holder = model.get_submodule(parent)
@@ -22,13 +22,13 @@ def forward(model: nn.Module, inputs: Batch) -> Batch:
     """Return the outputs of a model in eval mode for many inputs.
 
     Raises:
-        ConfigError, UnsupportedError: See `batches.run`.
+        ConfigError, UnsupportedError: See `batches.run_model`.
     """
-    parts = [batches.run(model, x) for x in batches.split(inputs, batches.chunk(inputs))]
+    parts = [batches.run_model(model, x) for x in batches.split_samples(inputs, batches.choose_chunk_size(inputs))]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def tied_layers(model: nn.Module) -> dict[str, str]:
+def find_tied_layers(model: nn.Module) -> dict[str, str]:
     """Return the layers whose weight is a parameter of another module too, each with that other.
 
     A parameter that is a view of another (a transpose, a slice) is not tied: whatever copies a module makes it one of its own.
@@ -49,6 +49,6 @@ def is_decomposed(model: nn.Module) -> bool:
     return any(isinstance(module, Factors) for module in model.modules())
 
 
-def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     """Lay the weights of `model` out in another memory format, in place; values and shapes stay."""
     return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]

@@ -7,7 +7,7 @@ import torch
 
 
 @contextmanager
-def threads(n: int) -> Iterator[None]:
+def use_threads(n: int) -> Iterator[None]:
     """Let torch compute in `n` threads; 0 leaves the number as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)

@@ -49,7 +49,7 @@ def read_state(path: Path) -> State:
     return state
 
 
-def load_into(model: nn.Module, state: State, *, source: str) -> None:
+def load_weights(model: nn.Module, state: State, *, source: str) -> None:
     """Load a state dict into `model`, every key and shape matching.
 
     Raises:
@@ -99,11 +99,11 @@ def check_dense(model: nn.Module, *, subject: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Factors):
             raise ConfigError(f"{subject}: {name} is already decomposed; give the dense model")
-    for name in spoilt(model):
+    for name in nonfinite_tensors(model):
         raise ConfigError(f"{subject}: weight {name} holds NaN or infinity; retrain or repair the checkpoint")
 
 
-def spoilt(model: nn.Module) -> Iterator[str]:
+def nonfinite_tensors(model: nn.Module) -> Iterator[str]:
     """Yield the names of weights and statistics that hold NaN or infinity, and of buffers that hold NaN: a mask is −∞ where it bars."""
     for prefix, module in model.named_modules():
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

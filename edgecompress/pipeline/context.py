@@ -15,12 +15,12 @@ from edgecompress.artifacts.publish import Evidence
 from edgecompress.data.recipe import Data, Recipe, call_user_function, recipe_at_resolution
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp_files
-from edgecompress.network.attention import opened
+from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
-from edgecompress.network.weights import check_dense, fingerprint, load_into, read_state
+from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state
 from edgecompress.options import Options
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
 from edgecompress.progress import Track, track_silently
@@ -58,9 +58,9 @@ class DenseNetwork:
         check_dense(model, subject=self.recipe.source)
         if self.weights:
             path = Path(self.weights)
-            load_into(model, read_state(path), source=str(path))
+            load_weights(model, read_state(path), source=str(path))
             check_dense(model, subject=str(path))
-        return opened(model).eval()
+        return unfuse_attention(model).eval()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -114,4 +114,4 @@ def _fetch_few_inputs(context: RunContext) -> Batch:
         return context.data.fetch(dataset, CALIBRATION_SAMPLES, labelled=False)[0]
     torch.manual_seed(context.options.seed)
     drawn = (torch.rand_like(x) if x.is_floating_point() else torch.zeros_like(x) for x in context.recipe.example_inputs)
-    return batches.check(tuple(drawn), "inputs drawn at random")
+    return batches.check_batch(tuple(drawn), "inputs drawn at random")

@@ -16,7 +16,7 @@ from edgecompress.devices.bench import bench
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.reference import keep_reference
+from edgecompress.network.reference import write_reference
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint
 from edgecompress.options import limits_of, select_outputs
@@ -46,7 +46,7 @@ def make_artifacts(context: RunContext) -> ExportResult:
         except (ParityError, UnsupportedError, ToolchainError) as error:
             refused.append(_describe_refusal(artifact_name(context.recipe.name, variant, format_name, scheme), error))
     models = {"dense": context.dense, "compressed": load_compressed(context)}
-    keep_reference(context.run.path("artifacts"), context.evidence.inputs, models)
+    write_reference(context.run.path("artifacts"), context.evidence.inputs, models)
     return ExportResult(artifacts=tuple(made), refused=tuple(refused))
 
 
@@ -72,7 +72,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             context.recipe.example_inputs,
             about=_describe_model(context, variant, scheme),
             format=format_name,
-            quant=quant_spec(scheme, 0 if calibration is None else batches.size(calibration), layers),
+            quant=quant_spec(scheme, 0 if calibration is None else batches.count_samples(calibration), layers),
             limits=limits_of(scheme, context.options),
             evidence=context.evidence,
             program=_export_program(context, variant, scheme),

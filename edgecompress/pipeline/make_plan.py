@@ -6,7 +6,7 @@ import msgspec
 from torch import Tensor
 
 from edgecompress.errors import ConfigError
-from edgecompress.network.attention import closed
+from edgecompress.network.attention import find_unsupported_attention
 from edgecompress.network.batches import Batch
 from edgecompress.options import budget_of, cost_scheme_of, parse_fixed_layers, parse_method
 from edgecompress.pipeline.context import RunContext
@@ -47,7 +47,7 @@ def make_plan(context: RunContext) -> CompressionPlan:
         stage=stages.Stage(stages.remaining_fraction(context.stage, o.stages, o.weakening), stages.current_forms(before)),
         track=context.track,
     )
-    notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in closed(context.dense).items()]
+    notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in find_unsupported_attention(context.dense).items()]
     if context.stage > 1:
         notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
     return msgspec.structs.replace(made, notes=(*notes, *made.notes))

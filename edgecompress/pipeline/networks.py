@@ -6,7 +6,7 @@ from torch.export import ExportedProgram
 
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.exported import to_program
-from edgecompress.network.weights import load_into
+from edgecompress.network.weights import load_weights
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.steps import STEPS
 from edgecompress.quantization.qat_module import replace_constants
@@ -19,7 +19,7 @@ DECOMPOSED, WEIGHTS, QAT_WEIGHTS = STEPS["decompose"].files[1], STEPS["finetune"
 def load_decomposed(context: RunContext, weights: str) -> nn.Module:
     """Return the network of the present stage's plan with the weights of one of its files."""
     model, _ = decompose(context.dense, context.read(CompressionPlan), fit=False)
-    load_into(model, load_file(context.path(weights)), source=weights)
+    load_weights(model, load_file(context.path(weights)), source=weights)
     return model
 
 

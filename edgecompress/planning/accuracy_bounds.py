@@ -36,7 +36,7 @@ def limit_accuracy_drop(
     Raises:
         ConfigError: Too few inputs to measure a drop on.
     """
-    n = batches.size(judged[0]) if judged else 0
+    n = batches.count_samples(judged[0]) if judged else 0
     if judged is None or not inputs or n < MIN_SAMPLES:
         raise ConfigError(
             f"max drop {max_drop:g}: {n} inputs to measure it on, {MIN_SAMPLES} are needed; add data to the recipe or give --data"
@@ -83,12 +83,12 @@ def keep_agreement(
         inputs: Inputs, empty if none are available: the first half re-estimates BatchNorm, the second half measures agreement.
         data_aware: Fit the factors to what the layers read from the first half, where a method can.
     """
-    samples = batches.size(inputs) if inputs else 0
+    samples = batches.count_samples(inputs) if inputs else 0
     if samples < MIN_AGREEMENT_SAMPLES:
         note = f"{asked} was refused: {samples} inputs cannot show whether the network survives it"
         return msgspec.structs.replace(plan_at(0.0), notes=(*full.notes, note))
     half = samples // 2
-    recovery, held_out = batches.take(inputs, slice(half)), batches.take(inputs, slice(half, None))
+    recovery, held_out = batches.take_samples(inputs, slice(half)), batches.take_samples(inputs, slice(half, None))
     evaluator = PlanEvaluator(model, recovery, held_out, None, data_aware)
     first = evaluator.agreement(full)
     if first >= min_agreement:

@@ -66,7 +66,7 @@ def record_activations(model: nn.Module, inputs: Batch) -> Recording:
             # Runs before the module's other hooks: those that change the output change it again in a replay.
             handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end, prepend=True)]
     try:
-        outputs = batches.run(model, inputs)
+        outputs = batches.run_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import parse_options
-from edgecompress.network.surgery import tied_layers
+from edgecompress.network.surgery import find_tied_layers
 from edgecompress.options import AUTO, Choice
 from edgecompress.planning import stages
 from edgecompress.planning.candidates import (
@@ -94,7 +94,7 @@ def find_candidates(
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"{name}: no such layer; {'did you mean ' + ', '.join(near) if near else 'see `edgecompress analyze`'}?")
-    tied = tied_layers(model)
+    tied = find_tied_layers(model)
     unfitted = [
         _lower_rank_candidates(layer, model.get_submodule(layer.name), current[layer.name], multiple, fixed=layer.name in fixed)
         if layer.name in current

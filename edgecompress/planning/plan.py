@@ -90,7 +90,8 @@ def plan(
     if inputs is None:
         losses = sensitivity.squared_errors(fitted.candidates)
     else:
-        few = batches.take(batches.check(inputs, "planning inputs"), slice(sensitivity.affordable_samples(fitted.candidates, stats.macs)))
+        affordable = sensitivity.affordable_samples(fitted.candidates, stats.macs)
+        few = batches.take_samples(batches.check_batch(inputs, "planning inputs"), slice(affordable))
         losses = sensitivity.measure_losses(model, fitted.candidates, few, data_aware=data_aware, track=track)
     int8_losses = int8_loss.measure_int8_losses(model, [layer.name for layer in stats.layers], few, track=track) if joint else {}
     problem = PlanningProblem(

@@ -12,10 +12,10 @@ from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import Before, before, reestimate
+from edgecompress.network.batchnorm import RecordedStatistics, record_statistics, reestimate_batchnorm
 from edgecompress.network.outputs import scores_of, top1
-from edgecompress.network.parity import agreement
-from edgecompress.network.surgery import forward, replace
+from edgecompress.network.parity import top1_agreement
+from edgecompress.network.surgery import forward, replace_module
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
 
@@ -42,7 +42,7 @@ class PlanEvaluator:
 
     def agreement(self, plan: CompressionPlan) -> float:
         """Return the fraction of held-out inputs on which the planned and the dense network predict the same class; 1 without classes."""
-        same = agreement(self._outputs(plan), self._dense[0])
+        same = top1_agreement(self._outputs(plan), self._dense[0])
         return 1.0 if same is None else same
 
     def accuracy_drop(self, plan: CompressionPlan) -> float:
@@ -51,14 +51,14 @@ class PlanEvaluator:
         outputs = self._outputs(plan)
         if self.labels is not None and (dense := scores_of(reference)) is not None and (planned := scores_of(outputs)) is not None:
             return 100 * (top1(dense, self.labels) - top1(planned, self.labels))
-        same = agreement(outputs, reference)
+        same = top1_agreement(outputs, reference)
         return 0.0 if same is None else 100 * (1 - same)
 
     @cached_property
-    def _dense(self) -> tuple[Batch, Before]:
+    def _dense(self) -> tuple[Batch, RecordedStatistics]:
         """The dense network's outputs on the held-out inputs, and its BatchNorm statistics."""
         network = copy.deepcopy(self.model).eval()
-        return forward(network, self.held_out), before(network, batches.evenly(self.recovery))
+        return forward(network, self.held_out), record_statistics(network, batches.split_evenly(self.recovery))
 
     def _outputs(self, plan: CompressionPlan) -> Batch:
         """Return the planned network's outputs on the held-out inputs."""
@@ -67,8 +67,8 @@ class PlanEvaluator:
             FactorizationJob(step.layer, self.model.get_submodule(step.layer), step.method, step.rank, step.options) for step in plan.layers
         ]
         for job, fitted in zip(jobs, fit_layers(self.model, jobs, inputs=self.recovery if self.data_aware else None), strict=True):
-            replace(network, job.name, fitted.compact)
-        reestimate(network, batches.evenly(self.recovery), since=self._dense[1])
+            replace_module(network, job.name, fitted.compact)
+        reestimate_batchnorm(network, batches.split_evenly(self.recovery), since=self._dense[1])
         return forward(network, self.held_out)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS, factorize
 from edgecompress.factorizations.ranks import rank_by_parameter_rate
-from edgecompress.network.surgery import replace
+from edgecompress.network.surgery import replace_module
 from edgecompress.planning.candidates import effective_calls
 from edgecompress.planning.latency_tables.layer_forms import layer_form
 from edgecompress.records import LayerForm, ModelStats
@@ -30,7 +30,7 @@ def reduce_network(model: nn.Module, stats: ModelStats) -> nn.Module:
         method, rank = _method_and_rank(module)
         if method == "dense":
             continue
-        replace(made, layer.name, factorize(module, method, rank))
+        replace_module(made, layer.name, factorize(module, method, rank))
     return made.eval()
 
 

@@ -24,9 +24,9 @@ from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import by_batch
+from edgecompress.network.batchnorm import normalize_by_batch
 from edgecompress.network.outputs import divergence
-from edgecompress.network.surgery import replace
+from edgecompress.network.surgery import replace_module
 from edgecompress.planning import loss_cache
 from edgecompress.planning.activation_cache import Recording, record_activations, replay_before
 from edgecompress.planning.candidates import DENSE, Candidate
@@ -61,9 +61,9 @@ def measure_losses(
         ConfigError: The dense model's outputs are not finite.
     """
     trial = copy.deepcopy(model).eval()
-    if batches.size(inputs) > 1:
-        by_batch(trial)
-    n = max(1, batches.size(inputs) // max(2, batches.chunk(inputs)))
+    if batches.count_samples(inputs) > 1:
+        normalize_by_batch(trial)
+    n = max(1, batches.count_samples(inputs) // max(2, batches.choose_chunk_size(inputs)))
     parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about equal size, at least two samples each
     path = loss_cache.cache_path(model, inputs, map(partial(_run_part, trial), parts), data_aware=data_aware)
     losses = loss_cache.load_losses(path)
@@ -75,7 +75,7 @@ def measure_losses(
             measured = _measure_probes(model, trial, missing, parts, inputs if data_aware else None)
             for i, loss in track(measured, title, len(missing) * len(parts)):
                 summed[i] += loss
-            samples = batches.size(inputs)
+            samples = batches.count_samples(inputs)
             losses |= {loss_cache.form_key(*each): _clamp_loss(loss / samples) for each, loss in zip(missing, summed, strict=True)}
             loss_cache.store_losses(path, losses)
         for layer, probe in work:
@@ -85,7 +85,7 @@ def measure_losses(
 
 @torch.no_grad()
 def _run_part(trial: nn.Module, part: Batch) -> Batch:
-    return batches.run(trial, part)
+    return batches.run_model(trial, part)
 
 
 def _clamp_loss(loss: float) -> float:
@@ -116,7 +116,7 @@ def _measure_probes(
                 raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
             for i, (job, made) in enumerate(zip(jobs, fitted, strict=True), start):
                 outputs = _run_with_layer(trial, job.name, made.compact, part, recording)
-                yield i, batches.size(part) * float(divergence(outputs, recording.outputs))
+                yield i, batches.count_samples(part) * float(divergence(outputs, recording.outputs))
         start = end
 
 
@@ -125,11 +125,11 @@ def _run_with_layer(model: nn.Module, layer: str, compact: nn.Module, part: Batc
     """Return the network's outputs with one layer replaced; `model` has its dense layer again afterwards."""
     dense = model.get_submodule(layer)
     with replay_before(recording, dense):
-        replace(model, layer, compact)
+        replace_module(model, layer, compact)
         try:
-            return batches.run(model, part)
+            return batches.run_model(model, part)
         finally:
-            replace(model, layer, dense)
+            replace_module(model, layer, dense)
 
 
 def affordable_samples(options: Mapping[str, list[Candidate]], macs: int) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.factorizations import METHODS, Factors
-from edgecompress.network.surgery import replace
+from edgecompress.network.surgery import replace_module
 from edgecompress.planning.candidates import Candidate
 from edgecompress.records import CompressionPlan, DecomposeResult, LayerPlan
 
@@ -108,7 +108,7 @@ def restore_dense(network: nn.Module, dense: nn.Module, steps: Sequence[LayerPla
         cast(Tensor, layer.weight).copy_(METHODS[step.method].reconstruct(compact))
         if layer.bias is not None:
             cast(Tensor, layer.bias).copy_(next(p for name, p in compact.named_parameters() if name.rpartition(".")[2] == "bias"))
-        replace(made, step.layer, layer.train(compact.training))
+        replace_module(made, step.layer, layer.train(compact.training))
     return made
 
 

@@ -19,8 +19,8 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.constants import get_constant
 from edgecompress.network.layer_kinds import weight_name
-from edgecompress.network.parity import agreement, compare, shortfalls, worst_sqnr_db
-from edgecompress.network.subgraph import graph_of, is_values, scopes
+from edgecompress.network.parity import describe_shortfalls, measure_parity, top1_agreement, worst_sqnr_db
+from edgecompress.network.subgraph import enclosing_modules, graph_of, is_float_tensor
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.simulation import (
     RANGE_SAMPLES,
@@ -50,7 +50,7 @@ class LayerwiseSimulation:
     def __init__(self, program: ExportedProgram, scheme: str, calibration: Batch) -> None:
         spec = QuantSpec(scheme=scheme)
         self.graph = graph_of(round_integer_weights(program, spec, calibration))
-        nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_values(n)}
+        nodes = {n.name for n in self.graph.graph.nodes if n.op in {"call_function", "placeholder"} and is_float_tensor(n)}
         before = graph_of(program)
         known = {str(n.target) for n in before.graph.nodes if n.op == "get_attr"}
         names = {str(n.target) for n in self.graph.graph.nodes if n.op == "get_attr"}
@@ -65,7 +65,8 @@ class LayerwiseSimulation:
     @property
     def layers(self) -> tuple[str, ...]:
         """The modules that the weights belong to, in the order of computation."""
-        return tuple(dict.fromkeys(scopes(n)[-1] for n in self.graph.graph.nodes if weight_name(n) and scopes(n) and scopes(n)[-1]))
+        paths = [enclosing_modules(node) for node in self.graph.graph.nodes if weight_name(node)]
+        return tuple(dict.fromkeys(path[-1] for path in paths if path and path[-1]))
 
     def run(self, batch: Batch, quant: QuantSpec) -> tuple[Tensor, ...]:
         """Return the program's outputs under `quant`, in which each layer has the simulated scheme or fp32."""
@@ -105,40 +106,40 @@ def plan_precision(
     Raises:
         ConfigError: Fewer than four calibration inputs.
     """
-    n = batches.size(calibration)
+    n = batches.count_samples(calibration)
     if n < MIN_SAMPLES:
         raise ConfigError(
             f"mixed precision: {n} calibration inputs, at least {MIN_SAMPLES} are needed; give more with --calibration-samples"
         )
-    simulation = LayerwiseSimulation(program, scheme, batches.take(calibration, slice(n // 2)))
-    measured = batches.take(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
+    simulation = LayerwiseSimulation(program, scheme, batches.take_samples(calibration, slice(n // 2)))
+    measured = batches.take_samples(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
     exact = run_graph(graph_of(program), measured)
     by_hand = dict(fixed or {})
-    wanted = tighten_gate(limits, batches.size(measured))
+    wanted = tighten_gate(limits, batches.count_samples(measured))
     names = [name for name in simulation.layers if not any(f"{name}.".startswith(f"{given}.") for given in by_hand)]
 
     def measure(kept: list[str]) -> Parity:
-        return compare(simulation.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, FLOAT32))), exact)
+        return measure_parity(simulation.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, FLOAT32))), exact)
 
     alone: dict[str, Sensitivity] = {}
-    few, exact_few = (batches.take(batch, slice(SENSITIVITY_SAMPLES)) for batch in (measured, exact))
+    few, exact_few = (batches.take_samples(batch, slice(SENSITIVITY_SAMPLES)) for batch in (measured, exact))
     for name in track(names, "measuring sensitivity to int8", len(names)):
         outputs = simulation.run(few, QuantSpec(scheme=FLOAT32, layers={name: scheme}))
-        alone[name] = Sensitivity(worst_sqnr_db(outputs, exact_few), agreement(outputs, exact_few))
+        alone[name] = Sensitivity(worst_sqnr_db(outputs, exact_few), top1_agreement(outputs, exact_few))
     order = sorted(names, key=lambda name: alone[name].sqnr_db)
     before = measure([])
     kept, reached, sought = 0, before, wanted
-    if shortfalls(before, wanted):
+    if describe_shortfalls(before, wanted):
         low, high, reached = 1, len(order), measure(order)
-        if shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
+        if describe_shortfalls(reached, wanted) and (nearest := reached.top1_agreement) is not None:
             # All layers in float miss the gate as well: be content with about what they reach.
-            sought = msgspec.structs.replace(wanted, min_agreement=nearest - _standard_error(nearest, batches.size(measured)))
-            if not shortfalls(before, sought):
+            sought = msgspec.structs.replace(wanted, min_agreement=nearest - _standard_error(nearest, batches.count_samples(measured)))
+            if not describe_shortfalls(before, sought):
                 high, reached = 0, before  # no float layer brings the network nearer
-        while low < high and not shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
+        while low < high and not describe_shortfalls(reached, sought):  # the least number that passes; more never hurts but by chance
             middle = (low + high) // 2
             found = measure(order[:middle])
-            low, high, reached = (middle + 1, high, reached) if shortfalls(found, sought) else (low, middle, found)
+            low, high, reached = (middle + 1, high, reached) if describe_shortfalls(found, sought) else (low, middle, found)
         kept = high
     return PrecisionPlan(
         scheme=scheme,
@@ -147,7 +148,7 @@ def plan_precision(
         before=before,
         reached=reached,
         wanted_agreement=wanted.min_agreement,
-        note=f"float layers alone do not mend it: {shortfalls(reached, wanted)}" if shortfalls(reached, wanted) else "",
+        note=f"float layers alone do not mend it: {describe_shortfalls(reached, wanted)}" if describe_shortfalls(reached, wanted) else "",
     )
 
 

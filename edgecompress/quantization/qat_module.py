@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from edgecompress.errors import UnsupportedError
 from edgecompress.network.batches import Batch
 from edgecompress.network.constants import get_constant, set_constant
-from edgecompress.network.exported import example_inputs, quiet_export
+from edgecompress.network.exported import example_inputs, silence_export
 from edgecompress.network.layer_kinds import weight_name
 from edgecompress.network.subgraph import graph_of, is_fused
 from edgecompress.quantization.fake_quantize import channel_peaks
@@ -103,7 +103,7 @@ def replace_constants(program: ExportedProgram, values: Mapping[str, Tensor]) ->
     for name in graph.state_dict():  # shared with the program
         set_constant(graph, name, values.get(name, get_constant(graph, name)).detach().clone())
     graph.recompile()
-    with torch.no_grad(), quiet_export():
+    with torch.no_grad(), silence_export():
         return torch.export.export(graph, example_inputs(program), strict=False)
 
 

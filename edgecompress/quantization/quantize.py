@@ -45,7 +45,7 @@ def quantize(
         forward(model, inputs)  # an index beyond its embedding is told here by name
     low, high = zip(*((float(x.min()), float(x.max())) for x in inputs), strict=True)
     return inputs, QuantizeResult(
-        specs=tuple(quant_spec(scheme, batches.size(inputs)) for scheme in schemes),
+        specs=tuple(quant_spec(scheme, batches.count_samples(inputs)) for scheme in schemes),
         calibration_data=describe_dataset(data),
         input_range=(min(low), max(high)),
         layers=tuple(

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from edgecompress.network.constants import get_constant, set_constant
 from edgecompress.network.layer_kinds import WEIGHTED_OPS, weight_name
-from edgecompress.network.subgraph import graph_of, is_fused, is_values, scopes
+from edgecompress.network.subgraph import enclosing_modules, graph_of, is_float_tensor, is_fused
 from edgecompress.quantization.fake_quantize import (
     fake_quantize_asymmetric,
     fake_quantize_weight,
@@ -125,7 +125,7 @@ def static_activations(graph: fx.GraphModule, schemes: NodeSchemes) -> set[str]:
         read = any(_is_static(user, schemes) for user in node.users)
         made = _is_static(node, schemes) and node.target not in MOVING_OPS and not any(is_fused(user) for user in node.users)
         enters = read and node.op != "get_attr" and not _is_static(node, schemes)
-        if (made or enters) and is_values(node):
+        if (made or enters) and is_float_tensor(node):
             found.add(node.name)
     return found
 
@@ -133,7 +133,7 @@ def static_activations(graph: fx.GraphModule, schemes: NodeSchemes) -> set[str]:
 def run_graph(graph: fx.GraphModule, batch: Sequence[Tensor], nodes: Sequence[str] = (), make: Any = None) -> tuple[Tensor, ...]:
     """Return a graph's outputs for each sample of `batch`, or the values of `nodes`, `(n, …)` each, many samples at once.
 
-    A node whose first axis is not the batch gives one row a sample, as `subgraph.cut` makes it.
+    A node whose first axis is not the batch gives one row a sample, as `extract_subgraph` makes it.
 
     Args:
         make: Returns the interpreter that runs the graph; by default a `RecordingInterpreter`.
@@ -279,4 +279,6 @@ def _is_static(node: fx.Node, schemes: NodeSchemes) -> bool:
 
 def _scheme_name(node: fx.Node, quant: QuantSpec) -> str:
     layer = cast("fx.Node", node.args[0]) if is_fused(node) else node
-    return next((quant.layers[name] for name in reversed(scopes(layer)) if name in quant.layers), quant.scheme)  # the innermost decides
+    return next(
+        (quant.layers[name] for name in reversed(enclosing_modules(layer)) if name in quant.layers), quant.scheme
+    )  # the innermost decides

@@ -15,14 +15,14 @@ from edgecompress.data import Samples, describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import before, has_batchnorm, reestimate
+from edgecompress.network.batchnorm import has_batchnorm, record_statistics, reestimate_batchnorm
 from edgecompress.network.outputs import is_scores, scores_of, top1
-from edgecompress.network.surgery import in_format, is_decomposed
-from edgecompress.network.threads import threads
+from edgecompress.network.surgery import is_decomposed, set_memory_format
+from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
 from edgecompress.recovery import checkpoint
-from edgecompress.recovery.schedule import STEEPEST, drawn, loss_of, parted, schedule, seed_of
+from edgecompress.recovery.schedule import MAX_GRAD_NORM, chunks, distillation_loss, epoch_seed, learning_rate_fraction, shuffled_batches
 
 BATCHNORM_SAMPLES: Final = 2048
 EVAL_BATCH: Final = 250
@@ -87,34 +87,34 @@ def finetune(
     if (options.epochs > 0 or repair) and len(data) < 2:  # type: ignore[arg-type]
         raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
     # Channels last: the convolution kernels of CPUs are faster in it; shapes and results are the same.
-    model = in_format(copy.deepcopy(model), torch.channels_last)
-    teacher = in_format(copy.deepcopy(teacher), torch.channels_last).eval()
-    dense_top1 = evaluate(teacher, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
+    model = set_memory_format(copy.deepcopy(model), torch.channels_last)
+    teacher = set_memory_format(copy.deepcopy(teacher), torch.channels_last).eval()
+    dense_top1 = measure_top1(teacher, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
     key = checkpoint.key_of(model, options, describe_dataset(data))
     optimizer = _optimizer(model, options)
     epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
-    with torch.random.fork_rng(devices=[]), threads(options.threads):
+    with torch.random.fork_rng(devices=[]), use_threads(options.threads):
         if not epochs:
             started = time.perf_counter()
-            torch.manual_seed(seed_of(options.seed, 0))
+            torch.manual_seed(epoch_seed(options.seed, 0))
             if repair:
-                dense = before(teacher, _inputs(data, example_inputs, track))
-                torch.manual_seed(seed_of(options.seed, 0))  # the same samples
-                reestimate(model, _inputs(data, example_inputs, track), since=dense)
-            score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
+                dense = record_statistics(teacher, _inputs(data, example_inputs, track))
+                torch.manual_seed(epoch_seed(options.seed, 0))  # the same samples
+                reestimate_batchnorm(model, _inputs(data, example_inputs, track), since=dense)
+            score = measure_top1(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
         for number in range(len(epochs), options.epochs + 1):
             started = time.perf_counter()
-            torch.manual_seed(seed_of(options.seed, number))
+            torch.manual_seed(epoch_seed(options.seed, number))
             loss = _epoch(model, teacher, data, example_inputs, optimizer, options, number, track)
             if number == options.epochs and repair:  # running averages follow the last few batches; what ships must not
-                reestimate(model, _inputs(data, example_inputs, track))
-            score = evaluate(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
+                reestimate_batchnorm(model, _inputs(data, example_inputs, track))
+            score = measure_top1(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
             rate = float(optimizer.param_groups[0]["lr"])
             epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
             if checkpoint_path:
                 checkpoint.save(checkpoint_path, key, model, optimizer, epochs)
-    return in_format(model, torch.contiguous_format).eval(), FinetuneResult(
+    return set_memory_format(model, torch.contiguous_format).eval(), FinetuneResult(
         dense_top1=dense_top1,
         before_top1=epochs[0].top1,
         top1=epochs[-1].top1,
@@ -127,17 +127,19 @@ def finetune(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: "Dataset[Any]", track: Track = track_silently, *, example_inputs: Batch | None = None) -> float | None:
+def measure_top1(
+    model: nn.Module, data: "Dataset[Any]", track: Track = track_silently, *, example_inputs: Batch | None = None
+) -> float | None:
     """Return the top-1 accuracy of `model` on labelled data as a fraction; None when there are no labels, or no one output is scores."""
     model.eval()
     classes = _classes(model, data, example_inputs) if len(data) else None  # type: ignore[arg-type]
     if classes is None:
         return None
     right = total = 0
-    orders = parted(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    orders = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "evaluating", len(orders)):
         x, labels = fetch_samples(data, indices, example=example_inputs, classes=classes)
-        scores = scores_of(batches.run(model, x))
+        scores = scores_of(batches.run_model(model, x))
         if labels is None or scores is None:
             return None
         right += round(top1(scores, labels) * len(scores))
@@ -160,25 +162,25 @@ def _epoch(
     model.train()
     losses = []
     title = f"epoch {number}/{options.epochs}"
-    orders = drawn(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
+    orders = shuffled_batches(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
     peak = options.learning_rate or USUAL_RATE[options.optimizer]
     low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
     for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
-            group["lr"] = peak * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
+            group["lr"] = peak * learning_rate_fraction((number - 1 + (step + 1) / len(orders)) / options.epochs)
         x, labels = fetch_samples(data, indices, example=example, labelled=classes is not None, classes=classes)
         x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             with torch.no_grad():
-                wanted = _in_full(batches.run(teacher, x))
-            outputs = _in_full(batches.run(model, x))
-        loss = loss_of(outputs, wanted, labels, temperature=options.temperature, distill=options.distill)
+                wanted = _in_full(batches.run_model(teacher, x))
+            outputs = _in_full(batches.run_model(model, x))
+        loss = distillation_loss(outputs, wanted, labels, temperature=options.temperature, distill=options.distill)
         if not bool(loss.isfinite()):
             raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not all(is_scores(y) for y in wanted):
-            nn.utils.clip_grad_norm_(model.parameters(), STEEPEST)
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
@@ -191,12 +193,12 @@ def _in_full(outputs: Batch) -> Batch:
 @torch.inference_mode()
 def _classes(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> int | None:
     """Return how many classes a model in eval mode scores; labels of one that gives no scores may be anything, e.g. images."""
-    scores = scores_of(batches.run(model, example or fetch_samples(data, [0], labelled=False)[0]))
+    scores = scores_of(batches.run_model(model, example or fetch_samples(data, [0], labelled=False)[0]))
     return None if scores is None else scores.shape[1]
 
 
 def _inputs(data: "Dataset[Any]", example: Batch | None, track: Track) -> Iterator[Batch]:
-    orders = drawn(len(data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
+    orders = shuffled_batches(len(data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
     for indices in track(orders, "re-estimating BatchNorm", len(orders)):
         yield fetch_samples(data, indices, example=example, labelled=False)[0]
 

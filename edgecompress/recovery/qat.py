@@ -19,15 +19,15 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program
 from edgecompress.network.outputs import divergence, scores_of, top1
-from edgecompress.network.parity import agreement, worst_sqnr_db
+from edgecompress.network.parity import top1_agreement, worst_sqnr_db
 from edgecompress.network.surgery import forward
-from edgecompress.network.threads import threads
+from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.qat_module import FakeQuantizedModule
 from edgecompress.quantization.simulation import round_integer_weights
 from edgecompress.records import Epoch, QatResult, QuantSpec, Record
 from edgecompress.recovery import checkpoint
-from edgecompress.recovery.schedule import STEEPEST, drawn, loss_of, parted, schedule, seed_of
+from edgecompress.recovery.schedule import MAX_GRAD_NORM, chunks, distillation_loss, epoch_seed, learning_rate_fraction, shuffled_batches
 from edgecompress.targets import INT8_STATIC
 
 EVAL_SAMPLES: Final = 2000  # the simulation is several times slower than the network
@@ -82,11 +82,11 @@ def qat(
     options, quant = options or QatOptions(), quant or QuantSpec(scheme=INT8_STATIC)
     _check(options, train_data)
     assert train_data is not None
-    with threads(options.threads):
+    with use_threads(options.threads):
         program = round_integer_weights(to_program(model, tuple(x[:1] for x in example_inputs)), quant, calibration)
         student = FakeQuantizedModule(program, quant, calibration)
         start = {name: value.detach() for name, value in student.quantized_constants().items()}
-        seen = batches.take(calibration, slice(EVAL_SAMPLES))
+        seen = batches.take_samples(calibration, slice(EVAL_SAMPLES))
         wanted = forward(model, seen)
         before_loss, before = _loss(student, seen, wanted), _scored(student, model, eval_data, calibration, example_inputs, track)
         epochs = _train(student, model, train_data, example_inputs, options, checkpoint_path, track)
@@ -126,7 +126,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         for number in range(len(epochs) + 1, options.epochs + 1):
             started = time.perf_counter()
-            torch.manual_seed(seed_of(options.seed, number))
+            torch.manual_seed(epoch_seed(options.seed, number))
             student.observe_ranges()
             loss = _epoch(student, teacher, data, example, optimizer, options, number, track)
             rate = float(optimizer.param_groups[0]["lr"])
@@ -151,19 +151,19 @@ def _epoch(
     classes = None if scores is None else scores.shape[1]
     losses = []
     title = f"int8 epoch {number}/{options.epochs}"
-    orders = drawn(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
+    orders = shuffled_batches(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
     for step, indices in enumerate(track(orders, title, len(orders))):
         for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule((number - 1 + (step + 1) / len(orders)) / options.epochs)
+            group["lr"] = options.learning_rate * learning_rate_fraction((number - 1 + (step + 1) / len(orders)) / options.epochs)
         x, labels = fetch_samples(data, indices, example=example, labelled=classes is not None, classes=classes)
         with torch.no_grad():
-            wanted = batches.run(teacher, x)
-        loss = loss_of(student(*x), wanted, labels, temperature=options.temperature, distill=options.distill)
+            wanted = batches.run_model(teacher, x)
+        loss = distillation_loss(student(*x), wanted, labels, temperature=options.temperature, distill=options.distill)
         if not bool(loss.isfinite()):
             raise ConfigError(f"quantization-aware training: the loss became {float(loss.detach())} in {title}; fine-tune longer before it")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(student.parameters(), STEEPEST)
+        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
@@ -179,7 +179,7 @@ def _scored(
     student: FakeQuantizedModule, model: nn.Module, data: "Dataset[Any] | None", calibration: Batch, example: Batch, track: Track
 ) -> tuple[float | None, float | None, float, int]:
     """Return accuracy, agreement with the model, SQNR in dB and on how many samples, of evaluation data where there is some."""
-    inputs, labels = batches.take(calibration, slice(EVAL_SAMPLES)), None
+    inputs, labels = batches.take_samples(calibration, slice(EVAL_SAMPLES)), None
     if data is not None:
         scored = scores_of(forward(model, example))
         n = min(EVAL_SAMPLES, len(data))  # type: ignore[arg-type]
@@ -188,11 +188,11 @@ def _scored(
     wanted = forward(model, inputs)
     scores = scores_of(outputs)
     accuracy = top1(scores, labels) if scores is not None and labels is not None else None
-    return accuracy, agreement(outputs, wanted), worst_sqnr_db(outputs, wanted), len(inputs[0])
+    return accuracy, top1_agreement(outputs, wanted), worst_sqnr_db(outputs, wanted), len(inputs[0])
 
 
 def _run(student: FakeQuantizedModule, inputs: Batch, track: Track = track_silently) -> Batch:
-    orders = parted(range(batches.size(inputs)), EVAL_BATCH)
+    orders = chunks(range(batches.count_samples(inputs)), EVAL_BATCH)
     parts = [student(*(x[order] for x in inputs)) for order in track(orders, "simulating int8", len(orders))]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 

@@ -13,7 +13,7 @@ from edgecompress.data.recipe import Recipe
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.errors import ConfigError
 from edgecompress.files import replace_atomically
-from edgecompress.network.parity import compare
+from edgecompress.network.parity import measure_parity
 from edgecompress.options import Options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.publication import Publication, bench_artifacts, publish, restore_error
@@ -131,7 +131,7 @@ def _agreement(context: RunContext, artifact: Artifact) -> float:
     """
     inputs = context.evidence.inputs
     found, _ = run_artifact(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
-    agreed = compare(found, context.dense_outputs).top1_agreement
+    agreed = measure_parity(found, context.dense_outputs).top1_agreement
     if agreed is None:
         raise ConfigError(f"{context.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     return agreed

@@ -14,7 +14,7 @@ from torch import nn
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import METHODS, Factors, factorize, parse_options, reconstruction_errors, relative_error
 from edgecompress.factorizations.blocks import chain
-from edgecompress.network.counting import cost_of, params_of, watching
+from edgecompress.network.counting import cost_of, params_of, record_layer_costs
 
 # What an iteration says of itself has tests of its own.
 pytestmark = [
@@ -91,7 +91,7 @@ def test_counts_on_the_skeleton_are_those_of_the_real_layers(method, name):
         skeleton = METHODS[method].skeleton(layer, half(limit_of(method, layer)), parse_options(method)).to(x.dtype)
     params, macs = cost_of(skeleton.float(), shape)
     compact = fitted(method, name)
-    with watching(compact) as seen:
+    with record_layer_costs(compact) as seen:
         compact(x[:1])
     assert (params, macs) == (params_of(compact), sum(one.macs for one in seen.values()))
 

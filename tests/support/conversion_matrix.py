@@ -22,7 +22,7 @@ from edgecompress.factorizations import METHODS
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
-from edgecompress.network.parity import compare, shortfalls, sqnr_db
+from edgecompress.network.parity import describe_shortfalls, measure_parity, sqnr_db
 from edgecompress.network.surgery import forward
 from edgecompress.quantization.simulation import Simulation, can_simulate
 from edgecompress.records import ConversionReply, ConversionRequest, Parity, QuantSpec, Record, from_json, to_json
@@ -148,8 +148,8 @@ class Matrix:
             given = made(*key)
             self.models[key] = None
             if given is not None:
-                program = to_program(given.model, batches.take(given.inputs, slice(1)), name=cell.network)
-                calibration = batches.take(given.calibration, slice(CALIBRATION))
+                program = to_program(given.model, batches.take_samples(given.inputs, slice(1)), name=cell.network)
+                calibration = batches.take_samples(given.calibration, slice(CALIBRATION))
                 write_program(program, self._shared(cell, "pt2"))
                 for suffix, batch in (("calibration", calibration), ("data", given.inputs)):
                     save_file({f"input_{i}": x.contiguous() for i, x in enumerate(batch)}, self._shared(cell, suffix))
@@ -203,7 +203,7 @@ class Matrix:
         told: dict[str, Any] = {"layers": model.layers, "seconds": seconds, "size_bytes": output.stat().st_size}
         output.unlink()
         try:
-            parity = compare(outputs, model.reference)
+            parity = measure_parity(outputs, model.reference)
         except ParityError as error:
             return _result(cell, "wrong", str(error), **told)
         failed, blame = gate(cell.output, model, outputs, parity)
@@ -243,7 +243,7 @@ def quick() -> list[Cell]:
 
 def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[str, Blame]:
     """Return what is beyond its limit, "" when nothing is, and how far the artifact and its scheme alone depart."""
-    failed = shortfalls(parity, SCHEMES[output.scheme].gate)
+    failed = describe_shortfalls(parity, SCHEMES[output.scheme].gate)
     quant = QuantSpec(scheme=output.scheme)
     blame = Blame(parity.sqnr_db)
     if can_simulate(quant) and (failed or noise_failure(parity.sqnr_db, np.inf)):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from edgecompress.network.attention import opened
+from edgecompress.network.attention import unfuse_attention
 
 
 class Block(nn.Module):
@@ -195,7 +195,7 @@ class CausalBlock(nn.Module):
 
 def causal() -> nn.Module:
     """Return two such blocks: the attention of one as PyTorch computes it, that of the other as it is written to be factorized."""
-    return nn.Sequential(CausalBlock(), opened(CausalBlock()))
+    return nn.Sequential(CausalBlock(), unfuse_attention(CausalBlock()))
 
 
 class Branching(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgecompress.network import exported as programs
 from edgecompress.network.constants import get_constant
-from edgecompress.network.subgraph import graph_of, scopes
+from edgecompress.network.subgraph import enclosing_modules, graph_of
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         program = read(path)
         graph = graph_of(program)
         for node in graph.graph.nodes:
-            if layer in scopes(node)[-1:] and len(node.args) > 1 and getattr(node.args[1], "op", "") == "get_attr":
+            if layer in enclosing_modules(node)[-1:] and len(node.args) > 1 and getattr(node.args[1], "op", "") == "get_attr":
                 weight = get_constant(graph, node.args[1].target)  # shared with the program
                 weight.data[::2] *= -1
         return program

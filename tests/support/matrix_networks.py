@@ -21,10 +21,10 @@ from edgecompress.factorizations import METHODS
 from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.factorizations.ranks import rank_by_parameter_rate
-from edgecompress.network.attention import opened
+from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import reestimate
-from edgecompress.network.surgery import replace
+from edgecompress.network.batchnorm import reestimate_batchnorm
+from edgecompress.network.surgery import replace_module
 from support import odd_networks
 from support.converter_models import settled
 
@@ -287,7 +287,7 @@ def dense(name: str) -> nn.Module:
                 _give_spectrum(layer)
         settled(model, (data(name)[0][:FITTED],))
         _fit_head(model, name)
-    return opened(model.eval())
+    return unfuse_attention(model.eval())
 
 
 def takers(name: str, method: str) -> dict[str, tuple[int, ...]]:
@@ -314,10 +314,10 @@ def made(name: str, method: str) -> Made | None:
         if not jobs:
             return None
         factors = fit_layers(model, jobs)
-        model = opened(model)
+        model = unfuse_attention(model)
         for job, one in zip(jobs, factors, strict=True):
-            replace(model, job.name, one.compact)
-        reestimate(model, [(data(name)[0][:FITTED],)])
+            replace_module(model, job.name, one.compact)
+        reestimate_batchnorm(model, [(data(name)[0][:FITTED],)])
         _fit_head(model, name)
     inputs, _ = data(name)
     return Made(model.eval(), (inputs[:FITTED],), (inputs[FITTED:],), len(jobs))

@@ -21,8 +21,8 @@ from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.network import batches
 from edgecompress.network.exported import to_program
 from edgecompress.network.outputs import divergence, scores_of
-from edgecompress.network.parity import agreement, compare
-from edgecompress.network.reference import keep_reference, read_reference
+from edgecompress.network.parity import measure_parity, top1_agreement
+from edgecompress.network.reference import read_reference, write_reference
 from edgecompress.network.surgery import forward
 from edgecompress.quantization.calibration import read_calibration
 from edgecompress.quantization.quantize import quant_spec
@@ -167,15 +167,15 @@ def test_fine_tuning_comes_nearer_to_the_dense_network(name):
 
 def test_a_wide_output_does_not_hide_the_errors_of_a_small_one():
     large, small = 1000 * torch.eye(4)[:, None], torch.linspace(0, 1, 4)[:, None]
-    parity = compare((large, small + 0.1), (large, small))
+    parity = measure_parity((large, small + 0.1), (large, small))
     assert parity.max_rel == pytest.approx(0.1)
     assert parity.sqnr_db == pytest.approx(10 * np.log10(float(small.square().sum()) / 0.04), abs=1e-4)
 
 
 def test_agreement_is_of_the_scores_that_agree_least_and_accuracy_of_the_only_ones():
     a, b, number = torch.eye(4), torch.eye(4)[[1, 0, 2, 3]], torch.ones(4, 1)
-    assert agreement((a, a, number), (a, b, number)) == 0.5
-    assert agreement((number,), (number,)) is None
+    assert top1_agreement((a, a, number), (a, b, number)) == 0.5
+    assert top1_agreement((number,), (number,)) is None
     assert scores_of((a, number)) is a
     assert scores_of((a, b)) is None
 
@@ -215,7 +215,7 @@ def test_outputs_that_are_no_batch_of_tensors_are_refused(given, message):
 
 def test_the_reference_keeps_each_input_and_output(tmp_path):
     inputs = tuple(x[:10] for x in case("two").inputs)
-    keep_reference(tmp_path, inputs, {"dense": trained("two")})
+    write_reference(tmp_path, inputs, {"dense": trained("two")})
     x, y = read_reference(tmp_path, "dense")
     assert [torch.equal(a, b) for a, b in zip(x + y, inputs + forward(trained("two"), inputs), strict=True)] == [True] * 4
     with pytest.raises(ConfigError, match="no outputs of the compressed model; export again"):
@@ -376,6 +376,6 @@ def test_what_is_no_batch_is_refused_and_never_taken_apart(inputs):
 
 def test_chunks_are_even_and_in_order():
     x = (torch.arange(130), torch.arange(130)[:, None])
-    parts = list(batches.evenly(x))
+    parts = list(batches.split_evenly(x))
     assert [len(a) for a, _ in parts] == [44, 44, 42]
     assert torch.equal(torch.cat([b for _, b in parts]), x[1])

@@ -16,7 +16,7 @@ from edgecompress.data.recipe import recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.analyze import analyze
-from edgecompress.network.attention import opened
+from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.exported import read_program, to_program, write_program
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint, save_state
@@ -159,7 +159,7 @@ def test_a_checkpoint_has_the_names_of_the_users_model_and_what_a_run_keeps_thos
         run_steps(again, "finetune")
         assert torch.equal(forward(load_compressed(again), images)[0], first[0])
         assert reused == [(name, True) for name in ("analyze", "plan", "decompose", "finetune")]
-    opened_names = opened(vision).state_dict()
+    opened_names = unfuse_attention(vision).state_dict()
     save_state(opened_names, tmp_path / "opened.safetensors")
     with (
         pytest.raises(ConfigError, match=r"opened.safetensors: does not fit the model: .* keys missing \(first: encoder.*in_proj_bias\)"),

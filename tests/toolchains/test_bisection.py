@@ -14,10 +14,10 @@ from edgecompress.artifacts.bisection import Blame, find_first_departure
 from edgecompress.artifacts.gate import Divergence, noise_failure
 from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
 from edgecompress.errors import ParityError, ToolchainError
-from edgecompress.network.attention import opened
+from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.constants import get_constant, set_constant
 from edgecompress.network.exported import example_outputs, to_program
-from edgecompress.network.subgraph import cut, graph_of, layers_of
+from edgecompress.network.subgraph import extract_subgraph, graph_of, layers_of
 from edgecompress.quantization.simulation import run_graph
 from edgecompress.records import Artifact, QuantSpec, read_record
 from edgecompress.targets import SCHEMES
@@ -84,11 +84,11 @@ def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_nee
     program = to_program(Heads().eval(), inputs)
     graph = graph_of(program)
     for layer in layers_of(graph):
-        part, taken = cut(program, [layer.node])
+        part, taken = extract_subgraph(program, [layer.node])
         assert taken == ((0, 1) if layer.node in {"cat", "linear"} else (0,)), layer
         (found,), (expected,) = run_graph(graph_of(part), [inputs[i] for i in taken]), run_graph(graph, inputs, [layer.node])
         assert torch.equal(found, expected), layer
-    two, _ = cut(program, ["conv2d", "sigmoid"])
+    two, _ = extract_subgraph(program, ["conv2d", "sigmoid"])
     assert [tuple(y.shape) for y in example_outputs(two)] == [(1, 4, 5, 7)] * 2
 
 
@@ -102,7 +102,7 @@ def test_layers_carry_the_names_of_modules_and_end_behind_their_activation(resid
 
 def test_scores_with_a_mask_are_no_place_to_cut():
     x = (torch.randn(1, 12, 16),)
-    for block, op in ((CausalBlock(), "baddbmm"), (opened(CausalBlock()), "add")):
+    for block, op in ((CausalBlock(), "baddbmm"), (unfuse_attention(CausalBlock()), "add")):
         graph = graph_of(to_program(block.eval(), x))
         (softmax,) = (node for node in graph.graph.nodes if "softmax" in node.name)
         assert softmax.args[0].name.startswith(op)

@@ -10,7 +10,7 @@ from support.conversion_matrix import OUTPUTS, VARIANTS, Cell, Matrix, Output, R
 from support.matrix_networks import NETWORKS
 from support.paths import REPOSITORY
 
-from edgecompress.network.parity import compare
+from edgecompress.network.parity import measure_parity
 
 EXPLAINED = ("passed", "unsupported", "scheme")
 TOOLCHAINS = tuple(dict.fromkeys((output.format, output.route) for output in OUTPUTS))
@@ -81,10 +81,10 @@ def test_outputs_that_are_off_do_not_pass(tmp_path):
     model = Matrix(tmp_path).model(Cell("audio", "dense", FP32))
     for scheme, factor in (("fp32", 1.001), ("int8-static", -1.0)):
         outputs = tuple(factor * y for y in model.reference)
-        failed, blame = gate(Output("tflite", "litert-torch", scheme), model, outputs, compare(outputs, model.reference))
+        failed, blame = gate(Output("tflite", "litert-torch", scheme), model, outputs, measure_parity(outputs, model.reference))
         assert failed
         assert not blame.scheme_alone
-    failed, _ = gate(FP32, model, model.reference, compare(model.reference, model.reference))
+    failed, _ = gate(FP32, model, model.reference, measure_parity(model.reference, model.reference))
     assert not failed
 
 

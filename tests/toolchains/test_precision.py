@@ -9,7 +9,7 @@ from support.networks import Net, Uneven, digits, trained
 from edgecompress.artifacts.publish import Description, Evidence, export_artifact
 from edgecompress.errors import ConfigError
 from edgecompress.network.exported import to_program
-from edgecompress.network.parity import shortfalls, sqnr_db
+from edgecompress.network.parity import describe_shortfalls, sqnr_db
 from edgecompress.network.subgraph import graph_of
 from edgecompress.options import Options, parse_layer_schemes, update_options
 from edgecompress.quantization.mixed_precision import LayerwiseSimulation, plan_precision, tighten_gate
@@ -64,7 +64,7 @@ def test_the_fewest_of_the_most_sensitive_layers_that_clear_the_gate_stay_in_flo
     assert made.schemes == {layer.layer: "fp32" for layer in kept}
     by_hand = dict.fromkeys([k.layer for k in sorted(kept, key=lambda k: k.alone_sqnr_db)][:-1], "fp32")
     fewer = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS, fixed=by_hand)
-    assert shortfalls(fewer.before, tighten_gate(LIMITS, 128))
+    assert describe_shortfalls(fewer.before, tighten_gate(LIMITS, 128))
     assert fewer.schemes == made.schemes
 
 
@@ -97,7 +97,7 @@ def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven
             evidence=Evidence(inputs=(held_out.inputs,)),
             calibration=calibration,
         )
-        assert bool(shortfalls(artifact.parity, LIMITS)) == (not layers)
+        assert bool(describe_shortfalls(artifact.parity, LIMITS)) == (not layers)
         assert artifact.parity.top1_agreement == pytest.approx(artifact.simulated.top1_agreement, abs=0.1)
 
 

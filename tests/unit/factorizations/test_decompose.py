@@ -12,7 +12,7 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.factorizations import fitting
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.analyze import analyze
-from edgecompress.network.surgery import is_decomposed, replace
+from edgecompress.network.surgery import is_decomposed, replace_module
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
 
@@ -144,7 +144,7 @@ def test_a_plan_of_another_model_is_refused(net, made, change, kind, message):
 def test_replace_works_at_every_depth():
     model = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 3))}))
     new = nn.Linear(2, 4)
-    before = replace(model, "1.a.0", new)
+    before = replace_module(model, "1.a.0", new)
     assert before.out_features == 3
     assert model.get_submodule("1.a.0") is new
-    assert replace(model, "0", nn.Identity()).out_features == 2
+    assert replace_module(model, "0", nn.Identity()).out_features == 2

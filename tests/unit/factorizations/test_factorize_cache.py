@@ -17,7 +17,7 @@ from torch import nn
 from edgecompress.factorizations import Moments, cache, factorize, parallel, parse_options
 from edgecompress.factorizations.methods import svd
 from edgecompress.factorizations.parallel import FactorizationJob, factorize_all, measure_errors
-from edgecompress.network.surgery import replace
+from edgecompress.network.surgery import replace_module
 
 
 def key(layer, method="svd", rank=(2,), options=None, moments=None):
@@ -214,7 +214,7 @@ def test_cached_factors_work_in_a_model(everything_is_kept, tmp_path):
     wanted = model(x)
     for _ in range(2):
         trial = nn.Sequential(*model)
-        replace(trial, "0", factorize_all([job], cache=tmp_path)[0].compact)
+        replace_module(trial, "0", factorize_all([job], cache=tmp_path)[0].compact)
         torch.testing.assert_close(trial(x), wanted)
         trial(x).sum().backward()
         assert all(p.grad is not None for p in trial[0].parameters())

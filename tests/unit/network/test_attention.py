@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils import prune as pruning
 
 from edgecompress.errors import ConfigError, UnsupportedError
-from edgecompress.network.attention import Attention, closed, opened
-from edgecompress.network.surgery import tied_layers
+from edgecompress.network.attention import Attention, find_unsupported_attention, unfuse_attention
+from edgecompress.network.surgery import find_tied_layers
 from edgecompress.network.weights import fingerprint
 
 WIDTH, HEADS, BATCH, LONG, SHORT = 12, 4, 3, 6, 5
@@ -60,7 +60,7 @@ def sequences(dense, *, batch=BATCH):
 
 def agree(dense, inputs, **call):
     """Both answer alike in training with the same dropout, in evaluation, and there by PyTorch's fused path."""
-    both = dense, opened(dense)
+    both = dense, unfuse_attention(dense)
     for training, gradients in ((True, True), (False, True), (False, False)):
         answers = []
         for module in both:
@@ -115,13 +115,13 @@ def test_a_causal_mask_with_its_hint(options, need_weights, padding):
 def test_a_hint_without_its_mask_is_refused():
     dense = attention({})
     with pytest.raises(ConfigError, match="is_causal: there is no attn_mask that it could be a hint of; give the causal mask too"):
-        opened(dense)(*sequences(dense), is_causal=True)
+        unfuse_attention(dense)(*sequences(dense), is_causal=True)
 
 
 @pytest.mark.parametrize("options", ["plain", "no bias", "other key and value"])
 def test_gradients_are_those_of_the_stacked_parameters(options):
     dense = attention(ATTENTIONS[options])
-    apart = opened(dense)
+    apart = unfuse_attention(dense)
     for module in (dense, apart):
         module(*sequences(dense))[0].square().sum().backward()
     stacked = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight) if dense.in_proj_weight is None else (dense.in_proj_weight,)
@@ -159,7 +159,7 @@ def test_an_encoder_with_padding_answers_alike_wherever_a_sequence_is(heads):
     x = torch.randn(BATCH, LONG, WIDTH, dtype=torch.float64)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            y, expected = opened(encoder)(x, src_key_padding_mask=PADDED), encoder(x, src_key_padding_mask=PADDED)
+            y, expected = unfuse_attention(encoder)(x, src_key_padding_mask=PADDED), encoder(x, src_key_padding_mask=PADDED)
         torch.testing.assert_close(y[~PADDED], expected[~PADDED], rtol=1e-9, atol=1e-12)
 
 
@@ -175,7 +175,7 @@ def test_a_whole_transformer_answers_alike():
     mask = nn.Transformer.generate_square_subsequent_mask(SHORT, dtype=torch.float64)
     inputs = torch.randn(BATCH, LONG, WIDTH).double(), torch.randn(BATCH, SHORT, WIDTH).double()
     agree(whole, inputs, tgt_mask=mask, tgt_is_causal=True)
-    assert len([m for m in opened(whole).modules() if isinstance(m, Attention)]) == 5
+    assert len([m for m in unfuse_attention(whole).modules() if isinstance(m, Attention)]) == 5
 
 
 # What is opened, and what is left alone
@@ -194,7 +194,7 @@ def test_the_original_is_left_alone():
     model = pair()
     before, kinds = fingerprint(model), [type(m) for m in model.modules()]
     with torch.no_grad():
-        for parameter in opened(model).parameters():
+        for parameter in unfuse_attention(model).parameters():
             parameter.zero_()
     assert fingerprint(model) == before
     assert [type(m) for m in model.modules()] == kinds
@@ -203,20 +203,20 @@ def test_the_original_is_left_alone():
 def test_the_projections_are_ordinary_linears_of_the_same_kind():
     dense = attention({"add_bias_kv": True, "kdim": 7}).half().requires_grad_(False).eval()
     dense.out_proj.weight.requires_grad_(True)
-    made = opened(dense)
+    made = unfuse_attention(dense)
     assert [type(made.get_submodule(name)) for name in PROJECTIONS] == [nn.Linear] * 4
     assert made.k_proj.weight.shape == (WIDTH, 7)
     assert {p.dtype for p in made.parameters()} == {torch.float16}
     assert [name for name, p in made.named_parameters() if p.requires_grad] == ["out_proj.weight"]
     assert not any(m.training for m in made.modules())
     assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in dense.parameters())
-    assert {p.device.type for p in opened(attention({}).to("meta")).parameters()} == {"meta"}
+    assert {p.device.type for p in unfuse_attention(attention({}).to("meta")).parameters()} == {"meta"}
 
 
 def test_an_attention_of_two_names_stays_one_module():
     model = nn.ModuleDict({"a": attention({})})
     model["b"], model["deeper"] = model["a"], nn.Sequential(model["a"])
-    made = opened(model)
+    made = unfuse_attention(model)
     assert isinstance(made["a"], Attention)
     assert made["a"] is made["b"] is made["deeper"][0]
 
@@ -225,7 +225,7 @@ def test_parameters_that_are_not_split_stay_shared():
     model = pair(kdim=7)
     model["b"].out_proj.weight = model["a"].out_proj.weight
     model["b"].k_proj_weight = model["a"].k_proj_weight
-    made = opened(model)
+    made = unfuse_attention(model)
     assert made["a"].out_proj.weight is made["b"].out_proj.weight
     assert made["a"].k_proj.weight is made["b"].k_proj.weight
     assert made["a"].q_proj.weight is not made["b"].q_proj.weight
@@ -297,22 +297,22 @@ ODD = {
 def test_what_cannot_be_opened_is_left_alone_with_the_reason(change):
     model = pair()
     reasons = ODD[change](model)
-    assert closed(model) == reasons
+    assert find_unsupported_attention(model) == reasons
     model.eval()
     x = sequences(attention({}))[1]
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            made = opened(model)
+            made = unfuse_attention(model)
             assert torch.equal(made["a"](x, x, x)[0], model["a"](x, x, x)[0])
     assert names(made) == [name for name, m in model.items() if isinstance(m, nn.MultiheadAttention) and name not in reasons]
-    assert closed(made) == reasons
+    assert find_unsupported_attention(made) == reasons
 
 
 def test_a_model_that_cannot_be_copied_is_refused():
     model = nn.Sequential(nn.Linear(3, 3))
     pruning.l1_unstructured(model[0], "weight", 0.5)
     with pytest.raises(UnsupportedError, match=r"the model cannot be copied: .*; remove its hooks and parametrizations first"):
-        opened(model)
+        unfuse_attention(model)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -323,7 +323,7 @@ def test_feed_forward_layers_can_be_replaced_beside_an_attention_open_or_not(sha
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     if shared:
         model.layers[1].self_attn.in_proj_weight = model.layers[0].self_attn.in_proj_weight
-    compact = opened(model)
+    compact = unfuse_attention(model)
     assert len(names(compact)) == (0 if shared else 2)
     for one in compact.layers:
         one.linear1 = nn.Sequential(one.linear1)
@@ -341,7 +341,7 @@ def shared_with(change):
     first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
     model = nn.ModuleDict({"a": first, "b": second, "embedding": nn.Embedding(9, WIDTH), "attention": nn.MultiheadAttention(WIDTH, HEADS)})
     change(model)
-    return tied_layers(opened(model))
+    return find_tied_layers(unfuse_attention(model))
 
 
 def one_embedding(model):

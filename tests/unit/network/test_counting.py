@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from edgecompress.network.analyze import analyze
-from edgecompress.network.counting import cost_of, params_of, watching
+from edgecompress.network.counting import cost_of, params_of, record_layer_costs
 from edgecompress.planning.plan import plan
 
 # (layer, input without batch axis, params, MACs at batch size 1)
@@ -24,7 +24,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_counts_are_those_done_by_hand(name):
     layer, shape, params, macs = BY_HAND[name]
-    with watching(layer, 2) as seen:
+    with record_layer_costs(layer, 2) as seen:
         layer(torch.zeros(2, *shape))  # counted at batch size 1 whatever the batch
     assert (params_of(layer), sum(one.macs for one in seen.values())) == (params, macs)
     assert cost_of(layer.to("meta"), shape) == (params, macs)
@@ -42,7 +42,7 @@ def test_the_batch_may_lie_on_any_axis_and_be_folded_into_others(samples):
             return self.conv(y.transpose(0, 1).reshape(-1, 5, 5).mT)  # two windows of five positions a sample
 
     model = Folds()
-    with watching(model, samples) as seen:
+    with record_layer_costs(model, samples) as seen:
         model(torch.zeros(samples, 10, 4))
     assert {name: one.macs for name, one in seen.items()} == {"fc": 20 * 10, "conv": 30 * 2 * 3}
     assert seen["fc"].activation_bytes == 4 * 10 * (4 + 5)
@@ -62,7 +62,7 @@ def test_a_layer_that_runs_twice_counts_twice_with_its_parameters_once():
             return self.conv(self.conv(x)[:, :, ::2])
 
     model = Twice()
-    with watching(model) as seen:
+    with record_layer_costs(model) as seen:
         model(torch.zeros(1, 3, 8, 8))
     assert seen["conv"].calls == 2
     assert seen["conv"].macs == 81 * (64 + 32)
@@ -79,14 +79,14 @@ def test_a_layer_called_by_keyword_is_counted():
         def forward(self, x):
             return self.fc(input=x)
 
-    with watching(model := Keyword()) as seen:
+    with record_layer_costs(model := Keyword()) as seen:
         model(torch.zeros(1, 4))
     assert seen["fc"].macs == 20
 
 
 def test_watching_leaves_no_hooks_even_when_the_model_fails():
     model = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(RuntimeError), watching(model):
+    with pytest.raises(RuntimeError), record_layer_costs(model):
         model(torch.zeros(1, 4))
     assert not any(module._forward_hooks for module in model.modules())
 

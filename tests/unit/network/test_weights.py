@@ -16,8 +16,8 @@ from torch import nn
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import factorize
-from edgecompress.network.surgery import replace
-from edgecompress.network.weights import check_dense, fingerprint, load_into, read_state, save_state
+from edgecompress.network.surgery import replace_module
+from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state, save_state
 
 
 class Evil:
@@ -45,7 +45,7 @@ def test_a_state_dict_comes_back_bit_for_bit(net, tmp_path, name, nested):
     else:
         torch.save({"state_dict": net.state_dict(), "epoch": 3} if nested else net.state_dict(), path)
     other = Net()
-    load_into(other, read_state(path), source=str(path))
+    load_weights(other, read_state(path), source=str(path))
     assert fingerprint(other) == fingerprint(net)
 
 
@@ -119,18 +119,18 @@ def test_keys_and_shapes_that_do_not_fit_are_named_and_nothing_is_loaded(net):
     ]
     for wrong, message in cases:
         with pytest.raises(ConfigError, match=rf"w\.pt: does not fit the model: .*{message}.*; give the checkpoint of this very network"):
-            load_into(net, wrong, source="w.pt")
+            load_weights(net, wrong, source="w.pt")
         assert fingerprint(net) == before
 
 
 def decomposed(net):
-    replace(net, "body", factorize(net.body, "tucker2", (4, 4)))
+    replace_module(net, "body", factorize(net.body, "tucker2", (4, 4)))
     return net
 
 
 def test_weights_of_a_decomposed_model_are_recognised(net):
     with pytest.raises(ConfigError, match=r"w\.pt: holds the weights of an already decomposed model; give those of the dense model"):
-        load_into(Net(), decomposed(net).state_dict(), source="w.pt")
+        load_weights(Net(), decomposed(net).state_dict(), source="w.pt")
 
 
 def test_a_decomposed_model_is_refused(net):

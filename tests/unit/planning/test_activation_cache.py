@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecompress.network import batches
-from edgecompress.network.surgery import replace
+from edgecompress.network.surgery import replace_module
 from edgecompress.planning import activation_cache
 from edgecompress.planning.activation_cache import record_activations, replay_before
 
@@ -76,18 +76,18 @@ def layers(model):
 def test_a_network_resumed_at_a_replaced_layer_gives_what_it_gives_as_a_whole(model, monkeypatch, held):
     monkeypatch.setattr(activation_cache, "MAX_BYTES", held)
     recording = record_activations(model, inputs())
-    assert all(map(torch.equal, recording.outputs, batches.run(model, inputs())))
+    assert all(map(torch.equal, recording.outputs, batches.run_model(model, inputs())))
     for name in layers(model):
         dense = model.get_submodule(name)
         changed = nn.Sequential(dense, nn.Tanh())
         with replay_before(recording, dense):
-            replace(model, name, changed)
-            found = batches.run(model, inputs())
-        whole = batches.run(model, inputs())
-        replace(model, name, dense)
+            replace_module(model, name, changed)
+            found = batches.run_model(model, inputs())
+        whole = batches.run_model(model, inputs())
+        replace_module(model, name, dense)
         assert all(map(torch.equal, found, whole)), name
         assert not torch.equal(found[0], recording.outputs[0])
-    assert all(map(torch.equal, recording.outputs, batches.run(model, inputs())))
+    assert all(map(torch.equal, recording.outputs, batches.run_model(model, inputs())))
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_layers_before_the_replaced_one_are_not_computed(model):
     for name in layers(model):
         with replay_before(recording, model.get_submodule(name)):
             Counted.calls = 0
-            batches.run(model, inputs())
+            batches.run_model(model, inputs())
             computed[name] = Counted.calls
     # Six calls in all. The two of `twice`, of which one is changed in place, are computed again; `parted` gives no tensor, its layer does.
     assert computed == {"stem.0": 6, "twice": 5, "parted.conv": 5, "other": 4, "last": 3, "fc": 2}
@@ -107,5 +107,5 @@ def test_a_layer_that_was_not_called_has_nothing_before_it(model):
     recording = record_activations(model, inputs())
     with replay_before(recording, nn.Linear(1, 1)):
         Counted.calls = 0
-        batches.run(model, inputs())
+        batches.run_model(model, inputs())
     assert Counted.calls == 6

@@ -15,7 +15,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network import batches
 from edgecompress.network.analyze import analyze
-from edgecompress.network.batchnorm import before, reestimate
+from edgecompress.network.batchnorm import record_statistics, reestimate_batchnorm
 from edgecompress.network.outputs import top1
 from edgecompress.network.surgery import forward
 from edgecompress.planning import constraints, int8_loss
@@ -259,7 +259,7 @@ def drop(net, made):
     labels = digits()[0].labels[400:1400]
     small, _ = decompose(net, made)
     recovery = (digits()[0].inputs[:192],)
-    reestimate(small, batches.evenly(recovery), since=before(net, batches.evenly(recovery)))
+    reestimate_batchnorm(small, batches.split_evenly(recovery), since=record_statistics(net, batches.split_evenly(recovery)))
     return 100 * (top1(forward(net, (judged,))[0], labels) - top1(forward(small, (judged,))[0], labels))
 
 

@@ -8,9 +8,9 @@ from support.networks import digits
 
 from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
-from edgecompress.network.batchnorm import reestimate
+from edgecompress.network.batchnorm import reestimate_batchnorm
 from edgecompress.network.outputs import divergence
-from edgecompress.network.surgery import forward, replace
+from edgecompress.network.surgery import forward, replace_module
 from edgecompress.planning import sensitivity
 from edgecompress.planning.fitted_candidates import find_candidates, methods_to_try
 
@@ -38,11 +38,11 @@ def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidate
     probe = sensitivity.coarse_probes(candidates["body"])[0]
     job = FactorizationJob("body", net.body, probe.method, probe.rank, dict(probe.options))
     trial = copy.deepcopy(net)
-    replace(trial, "body", fit_layers(net, [job])[0].compact)
+    replace_module(trial, "body", fit_layers(net, [job])[0].compact)
     shifted = float(divergence(forward(trial, inputs), forward(net, inputs)))
     both = [copy.deepcopy(net), trial]
     for model in both:
-        reestimate(model, [inputs])
+        reestimate_batchnorm(model, [inputs])
     repaired = float(divergence(forward(both[1], inputs), forward(both[0], inputs)))
     assert losses["body", probe.method, probe.rank] == pytest.approx(repaired, rel=0.15)
     assert shifted > 1.5 * repaired

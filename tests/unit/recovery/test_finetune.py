@@ -14,11 +14,11 @@ from edgecompress.data import Samples
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations.decompose import decompose
 from edgecompress.network.analyze import analyze
-from edgecompress.network.batchnorm import before, reestimate
+from edgecompress.network.batchnorm import record_statistics, reestimate_batchnorm
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
 from edgecompress.progress import track_silently
-from edgecompress.recovery.finetune import FinetuneOptions, evaluate, finetune, schedule
+from edgecompress.recovery.finetune import FinetuneOptions, finetune, learning_rate_fraction, measure_top1
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
 SHORT = FinetuneOptions(epochs=3, samples=256, batch_size=32)
@@ -55,11 +55,11 @@ def test_accuracy_is_recovered(dense, compact):
     train, held_out = digits()
     options = FinetuneOptions(epochs=6, samples=1400, learning_rate=0.02)
     model, result = finetune(compact, train, teacher=dense, eval_data=held_out, options=options)
-    assert result.dense_top1 == pytest.approx(evaluate(dense, held_out))
+    assert result.dense_top1 == pytest.approx(measure_top1(dense, held_out))
     assert result.dense_top1 > 0.9
-    assert evaluate(copy.deepcopy(compact), held_out) < result.dense_top1 - 0.1  # the decomposition did hurt
+    assert measure_top1(copy.deepcopy(compact), held_out) < result.dense_top1 - 0.1  # the decomposition did hurt
     assert result.top1 >= result.dense_top1 - 0.02
-    assert result.top1 == pytest.approx(evaluate(model, held_out))
+    assert result.top1 == pytest.approx(measure_top1(model, held_out))
     assert not model.training
     assert [e.epoch for e in result.epochs] == [0, 1, 2, 3, 4, 5, 6]
     assert (result.train_samples, result.eval_samples, result.data) == (1400, 397, "digits, train")
@@ -70,7 +70,7 @@ def test_batchnorm_reestimation_alone_helps(dense):
     hurt = decompose(dense, plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.25, rank_multiple=2))[0].eval()
     _, result = finetune(hurt, train, teacher=dense, eval_data=held_out, options=FinetuneOptions(epochs=0))
     assert result.top1 == result.before_top1
-    assert result.top1 > evaluate(copy.deepcopy(hurt), held_out) + 0.1
+    assert result.top1 > measure_top1(copy.deepcopy(hurt), held_out) + 0.1
 
 
 def test_a_dense_model_keeps_its_statistics(dense):
@@ -237,13 +237,13 @@ def test_too_little_data_is_refused(dense, compact, data):
 @pytest.mark.parametrize("label", [10, -1])
 def test_a_label_that_is_no_class_is_refused(dense, compact, label):
     data = Samples(digits()[0].inputs[:64], torch.full((64,), label), source="odd labels")
-    for call in (lambda: finetune(compact, data, teacher=dense, options=SHORT), lambda: evaluate(copy.deepcopy(dense), data)):
+    for call in (lambda: finetune(compact, data, teacher=dense, options=SHORT), lambda: measure_top1(copy.deepcopy(dense), data)):
         with pytest.raises(ConfigError, match=r"odd labels: labels from .* class indices must be 0 … 9"):
             call()
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    points = [schedule(i / 1000) for i in range(1001)]
+    points = [learning_rate_fraction(i / 1000) for i in range(1001)]
     assert points[0] == 0
     assert max(points) == pytest.approx(1)
     assert points[-1] == pytest.approx(0)
@@ -255,7 +255,7 @@ def test_reestimation_finds_the_statistics_of_the_data_and_restores_the_modes():
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.3), nn.Dropout(0.5)).train()
     model[1].eval()
     x = torch.randn(400, 4) * 3 + 2
-    reestimate(model, ((part,) for part in x.split(100)))
+    reestimate_batchnorm(model, ((part,) for part in x.split(100)))
     torch.testing.assert_close(model[0].running_mean, x.mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[0].running_var, torch.stack([b.var(0) for b in x.split(100)]).mean(0), rtol=1e-4, atol=1e-4)
     assert (model[0].momentum, model.training, model[0].training, model[1].training) == (0.3, True, True, False)
@@ -269,7 +269,7 @@ def odd():
 
 def test_statistics_of_a_network_stay_where_nothing_was_replaced_whatever_the_inputs(dense):
     model = copy.deepcopy(dense)
-    reestimate(model, odd(), since=before(dense, odd()))
+    reestimate_batchnorm(model, odd(), since=record_statistics(dense, odd()))
     for name, buffer in dense.named_buffers():
         if "running" in name:
             assert torch.equal(model.get_buffer(name), buffer), name
@@ -278,9 +278,9 @@ def test_statistics_of_a_network_stay_where_nothing_was_replaced_whatever_the_in
 def test_inputs_unlike_those_of_training_repair_what_replaced_layers_shifted_and_spoil_nothing(dense):
     hurt = decompose(dense, plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.25, rank_multiple=2))[0].eval()
     plainly, moved = copy.deepcopy(hurt), copy.deepcopy(hurt)
-    reestimate(plainly, odd())
+    reestimate_batchnorm(plainly, odd())
     state = copy.deepcopy(dense.state_dict())
-    reestimate(moved, odd(), since=before(dense, odd()))
+    reestimate_batchnorm(moved, odd(), since=record_statistics(dense, odd()))
     torch.testing.assert_close(dense.state_dict(), state, rtol=0, atol=0)
-    found = {name: evaluate(model, digits()[1]) for name, model in (("as it is", hurt), ("plainly", plainly), ("moved", moved))}
+    found = {name: measure_top1(model, digits()[1]) for name, model in (("as it is", hurt), ("plainly", plainly), ("moved", moved))}
     assert found["moved"] > max(found["as it is"], found["plainly"]) + 0.05, found
