@@ -15,7 +15,7 @@ compact = st.builds(Offer, st.integers(1, 60), numbers, st.floats(0, 1), st.floa
 dense = st.integers(60, 90).map(Offer)
 tables = st.lists(st.builds(lambda found, last: [*found, last], st.lists(compact, max_size=3), dense), min_size=1, max_size=4)
 # What each allocator makes as small as it can, of a layer's offers and the one that was picked.
-WORST = {
+HARM = {
     "minmax": lambda row, offer: offer.spectral_error,
     "energy": lambda row, offer: offer.error,
     "vbmf": lambda row, offer: offer.weakening,
@@ -23,33 +23,33 @@ WORST = {
 }
 
 
-def chosen(table, picked):
+def chosen_offers(table, picked):
     return [row[i] for row, i in zip(table, picked, strict=True)]
 
 
-def cost(table, picked):
-    return sum(offer.cost for offer in chosen(table, picked))
+def total_cost(table, picked):
+    return sum(offer.cost for offer in chosen_offers(table, picked))
 
 
-def every(table, budget):
-    return [p for p in itertools.product(*(range(len(row)) for row in table)) if cost(table, p) <= budget]
+def affordable_choices(table, budget):
+    return [p for p in itertools.product(*(range(len(row)) for row in table)) if total_cost(table, p) <= budget]
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(table=tables, budget=st.integers(0, 400))
-def test_a_budget_is_kept_and_refused_only_when_nothing_fits(name, table, budget):
+def test_the_budget_is_kept_and_refused_only_if_no_choice_fits(name, table, budget):
     picked = ALLOCATORS[name].allocate(table, budget)
     if picked is None:
-        assert not every(table, budget)
+        assert not affordable_choices(table, budget)
     else:
-        assert tuple(picked) in every(table, budget)
+        assert tuple(picked) in affordable_choices(table, budget)
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(table=tables)
-def test_the_dense_network_is_left_alone_where_it_fits(name, table):
+def test_all_layers_stay_dense_if_the_budget_permits(name, table):
     harmful = [
         [
             o if o.cost == max(e.cost for e in row) else o._replace(loss=1 + o.loss, error=0.1, spectral_error=0.1, weakening=0.1)
@@ -58,40 +58,40 @@ def test_the_dense_network_is_left_alone_where_it_fits(name, table):
         for row in table
     ]
     picked = ALLOCATORS[name].allocate(harmful, sum(max(o.cost for o in row) for row in harmful))
-    assert all(o.cost == max(e.cost for e in row) for row, o in zip(harmful, chosen(harmful, picked), strict=True))
+    assert all(o.cost == max(e.cost for e in row) for row, o in zip(harmful, chosen_offers(harmful, picked), strict=True))
 
 
-TIGHT = [[Offer(3.0, 0.0), Offer(1.0, 1.0)], [Offer(3.0, 0.0), Offer(1.0, 1.0)], [Offer(1.0, 0.0), Offer(9.0, 0.0)]]
+TIGHT_BUDGET_OFFERS = [[Offer(3.0, 0.0), Offer(1.0, 1.0)], [Offer(3.0, 0.0), Offer(1.0, 1.0)], [Offer(1.0, 0.0), Offer(9.0, 0.0)]]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(table=tables, budget=st.integers(1, 400))
-@example(table=TIGHT, budget=7)  # 3 + 3 + 1, each a fraction of 7 that a grid of 5,000 would round up
-def test_latency_loses_least_of_all_choices(table, budget):
+@example(table=TIGHT_BUDGET_OFFERS, budget=7)  # 3 + 3 + 1, each a fraction of 7 that a grid of 5,000 would round up
+def test_the_latency_allocator_finds_the_choice_with_the_least_loss(table, budget):
     picked = ALLOCATORS["latency"].allocate(table, budget)
-    loss = lambda p: sum(offer.loss for offer in chosen(table, p))  # noqa: E731
-    assert picked is None or loss(picked) == pytest.approx(min(map(loss, every(table, budget))), rel=1e-12, abs=1e-300)
+    loss = lambda p: sum(offer.loss for offer in chosen_offers(table, p))  # noqa: E731
+    assert picked is None or loss(picked) == pytest.approx(min(map(loss, affordable_choices(table, budget))), rel=1e-12, abs=1e-300)
 
 
-@pytest.mark.parametrize("name", WORST)
+@pytest.mark.parametrize("name", HARM)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(table=tables, budget=st.integers(1, 400))
-def test_the_worst_layer_is_as_little_harmed_as_can_be(name, table, budget):
+def test_no_choice_within_the_budget_harms_the_worst_layer_less(name, table, budget):
     picked = ALLOCATORS[name].allocate(table, budget)
-    worst = lambda p: max(WORST[name](row, row[i]) for row, i in zip(table, p, strict=True))  # noqa: E731
-    assert picked is None or worst(picked) == min(map(worst, every(table, budget)))
+    worst = lambda p: max(HARM[name](row, row[i]) for row, i in zip(table, p, strict=True))  # noqa: E731
+    assert picked is None or worst(picked) == min(map(worst, affordable_choices(table, budget)))
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(table=tables, share=st.floats(0.05, 1), unit=st.floats(1e-6, 1e9))
-def test_milliseconds_are_kept_as_well_as_macs(name, table, share, unit):
+def test_a_budget_in_any_unit_is_kept(name, table, share, unit):
     scaled = [[offer._replace(cost=offer.cost * unit) for offer in row] for row in table]
     budget = share * sum(max(offer.cost for offer in row) for row in scaled)
     picked = ALLOCATORS[name].allocate(scaled, budget)
-    assert picked is None or math.fsum(offer.cost for offer in chosen(scaled, picked)) <= budget * (1 + 1e-12)
+    assert picked is None or math.fsum(offer.cost for offer in chosen_offers(scaled, picked)) <= budget * (1 + 1e-12)
 
 
-def test_an_unknown_allocator_is_refused_with_those_there_are():
+def test_an_unknown_allocator_is_refused_with_a_list_of_those_that_exist():
     with pytest.raises(ConfigError, match="unknown allocator 'knapsack'; choose from latency, minmax, energy, vbmf, uniform"):
         get_allocator("knapsack")

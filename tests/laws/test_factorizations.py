@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factorization_layers import LAYERS, error_of, fitted, half, is_quick, limit_of, take, takes
+from support.factorization_layers import LAYERS, accepts, build_case, error_of, factorize_case, half_rank, is_quick, max_rank_of
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -22,21 +22,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
 ]
 
-INEXACT = {"cp_quantized": "its factors lie on a grid of 8 bits"}
-EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+INEXACT_METHODS = {"cp_quantized": "its factors lie on a grid of 8 bits"}
+MAX_RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 # How much a higher rank may raise the relative error: an iteration ends near an optimum, and not in the best one.
-UNEVEN = {"cp3": 2e-3, "cp4": 2e-3, "cp_epc": 2e-3, "tucker2_cp_epc": 2e-3, "cp_quantized": 2e-3}
+MAX_RISE = {"cp3": 2e-3, "cp4": 2e-3, "cp_epc": 2e-3, "tucker2_cp_epc": 2e-3, "cp_quantized": 2e-3}
 
-TAKEN = [(method, name) for method in METHODS for name in LAYERS if takes(method, name)]
-REFUSED = [(method, name) for method in METHODS for name in LAYERS if (method, name) not in TAKEN]
+ACCEPTED_PAIRS = [(method, name) for method in METHODS for name in LAYERS if accepts(method, name)]
+REJECTED_PAIRS = [(method, name) for method in METHODS for name in LAYERS if (method, name) not in ACCEPTED_PAIRS]
 
 
-def cases(pairs):
+def parametrize_pairs(pairs):
     """Return pairs of a method and a layer as parameters, most of them slow."""
     return [pytest.param(m, n, id=f"{m}-{n}", marks=() if is_quick(m, n) else pytest.mark.slow) for m, n in pairs]
 
 
-each = pytest.mark.parametrize(("method", "name"), cases(TAKEN))
+each = pytest.mark.parametrize(("method", "name"), parametrize_pairs(ACCEPTED_PAIRS))
 
 
 @torch.no_grad()
@@ -44,31 +44,31 @@ def assert_equal_outputs(one, other, x):
     """They differ by rounding alone, of which there is as much as the dtype of `x` has."""
     y, z = one(x), other(x)
     assert y.shape == z.shape
-    assert float((y - z).double().norm()) <= EXACT[x.dtype] * float(z.double().norm())
+    assert float((y - z).double().norm()) <= MAX_RELATIVE_ERROR[x.dtype] * float(z.double().norm())
 
 
-def plain(compact):
+def is_plain_chain(compact):
     """Whether its layers run one after another and nothing else, so that `chain` can compose them."""
     return type(compact) is Factors
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_takes_several_layers(method):
-    assert sum(m == method for m, _ in TAKEN) >= 5
+    assert sum(m == method for m, _ in ACCEPTED_PAIRS) >= 5
 
 
-@pytest.mark.parametrize(("method", "name"), cases(case for case in TAKEN if case[0] not in INEXACT))
-def test_exact_at_max_rank(method, name):
-    layer, x, _ = take(name)
-    compact = fitted(method, name, full=True)
+@pytest.mark.parametrize(("method", "name"), parametrize_pairs(case for case in ACCEPTED_PAIRS if case[0] not in INEXACT_METHODS))
+def test_the_factors_are_exact_at_the_maximal_rank(method, name):
+    layer, x, _ = build_case(name)
+    compact = factorize_case(method, name, full=True)
     assert_equal_outputs(compact, layer, x)
-    assert error_of(method, layer.weight, compact) < EXACT[x.dtype]
+    assert error_of(method, layer.weight, compact) < MAX_RELATIVE_ERROR[x.dtype]
 
 
 @each
-def test_output_is_that_of_the_layer_with_the_reconstructed_weight(method, name):
-    layer, x, _ = take(name)
-    compact = copy.deepcopy(fitted(method, name)).double()  # components that cancel would show the rounding of fp32
+def test_the_output_equals_that_of_the_layer_with_the_reconstructed_weight(method, name):
+    layer, x, _ = build_case(name)
+    compact = copy.deepcopy(factorize_case(method, name)).double()  # components that cancel would show the rounding of fp32
     assert_like_the_dense_layer(method, layer.double(), compact, x.double())
 
 
@@ -76,7 +76,7 @@ def assert_like_the_dense_layer(method, layer, compact, x):
     with torch.no_grad():
         layer.weight.copy_(METHODS[method].reconstruct(compact))
     assert_equal_outputs(compact, layer, x)
-    if plain(compact):
+    if is_plain_chain(compact):
         one = chain.to_dense_layer(compact)
         assert type(one) is type(layer)
         assert one.training == compact.training
@@ -85,24 +85,24 @@ def assert_like_the_dense_layer(method, layer, compact, x):
 
 
 @each
-def test_counts_on_the_skeleton_are_those_of_the_real_layers(method, name):
-    layer, x, shape = take(name)
+def test_costs_counted_on_the_skeleton_equal_those_of_the_fitted_layers(method, name):
+    layer, x, shape = build_case(name)
     with torch.device("meta"):
-        skeleton = METHODS[method].skeleton(layer, half(limit_of(method, layer)), parse_options(method)).to(x.dtype)
+        skeleton = METHODS[method].skeleton(layer, half_rank(max_rank_of(method, layer)), parse_options(method)).to(x.dtype)
     params, macs = cost_of(skeleton.float(), shape)
-    compact = fitted(method, name)
+    compact = factorize_case(method, name)
     with record_layer_costs(compact) as seen:
         compact(x[:1])
     assert (params, macs) == (params_of(compact), sum(one.macs for one in seen.values()))
 
 
 @each
-def test_the_layer_and_the_random_numbers_stay_as_they_are(method, name):
-    layer, x, _ = take(name)
+def test_factorizing_is_reproducible_and_changes_neither_the_layer_nor_the_random_state(method, name):
+    layer, x, _ = build_case(name)
     before, y, random = copy.deepcopy(layer.state_dict()), layer(x), torch.get_rng_state()
-    compact = factorize(layer, method, half(limit_of(method, layer)))
+    compact = factorize(layer, method, half_rank(max_rank_of(method, layer)))
     assert torch.equal(torch.get_rng_state(), random)
-    again = fitted(method, name).state_dict()
+    again = factorize_case(method, name).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in compact.state_dict().items())  # the same bits each time
     with torch.no_grad():
         for p in compact.parameters():
@@ -113,8 +113,8 @@ def test_the_layer_and_the_random_numbers_stay_as_they_are(method, name):
 
 @each
 def test_parameters_are_trainable_contiguous_and_of_the_layers_dtype(method, name):
-    layer, x, _ = take(name)
-    compact = copy.deepcopy(fitted(method, name)).train()
+    layer, x, _ = build_case(name)
+    compact = copy.deepcopy(factorize_case(method, name)).train()
     compact(x).square().sum().backward()
     for p in compact.parameters():
         assert p.is_contiguous()
@@ -126,40 +126,40 @@ def test_parameters_are_trainable_contiguous_and_of_the_layers_dtype(method, nam
 
 @each
 def test_the_bias_is_kept_on_the_last_layer(method, name):
-    layer, _, _ = take(name)
-    compact = fitted(method, name)
+    layer, _, _ = build_case(name)
+    compact = factorize_case(method, name)
     biases = {key: value for key, value in compact.named_parameters() if key.endswith("bias")}
     if layer.bias is None:
         assert biases == {}
     else:
         ((key, value),) = biases.items()
         assert torch.equal(value, layer.bias)
-        assert key == list(compact.state_dict())[-1] or not plain(compact)
+        assert key == list(compact.state_dict())[-1] or not is_plain_chain(compact)
 
 
 @each
 def test_a_saved_state_loads_bit_for_bit_into_unfitted_factors(method, name):
-    layer, x, _ = take(name)
-    compact = fitted(method, name)
-    empty = factorize(layer, method, half(limit_of(method, layer)), fit=False)
+    layer, x, _ = build_case(name)
+    compact = factorize_case(method, name)
+    empty = factorize(layer, method, half_rank(max_rank_of(method, layer)), fit=False)
     empty.load_state_dict(safetensors.torch.load(safetensors.torch.save(compact.state_dict())), strict=True)
     assert torch.equal(empty(x), compact(x))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_mode_is_that_of_the_layer(method):
-    layer = take(next(name for m, name in TAKEN if m == method)).layer
+def test_the_factors_take_over_the_training_mode_of_the_layer(method):
+    layer = build_case(next(name for m, name in ACCEPTED_PAIRS if m == method)).layer
     for training in (True, False):
-        assert factorize(layer.train(training), method, half(limit_of(method, layer)), fit=False).training is training
+        assert factorize(layer.train(training), method, half_rank(max_rank_of(method, layer)), fit=False).training is training
 
 
-def some_ranks(limit):
+def sampled_ranks(limit):
     """Along each axis with the others at their maximum, some of the ranks from 1 to the highest."""
     for axis, top in enumerate(limit):
         yield [tuple(r if a == axis else n for a, n in enumerate(limit)) for r in sorted({1, *range(top, 0, -max(1, -(-top // 5)))})]
 
 
-BIG = {
+LARGER_LAYERS = {
     "linear": lambda: nn.Linear(12, 9),
     "3x3": lambda: nn.Conv2d(6, 8, 3, padding=1),
     "grouped": lambda: nn.Conv2d(8, 6, (3, 2), groups=2),
@@ -169,21 +169,23 @@ BIG = {
 }
 
 
-@pytest.mark.parametrize(("method", "name"), [(m, n) for m in METHODS for n, made in BIG.items() if METHODS[m].reject(made()) is None])
+@pytest.mark.parametrize(
+    ("method", "name"), [(m, n) for m in METHODS for n, made in LARGER_LAYERS.items() if METHODS[m].reject(made()) is None]
+)
 def test_error_falls_as_any_rank_rises(method, name):
     torch.manual_seed(0)
-    layer = BIG[name]()
-    for ranks in some_ranks(limit_of(method, layer)):
+    layer = LARGER_LAYERS[name]()
+    for ranks in sampled_ranks(max_rank_of(method, layer)):
         errors = [error_of(method, layer.weight, factorize(layer, method, rank)) for rank in ranks]
-        share = UNEVEN.get(method)
+        share = MAX_RISE.get(method)
         for earlier, later in pairwise(errors):
             assert later < earlier if share is None else later <= earlier + share
-        assert errors[-1] < (0.05 if method in INEXACT else 1e-5)
+        assert errors[-1] < (0.05 if method in INEXACT_METHODS else 1e-5)
 
 
-@pytest.mark.parametrize(("method", "name"), REFUSED, ids=[f"{m}-{n}" for m, n in REFUSED])
-def test_a_layer_that_cannot_be_taken_is_refused_with_the_reason(method, name):
-    layer, _, _ = take(name)
+@pytest.mark.parametrize(("method", "name"), REJECTED_PAIRS, ids=[f"{m}-{n}" for m, n in REJECTED_PAIRS])
+def test_a_layer_that_a_method_rejects_is_refused_with_the_reason(method, name):
+    layer, _, _ = build_case(name)
     if reason := METHODS[method].reject(layer):
         with pytest.raises(UnsupportedError) as refusal:
             factorize(layer, method, (1, 1), name="stem")
@@ -193,7 +195,7 @@ def test_a_layer_that_cannot_be_taken_is_refused_with_the_reason(method, name):
             factorize(layer, method, (1, 1), name="stem")
 
 
-WHY = {
+REASONS = {
     ("svd", "3x3"): "kernel 3×3, svd takes Linear and kernels of size 1",
     ("svd", "conv3d"): "kernel 2×3×2",
     ("spatial_svd", "1x3-stride"): "kernel 1×3, spatial_svd needs two axes to part",
@@ -208,12 +210,12 @@ WHY = {
 }
 
 
-@pytest.mark.parametrize(("method", "name", "why"), [(*case, why) for case, why in WHY.items()])
-def test_the_reason_names_what_is_in_the_way(method, name, why):
-    assert why in METHODS[method].reject(take(name).layer)
+@pytest.mark.parametrize(("method", "name", "why"), [(*case, why) for case, why in REASONS.items()])
+def test_the_reason_for_a_rejection_names_the_property_of_the_layer(method, name, why):
+    assert why in METHODS[method].reject(build_case(name).layer)
 
 
-CLASSES = {False: [nn.Conv1d, nn.Conv2d, nn.Conv3d], True: [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]}
+CONVOLUTION_CLASSES = {False: [nn.Conv1d, nn.Conv2d, nn.Conv3d], True: [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]}
 
 
 @st.composite
@@ -234,7 +236,9 @@ def convolutions(draw):
         if draw(st.integers(0, 4)) == 0:
             options |= {"padding": "same", "stride": 1}
     torch.manual_seed(draw(st.integers(0, 99)))
-    layer = CLASSES[transposed][axes - 1](g * draw(st.integers(1, 4)), g * draw(st.integers(1, 4)), size, **options, dtype=torch.float64)
+    layer = CONVOLUTION_CLASSES[transposed][axes - 1](
+        g * draw(st.integers(1, 4)), g * draw(st.integers(1, 4)), size, **options, dtype=torch.float64
+    )
     return layer, torch.randn(2, layer.in_channels, *(d * (k - 1) + 3 for d, k in zip(dilation, size, strict=True)), dtype=torch.float64)
 
 
@@ -244,7 +248,7 @@ def convolutions(draw):
 def test_any_convolution_at_any_rank_is_refused_or_approximated(method, case, data):
     layer, x = case
     try:
-        limit = limit_of(method, layer) if METHODS[method].reject(layer) is None else (1,)
+        limit = max_rank_of(method, layer) if METHODS[method].reject(layer) is None else (1,)
         compact = factorize(layer, method, tuple(data.draw(st.integers(1, n)) for n in limit))
     except (UnsupportedError, ConfigError):  # what is refused, and how, is asked above
         return
@@ -253,7 +257,7 @@ def test_any_convolution_at_any_rank_is_refused_or_approximated(method, case, da
 
 
 @pytest.mark.parametrize(("method", "rank"), [("svd", (5,)), ("tucker2", (6, 4)), ("cp3", (9,))])
-def test_spectral_error_is_that_of_the_unfolding(method, rank):
+def test_the_spectral_error_equals_that_of_the_unfolded_weight(method, rank):
     layer = nn.Linear(40, 24) if method == "svd" else nn.Conv2d(10, 24, 3)
     compact = factorize(layer, method, rank)
     weight = layer.weight.detach().double().flatten(1)

@@ -7,10 +7,10 @@ from torch import nn
 from edgecompress.factorizations import Moments, parallel
 from edgecompress.factorizations.parallel import FactorizationJob
 
-HASTY = {"starts": 1, "sweeps": 2}
+FEW_SWEEPS = {"starts": 1, "sweeps": 2}
 
 
-def some_jobs():
+def example_jobs():
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 6, 3, stride=2, padding=1, padding_mode="reflect", bias=False)
     moments = Moments(torch.eye(7, dtype=torch.float64)[None] * torch.arange(1, 8), torch.linspace(0, 1, 7, dtype=torch.float64)[None])
@@ -21,24 +21,24 @@ def some_jobs():
         FactorizationJob("double", nn.Conv1d(6, 9, 3, groups=3, dtype=torch.float64), "channel_svd", (2,)),
         FactorizationJob("half", nn.Linear(9, 5, dtype=torch.bfloat16), "svd", (2,)),
         FactorizationJob("read", nn.Linear(7, 6), "svd", (2,), {}, moments),
-        FactorizationJob("hasty", nn.Conv2d(6, 6, 3), "cp3", (9,), HASTY),
+        FactorizationJob("hasty", nn.Conv2d(6, 6, 3), "cp3", (9,), FEW_SWEEPS),
         FactorizationJob("up", nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), "channel_svd", (3,)),
         FactorizationJob("train", nn.Conv3d(3, 4, 2), "tensor_train", (2, 2, 2, 2)),
     ]
 
 
 @pytest.fixture
-def everything_is_kept(monkeypatch):
+def cache_every_fit(monkeypatch):
     monkeypatch.setattr(parallel, "MIN_CACHED_S", -1.0)
     monkeypatch.setattr(parallel, "MIN_FACTORS_CACHED_S", -1.0)
 
 
 @pytest.fixture
-def workers_at_once(monkeypatch):
+def start_workers_at_once(monkeypatch):
     monkeypatch.setattr(parallel, "WORKER_START_S", 0.0)
 
 
-def assert_same(made, wanted):
+def assert_same_factors(made, wanted):
     assert len(made) == len(wanted)
     for one, other in zip(made, wanted, strict=True):
         assert (one.relative_error, one.note) == (other.relative_error, other.note)
@@ -48,5 +48,5 @@ def assert_same(made, wanted):
         torch.testing.assert_close(one.compact.state_dict(), other.compact.state_dict(), rtol=0, atol=0)
 
 
-def entries(folder):
+def cache_entries(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())

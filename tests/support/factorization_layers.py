@@ -11,25 +11,25 @@ from edgecompress.errors import ConfigError
 from edgecompress.factorizations import METHODS, Factors, factorize, parse_options
 
 
-class Case(NamedTuple):
+class LayerCase(NamedTuple):
     layer: nn.Module
     x: Tensor
     shape: tuple[int, ...]  # of one input
 
 
-def with_dead_group(layer: nn.Module) -> nn.Module:
+def zero_first_group(layer: nn.Module) -> nn.Module:
     with torch.no_grad():
         layer.weight[: len(layer.weight) // layer.groups] = 0
     return layer
 
 
-def with_dead_outputs(layer: nn.Module) -> nn.Module:
+def zero_some_outputs(layer: nn.Module) -> nn.Module:
     with torch.no_grad():
         layer.weight[1:3] = 0
     return layer
 
 
-def of_rank(r: int, layer: nn.Linear) -> nn.Linear:
+def set_rank(r: int, layer: nn.Linear) -> nn.Linear:
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.out_features, r) @ torch.randn(r, layer.in_features))
     return layer
@@ -42,7 +42,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "linear-tokens": lambda: (nn.Linear(8, 6), (3, 8)),
     "linear-one-output": lambda: (nn.Linear(6, 1), (6,)),
     "linear-one-input": lambda: (nn.Linear(1, 6), (1,)),
-    "linear-of-rank-2": lambda: (of_rank(2, nn.Linear(8, 6)), (8,)),
+    "linear-of-rank-2": lambda: (set_rank(2, nn.Linear(8, 6)), (8,)),
     "linear-float64": lambda: (nn.Linear(6, 5, dtype=torch.float64), (6,)),
     "linear-bfloat16": lambda: (nn.Linear(6, 5, dtype=torch.bfloat16), (6,)),
     "1x1": lambda: (nn.Conv2d(4, 10, 1), (4, 5, 5)),
@@ -68,12 +68,12 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "2x2-in-above-out-times-area": lambda: (nn.Conv2d(12, 2, 2), (12, 5, 5)),
     "3x3-float64": lambda: (nn.Conv2d(5, 6, 3, dtype=torch.float64), (5, 6, 6)),
     "3x3-bfloat16": lambda: (nn.Conv2d(5, 6, 3, dtype=torch.bfloat16), (5, 6, 6)),
-    "3x3-dead-outputs": lambda: (with_dead_outputs(nn.Conv2d(6, 8, 3)), (6, 6, 6)),
+    "3x3-dead-outputs": lambda: (zero_some_outputs(nn.Conv2d(6, 8, 3)), (6, 6, 6)),
     "3x3-channels-last": lambda: (nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last), (6, 6, 6)),
     "depthwise": lambda: (nn.Conv2d(6, 6, 3, groups=6, stride=2, padding=1), (6, 7, 7)),
     "depthwise-multiplied": lambda: (nn.Conv2d(4, 8, 3, groups=4, bias=False), (4, 6, 6)),
     "grouped": lambda: (nn.Conv2d(6, 8, 3, groups=2, dilation=(1, 2), padding=(1, 2)), (6, 7, 7)),
-    "grouped-dead": lambda: (with_dead_group(nn.Conv2d(6, 8, (3, 2), groups=2, stride=2)), (6, 7, 7)),
+    "grouped-dead": lambda: (zero_first_group(nn.Conv2d(6, 8, (3, 2), groups=2, stride=2)), (6, 7, 7)),
     "conv1d": lambda: (nn.Conv1d(4, 6, 3, stride=2, padding=2), (4, 9)),
     "conv1d-grouped-circular": lambda: (nn.Conv1d(6, 4, 5, groups=2, padding=2, padding_mode="circular", bias=False), (6, 9)),
     "conv1d-of-1": lambda: (nn.Conv1d(6, 5, 1, stride=3), (6, 8)),
@@ -93,43 +93,43 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 ONE_OF_EACH_KIND = ("linear-tokens", "1x1-no-bias-stride-2", "3x3-no-bias-stride-2", "grouped", "conv1d", "conv3d", "transposed2d")
 
 
-def take(name: str) -> Case:
+def build_case(name: str) -> LayerCase:
     """Return the same layer of that name, in evaluation mode, and inputs, each time."""
     torch.manual_seed(0)
     layer, shape = LAYERS[name]()
-    return Case(layer.eval(), torch.randn(3, *shape, dtype=layer.weight.dtype), shape)
+    return LayerCase(layer.eval(), torch.randn(3, *shape, dtype=layer.weight.dtype), shape)
 
 
-def limit_of(method: str, layer: nn.Module, **options: object) -> tuple[int, ...]:
+def max_rank_of(method: str, layer: nn.Module, **options: object) -> tuple[int, ...]:
     return METHODS[method].max_rank(layer, parse_options(method, options))
 
 
-def half(limit: tuple[int, ...]) -> tuple[int, ...]:
+def half_rank(limit: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(1, n // 2) for n in limit)
 
 
 @functools.cache
-def takes(method: str, name: str) -> bool:
+def accepts(method: str, name: str) -> bool:
     """Whether the method takes the layer with its default options."""
-    layer = take(name).layer
+    layer = build_case(name).layer
     try:
-        return METHODS[method].reject(layer) is None and bool(limit_of(method, layer))
+        return METHODS[method].reject(layer) is None and bool(max_rank_of(method, layer))
     except ConfigError:  # a default option does not fit it, e.g. two slices of five channels
         return False
 
 
 def is_quick(method: str, name: str) -> bool:
     """Whether the quick tests ask the laws of this pair: one layer of each kind under every method, and each other layer under one."""
-    takers = [m for m in METHODS if takes(m, name)]
+    takers = [m for m in METHODS if accepts(m, name)]
     return name in ONE_OF_EACH_KIND or method == takers[list(LAYERS).index(name) % len(takers)]
 
 
 @functools.cache
-def fitted(method: str, name: str, *, full: bool = False) -> Factors:
+def factorize_case(method: str, name: str, *, full: bool = False) -> Factors:
     """Return the factors at half of the maximal rank, or at it; shared between tests, so none may change them."""
-    layer = take(name).layer
-    limit = limit_of(method, layer)
-    return factorize(layer, method, limit if full else half(limit), name=name)
+    layer = build_case(name).layer
+    limit = max_rank_of(method, layer)
+    return factorize(layer, method, limit if full else half_rank(limit), name=name)
 
 
 def error_of(method: str, weight: Tensor, compact: Factors) -> float:

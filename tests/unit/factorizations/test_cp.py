@@ -16,24 +16,24 @@ few = settings(max_examples=10, deadline=None, derandomize=True)
 shapes = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(1, 3), st.integers(2, 3))
 
 
-def normal(*shape, seed=0):
+def normal_tensor(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def smooth(out=12, inside=10, size=3, seed=0):
+def smooth_kernel(out=12, inside=10, size=3, seed=0):
     """A kernel whose singular values fall in every axis, as those of a trained layer do."""
 
     def falling(n, i):
-        q, _ = torch.linalg.qr(normal(n, n, seed=seed + i))
+        q, _ = torch.linalg.qr(normal_tensor(n, n, seed=seed + i))
         return q * torch.arange(1, n + 1, dtype=torch.float64) ** -0.8
 
-    x = normal(out, inside, size * size, seed=seed)
+    x = normal_tensor(out, inside, size * size, seed=seed)
     return torch.einsum("tsa,ut,vs,ba->uvb", x, falling(out, 1), falling(inside, 2), falling(size * size, 3)).reshape(
         out, inside, size, size
     )
 
 
-def border():
+def border_rank_tensor():
     """a∘a∘b + a∘b∘a + b∘a∘a: of rank 3, and the limit of tensors of rank 2."""
     a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     x = sum(torch.einsum("t,s,k->tsk", *vectors) for vectors in ((a, a, b), (a, b, a), (b, a, a)))
@@ -45,9 +45,9 @@ def relative_error(k, factors):
 
 
 @pytest.fixture(scope="module")
-def started():
+def kernel_after_als():
     """A kernel, and what plain ALS makes of it."""
-    k = smooth()
+    k = smooth_kernel()
     kernel = cp.kernel_tensor(k)
     return k, kernel, cp.run_als(kernel, 16, sweeps=100)
 
@@ -57,8 +57,8 @@ def started():
 
 @few
 @given(shape=shapes, rank=st.integers(1, 5), separable=st.booleans(), seed=st.integers(0, 9))
-def test_a_sweep_hands_out_the_matricized_products_and_the_error(shape, rank, separable, seed):
-    k = normal(*shape, seed=seed)
+def test_a_sweep_passes_the_mttkrp_to_updates_and_returns_the_error(shape, rank, separable, seed):
+    k = normal_tensor(*shape, seed=seed)
     kernel = cp.kernel_tensor(k, separable=separable)
     start = cp.random_factors(kernel.shape, rank, seed)
     seen = []
@@ -78,8 +78,8 @@ def test_a_sweep_hands_out_the_matricized_products_and_the_error(shape, rank, se
     assert math.sqrt(square / kernel.square) == pytest.approx(relative_error(k, factors), abs=1e-7)
 
 
-def test_plain_sweeps_are_those_of_tensorly():
-    k = normal(5, 4, 3, 1)
+def test_plain_sweeps_equal_those_of_tensorly():
+    k = normal_tensor(5, 4, 3, 1)
     kernel = cp.kernel_tensor(k)
     start = cp.random_factors(kernel.shape, 3, 0)
     order = []
@@ -99,14 +99,14 @@ def test_plain_sweeps_are_those_of_tensorly():
         torch.testing.assert_close(a, torch.from_numpy(b), rtol=1e-8, atol=1e-8)
 
 
-def test_als_never_returns_worse_than_an_earlier_stop():
-    kernel = cp.kernel_tensor(smooth())
+def test_more_sweeps_of_als_never_return_a_larger_error():
+    kernel = cp.kernel_tensor(smooth_kernel())
     errors = [cp.run_als(kernel, 9, sweeps=n, tolerance=0).error for n in (5, 10, 20, 40, 80)]
     assert all(later <= earlier for earlier, later in pairwise(errors))
 
 
 def test_extrapolation_reaches_the_error_of_plain_sweeps_in_fewer():
-    k = smooth(24, 20)
+    k = smooth_kernel(24, 20)
     kernel = cp.kernel_tensor(k)
     factors = cp.random_factors(kernel.shape, 24, 0)
     for _ in range(100):
@@ -115,8 +115,8 @@ def test_extrapolation_reaches_the_error_of_plain_sweeps_in_fewer():
     assert run.sweeps < 60
 
 
-def test_several_starts_are_no_worse_than_the_best_of_them_after_its_trial():
-    kernel = cp.kernel_tensor(smooth())
+def test_several_starts_are_no_worse_than_the_best_start():
+    kernel = cp.kernel_tensor(smooth_kernel())
     alone = [cp.run_als(kernel, 6, seed=seed, sweeps=cp.START_SWEEPS).error for seed in range(4)]
     assert cp.run_als(kernel, 6, starts=4, sweeps=cp.START_SWEEPS).error == min(alone)
 
@@ -124,7 +124,7 @@ def test_several_starts_are_no_worse_than_the_best_of_them_after_its_trial():
 @few
 @given(shape=shapes, separable=st.booleans(), seed=st.integers(0, 9))
 def test_the_closed_form_is_exact(shape, separable, seed):
-    k = normal(*shape, seed=seed)
+    k = normal_tensor(*shape, seed=seed)
     kernel = cp.kernel_tensor(k, separable=separable)
     for extra in (0, 2):
         rank = cp.exact_rank(kernel.shape) + extra
@@ -133,7 +133,7 @@ def test_the_closed_form_is_exact(shape, separable, seed):
         assert relative_error(k, factors) < 1e-14
 
 
-def test_a_kernel_of_exact_rank_is_found_again():
+def test_als_recovers_a_kernel_of_low_rank():
     factors = cp.random_factors((9, 8, 7), 3, 1)
     k = cp.compose_tensor(factors)
     run = cp.run_als(cp.kernel_tensor(k), 3, starts=3, sweeps=500, tolerance=0)
@@ -145,7 +145,7 @@ def test_a_kernel_of_exact_rank_is_found_again():
 
 
 @pytest.mark.parametrize("shape", [(9, 6, 8), (3, 3, 5, 7)])
-def test_sensitivity_is_what_noise_does(shape):
+def test_the_sensitivity_predicts_the_error_that_noise_causes(shape):
     factors = cp.random_factors(shape, 12, 0)
     exact, sigma = cp.compose_tensor(factors), 1e-5
     generator = torch.Generator().manual_seed(1)
@@ -167,7 +167,7 @@ def test_balancing_keeps_the_tensor_and_is_the_least_sensitive_scaling(rank, see
     closed = order * math.prod(shape) ** (1 / order) * float((norms ** (2 * (order - 1) / order)).sum())
     assert sensitivity_of(made) == pytest.approx(closed, rel=1e-9)
     for other in range(5):
-        scale = 1 + 0.1 * normal(rank, seed=other)
+        scale = 1 + 0.1 * normal_tensor(rank, seed=other)
         assert sensitivity_of([made[0] * scale, made[1] / scale, *made[2:]]) >= sensitivity_of(made)
 
 
@@ -178,7 +178,7 @@ def test_orthogonal_components_of_equal_norm_have_the_reference_sensitivity():
     assert total_norm(factors) == pytest.approx(4 * 9)
 
 
-def test_a_dead_component_does_not_break_balancing():
+def test_balancing_permits_components_that_are_zero():
     factors = cp.random_factors((3, 4, 5), 3, 0)
     factors[1][:, 1] = 0
     made = balance_factors(factors)
@@ -191,8 +191,8 @@ def test_a_dead_component_does_not_break_balancing():
 
 @pytest.mark.parametrize("cost", ["sensitivity", "norm"])
 @pytest.mark.parametrize("slack", [1.0, 1.01, 1.2])
-def test_correction_stays_within_the_error_and_never_raises_its_cost(started, cost, slack):
-    k, kernel, run = started
+def test_correction_stays_within_the_error_and_never_raises_its_cost(kernel_after_als, cost, slack):
+    k, kernel, run = kernel_after_als
     costs = [cost_of(balance_factors(run.factors), cost)]
     for sweeps in range(1, 12):
         made = epc.lower_cost(kernel, run.factors, bound=slack * run.error, cost=cost, sweeps=sweeps, tolerance=0)
@@ -203,25 +203,25 @@ def test_correction_stays_within_the_error_and_never_raises_its_cost(started, co
     assert total_norm(made.factors) <= total_norm(run.factors)
 
 
-def test_correction_at_no_error_leaves_separated_components_alone():
-    factors = balance_factors([torch.linalg.qr(normal(n, 3, seed=n)).Q for n in (6, 5, 7)])
+def test_correction_without_an_error_to_trade_keeps_separated_components():
+    factors = balance_factors([torch.linalg.qr(normal_tensor(n, 3, seed=n)).Q for n in (6, 5, 7)])
     k = cp.compose_tensor(factors)
     made = epc.lower_cost(cp.kernel_tensor(k), factors, bound=1e-9, sweeps=5)
     torch.testing.assert_close(cp.compose_tensor(made.factors), k, rtol=1e-6, atol=1e-6)
     assert sensitivity_of(made.factors) == pytest.approx(sensitivity_of(factors), rel=1e-6)
 
 
-def test_without_a_penalty_the_ridge_is_the_als_update():
+def test_ridge_regression_without_a_penalty_equals_the_als_update():
     factors = cp.random_factors((9, 6, 8), 5, 0)
-    product = normal(9, 5)
+    product = normal_tensor(9, 5)
     gram = (factors[1].T @ factors[1]) * (factors[2].T @ factors[2])
     torch.testing.assert_close(
         cp.solve_ridge(gram, product, 1e-12), cp.least_squares_update(factors, 0, gram, product), rtol=1e-8, atol=1e-8
     )
 
 
-def test_bounded_sensitivity_is_kept_and_the_error_never_rises(started):
-    k, kernel, run = started
+def test_bounded_sensitivity_is_kept_and_the_error_never_rises(kernel_after_als):
+    k, kernel, run = kernel_after_als
     limit = orthogonal_sensitivity(kernel.shape, 16, kernel.square)
     errors = []
     for sweeps in range(1, 12):
@@ -231,17 +231,17 @@ def test_bounded_sensitivity_is_kept_and_the_error_never_rises(started):
     assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
 
 
-def test_order_and_scale_of_the_components_do_not_matter(started):
-    _, kernel, run = started
+def test_order_and_scale_of_the_components_do_not_matter(kernel_after_als):
+    _, kernel, run = kernel_after_als
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    scale = 1 + normal(16).abs()
+    scale = 1 + normal_tensor(16).abs()
     shuffled = [f[:, order] for f in (run.factors[0] * scale, run.factors[1] / scale, run.factors[2])]
     ours, theirs = (epc.lower_cost(kernel, f, bound=1.01 * run.error, sweeps=10, tolerance=0) for f in (run.factors, shuffled))
     assert sensitivity_of(ours.factors) == pytest.approx(sensitivity_of(theirs.factors), rel=1e-3)
 
 
-def test_the_approach_is_less_sensitive_than_a_correction_of_als(started):
-    k, kernel, run = started
+def test_approaching_from_a_random_start_is_less_sensitive_than_correcting_als(kernel_after_als):
+    k, kernel, run = kernel_after_als
     corrected = epc.lower_cost(kernel, run.factors, bound=1.01 * run.error, sweeps=50)
     made = epc.decompose_stably(kernel, 16, stability=math.inf)
     assert relative_error(k, made.factors) <= 1.01 * cp.run_als(kernel, 16, starts=3, sweeps=100).error * (1 + 1e-6)
@@ -252,7 +252,7 @@ def test_the_approach_is_less_sensitive_than_a_correction_of_als(started):
 
 
 def test_on_a_tensor_of_border_rank_als_diverges_and_the_stable_form_stays_bounded():
-    k = border()
+    k = border_rank_tensor()
     kernel = cp.kernel_tensor(k)
     norms, errors = [], []
     factors = cp.random_factors(kernel.shape, 2, 0)

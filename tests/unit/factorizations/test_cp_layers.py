@@ -11,18 +11,18 @@ from edgecompress.factorizations import METHODS, FitWarning, factorize, parse_op
 from edgecompress.network.counting import params_of
 
 
-def conv(inside=8, out=10, size=3, seed=0, **kwargs):
+def make_conv(inside=8, out=10, size=3, seed=0, **kwargs):
     torch.manual_seed(seed)
     return nn.Conv2d(inside, out, size, padding=size // 2, **kwargs).eval()
 
 
-def quietly(*args, **kwargs):
+def factorize_quietly(*args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)
         return factorize(*args, **kwargs)
 
 
-def cancelling():
+def layer_with_cancelling_components():
     """A layer whose kernel is the limit of sums of two components that cancel (border rank 2, rank 3)."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     layer = nn.Conv1d(2, 2, 2)
@@ -32,25 +32,27 @@ def cancelling():
 
 
 @pytest.mark.parametrize("method", ["cp3", "cp4"])
-def test_als_that_is_stopped_says_so_with_its_error_and_sensitivity(method):
+def test_als_stopped_early_warns_with_its_error_and_sensitivity(method):
     with pytest.warns(FitWarning, match=r"conv7: ALS was stopped after 3 sweeps.*relative error 0\.\d+, sensitivity .*raise sweeps"):
-        factorize(conv(), method, (9,), name="conv7", options={"sweeps": 3})
+        factorize(make_conv(), method, (9,), name="conv7", options={"sweeps": 3})
 
 
-def test_components_that_cancel_are_told_of():
+def test_components_that_cancel_cause_a_warning():
     with pytest.warns(FitWarning, match=r"times that of orthogonal components, so its components cancel; raise sweeps or use cp_epc"):
-        factorize(cancelling(), "cp3", (2,), options={"sweeps": 1000, "tolerance": 0.0})
+        factorize(layer_with_cancelling_components(), "cp3", (2,), options={"sweeps": 1000, "tolerance": 0.0})
 
 
 def test_the_stable_form_of_components_that_cancel_is_bounded():
-    plain, stable = (quietly(cancelling(), method, (2,), options={"sweeps": 1000}) for method in ("cp3", "cp_epc"))
+    plain, stable = (
+        factorize_quietly(layer_with_cancelling_components(), method, (2,), options={"sweeps": 1000}) for method in ("cp3", "cp_epc")
+    )
     biggest = [max(float(p.detach().abs().max()) for p in compact[:-1].parameters()) for compact in (plain, stable)]
     assert biggest[1] < 1.5 < biggest[0]
 
 
 @pytest.mark.parametrize("method", ["cp3", "cp_epc"])
-def test_als_that_settles_says_nothing(method):
-    layer = conv(6, 6)
+def test_converged_als_does_not_warn(method):
+    layer = make_conv(6, 6)
     with torch.no_grad():
         layer.weight.copy_(torch.einsum("tr,sr,kr->tsk", *(torch.randn(n, 2) for n in (6, 6, 9))).reshape(6, 6, 3, 3))
     with warnings.catch_warnings():
@@ -59,22 +61,22 @@ def test_als_that_settles_says_nothing(method):
     assert relative_error(layer, method, compact) < 1e-3
 
 
-def test_corrected_factors_make_the_layers_of_cp3_or_cp4():
-    layer = conv()
+def test_cp_epc_has_the_layers_of_cp3_or_cp4():
+    layer = make_conv()
     for options, plain in (({}, "cp3"), ({"separable": True}, "cp4")):
-        ours, theirs = quietly(layer, "cp_epc", (9,), options=options), quietly(layer, plain, (9,))
+        ours, theirs = factorize_quietly(layer, "cp_epc", (9,), options=options), factorize_quietly(layer, plain, (9,))
         assert str(ours) == str(theirs)
 
 
-def test_a_bound_on_the_sensitivity_is_kept_at_the_price_of_the_error():
-    layer = conv(16, 16)
-    errors = [relative_error(layer, "cp_epc", quietly(layer, "cp_epc", (40,), options={"stability": s})) for s in (0.2, 0.5, 1.5)]
+def test_a_bound_on_the_sensitivity_is_kept_and_raises_the_error():
+    layer = make_conv(16, 16)
+    errors = [relative_error(layer, "cp_epc", factorize_quietly(layer, "cp_epc", (40,), options={"stability": s})) for s in (0.2, 0.5, 1.5)]
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_more_slack_costs_error():
-    layer = conv(12, 12)
-    tight, loose = (relative_error(layer, "cp_epc", quietly(layer, "cp_epc", (20,), options={"slack": s})) for s in (0.0, 0.2))
+def test_more_slack_raises_the_error():
+    layer = make_conv(12, 12)
+    tight, loose = (relative_error(layer, "cp_epc", factorize_quietly(layer, "cp_epc", (20,), options={"slack": s})) for s in (0.0, 0.2))
     assert tight < loose <= 1.2 * tight * 1.05
 
 
@@ -89,8 +91,8 @@ def test_more_slack_costs_error():
 )
 @pytest.mark.parametrize("groups", [1, 2])
 def test_pointwise_neighbours_are_merged_where_that_is_cheaper(rank, layers, groups):
-    layer = conv(8 * groups, 10 * groups, groups=groups)
-    compact = quietly(layer, "tucker2_cp_epc", rank)
+    layer = make_conv(8 * groups, 10 * groups, groups=groups)
+    compact = factorize_quietly(layer, "tucker2_cp_epc", rank)
     assert list(dict(compact.named_children())) == layers
     inside, out, (r_out, r_in, r) = 8, 10, rank
     before = inside * r if "squeeze" not in layers else inside * r_in + r_in * r
@@ -101,23 +103,23 @@ def test_pointwise_neighbours_are_merged_where_that_is_cheaper(rank, layers, gro
 
 def test_a_tucker_projection_is_kept_when_its_layer_is_merged():
     """The factors then stand for the part of the kernel in its leading subspaces, and no more."""
-    layer = conv(8, 10)
+    layer = make_conv(8, 10)
     with torch.no_grad():
         u, v = torch.linalg.qr(torch.randn(10, 5)).Q, torch.linalg.qr(torch.randn(8, 5)).Q
         layer.weight.copy_(torch.einsum("tskl,tu,sv->uvkl", torch.randn(5, 5, 3, 3), u.T, v.T))
-    compact = quietly(layer, "tucker2_cp_epc", (5, 5, 3))
+    compact = factorize_quietly(layer, "tucker2_cp_epc", (5, 5, 3))
     assert "squeeze" not in dict(compact.named_children())
     inside = compact.get_submodule("before").weight.detach().flatten(1)  # (r, in): rows within the span of v
     torch.testing.assert_close(inside @ v @ v.T, inside, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["cp3", "cp4", "cp_epc", "tucker2_cp_epc", "cp_quantized"])
-def test_a_dead_group_beside_a_live_one_stays_dead(method):
-    layer = conv(8, 8, groups=2)
+def test_a_group_of_zeros_stays_zero(method):
+    layer = make_conv(8, 8, groups=2)
     with torch.no_grad():
         layer.weight[:4] = 0
     limit = METHODS[method].max_rank(layer, parse_options(method))
-    compact = quietly(layer, method, tuple(min(n, 4) for n in limit))
+    compact = factorize_quietly(layer, method, tuple(min(n, 4) for n in limit))
     y = compact(torch.randn(2, 8, 6, 6)) - layer.bias[:, None, None]
     assert float(y[:, :4].detach().abs().max()) < 1e-6
     assert all(bool(p.isfinite().all()) for p in compact.parameters())

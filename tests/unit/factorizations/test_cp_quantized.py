@@ -32,12 +32,12 @@ def trained():
     return {name: weights[f"{name}.weight"].double() for name in KERNELS}
 
 
-def rank_at(k, rate):
+def rank_at_rate(k, rate):
     t, s = k.shape[:2]
     return int(k.numel() / rate / (t + s + k[0, 0].numel()))
 
 
-def error(k, factors):
+def relative_error_of(k, factors):
     return float(torch.linalg.vector_norm(k - cp.compose_tensor(factors).reshape(k.shape)) / torch.linalg.vector_norm(k))
 
 
@@ -48,16 +48,16 @@ def tensorly_factors(k, rank):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_corrected_factors_of_a_trained_network_survive_rounding_and_those_of_tensorly_do_not(trained, name):
+def test_cp_epc_of_a_trained_network_survives_rounding_and_tensorly_does_not(trained, name):
     k = trained[name]
-    rank = rank_at(k, 4)
+    rank = rank_at_rate(k, 4)
     ours, theirs = epc.decompose_stably(cp.kernel_tensor(k), rank).factors, tensorly_factors(k, rank)
-    assert error(k, ours) <= 1.03 * error(k, theirs)
+    assert relative_error_of(k, ours) <= 1.03 * relative_error_of(k, theirs)
     lost = {}
     for who, factors in (("ours", ours), ("tensorly", theirs)):
-        exact = error(k, factors)
-        int8 = error(k, round_factors(factors, 8, per_channel=False)) / exact
-        int4 = error(k, round_factors(factors, 4, per_channel=True)) / exact
+        exact = relative_error_of(k, factors)
+        int8 = relative_error_of(k, round_factors(factors, 8, per_channel=False)) / exact
+        int4 = relative_error_of(k, round_factors(factors, 4, per_channel=True)) / exact
         lost[who] = int8, int4
     assert lost["ours"][0] <= 1.01
     assert lost["ours"][1] <= 1.3
@@ -70,10 +70,10 @@ def test_corrected_factors_of_a_trained_network_survive_rounding_and_those_of_te
 def test_factors_chosen_on_the_grid_beat_factors_rounded_to_it(trained, name, bits, per_channel):
     k = trained[name]
     kernel = cp.kernel_tensor(k)
-    start = epc.decompose_stably(kernel, rank_at(k, 3)).factors
+    start = epc.decompose_stably(kernel, rank_at_rate(k, 3)).factors
     made = quantize_factors(kernel, start, bits=bits, per_channel=per_channel)
-    assert made.error == pytest.approx(error(k, made.factors), rel=1e-6)
-    assert error(k, made.factors) < error(k, round_factors(start, bits, per_channel=per_channel))
+    assert made.error == pytest.approx(relative_error_of(k, made.factors), rel=1e-6)
+    assert relative_error_of(k, made.factors) < relative_error_of(k, round_factors(start, bits, per_channel=per_channel))
     most = 2 ** (bits - 1) - 1
     for factor, channel in zip(made.factors, scale_axes(made.factors, per_channel), strict=True):
         steps = factor / grid_scales(factor, bits, channel)  # the scale a quantizer would derive

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.factorization_layers import half, limit_of
+from support.factorization_layers import half_rank, max_rank_of
 from torch import nn
 from torch.nn.utils import prune
 
@@ -21,9 +21,9 @@ def layer_for(method, **options):
     return conv if METHODS[method].reject(conv) is None else nn.Linear(12, 8, **options)
 
 
-def refused(layer, method, message, *, rank=None, error=ConfigError, **given):
+def refusal_of(layer, method, message, *, rank=None, error=ConfigError, **given):
     with pytest.raises(error) as refusal:
-        factorize(layer, method, rank or half(limit_of(method, layer)), name="stage2.conv7", **given)
+        factorize(layer, method, rank or half_rank(max_rank_of(method, layer)), name="stage2.conv7", **given)
     assert type(refusal.value) is error
     text = str(refusal.value)
     assert text.startswith("stage2.conv7: ")
@@ -35,7 +35,7 @@ def refused(layer, method, message, *, rank=None, error=ConfigError, **given):
 @pytest.mark.parametrize("wrong", ["zero", "negative", "above", "short", "long", "fraction"])
 def test_a_rank_that_does_not_fit(method, wrong):
     layer = layer_for(method)
-    limit = limit_of(method, layer)
+    limit = max_rank_of(method, layer)
     rank = {
         "zero": (0, *limit[1:]),
         "negative": (-1, *limit[1:]),
@@ -44,7 +44,7 @@ def test_a_rank_that_does_not_fit(method, wrong):
         "long": (*limit, 1),
         "fraction": (1.5, *limit[1:]),
     }[wrong]
-    refused(layer, method, f"rank {rank} for {method}; each must be between 1 and {limit}", rank=rank)
+    refusal_of(layer, method, f"rank {rank} for {method}; each must be between 1 and {limit}", rank=rank)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,20 +54,20 @@ def test_a_weight_that_is_not_finite(method, value, where):
     layer = layer_for(method)
     with torch.no_grad():
         getattr(layer, where).view(-1)[1] = value
-    refused(layer, method, "its weights hold NaN or infinity; retrain or repair the checkpoint")
-    assert factorize(layer, method, limit_of(method, layer), fit=False)  # structure needs no values
+    refusal_of(layer, method, "its weights hold NaN or infinity; retrain or repair the checkpoint")
+    assert factorize(layer, method, max_rank_of(method, layer), fit=False)  # structure needs no values
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_that_is_all_zero(method):
     layer = layer_for(method)
     nn.init.zeros_(layer.weight)
-    refused(layer, method, "its weights are all zero; remove the layer or load a trained checkpoint")
+    refusal_of(layer, method, "its weights are all zero; remove the layer or load a trained checkpoint")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_on_the_meta_device(method):
-    refused(layer_for(method, device="meta"), method, "it is on the meta device and has no values; load its weights first")
+    refusal_of(layer_for(method, device="meta"), method, "it is on the meta device and has no values; load its weights first")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +76,7 @@ def test_integer_weights(method, dtype):
     layer = layer_for(method)
     layer.weight = nn.Parameter(torch.ones_like(layer.weight).to(dtype), requires_grad=False)
     kind = str(dtype).removeprefix("torch.")
-    refused(layer, method, f"its weights are {kind}; factorize the floating-point model and quantize afterwards")
+    refusal_of(layer, method, f"its weights are {kind}; factorize the floating-point model and quantize afterwards")
 
 
 ONE_WEIGHT = {
@@ -102,28 +102,28 @@ OTHERS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ONE_WEIGHT)
-def test_a_layer_of_one_weight_a_group(method, name):
-    refused(ONE_WEIGHT[name](), method, "it has one weight a group, there is nothing to factorize", rank=(1,), error=UnsupportedError)
+def test_a_layer_with_one_weight_per_group(method, name):
+    refusal_of(ONE_WEIGHT[name](), method, "it has one weight a group, there is nothing to factorize", rank=(1,), error=UnsupportedError)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_ordinary_layer(method, name):
+def test_a_module_that_is_no_ordinary_layer(method, name):
     made, reason = OTHERS[name]
-    refused(made(), method, reason, rank=(1,), error=UnsupportedError)
+    refusal_of(made(), method, reason, rank=(1,), error=UnsupportedError)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_option(method):
     known = parse_options(method).__struct_fields__
     remedy = f"choose from {', '.join(known)}" if known else "it has none"
-    refused(layer_for(method), method, f"{method}: unknown option 'flavour'; {remedy}", options={"flavour": 1})
+    refusal_of(layer_for(method), method, f"{method}: unknown option 'flavour'; {remedy}", options={"flavour": 1})
 
 
 @pytest.mark.parametrize(("method", "option"), [(m, o) for m in METHODS for o in parse_options(m).__struct_fields__])
 def test_an_option_of_another_type(method, option):
-    refused(layer_for(method), method, f"{method}: ", options={option: object()})
+    refusal_of(layer_for(method), method, f"{method}: ", options={option: object()})
 
 
 def test_an_unknown_method():
@@ -134,11 +134,11 @@ def test_an_unknown_method():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_refusal_leaves_no_trace_of_itself(method):
+def test_a_refusal_has_no_side_effect(method):
     """No warning, no random number drawn, no weight changed: a planner asks about many layers."""
     layer = layer_for(method)
     before, random = layer.weight.detach().clone(), torch.get_rng_state()
     with pytest.raises(EdgeCompressError):
-        factorize(layer, method, (0,) * len(limit_of(method, layer)))
+        factorize(layer, method, (0,) * len(max_rank_of(method, layer)))
     assert torch.equal(layer.weight, before)
     assert torch.equal(torch.get_rng_state(), random)

@@ -61,7 +61,7 @@ each = pytest.mark.parametrize("name", [*AGAIN, *DENSE])
 iterations = pytest.mark.filterwarnings("ignore::edgecompress.factorizations.FitWarning")
 
 
-def tuned(name):
+def make_tuned_factors(name):
     """Return factors that fine-tuning has moved away from orthonormal ones, how to decompose them again, and an input."""
     made, method, rank, again, lower, shape = (AGAIN | DENSE)[name]
     torch.manual_seed(0)
@@ -74,17 +74,17 @@ def tuned(name):
     return compact, again, lower, torch.randn(2, *shape, dtype=torch.float64)
 
 
-def error(compact, weight):
+def relative_error_of(compact, weight):
     return float((chain.reconstruct(compact) - weight).norm() / weight.norm())
 
 
 @each
 @iterations
-def test_it_equals_factorizing_the_dense_layer(name):
-    compact, method, rank, x = tuned(name)
+def test_refactorizing_equals_factorizing_the_dense_layer(name):
+    compact, method, rank, x = make_tuned_factors(name)
     weight = chain.reconstruct(compact)
     again, direct = refactorize(compact, method, rank), factorize(chain.to_dense_layer(compact), method, rank)
-    assert error(again, weight) == pytest.approx(error(direct, weight), abs=1e-8)
+    assert relative_error_of(again, weight) == pytest.approx(relative_error_of(direct, weight), abs=1e-8)
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in direct.named_parameters()}
     assert [(type(a), str(a)) for a in again] == [(type(b), str(b)) for b in direct]
     torch.testing.assert_close(again(x), chain.to_dense_layer(again)(x))
@@ -92,8 +92,8 @@ def test_it_equals_factorizing_the_dense_layer(name):
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_the_dense_kernel_is_not_built_where_there_is_a_core(name, monkeypatch):
-    compact, method, rank, _ = tuned(name)
+def test_the_dense_kernel_is_not_built_if_a_core_can_be_factorized(name, monkeypatch):
+    compact, method, rank, _ = make_tuned_factors(name)
     largest = max(part.weight.numel() for part in compact)
     seen = []
     composed = chain.compose_kernels
@@ -109,8 +109,8 @@ def test_the_dense_kernel_is_not_built_where_there_is_a_core(name, monkeypatch):
 
 @each
 @iterations
-def test_the_bias_is_kept_and_the_factors_stay_as_they_are(name):
-    compact, method, rank, _ = tuned(name)
+def test_refactorizing_keeps_the_bias_and_the_given_factors(name):
+    compact, method, rank, _ = make_tuned_factors(name)
     before = copy.deepcopy(compact.state_dict())
     again = refactorize(compact, method, rank)
     if compact[-1].bias is None:
@@ -127,7 +127,7 @@ def test_the_bias_is_kept_and_the_factors_stay_as_they_are(name):
 @pytest.mark.parametrize("name", ["conv", "reflect-grouped", "transposed-grouped", "linear", "1x1-stride"])
 def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
     """What an implementation does that decomposes the core alone and multiplies into the outer factors as they are."""
-    compact, method, rank, _ = tuned(name)
+    compact, method, rank, _ = make_tuned_factors(name)
     weight = chain.reconstruct(compact)
     if method == "svd":
         naive = copy.deepcopy(compact)
@@ -141,12 +141,14 @@ def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
         squeeze, core, expand = compact
         inner = factorize(chain.to_dense_layer(Factors(core)), method, rank)
         products = [Factors(squeeze, *inner, expand)]
-    assert all(error(refactorize(compact, method, rank), weight) < 0.99 * error(naive, weight) for naive in products)
+    assert all(
+        relative_error_of(refactorize(compact, method, rank), weight) < 0.99 * relative_error_of(naive, weight) for naive in products
+    )
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_outer_factors_are_orthonormal_and_equal_the_chain(name):
-    compact, _, _, _ = tuned(name)
+def test_a_split_core_has_orthonormal_outer_factors_and_equals_the_chain(name):
+    compact, _, _, _ = make_tuned_factors(name)
     split = split_core(compact)
     parts = [part for part in split if part is not None]
     torch.testing.assert_close(chain.reconstruct(Factors(*parts)), chain.reconstruct(compact))
@@ -157,7 +159,7 @@ def test_outer_factors_are_orthonormal_and_equal_the_chain(name):
             torch.testing.assert_close(u @ u.mT, torch.eye(u.shape[1], **F64).expand(len(u), -1, -1))
 
 
-def test_the_dtype_and_mode_are_those_of_the_factors():
+def test_refactorizing_keeps_dtype_and_training_mode():
     torch.manual_seed(0)
     compact = factorize(nn.Conv2d(12, 14, 3), "tucker2", (9, 8)).train()
     again = refactorize(compact, "tucker2", (5, 4))
@@ -166,8 +168,8 @@ def test_the_dtype_and_mode_are_those_of_the_factors():
     assert not refactorize(compact.eval(), "tucker2", (5, 4)).training
 
 
-def test_moments_of_the_input_make_it_data_aware():
-    compact, _, rank, _ = tuned("linear")
+def test_refactorizing_with_moments_lowers_the_output_error():
+    compact, _, rank, _ = make_tuned_factors("linear")
     x = torch.randn(50, 14, **F64) @ torch.randn(14, 14, **F64)
     found = Moments((x.T @ x / len(x))[None], x.mean(0)[None])
     with torch.no_grad():
@@ -189,22 +191,22 @@ def test_moments_of_the_input_make_it_data_aware():
     ],
 )
 def test_a_rank_that_does_not_fit_is_refused(name, rank, message):
-    compact, method, _, _ = tuned(name)
+    compact, method, _, _ = make_tuned_factors(name)
     with pytest.raises(ConfigError, match=f"^stem: {message}"):
         refactorize(compact, method, rank, name="stem")
 
 
 def test_a_method_that_cannot_take_the_dense_layer_says_why():
-    compact, _, _, _ = tuned("conv")
+    compact, _, _, _ = make_tuned_factors("conv")
     with pytest.raises(UnsupportedError, match=r"^stem: kernel 3×3, svd takes Linear"):
         refactorize(compact, "svd", (3,), name="stem")
     with pytest.raises(ConfigError, match=f"^stem: unknown method 'cp9'; choose from {', '.join(METHODS)}"):
         refactorize(compact, "cp9", (3,), name="stem")
     with pytest.raises(ConfigError, match=r"^stem: svd: unknown option 'slices'; it has none"):
-        refactorize(tuned("linear")[0], "svd", (3,), name="stem", options={"slices": 2})
+        refactorize(make_tuned_factors("linear")[0], "svd", (3,), name="stem", options={"slices": 2})
 
 
-def test_factors_with_other_layers_among_them_are_refused():
+def test_factors_with_other_kinds_of_layers_are_refused():
     compact = Factors(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4))
     with pytest.raises(UnsupportedError, match=r"^stem: ReLU among its factors; decompose the dense layer instead"):
         refactorize(compact, "svd", (1,), name="stem")
@@ -214,7 +216,7 @@ def test_factors_with_other_layers_among_them_are_refused():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_factors_that_are_not_finite_are_refused(name, value):
     for index in (0, -1):
-        compact, method, rank, _ = tuned(name)
+        compact, method, rank, _ = make_tuned_factors(name)
         with torch.no_grad():
             compact[index].weight.view(-1)[1] = value
         with pytest.raises(ConfigError, match=r"^stem: its weights hold NaN or infinity"):

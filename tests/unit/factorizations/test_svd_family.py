@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factorization_layers import error_of, half, limit_of
+from support.factorization_layers import error_of, half_rank, max_rank_of
 from torch import nn
 
 from edgecompress.errors import ConfigError
@@ -36,13 +36,13 @@ def test_the_error_is_the_singular_tail(method, out, inside, size, data):
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     inside *= 2  # grouped_svd cuts it in two
     layer = kind(groups * inside, groups * out, 1 if method == "svd" else size, groups=groups, dtype=torch.float64)
-    (r,) = (data.draw(st.integers(1, n)) for n in limit_of(method, layer))
+    (r,) = (data.draw(st.integers(1, n)) for n in max_rank_of(method, layer))
     tails = [torch.linalg.svdvals(m)[r:] for m in matrices(method, layer)]
     expected = float(torch.cat(tails).square().sum() / layer.weight.detach().square().sum())
     assert error_of(method, layer.weight, factorize(layer, method, (r,))) ** 2 == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_linear_has_the_error_of_its_tail():
+def test_the_error_of_a_linear_is_its_singular_tail():
     torch.manual_seed(0)
     layer = nn.Linear(40, 30, dtype=torch.float64)
     s = torch.linalg.svdvals(layer.weight.detach())
@@ -61,7 +61,7 @@ def test_components_have_equal_norms_on_both_sides(shape, r, aware):
     torch.testing.assert_close(left.norm(dim=0).square(), torch.linalg.svdvals(matrix.double())[:r])  # √σ each
 
 
-def test_emitted_factors_have_equal_ranges():
+def test_factors_have_equal_ranges():
     torch.manual_seed(0)
     for layer, method in ((nn.Linear(12, 7), "svd"), (nn.Conv2d(5, 6, 3), "channel_svd"), (nn.Conv2d(5, 6, 3), "spatial_svd")):
         first, last = factorize(layer, method, (4,))
@@ -87,7 +87,7 @@ def test_singular_values_far_below_the_largest_are_found():
         assert error_of("svd", layer.weight, factorize(layer, "svd", (r,))) == pytest.approx(10.0**-r, rel=1e-2)
 
 
-def test_more_slices_mean_a_smaller_error_at_the_same_rank_a_slice():
+def test_more_slices_lower_the_error_at_the_same_rank_per_slice():
     torch.manual_seed(0)
     layer = nn.Conv2d(12, 10, 3)
     errors = [error_of("grouped_svd", layer.weight, factorize(layer, "grouped_svd", (3,), options={"slices": k})) for k in (1, 2, 3, 4, 6)]
@@ -101,7 +101,7 @@ def test_slices_that_do_not_divide_the_channels_are_refused():
             factorize(nn.Conv2d(12, 10, 3), "grouped_svd", (3,), name="stem", options={"slices": slices})
 
 
-def test_a_strided_1x1_reads_no_more_than_the_dense_one():
+def test_the_first_factor_of_a_strided_1x1_layer_has_the_stride():
     """With the stride on the second factor the first one would compute four times what is needed."""
     layer = nn.Conv2d(8, 6, 1, stride=2, padding=1)
     first, last = factorize(layer, "svd", (3,))
@@ -110,7 +110,7 @@ def test_a_strided_1x1_reads_no_more_than_the_dense_one():
     assert (first.stride, last.stride) == ((1, 1), (2, 2))  # which makes the map larger
 
 
-def test_each_spatial_factor_has_the_geometry_of_its_axes():
+def test_each_spatial_factor_has_the_geometry_along_its_axes():
     layer = nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 4), dilation=(1, 2), padding_mode="circular", groups=2)
     first, last = factorize(layer, "spatial_svd", (3,))
     assert (first.kernel_size, first.stride, first.padding, first.dilation) == ((3, 1), (2, 1), (1, 0), (1, 1))
@@ -129,5 +129,5 @@ def test_padding_of_a_1x1_kernel_adds_only_the_bias():
 
 def test_halves_of_the_maximum_rank_cost_less_than_the_layer():
     for layer, method in ((nn.Linear(64, 64), "svd"), (nn.Conv2d(32, 32, 3), "spatial_svd"), (nn.Conv2d(32, 32, 3), "channel_svd")):
-        rank = tuple(math.ceil(0.8 * n) for n in half(limit_of(method, layer)))
+        rank = tuple(math.ceil(0.8 * n) for n in half_rank(max_rank_of(method, layer)))
         assert sum(p.numel() for p in factorize(layer, method, rank).parameters()) < sum(p.numel() for p in layer.parameters())

@@ -52,34 +52,34 @@ LAYERS = {
 cases = pytest.mark.parametrize(("name", "run"), list(product(LAYERS, RUNS)))
 
 
-def take(name, dtype=torch.float64):
+def build_layer(name, dtype=torch.float64):
     torch.manual_seed(0)
     layer, shape = LAYERS[name]()
     return layer.to(dtype).eval(), torch.randn(2, *shape, dtype=dtype), shape
 
 
-def halves(limit):
+def half_ranks(limit):
     return tuple(max(1, n // 2) for n in limit)
 
 
-def at_half(name, run, dtype=torch.float64):
-    layer, x, shape = take(name, dtype)
-    return factorize(layer, "tensor_train", halves(max_rank(layer, Options())), options={"run": run}), x, shape
+def factorized_at_half_rank(name, run, dtype=torch.float64):
+    layer, x, shape = build_layer(name, dtype)
+    return factorize(layer, "tensor_train", half_ranks(max_rank(layer, Options())), options={"run": run}), x, shape
 
 
 @cases
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_a_layer_is_exact_at_max_rank(name, run, dtype, tolerance):
-    layer, x, _ = take(name, dtype)
+    layer, x, _ = build_layer(name, dtype)
     compact = factorize(layer, "tensor_train", max_rank(layer, Options()), options={"run": run})
     assert relative_error(layer, "tensor_train", compact) <= tolerance
     torch.testing.assert_close(compact(x), layer(x), rtol=0, atol=tolerance * 10)
 
 
 @cases
-def test_output_is_that_of_the_layer_with_the_reconstructed_weight(name, run):
-    layer, x, _ = take(name)
-    compact, _, _ = at_half(name, run)
+def test_the_output_equals_that_of_the_layer_with_the_reconstructed_weight(name, run):
+    layer, x, _ = build_layer(name)
+    compact, _, _ = factorized_at_half_rank(name, run)
     assert relative_error(layer, "tensor_train", compact) > 0.1
     with torch.no_grad():
         layer.weight.copy_(reconstruct(compact))
@@ -87,15 +87,15 @@ def test_output_is_that_of_the_layer_with_the_reconstructed_weight(name, run):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_both_runs_compute_the_same(name):
-    (chained, x, _), (dense, _, _) = (at_half(name, run) for run in RUNS)
+def test_both_run_modes_compute_the_same(name):
+    (chained, x, _), (dense, _, _) = (factorized_at_half_rank(name, run) for run in RUNS)
     torch.testing.assert_close(dense(x), chained(x))
     assert sum(p.numel() for p in dense.parameters()) == sum(p.numel() for p in chained.parameters())
 
 
 @pytest.mark.parametrize("shape", [(12,), (1, 12), (0, 12), (2, 0, 12), (5, 12), (2, 3, 4, 12)])
 def test_a_linear_takes_any_leading_axes(shape):
-    compact, _, _ = at_half("linear", "chain")
+    compact, _, _ = factorized_at_half_rank("linear", "chain")
     x = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         expected = x @ reconstruct(compact).T + compact.bias
@@ -117,14 +117,14 @@ def test_error_of_a_linear_is_at_most_epsilon(n, m, cores, epsilon):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])
 def test_error_of_a_layer_is_at_most_epsilon(name, epsilon):
-    layer, _, _ = take(name)
+    layer, _, _ = build_layer(name)
     compact = factorize(layer, "tensor_train", ranks_within_error(layer, epsilon, Options()))
     assert relative_error(layer, "tensor_train", compact) <= epsilon + 1e-12
 
 
 @cases
 def test_gradients_are_those_of_the_function(name, run):
-    compact, x, _ = at_half(name, run)
+    compact, x, _ = factorized_at_half_rank(name, run)
     names, values = zip(*compact.named_parameters(), strict=True)
     x = x[:1].requires_grad_()
 
@@ -136,9 +136,9 @@ def test_gradients_are_those_of_the_function(name, run):
 
 @cases
 def test_state_copies_and_pickles_round_trip_bit_for_bit(name, run):
-    compact, x, _ = at_half(name, run, torch.float32)
-    layer, _, _ = take(name, torch.float32)
-    empty = factorize(layer, "tensor_train", halves(max_rank(layer, Options())), options={"run": run}, fit=False)
+    compact, x, _ = factorized_at_half_rank(name, run, torch.float32)
+    layer, _, _ = build_layer(name, torch.float32)
+    empty = factorize(layer, "tensor_train", half_ranks(max_rank(layer, Options())), options={"run": run}, fit=False)
     empty.load_state_dict(compact.state_dict(), strict=True)
     for other in (empty, copy.deepcopy(compact), pickle.loads(pickle.dumps(compact))):
         assert torch.equal(other(x), compact(x))
@@ -149,13 +149,13 @@ def test_state_copies_and_pickles_round_trip_bit_for_bit(name, run):
 
 
 @cases
-def test_the_exported_program_computes_the_same_and_leaves_the_model_alone(name, run):
-    compact, x, _ = at_half(name, run, torch.float32)
+def test_the_exported_program_computes_the_same_and_the_model_stays_unchanged(name, run):
+    compact, x, _ = factorized_at_half_rank(name, run, torch.float32)
     before = compact(x[:1])
     program = to_program(compact, (x[:1],))
     torch.testing.assert_close(program.module()(x[:1]), before)
     assert torch.equal(compact(x[:1]), before)
-    layer, _, _ = take(name, torch.float32)
+    layer, _, _ = build_layer(name, torch.float32)
     held = sorted(tuple(v.shape) for v in program.state_dict.values())
     if run == "dense":
         assert held == sorted(tuple(p.shape) for p in layer.parameters())
@@ -175,7 +175,7 @@ def test_a_parametrized_weight_of_the_user_is_a_constant_in_the_program(wrap):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
-def test_tflite_computes_what_both_runs_compute(tmp_path):
+def test_tflite_computes_the_same_as_both_run_modes(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Linear(32, 24), nn.Linear(24, 16)]
     made = [factorize(layer, "tensor_train", (3, 3), options={"run": run}) for layer, run in zip(layers, RUNS, strict=True)]
@@ -200,7 +200,7 @@ def test_counts_of_the_first_linear_of_vgg16(run, rank, params):
     assert (found[1] == 25088 * 4096) == (run == "dense")
 
 
-def test_macs_of_a_chain_are_those_of_its_matmuls_at_every_token():
+def test_macs_of_a_chain_count_its_matrix_products_at_every_token():
     layer = nn.Linear(12, 10)
     with torch.device("meta"):
         chained = skeleton(layer, (2, 3), Options(in_modes=(3, 2, 2), out_modes=(1, 2, 5)))
@@ -220,7 +220,7 @@ def test_cores_of_one_value_are_left_out():
 
 
 def test_a_pointwise_factor_at_full_rank_is_left_out():
-    layer = take("3x3-strided")[0]
+    layer = build_layer("3x3-strided")[0]
     parts = {rank: list(dict(skeleton(layer, rank, Options()).named_children())) for rank in [(3, 5, 4), (6, 5, 4), (6, 8, 8)]}
     assert parts == {
         (3, 5, 4): ["squeeze", "axis0", "axis1", "expand"],
@@ -230,7 +230,7 @@ def test_a_pointwise_factor_at_full_rank_is_left_out():
 
 
 @pytest.mark.parametrize(("times", "form"), [((1.0, 2.0), "chain"), ((2.0, 1.0), "dense"), ((1.0, 1.0), "dense")])
-def test_the_faster_form_is_the_one_with_the_lower_latency(times, form):
+def test_the_run_mode_with_the_lower_latency_is_chosen(times, form):
     def measured(layers, shape):
         assert ([type(one).__name__ for one in layers], shape) == (["TensorTrainLinear", "Linear"], (4, 12))
         return times
@@ -268,7 +268,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("why", REJECTED)
-def test_a_layer_that_cannot_be_parted_is_refused_with_the_reason(why):
+def test_a_layer_that_cannot_be_split_is_refused_with_the_reason(why):
     with pytest.raises(UnsupportedError, match=f"fc: .*{why}.*; leave it out or use another method"):
         factorize(REJECTED[why](), "tensor_train", (1, 1), name="fc")
 
@@ -299,7 +299,7 @@ def test_modes_of_a_convolution_are_refused():
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.0, math.nan])
-def test_an_epsilon_that_is_no_relative_error_is_refused(epsilon):
+def test_an_epsilon_outside_its_range_is_refused(epsilon):
     with pytest.raises(ConfigError, match=f"epsilon={epsilon}: .*; give one between"):
         ranks_within_error(nn.Linear(4, 4), epsilon, Options())
 
@@ -312,7 +312,7 @@ def test_ranks_of_a_weight_that_is_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("rank", [(0, 1), (1, 99), (1,), (1, 1, 1)])
-def test_a_rank_that_does_not_fit_is_refused_everywhere(rank):
+def test_a_rank_that_does_not_fit_is_refused(rank):
     layer = nn.Linear(12, 10)
     calls = (
         lambda: factorize(layer, "tensor_train", rank, name="fc"),
@@ -323,7 +323,7 @@ def test_a_rank_that_does_not_fit_is_refused_everywhere(rank):
             call()
 
 
-def test_a_layer_that_cannot_be_timed_is_refused():
+def test_a_layer_whose_latency_cannot_be_measured_is_refused():
     with pytest.raises(ConfigError, match=r"fc: does not take inputs of shape \(13,\); give theirs, without the batch axis"):
         faster_run_mode(nn.Linear(12, 10), (1, 1), (13,), options=Options(), name="fc")
     with pytest.raises(ConfigError, match="fc: it is on the meta device, where nothing takes time; load its weights first"):
@@ -331,7 +331,7 @@ def test_a_layer_that_cannot_be_timed_is_refused():
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_train_is_not_taken_for_a_chain_of_matrices(run):
+def test_a_tensor_train_is_not_refactorized_as_a_chain_of_matrices(run):
     compact = factorize(nn.Linear(16, 16), "tensor_train", (4, 4), options={"run": run})
     with pytest.raises(UnsupportedError, match=r"fc: .* among its factors; decompose the dense layer instead"):
         refactorize(compact, "svd", (1,), name="fc")

@@ -7,7 +7,7 @@ import tensorly
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factorization_layers import error_of, limit_of
+from support.factorization_layers import error_of, max_rank_of
 from tensorly.decomposition import partial_tucker
 from torch import nn
 
@@ -24,15 +24,15 @@ def kernel_layer(out, inside, kh, kw, seed):
     return nn.Conv2d(inside, out, (kh, kw), dtype=torch.float64)
 
 
-def ranks(data, layer):
-    return tuple(data.draw(st.integers(1, n)) for n in limit_of("tucker2", layer))
+def rank_pairs(data, layer):
+    return tuple(data.draw(st.integers(1, n)) for n in max_rank_of("tucker2", layer))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(shape=kernels, data=st.data())
-def test_the_squared_error_is_what_the_core_lacks(shape, data):
+def test_the_squared_error_is_the_norm_missing_in_the_core(shape, data):
     layer = kernel_layer(*shape)
-    compact = factorize(layer, "tucker2", ranks(data, layer))
+    compact = factorize(layer, "tucker2", rank_pairs(data, layer))
     k, g = (float(w.detach().square().sum()) for w in (layer.weight, compact.core.weight))
     assert error_of("tucker2", layer.weight, compact) ** 2 == pytest.approx(max(0.0, k - g) / k, abs=1e-12)
 
@@ -41,7 +41,7 @@ def test_the_squared_error_is_what_the_core_lacks(shape, data):
 @given(shape=kernels, data=st.data())
 def test_the_outer_factors_are_orthonormal(shape, data):
     layer = kernel_layer(*shape)
-    parts = dict(factorize(layer, "tucker2", ranks(data, layer)).named_children())
+    parts = dict(factorize(layer, "tucker2", rank_pairs(data, layer)).named_children())
     for u in [parts[name].weight.detach().flatten(1) for name in ("squeeze", "expand") if name in parts]:
         small = u if len(u) < u.shape[1] else u.T
         torch.testing.assert_close(small @ small.T, torch.eye(len(small), dtype=u.dtype))
@@ -51,7 +51,7 @@ def test_the_outer_factors_are_orthonormal(shape, data):
 @given(shape=kernels, data=st.data())
 def test_the_error_is_within_the_tails_of_both_unfoldings(shape, data):
     layer = kernel_layer(*shape)
-    r_out, r_in = ranks(data, layer)
+    r_out, r_in = rank_pairs(data, layer)
     k = layer.weight.detach()
     tails = [
         float(torch.linalg.svdvals(k.movedim(a, 0).flatten(1))[r:].square().sum() / k.square().sum()) for a, r in ((0, r_out), (1, r_in))
@@ -65,7 +65,7 @@ def test_the_error_is_within_the_tails_of_both_unfoldings(shape, data):
 @given(shape=kernels, data=st.data())
 def test_hooi_is_no_worse_than_tensorly(shape, data):
     layer = kernel_layer(*shape)
-    assert_no_worse_than_tensorly(layer, ranks(data, layer))
+    assert_no_worse_than_tensorly(layer, rank_pairs(data, layer))
 
 
 @pytest.mark.parametrize("rank", [(4, 4), (8, 4), (4, 12), (8, 8), (12, 12)])
@@ -105,7 +105,7 @@ def test_hooi_sweeps_never_increase_the_error(monkeypatch):
     assert kept[-1] > kept[0]
 
 
-def test_a_planted_kernel_is_found_at_its_rank():
+def test_a_kernel_of_low_rank_is_exact_at_its_rank():
     layer = kernel_layer(12, 10, 3, 3, seed=0)
     with torch.no_grad():
         core = torch.randn(4, 3, 3, 3, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_a_factor_at_full_rank_is_left_out(rank, names):
     assert sum(part.bias is not None for part in compact) == 1
 
 
-def test_the_geometry_is_that_of_the_core():
+def test_the_core_has_the_geometry_of_the_layer():
     layer = nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=2, padding_mode="reflect")
     squeeze, core, expand = factorize(layer, "tucker2", (2, 2))
     for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):

@@ -73,7 +73,7 @@ def layers(model):
 
 @pytest.mark.parametrize("held", [10**9, 20_000, 0])
 @torch.no_grad()
-def test_a_network_resumed_at_a_replaced_layer_gives_what_it_gives_as_a_whole(model, monkeypatch, held):
+def test_a_replay_with_a_replaced_layer_equals_a_full_run(model, monkeypatch, held):
     monkeypatch.setattr(activation_cache, "MAX_BYTES", held)
     recording = record_activations(model, inputs())
     assert all(map(torch.equal, recording.outputs, batches.run_model(model, inputs())))
@@ -91,7 +91,7 @@ def test_a_network_resumed_at_a_replaced_layer_gives_what_it_gives_as_a_whole(mo
 
 
 @torch.no_grad()
-def test_layers_before_the_replaced_one_are_not_computed(model):
+def test_a_replay_does_not_compute_layers_before_the_replaced_one(model):
     recording = record_activations(model, inputs())
     computed = {}
     for name in layers(model):
@@ -103,7 +103,7 @@ def test_layers_before_the_replaced_one_are_not_computed(model):
     assert computed == {"stem.0": 6, "twice": 5, "parted.conv": 5, "other": 4, "last": 3, "fc": 2}
 
 
-def test_a_layer_that_was_not_called_has_nothing_before_it(model):
+def test_a_replay_before_a_layer_that_was_not_called_computes_everything(model):
     recording = record_activations(model, inputs())
     with replay_before(recording, nn.Linear(1, 1)):
         Counted.calls = 0

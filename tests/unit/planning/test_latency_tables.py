@@ -55,12 +55,12 @@ def stats_of(layer, shape):
     return analyze(nn.Sequential(layer), (torch.zeros(1, *shape),), measure=False).layers[0]
 
 
-def form(name, method="dense", rank=()):
+def form_of_layer(name, method="dense", rank=()):
     layer, shape = LAYERS[name]
     return layer_form(stats_of(layer, shape), layer, method, rank)
 
 
-def computed(path, x):
+def run_tflite(path, x):
     interpreter = Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
     (read,), (written,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -69,12 +69,12 @@ def computed(path, x):
     return interpreter.get_tensor(written["index"])
 
 
-def nhwc(x):
+def to_nhwc(x):
     return x.movedim(1, -1).contiguous() if x.ndim == 4 else x
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written_files(tmp_path_factory):
     """The files of all cases in all schemes, written by one start of the program."""
     folder = tmp_path_factory.mktemp("layers")
     files = {
@@ -82,12 +82,12 @@ def written(tmp_path_factory):
         for i, case in enumerate(CASES)
         for scheme in ("fp32", "int8-static", "int8-dynamic")
     }
-    write_layers([(form(*case), scheme, path) for (case, scheme), path in files.items()])
+    write_layers([(form_of_layer(*case), scheme, path) for (case, scheme), path in files.items()])
     return files
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def converted_files(tmp_path_factory):
     """The same layers, with the same values, by way of the converter of artifacts."""
     folder = tmp_path_factory.mktemp("converted")
 
@@ -95,7 +95,7 @@ def converted(tmp_path_factory):
         name, method, rank = case
         torch.manual_seed(0)
         layer, shape = LAYERS[name]
-        layer = getattr(nn, type(layer).__name__)(**form(name).arguments)
+        layer = getattr(nn, type(layer).__name__)(**form_of_layer(name).arguments)
         module = layer
         if method != "dense":
             module = factorize(layer, method, rank, fit=False)
@@ -115,52 +115,52 @@ CONVERTED = [("plain", "tucker2", (4, 4)), ("strided", "cp3", (6,)), ("strided-o
 
 
 @pytest.mark.parametrize("case", CONVERTED, ids=str)
-def test_what_is_measured_is_op_for_op_what_the_converter_makes(written, converted, case):
-    path, network = converted(case)
-    ours, theirs = inspect(written[case, "fp32"]), inspect(path)
+def test_measured_files_have_the_same_ops_as_converted_ones(written_files, converted_files, case):
+    path, network = converted_files(case)
+    ours, theirs = inspect(written_files[case, "fp32"]), inspect(path)
     assert ours.ops == theirs.ops
     x = torch.rand(1, *LAYERS[case[0]][1])
-    given_ = nhwc(x).numpy()
+    given_ = to_nhwc(x).numpy()
     with torch.no_grad():
-        expected = nhwc(network(x)).numpy()
-    for file in (written[case, "fp32"], path):
-        np.testing.assert_allclose(computed(file, given_), expected, atol=1e-5)
+        expected = to_nhwc(network(x)).numpy()
+    for file in (written_files[case, "fp32"], path):
+        np.testing.assert_allclose(run_tflite(file, given_), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_scheme_of_a_form_is_of_its_types(written, case):
-    static, dynamic = inspect(written[case, "int8-static"]), inspect(written[case, "int8-dynamic"])
+def test_files_of_each_scheme_have_its_data_types(written_files, case):
+    static, dynamic = inspect(written_files[case, "int8-static"]), inspect(written_files[case, "int8-dynamic"])
     assert {t.dtype for t in (*static.inputs, *static.outputs)} == {"int8"}
     assert {t.dtype for t in (*dynamic.inputs, *dynamic.outputs)} == {"float32"}
     assert all(c.dtype in ("int8", "int32", "int64") for c in static.constants)
     assert any(c.dtype == "int8" for c in dynamic.constants) or case[0] in ("sequence", "audio")
 
 
-def test_layers_of_one_shape_are_one_whatever_their_names_and_weights():
+def test_layers_of_one_shape_share_a_key_whatever_their_names_and_weights():
     a, b = (
         layer_form(stats_of(nn.Conv2d(8, 12, 3, padding=1), (8, 10, 14)), nn.Conv2d(8, 12, 3, padding=1), "svd", (4,)) for _ in range(2)
     )
     assert (a.geometry, a.form) == (b.geometry, b.form) == ("Conv2d 8→12 3×3 /1×1 @10×14", "svd 4")
-    assert len({form(name).geometry for name in LAYERS}) == len(LAYERS)
+    assert len({form_of_layer(name).geometry for name in LAYERS}) == len(LAYERS)
     assert from_json(to_json(a), LayerForm, source="here").geometry == a.geometry  # also after a journey as JSON
 
 
 # Tables
 
 
-def cost(ms, macs=100):
+def make_cost(ms, macs=100):
     return Cost(ms=ms, spread=0.01, macs=macs, measured_at="2026-01-01T12:00:00+00:00")
 
 
-def holding(points, method="svd", layer="linear"):
+def table_with_points(points, method="svd", layer="linear"):
     """A table with costs of ranks, which are their MACs too."""
-    return tables.add_layers(HERE, {(form(layer).geometry, f"{method} {r}", "fp32"): cost(ms, r) for r, ms in points.items()})
+    return tables.add_layers(HERE, {(form_of_layer(layer).geometry, f"{method} {r}", "fp32"): make_cost(ms, r) for r, ms in points.items()})
 
 
 @given(st.dictionaries(st.integers(1, 50), st.floats(0.01, 10), min_size=2, max_size=8), st.integers(1, 60))
-def test_between_measured_ranks_a_cost_lies_between_theirs_and_at_them_it_is_theirs(points, rank):
-    table = holding(points)
-    found = tables.estimate_ms(table, form("linear", "svd", (rank,)), rank, "fp32")
+def test_latencies_are_interpolated_between_measured_ranks(points, rank):
+    table = table_with_points(points)
+    found = tables.estimate_ms(table, form_of_layer("linear", "svd", (rank,)), rank, "fp32")
     below, above = [r for r in points if r <= rank], [r for r in points if r >= rank]
     if rank in points:
         assert found == points[rank]
@@ -173,21 +173,21 @@ def test_between_measured_ranks_a_cost_lies_between_theirs_and_at_them_it_is_the
         assert found == pytest.approx(points[max(below)] * rank / max(below))
 
 
-def test_another_method_scheme_or_layer_says_nothing():
-    table = holding({4: 1.0, 8: 2.0})
-    assert tables.estimate_ms(table, form("linear", "svd", (6,)), 6, "int8-static") is None
-    assert tables.estimate_ms(table, form("linear", "tensor_train", (2, 2)), 6, "fp32") is None
-    assert tables.estimate_ms(table, form("pointwise", "svd", (6,)), 6, "fp32") is None
+def test_latencies_are_not_estimated_from_another_method_scheme_or_layer():
+    table = table_with_points({4: 1.0, 8: 2.0})
+    assert tables.estimate_ms(table, form_of_layer("linear", "svd", (6,)), 6, "int8-static") is None
+    assert tables.estimate_ms(table, form_of_layer("linear", "tensor_train", (2, 2)), 6, "fp32") is None
+    assert tables.estimate_ms(table, form_of_layer("pointwise", "svd", (6,)), 6, "fp32") is None
 
 
-def test_what_two_processes_add_is_kept(tmp_path):
+def test_entries_added_by_two_processes_are_both_kept(tmp_path):
     path = tmp_path / "costs" / "board.json"
-    tables.save_table(holding({4: 1.0}), path)
-    tables.save_table(holding({8: 2.0}, layer="pointwise"), path)
-    tables.save_table(holding({4: 3.0}), path)
+    tables.save_table(table_with_points({4: 1.0}), path)
+    tables.save_table(table_with_points({8: 2.0}, layer="pointwise"), path)
+    tables.save_table(table_with_points({4: 3.0}), path)
     kept = tables.load_table(path)
-    assert kept.layers[form("linear").geometry]["svd 4"]["fp32"].ms == 3.0
-    assert kept.layers[form("pointwise").geometry]["svd 8"]["fp32"].ms == 2.0
+    assert kept.layers[form_of_layer("linear").geometry]["svd 4"]["fp32"].ms == 3.0
+    assert kept.layers[form_of_layer("pointwise").geometry]["svd 8"]["fp32"].ms == 2.0
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_a_table_of_other_conditions_is_refused(tmp_path, change, said):
         tables.load_table(path, conditions=HERE)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1}', to_json(cost(1.0))])
-def test_what_is_no_table_is_refused_with_its_name(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1}', to_json(make_cost(1.0))])
+def test_a_file_that_is_no_table_is_refused_with_its_name(tmp_path, content):
     path = tmp_path / "board.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"board\.json"):
@@ -229,7 +229,7 @@ def network_of(net, tmp_path):
     return NetworkToMeasure("net", "0" * 64, 1000, form_pairs(net, stats), write)
 
 
-def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_path):
+def test_a_profile_measures_each_form_once_and_all_that_plans_need(tmp_path):
     net = trained(Net(), epochs=1)
     stats = analyze(net, IMAGE, measure=False)
     path = tmp_path / "costs.json"
@@ -254,7 +254,7 @@ def test_a_profile_measures_each_form_once_and_plans_ask_for_nothing_more(tmp_pa
         alone.network_cost(network_of(net, tmp_path), "int8-static")
 
 
-def test_what_a_plan_chose_is_measured_once_more_and_no_more_than_that(tmp_path):
+def test_remeasuring_measures_each_form_once_more_and_only_once(tmp_path):
     layer = nn.Conv2d(8, 16, 3, padding=1)
     stats = analyze(nn.Sequential(layer), (torch.zeros(1, 8, 12, 12),), measure=False).layers[0]
     dense, chosen = (
@@ -274,19 +274,19 @@ def test_what_a_plan_chose_is_measured_once_more_and_no_more_than_that(tmp_path)
 
 
 @given(st.floats(0.0, 0.5), st.floats(0.8, 1.2), st.floats(0.3, 0.6))
-def test_two_networks_tell_their_layers_from_the_rest(rest, slope, kept):
+def test_the_layer_fraction_is_solved_from_two_networks(rest, slope, kept):
     before = (1 - rest) / slope
     share = solve_layer_fraction(before, kept * before, rest + slope * kept * before)
     assert share == pytest.approx(1 - rest, abs=0.16)  # as far as layers are trusted to take what they take alone
     assert solve_layer_fraction(1 - rest, kept * (1 - rest), rest + kept * (1 - rest)) == pytest.approx(1 - rest)
 
 
-def test_a_reduced_network_that_keeps_all_layers_leaves_them_what_they_take_alone():
+def test_if_the_reduced_network_is_dense_layers_count_as_measured_alone():
     assert solve_layer_fraction(0.9, 0.9, 1.0) == pytest.approx(0.9, abs=0.01)
     assert solve_layer_fraction(1.3, 1.3, 1.0) == 1.0
 
 
-def test_the_reduced_network_has_the_forms_that_are_measured_for_it():
+def test_the_reduced_network_consists_of_the_forms_in_form_pairs():
     net = trained(Net(), epochs=1)
     stats = analyze(net, IMAGE, measure=False)
     small = reduce_network(net, stats)
@@ -304,7 +304,7 @@ def test_the_reduced_network_has_the_forms_that_are_measured_for_it():
     assert replaced
 
 
-def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_path, monkeypatch):
+def test_the_runtime_of_a_device_is_found_without_starting_a_converter(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchains, "layer_writer", lambda: pytest.fail("a converter was started"))
     path = tmp_path / "costs.json"
     source = open_cost_table(device="local://", table=path, threads=1)
@@ -314,7 +314,7 @@ def test_which_runtime_a_device_has_is_learnt_from_it_without_a_converter(tmp_pa
         open_cost_table(device="local://", table=path, threads=1)
 
 
-def test_the_layer_that_tells_the_runtime_is_the_writers_own(tmp_path):
+def test_the_stored_smallest_model_equals_the_one_that_is_written(tmp_path):
     smallest = LayerForm(kind="Linear", arguments={"in_features": 4, "out_features": 4, "bias": True}, input_shape=(4,))
     write_layers([(smallest, "fp32", tmp_path / "a.tflite")])
     assert (tmp_path / "a.tflite").read_bytes() == SMALLEST_MODEL.read_bytes()
@@ -334,5 +334,5 @@ def test_a_busy_machine_is_refused(tmp_path):
         busy(),
         pytest.raises(DeviceError, match=r"processors.* in each of 3 runs; a table measured now would be wrong"),
     ):
-        source.measure_missing([LatencyQuery(form("linear"), "fp32", 240)])
+        source.measure_missing([LatencyQuery(form_of_layer("linear"), "fp32", 240)])
     assert not path.exists() or not tables.load_table(path).layers

@@ -20,7 +20,7 @@ def candidates(net, stats):
     return find_candidates(net, stats, methods_to_try("auto", None, measured=False), multiple=2).candidates
 
 
-def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
+def test_a_shift_that_batchnorm_reestimation_removes_does_not_count_as_loss(net, candidates):
     """The same network with other running averages gets the same losses, and keeps its averages."""
     inputs = (digits()[0].inputs[:128],)
     other = copy.deepcopy(net)
@@ -31,7 +31,7 @@ def test_what_reestimating_batchnorm_repairs_costs_nothing(net, candidates):
     torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidates):
+def test_a_loss_equals_that_of_the_network_with_reestimated_batchnorm(net, candidates):
     """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
     inputs = (digits()[0].inputs[:512],)
     losses = sensitivity.measure_losses(net, candidates, inputs)
@@ -49,12 +49,12 @@ def test_a_loss_is_that_of_the_network_with_batchnorm_reestimated(net, candidate
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 65])
-def test_any_number_of_samples_will_do(net, candidates, samples):
+def test_losses_can_be_measured_on_any_number_of_samples(net, candidates, samples):
     losses = sensitivity.measure_losses(net, candidates, (digits()[0].inputs[:samples],))
     assert all(loss >= 0 for loss in losses.values())
 
 
-def test_a_probe_that_overflows_is_the_worst_there_is_and_leaves_nothing_behind(net, candidates, monkeypatch):
+def test_a_probe_that_overflows_gets_the_maximal_loss_and_does_not_affect_others(net, candidates, monkeypatch):
     fit = sensitivity.fit_layers
 
     def overflowing(model, jobs, **given):
@@ -101,7 +101,7 @@ def measured(net, candidates, monkeypatch, tmp_path):
     return measure
 
 
-def test_a_network_is_not_measured_again(measured, candidates, monkeypatch):
+def test_losses_of_a_network_are_measured_once(measured, candidates, monkeypatch):
     total, losses = measured()
     assert total == 0
     monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
@@ -110,14 +110,14 @@ def test_a_network_is_not_measured_again(measured, candidates, monkeypatch):
     assert losses == fresh
 
 
-def test_what_layers_share_with_an_earlier_plan_is_not_measured_again(measured, candidates):
+def test_probes_shared_with_an_earlier_plan_are_not_measured_again(measured, candidates):
     assert measured(found={"body": candidates["body"]})[0] == 0
     fewer = {name: found[1:] if name == "body" else found for name, found in candidates.items()}
     assert 0 < measured(found=fewer)[0] < measured(found=fewer, data_aware=True)[0]
 
 
 @pytest.mark.parametrize("what", ["weights", "inputs", "code", "data-aware"])
-def test_another_network_or_other_inputs_are_measured(what, net, measured):
+def test_losses_of_another_network_or_other_inputs_are_measured(what, net, measured):
     other = copy.deepcopy(net)
     if what == "weights":
         other.body.weight.data[0, 0, 0, 0] += 1e-3
@@ -128,7 +128,7 @@ def test_another_network_or_other_inputs_are_measured(what, net, measured):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b.replace(b"0.0", b"0.1"), lambda b: b"", lambda b: b"[1, 2]"])
-def test_a_damaged_file_is_not_believed(damage, measured, tmp_path):
+def test_a_damaged_loss_file_is_not_used(damage, measured, tmp_path):
     losses = measured()[1]
     (path,) = (tmp_path / "losses").rglob("*.json")
     path.write_bytes(damage(path.read_bytes()))
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_not_believed(damage, measured, tmp_path):
     assert again == losses
 
 
-def test_a_file_of_another_network_is_not_believed_under_this_name(net, measured, tmp_path):
+def test_a_loss_file_of_another_network_under_this_name_is_not_used(net, measured, tmp_path):
     (path,) = (tmp_path / "losses").rglob("*.json")
     other = copy.deepcopy(net)
     other.body.weight.data *= 0.5
@@ -147,7 +147,7 @@ def test_a_file_of_another_network_is_not_believed_under_this_name(net, measured
     assert measured()[0] > 0
 
 
-def test_a_cache_that_cannot_be_written_costs_no_plan(measured, monkeypatch, tmp_path):
+def test_a_loss_cache_that_cannot_be_written_does_not_fail_a_plan(measured, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path / "file"))
     assert measured()[0] > 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.factorization_layers import fitted, take, takes
+from support.factorization_layers import accepts, build_case, factorize_case
 from support.networks import digits
 from support.stages import never_more
 from support.trained_net import IMAGE
@@ -31,7 +31,7 @@ shares = st.floats(0.01, 1)
 
 
 @given(st.integers(1, 6), shares, shares)
-def test_each_stage_goes_the_share_of_the_way_left_and_the_last_one_all_of_it(of, weakening, final):
+def test_each_stage_saves_the_fraction_of_what_remains_and_the_last_one_all(of, weakening, final):
     asked = Budget(macs_ratio=final, speedup=1 / final)
     macs = Constraint("macs_ratio", "", "MACs", {}, dense=100.0, rest=0.0, total=100 * final)
     time = Constraint("speedup", "", "ms", {}, dense=7.0, rest=0.0, total=7 * final)
@@ -45,7 +45,7 @@ def test_each_stage_goes_the_share_of_the_way_left_and_the_last_one_all_of_it(of
 
 
 @given(st.integers(2, 6), shares)
-def test_a_stage_before_the_last_is_the_same_however_many_follow(of, weakening):
+def test_an_earlier_stage_does_not_depend_on_the_number_of_stages(of, weakening):
     """So that a run which is asked for one stage more goes on from those it has."""
     assert [remaining_fraction(n, of, weakening) for n in range(1, of)] == [remaining_fraction(n, of + 3, weakening) for n in range(1, of)]
 
@@ -62,7 +62,7 @@ def test_a_stage_before_the_last_is_the_same_however_many_follow(of, weakening):
         ((4, 4), 80, 80, {"slices": 4}, False),
     ],
 )
-def test_a_layer_may_only_become_what_it_is_at_a_lower_rank_and_cost(rank, params, macs, options, kept):
+def test_a_factorized_layer_may_only_get_a_lower_rank_and_cost(rank, params, macs, options, kept):
     now = Candidate("tucker2", (8, 8), 100, 100, 0.0)
     assert bool(lower_ranks([Candidate("tucker2", rank, params, macs, 0.5, options=options)], now)) == kept
     assert not lower_ranks([Candidate("cp3", (4,), 1, 1, 0.5)], now)
@@ -70,24 +70,32 @@ def test_a_layer_may_only_become_what_it_is_at_a_lower_rank_and_cost(rank, param
 
 # Factorized layers, opened
 
-OPENED = ["linear", "linear-no-bias-wide", "1x1-grouped-stride-2", "3x3-reflect", "3x5-stride-dilation-replicate", "conv1d", "transposed2d"]
+RESTORED_LAYERS = [
+    "linear",
+    "linear-no-bias-wide",
+    "1x1-grouped-stride-2",
+    "3x3-reflect",
+    "3x5-stride-dilation-replicate",
+    "conv1d",
+    "transposed2d",
+]
 
 
 @pytest.mark.filterwarnings("ignore::edgecompress.factorizations.FitWarning")
-@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize("name", RESTORED_LAYERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_an_opened_layer_is_the_dense_one_again_with_what_the_factors_compute(method, name):
-    if not takes(method, name):
+def test_a_restored_dense_layer_computes_the_same_as_its_factors(method, name):
+    if not accepts(method, name):
         return  # that it says why not is tested with the factorizations
-    case, compact = take(name), tuned(fitted(method, name))
-    made = stages.restore_dense(nn.Sequential(compact), nn.Sequential(case.layer), [step("0", method, ())])
+    case, compact = build_case(name), with_moved_weights(factorize_case(method, name))
+    made = stages.restore_dense(nn.Sequential(compact), nn.Sequential(case.layer), [layer_plan("0", method, ())])
     assert (type(made[0]), str(made[0])) == (type(case.layer), str(case.layer))
     torch.testing.assert_close(made(case.x), compact(case.x), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(made(case.x), case.layer(case.x), atol=0.01)  # training has moved the factors, and the bias
 
 
 @torch.no_grad()
-def tuned(network):
+def with_moved_weights(network):
     """A copy whose weights have moved as if it had been trained."""
     made = copy.deepcopy(network)
     torch.manual_seed(0)
@@ -96,7 +104,7 @@ def tuned(network):
     return made
 
 
-def step(layer, method, rank):
+def layer_plan(layer, method, rank):
     return LayerPlan(
         layer=layer, method=method, rank=rank, macs_before=2, macs=1, params_before=2, params=1, relative_error=0, loss_increase=0
     )
@@ -110,7 +118,7 @@ def inputs():
     return (digits()[0].inputs[:128],)
 
 
-def after(model, before, made):
+def network_after_stage(model, before, made):
     """The network that a stage makes of the one before, without any training."""
     changed = stages.changed_layers(made, before)
     network, _ = decompose(stages.restore_dense(model[0], model[1], stages.previous_forms(before, changed)), changed)
@@ -118,7 +126,7 @@ def after(model, before, made):
 
 
 @pytest.mark.parametrize("allocator", ["latency", "uniform"])
-def test_no_layer_is_taken_below_what_the_final_budget_asks_of_it(net, inputs, allocator):
+def test_no_layer_gets_a_lower_rank_than_in_the_final_plan(net, inputs, allocator):
     """What a stage gives up beyond that, later ones could not give back, and the budget might come out of reach."""
     stats = analyze(net, IMAGE, measure=False)
     asked = {"macs_ratio": 0.2, "allocator": allocator, "inputs": inputs, "rank_multiple": 2}
@@ -147,7 +155,7 @@ def test_ranks_and_costs_never_rise_and_the_last_budget_is_kept(net, inputs, all
         )
         assert made.macs <= (0.25 + 0.75 * remaining_fraction(number, 3, 0.5)) * stats.macs
         assert made.budget.macs_ratio == pytest.approx(0.25 + 0.75 * remaining_fraction(number, 3, 0.5), abs=1e-4)
-        network = after((network, net), before, made)
+        network = network_after_stage((network, net), before, made)
         counted = analyze(network, IMAGE, measure=False)
         assert (counted.macs, counted.params) == (made.macs, made.params)
         if was is not None:
@@ -158,13 +166,13 @@ def test_ranks_and_costs_never_rise_and_the_last_budget_is_kept(net, inputs, all
 
 def test_full_ranks_preserve_the_function_of_the_fine_tuned_network(net, inputs):
     method = {"stem": "tucker2", "body": "tucker2", "mix": "svd", "head": "svd"}
-    full = [step(name, m, METHODS[m].max_rank(net.get_submodule(name), METHODS[m].Options())) for name, m in method.items()]
+    full = [layer_plan(name, m, METHODS[m].max_rank(net.get_submodule(name), METHODS[m].Options())) for name, m in method.items()]
     whole = msgspec.structs.replace(plan(net, analyze(net, IMAGE, measure=False), macs_ratio=1.0), layers=tuple(full), skipped=())
-    network = after((net, net), (), whole)
+    network = network_after_stage((net, net), (), whole)
     torch.testing.assert_close(forward(network, inputs), forward(net, inputs), rtol=1e-4, atol=1e-4)
-    network = tuned(network)
-    lower = [step(s.layer, s.method, tuple(r - 1 for r in s.rank)) for s in full]  # as if it had been of another rank
-    again = after((network, net), lower, whole)
+    network = with_moved_weights(network)
+    lower = [layer_plan(s.layer, s.method, tuple(r - 1 for r in s.rank)) for s in full]  # as if it had been of another rank
+    again = network_after_stage((network, net), lower, whole)
     assert all(again.get_submodule(name) is not network.get_submodule(name) for name in method)
     torch.testing.assert_close(forward(again, inputs), forward(network, inputs), rtol=1e-4, atol=1e-4)
 
@@ -184,7 +192,7 @@ def test_with_a_bound_on_accuracy_every_stage_keeps_it_and_ranks_never_rise(net,
         )
         lost = float(made.notes[-1].split(" points")[0].rpartition(" ")[2])
         assert 0 <= lost <= bound
-        network = after((network, net), before, made)
+        network = network_after_stage((network, net), before, made)
         if was is not None:
             never_more(was, made)
             assert made.macs < was.macs

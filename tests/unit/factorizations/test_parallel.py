@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 import torch
-from support.factor_jobs import assert_same, entries, some_jobs
+from support.factor_jobs import assert_same_factors, cache_entries, example_jobs
 from torch import nn
 
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
@@ -21,8 +21,8 @@ from edgecompress.factorizations import factorize, parallel, relative_error
 from edgecompress.factorizations.parallel import FactorizationJob, factorize_all, measure_errors
 
 
-def test_each_job_gets_what_factorize_gives_it_in_the_order_of_the_jobs():
-    jobs = some_jobs()
+def test_each_job_gets_the_result_of_factorize_in_the_order_of_the_jobs():
+    jobs = example_jobs()
     for job, made in zip(jobs, factorize_all(jobs, cache=""), strict=True):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -33,33 +33,33 @@ def test_each_job_gets_what_factorize_gives_it_in_the_order_of_the_jobs():
     assert [bool(made.note) for made in factorize_all(jobs, cache="")] == [job.name == "hasty" for job in jobs]
 
 
-def test_worker_processes_and_the_cache_give_the_same_bits_as_this_process(workers_at_once, everything_is_kept, tmp_path):
-    jobs = some_jobs()
+def test_worker_processes_and_the_cache_return_the_same_bits_as_this_process(start_workers_at_once, cache_every_fit, tmp_path):
+    jobs = example_jobs()
     here = factorize_all(jobs, processes=1, cache=tmp_path)
-    assert len(entries(tmp_path)) == len(jobs)
-    assert_same(factorize_all(jobs, processes=2, cache=""), here)
-    assert_same(factorize_all(jobs, cache=tmp_path), here)
+    assert len(cache_entries(tmp_path)) == len(jobs)
+    assert_same_factors(factorize_all(jobs, processes=2, cache=""), here)
+    assert_same_factors(factorize_all(jobs, cache=tmp_path), here)
     fits = [made[1:] for made in here]
     assert measure_errors(jobs, processes=2, cache="") == measure_errors(jobs, cache=tmp_path) == fits
 
 
-def test_workers_write_the_cache_themselves(workers_at_once, tmp_path):
+def test_workers_write_the_cache_themselves(start_workers_at_once, tmp_path):
     jobs = [FactorizationJob("", nn.Linear(500, 500), "svd", (r,)) for r in (200, 100)]
     measure_errors(jobs, processes=2, cache=tmp_path)
-    assert len(entries(tmp_path)) == 2
+    assert len(cache_entries(tmp_path)) == 2
 
 
-def test_a_layer_of_which_other_things_hang_goes_to_workers_all_the_same(workers_at_once):
-    jobs = some_jobs()[:2]
+def test_a_layer_with_hooks_and_extra_attributes_can_be_sent_to_workers(start_workers_at_once):
+    jobs = example_jobs()[:2]
     here = factorize_all(jobs, cache="")
     for job in jobs:
         job.layer.register_forward_hook(lambda *_: None)
         job.layer.lock = threading.Lock()  # cannot be pickled
-    assert_same(factorize_all(jobs, processes=2, cache=""), here)
+    assert_same_factors(factorize_all(jobs, processes=2, cache=""), here)
 
 
 def test_layers_and_random_numbers_of_the_caller_stay_as_they_were():
-    jobs = some_jobs()
+    jobs = example_jobs()
     before = [{k: v.clone() for k, v in job.layer.state_dict().items()} for job in jobs]
     torch.manual_seed(5)
     wanted = torch.rand(3)
@@ -70,8 +70,8 @@ def test_layers_and_random_numbers_of_the_caller_stay_as_they_were():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_progress_counts_each_job_once_wherever_its_result_came_from(size, tmp_path, everything_is_kept):
-    jobs = some_jobs()
+def test_progress_counts_each_job_once(size, tmp_path, cache_every_fit):
+    jobs = example_jobs()
     factorize_all(jobs[:size], cache=tmp_path)
     counted = []
 
@@ -85,12 +85,12 @@ def test_progress_counts_each_job_once_wherever_its_result_came_from(size, tmp_p
     assert factorize_all([], cache="") == []
 
 
-def of_integers(layer):
+def to_integers(layer):
     layer.weight = nn.Parameter(torch.ones_like(layer.weight, dtype=torch.int8), requires_grad=False)
     return layer
 
 
-def wrong(name, *job):
+def jobs_with_one_wrong(name, *job):
     return [
         FactorizationJob("fine", nn.Linear(4, 4), "svd", (2,)),
         FactorizationJob(name, *job),
@@ -109,17 +109,17 @@ def wrong(name, *job):
         ((nn.Linear(6, 5), "svd", (2,), {"sweeps": 3}), ConfigError, "^bad: svd: unknown option 'sweeps'; it has none$"),
         ((nn.Conv2d(6, 5, 3), "grouped_svd", (2,), {"slices": 4}), ConfigError, "^bad: slices=4: does not divide the 6 input channels"),
         ((nn.Linear(6, 5, device="meta"), "svd", (2,)), ConfigError, "^bad: it is on the meta device"),
-        ((of_integers(nn.Linear(6, 5)), "svd", (2,)), ConfigError, "^bad: its weights are int8"),
+        ((to_integers(nn.Linear(6, 5)), "svd", (2,)), ConfigError, "^bad: its weights are int8"),
     ],
     ids=["rank", "form", "kind", "method", "option", "value", "meta", "integer"],
 )
-def test_an_error_has_the_name_of_its_layer_from_wherever_it_comes(job, kind, message, processes, workers_at_once, tmp_path):
+def test_an_error_names_its_layer_in_this_process_and_in_workers(job, kind, message, processes, start_workers_at_once, tmp_path):
     for folder in ("", tmp_path):
         with pytest.raises(kind, match=message):
-            factorize_all(wrong("bad", *job), processes=processes, cache=folder)
+            factorize_all(jobs_with_one_wrong("bad", *job), processes=processes, cache=folder)
 
 
-def test_the_death_of_a_worker_is_an_error_with_the_names_of_the_layers_it_may_have_been(workers_at_once):
+def test_the_death_of_a_worker_is_an_error_that_names_the_layers_in_work(start_workers_at_once):
     torch.manual_seed(0)
     jobs = [FactorizationJob(f"layer{i}", nn.Linear(600, 600), "svd", (200,)) for i in range(20)]
 
@@ -133,13 +133,13 @@ def test_the_death_of_a_worker_is_an_error_with_the_names_of_the_layers_it_may_h
         ToolchainError, match=r"^layer\d+ or layer\d+: a worker process died .* set LOKY_MAX_CPU_COUNT=1 for one layer at a time$"
     ):
         factorize_all(jobs, processes=2, cache="", track=track)
-    assert_same(
+    assert_same_factors(
         factorize_all(jobs[:2], processes=2, cache=""), factorize_all(jobs[:2], processes=1, cache="")
     )  # the next call has new ones
 
 
 @pytest.mark.parametrize("disk_is_full", [False, True])
-def test_factors_do_not_come_through_the_pipe_where_death_would_leave_half_of_them(disk_is_full, tmp_path):
+def test_workers_return_factors_in_files_and_only_small_messages_in_the_pipe(disk_is_full, tmp_path):
     atomic = select.PIPE_BUF  # bytes that are written at once or not at all
     job = FactorizationJob("wide", nn.Linear(600, 600), "svd", (200,))
     handed = tmp_path / "handed"
@@ -151,7 +151,7 @@ def test_factors_do_not_come_through_the_pipe_where_death_would_leave_half_of_th
     torch.testing.assert_close(taken.state_dict(), factorize_all([job], cache="")[0].compact.state_dict(), rtol=0, atol=0)
 
 
-INTERRUPTED = """
+INTERRUPTED_PROGRAM = """
 import torch
 from torch import nn
 from edgecompress.factorizations import parallel
@@ -170,7 +170,7 @@ factorize_all([FactorizationJob(str(i), layer, "svd", (300,)) for i in range(400
 
 def test_an_interrupt_stops_the_workers_too():
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", INTERRUPTED_PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     with process:
         assert process.stdout.readline() == "one is done\n"
@@ -186,7 +186,7 @@ def test_an_interrupt_stops_the_workers_too():
     pytest.fail("processes are left")
 
 
-def test_warnings_that_are_no_notes_go_where_they_went_before():
+def test_warnings_other_than_fit_warnings_are_shown_as_before():
     with pytest.warns(UserWarning, match="something else"), parallel._collect_fit_warnings() as notes:
         warnings.warn("something else", UserWarning, stacklevel=1)
     assert notes == []

@@ -70,7 +70,7 @@ def test_candidates_are_a_pareto_front_with_dense_last():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(64, 64, 3, padding=1), lambda: nn.Linear(96, 120), lambda: nn.Conv2d(48, 96, 1)])
-def test_every_method_has_a_short_grid_of_ranks_that_save_and_reaches_the_last_that_does(method, make):
+def test_every_method_has_a_short_grid_of_worthwhile_ranks_up_to_the_largest(method, make):
     model = nn.Sequential(make())
     layer = analyze(
         model, (torch.zeros(1, 96) if isinstance(model[0], nn.Linear) else torch.zeros(1, model[0].in_channels, 8, 8),), measure=False
@@ -89,7 +89,7 @@ def test_every_method_has_a_short_grid_of_ranks_that_save_and_reaches_the_last_t
         assert max(c.macs for c in made.found) > 0.4 * layer.macs
 
 
-def test_ranks_that_are_no_numbers_of_channels_go_up_to_the_last_that_pays():
+def test_ranks_other_than_channel_counts_go_up_to_the_last_that_pays():
     asked = []
 
     def pays(rank):
@@ -101,7 +101,7 @@ def test_ranks_that_are_no_numbers_of_channels_go_up_to_the_last_that_pays():
     assert not list(candidate_ranks((576,), 8, narrow=64, pays=lambda rank: False))
 
 
-def test_many_axes_share_one_fraction_of_their_limits():
+def test_the_numbers_of_a_long_rank_take_the_same_fraction_of_their_limits():
     found = list(candidate_ranks((64, 8, 32), 4, narrow=64, pays=lambda rank: sum(rank) <= 52))
     assert found == sorted(set(found))
     assert found[-1] == (32, 4, 16)

@@ -28,22 +28,22 @@ from edgecompress.records import Budget
 WHOLE_MS = 2.0
 
 
-def costs(ms, whole_ms=WHOLE_MS):
+def costs_by_rule(ms, whole_ms=WHOLE_MS):
     """Latencies by a rule in place of a device: ms(form, macs)."""
     return DeviceCosts("int8-static", "a board, a runtime, 1 thread", whole_ms, lambda wanted: [ms(w.form, w.macs) for w in wanted])
 
 
-def by_macs(form, macs):
+def ms_by_macs(form, macs):
     return 1e-5 * macs + 0.05
 
 
 @pytest.mark.parametrize("layers_ms", [None, 0.5, 1.9, 3.0])
-def test_layers_cost_what_they_take_of_the_whole_and_the_network_beside_them_the_rest(layers_ms):
+def test_layer_latencies_are_scaled_to_their_part_of_the_network_and_the_rest_is_the_remainder(layers_ms):
     net = Uneven()
     stats = analyze(net, IMAGE, measure=False)
-    given = costs(by_macs)._replace(layers_ms=layers_ms)
+    given = costs_by_rule(ms_by_macs)._replace(layers_ms=layers_ms)
     found = candidate_latencies(net, stats, {layer.name: () for layer in stats.layers}, given)
-    alone = [by_macs(None, layer.macs) for layer in stats.layers]
+    alone = [ms_by_macs(None, layer.macs) for layer in stats.layers]
     layers = [found.dense_ms(layer.name) for layer in stats.layers]
     assert sum(layers) == pytest.approx(min(WHOLE_MS, sum(alone) if layers_ms is None else layers_ms))
     assert sum(layers) + found.rest_ms == pytest.approx(WHOLE_MS)
@@ -60,15 +60,15 @@ problems = st.integers(2, 4).flatmap(
 )
 
 
-def limit(rows, which, share):
+def constraint_at(rows, which, share):
     table = {str(i): [option[which] for option in row] for i, row in enumerate(rows)}
     least, most = (sum(f(row) for row in table.values()) for f in (min, max))
     return constraints.Constraint("macs_ratio", f"budget {which}", "MACs", table, most, 0.0, least + share * (most - least))
 
 
 @given(problems, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_every_limit_is_kept_and_nothing_beats_the_best_of_all_choices(rows, first, second):
-    limits = [limit(rows, 0, first), limit(rows, 1, second)]
+def test_several_constraints_are_all_kept(rows, first, second):
+    limits = [constraint_at(rows, 0, first), constraint_at(rows, 1, second)]
     offers = [[Offer(cost=0.0, loss=loss) for _, _, loss in row] for row in rows]
     picked = constraints.allocate_within(latency, offers, limits)
     within = [
@@ -83,7 +83,7 @@ def test_every_limit_is_kept_and_nothing_beats_the_best_of_all_choices(rows, fir
     assert sum(row[i][2] for row, i in zip(rows, picked, strict=True)) >= min(within) - 1e-9
 
 
-def test_two_limits_are_nearly_always_spent_nearly_as_well_as_possible():
+def test_two_constraints_are_nearly_always_solved_nearly_optimally():
     generator = torch.Generator().manual_seed(0)
     good = found = possible = 0
     for _ in range(60):
@@ -91,7 +91,7 @@ def test_two_limits_are_nearly_always_spent_nearly_as_well_as_possible():
             [(*torch.rand(2, generator=generator).add(0.05).tolist(), float(torch.rand((), generator=generator))) for _ in range(4)]
             for _ in range(5)
         ]
-        limits = [limit(rows, 0, 0.4), limit(rows, 1, 0.4)]
+        limits = [constraint_at(rows, 0, 0.4), constraint_at(rows, 1, 0.4)]
         within = [
             sum(row[i][2] for row, i in zip(rows, choice, strict=True))
             for choice in itertools.product(range(4), repeat=5)
@@ -125,7 +125,7 @@ def test_two_limits_are_nearly_always_spent_nearly_as_well_as_possible():
     ids=str,
 )
 def test_a_plan_keeps_its_budget(net, stats, inputs, asked):
-    made = plan(net, stats, budget=Budget(**asked), costs=costs(by_macs), inputs=inputs, rank_multiple=4)
+    made = plan(net, stats, budget=Budget(**asked), costs=costs_by_rule(ms_by_macs), inputs=inputs, rank_multiple=4)
     kept = {
         "macs_ratio": made.macs / made.macs_before,
         "params_ratio": made.params / made.params_before,
@@ -144,17 +144,17 @@ def test_a_plan_keeps_its_budget(net, stats, inputs, asked):
 @pytest.mark.parametrize(
     "asked", [{"macs_ratio": 0.01}, {"params_ratio": 0.01}, {"size_mb": 0.001}, {"latency_ms": 0.5}, {"speedup": 30.0}], ids=str
 )
-def test_what_is_out_of_reach_is_refused_with_the_nearest_that_is_not(net, stats, asked):
+def test_a_budget_out_of_reach_is_refused_with_the_nearest_reachable_value(net, stats, asked):
     with pytest.raises(ConfigError) as error:
-        plan(net, stats, budget=Budget(**asked), costs=costs(by_macs), rank_multiple=4)
+        plan(net, stats, budget=Budget(**asked), costs=costs_by_rule(ms_by_macs), rank_multiple=4)
     nearest = float(re.search(r"ask for at (?:least|most) ([\d.e+-]+)", str(error.value))[1])
     (name,) = asked
-    assert plan(net, stats, budget=Budget(**{name: nearest}), costs=costs(by_macs), rank_multiple=4).layers
+    assert plan(net, stats, budget=Budget(**{name: nearest}), costs=costs_by_rule(ms_by_macs), rank_multiple=4).layers
 
 
-def test_contradictory_budgets_name_the_one_that_cannot_be(net, stats):
+def test_of_several_budgets_the_unreachable_one_is_named(net, stats):
     with pytest.raises(ConfigError, match=r"speed-up 30: the lowest this network reaches is .* ms; ask for at most"):
-        plan(net, stats, budget=Budget(macs_ratio=1.0, speedup=30.0), costs=costs(by_macs), rank_multiple=4)
+        plan(net, stats, budget=Budget(macs_ratio=1.0, speedup=30.0), costs=costs_by_rule(ms_by_macs), rank_multiple=4)
 
 
 def test_a_latency_without_a_device_is_refused(net, stats):
@@ -162,12 +162,12 @@ def test_a_latency_without_a_device_is_refused(net, stats):
         plan(net, stats, budget=Budget(speedup=2.0))
 
 
-def test_layers_that_take_longer_alone_than_the_whole_network_are_taken_for_less(net, stats, inputs):
+def test_layers_slower_alone_than_the_whole_network_are_scaled_down(net, stats, inputs):
     """However much longer: they cannot have taken more than the network that they are a part of."""
-    whole_ms = sum(by_macs(None, layer.macs) for layer in stats.layers)
+    whole_ms = sum(ms_by_macs(None, layer.macs) for layer in stats.layers)
     asked = {"macs_ratio": 0.5, "inputs": inputs, "rank_multiple": 4}
     exact, cold = (
-        plan(net, stats, costs=costs(lambda form, macs, times=times: times * by_macs(form, macs), whole_ms=whole_ms), **asked)
+        plan(net, stats, costs=costs_by_rule(lambda form, macs, times=times: times * ms_by_macs(form, macs), whole_ms=whole_ms), **asked)
         for times in (1, 3)
     )
     assert cold.latency_ms == pytest.approx(exact.latency_ms)
@@ -178,18 +178,22 @@ def test_layers_that_take_longer_alone_than_the_whole_network_are_taken_for_less
 def test_nothing_slower_than_the_dense_layer_is_chosen(net, stats, inputs):
     def slow_bodies(form, macs):
         factorized = form.method != "dense" and form.arguments.get("kernel_size") == (3, 3)
-        return 1.0 if factorized else by_macs(form, macs)
+        return 1.0 if factorized else ms_by_macs(form, macs)
 
-    made = plan(net, stats, budget=Budget(macs_ratio=0.9), costs=costs(slow_bodies), inputs=inputs, rank_multiple=4)
+    made = plan(net, stats, budget=Budget(macs_ratio=0.9), costs=costs_by_rule(slow_bodies), inputs=inputs, rank_multiple=4)
     assert {step.layer for step in made.layers} <= {"mix", "head"}
     why = {s.layer: s.reason for s in made.skipped}
     assert re.fullmatch(r"\w+ [\d×]+: 1 ms, slower than dense int8-static, [\d.]+ ms", why["body"])
 
 
-def test_where_no_form_is_faster_the_plan_says_ship_it_quantized(net, stats):
+def test_a_budget_is_refused_if_no_form_is_faster_than_its_dense_layer(net, stats):
     with pytest.raises(ConfigError, match=r"no form of any layer is faster than the layer is on a board.*; ship the network quantized"):
         plan(
-            net, stats, budget=Budget(speedup=1.5), costs=costs(lambda form, macs: 0.1 if form.method == "dense" else 0.2), rank_multiple=4
+            net,
+            stats,
+            budget=Budget(speedup=1.5),
+            costs=costs_by_rule(lambda form, macs: 0.1 if form.method == "dense" else 0.2),
+            rank_multiple=4,
         )
 
 
@@ -198,7 +202,7 @@ def test_forms_that_cannot_be_measured_are_not_chosen(net, stats, inputs):
         net,
         stats,
         budget=Budget(speedup=1.1),
-        costs=costs(lambda form, macs: None if form.method == "tucker2" else by_macs(form, macs)),
+        costs=costs_by_rule(lambda form, macs: None if form.method == "tucker2" else ms_by_macs(form, macs)),
         inputs=inputs,
         rank_multiple=4,
     )
@@ -206,7 +210,7 @@ def test_forms_that_cannot_be_measured_are_not_chosen(net, stats, inputs):
     assert not {step.method for step in made.layers} & {"tucker2"}
 
 
-def test_saved_macs_are_saved_time(net, stats, inputs):
+def test_a_macs_budget_with_a_device_saves_time(net, stats, inputs):
     """What a plan by MACs alone picks is slow on this device, its neighbours are not: a MACs budget with a device takes those."""
     blind = plan(net, stats, macs_ratio=0.5, inputs=inputs, rank_multiple=2)
     slow = {(step.method, step.rank) for step in blind.layers}
@@ -214,16 +218,16 @@ def test_saved_macs_are_saved_time(net, stats, inputs):
     def ms(form, macs):
         return 1e-5 * macs * (1.8 if (form.method, form.rank) in slow else 1.0)
 
-    seeing = plan(net, stats, macs_ratio=0.5, costs=costs(ms, whole_ms=1e-5 * stats.macs), inputs=inputs, rank_multiple=2)
+    seeing = plan(net, stats, macs_ratio=0.5, costs=costs_by_rule(ms, whole_ms=1e-5 * stats.macs), inputs=inputs, rank_multiple=2)
     assert slow
     assert seeing.macs <= 0.5 * stats.macs
     priced = sum(1.8e-5 * step.macs for step in blind.layers) + sum(1e-5 * s.macs for s in blind.skipped)
     assert seeing.latency_ms < 0.8 * priced
 
 
-def test_what_came_out_fast_by_chance_is_measured_again_before_it_is_promised(net, stats, inputs):
+def test_chosen_forms_are_measured_a_second_time(net, stats, inputs):
     asked = {"macs_ratio": 0.5, "inputs": inputs, "rank_multiple": 2}
-    first = plan(net, stats, costs=costs(lambda form, macs: 1e-5 * macs, whole_ms=1e-5 * stats.macs), **asked)
+    first = plan(net, stats, costs=costs_by_rule(lambda form, macs: 1e-5 * macs, whole_ms=1e-5 * stats.macs), **asked)
     lucky = {(step.method, step.rank) for step in first.layers}  # seem to take a tenth of their time, until they are measured again
 
     def ms(form, macs):
@@ -234,7 +238,7 @@ def test_what_came_out_fast_by_chance_is_measured_again_before_it_is_promised(ne
         lucky.difference_update(found)
         return bool(found)
 
-    given = costs(ms, whole_ms=1e-5 * stats.macs)
+    given = costs_by_rule(ms, whole_ms=1e-5 * stats.macs)
     deceived = plan(net, stats, costs=given, **asked)
     told = plan(net, stats, costs=given._replace(remeasure=remeasure), **asked)
     assert deceived.latency_ms < 0.8e-5 * deceived.macs
@@ -242,8 +246,8 @@ def test_what_came_out_fast_by_chance_is_measured_again_before_it_is_promised(ne
     assert not lucky
 
 
-def test_each_layer_says_why_other_forms_lost(net, stats, inputs):
-    made = plan(net, stats, macs_ratio=0.5, costs=costs(by_macs), inputs=inputs, rank_multiple=4)
+def test_a_plan_says_why_other_forms_of_a_layer_were_not_chosen(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.5, costs=costs_by_rule(ms_by_macs), inputs=inputs, rank_multiple=4)
     (body,) = (step for step in made.layers if step.layer == "body")
     others = {"tucker2", "channel_svd", "spatial_svd"} - {body.method}
     assert {said.split()[0].rstrip(":") for said in body.alternatives} >= others
@@ -253,7 +257,7 @@ def test_each_layer_says_why_other_forms_lost(net, stats, inputs):
 # A bound on accuracy
 
 
-def drop(net, made):
+def accuracy_drop_of(net, made):
     """Points of top-1 that a plan loses on the data it was judged on, after BatchNorm re-estimation on the planning inputs."""
     judged = digits()[0].inputs[400:1400]
     labels = digits()[0].labels[400:1400]
@@ -264,26 +268,26 @@ def drop(net, made):
 
 
 @pytest.mark.parametrize("allocator", ["latency", "minmax"])
-def test_the_most_is_saved_that_costs_no_more_than_the_bound(net, stats, inputs, allocator):
+def test_a_bound_on_the_accuracy_drop_is_kept_and_a_looser_bound_saves_more(net, stats, inputs, allocator):
     judged = ((digits()[0].inputs[400:1400],), digits()[0].labels[400:1400])
     savings = []
     for bound in (0.5, 3.0, 15.0):
         made = plan(net, stats, budget=Budget(max_drop=bound), inputs=inputs, judged=judged, rank_multiple=4, allocator=allocator)
-        assert drop(net, made) <= bound + 1e-6
+        assert accuracy_drop_of(net, made) <= bound + 1e-6
         assert f"points of top-1 on 1000 inputs; {bound:g} are allowed" in made.notes[-1]
         savings.append(made.macs)
     assert savings == sorted(savings, reverse=True)
     assert savings[0] < stats.macs
 
 
-def test_a_bound_on_accuracy_holds_within_another_budget(net, stats, inputs):
+def test_a_bound_on_the_accuracy_drop_holds_together_with_another_budget(net, stats, inputs):
     judged = ((digits()[0].inputs[400:1400],), None)
     made = plan(net, stats, budget=Budget(max_drop=50.0, macs_ratio=0.6), inputs=inputs, judged=judged, rank_multiple=4)
     assert 0.5 * stats.macs < made.macs <= 0.6 * stats.macs
     assert "agreement with the dense network" in made.notes[-1]
 
 
-def test_where_nothing_survives_the_bound_the_plan_says_ship_it_quantized(net, stats, inputs):
+def test_a_bound_that_no_saving_keeps_gives_a_plan_without_decomposed_layers(net, stats, inputs):
     judged = ((torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)),), None)  # no digits: the least noise changes answers
     fixed = {layer.name: ("dense", ()) for layer in stats.layers if layer.name != "body"}
     made = plan(net, stats, budget=Budget(max_drop=0.01), inputs=inputs, judged=judged, layers=fixed)
@@ -315,8 +319,8 @@ def test_a_budget_out_of_its_range_is_refused(net, stats, asked, said):
         plan(net, stats, budget=Budget(**asked))
 
 
-def test_minmax_takes_any_cost_too(net, stats):
-    made = plan(net, stats, budget=Budget(latency_ms=1.5), costs=costs(by_macs), allocator="minmax", rank_multiple=4)
+def test_the_minmax_allocator_keeps_a_latency(net, stats):
+    made = plan(net, stats, budget=Budget(latency_ms=1.5), costs=costs_by_rule(ms_by_macs), allocator="minmax", rank_multiple=4)
     assert made.latency_ms <= 1.5
 
 
@@ -324,7 +328,7 @@ def test_minmax_takes_any_cost_too(net, stats):
 
 
 @pytest.fixture(scope="module")
-def uneven():
+def uneven_network():
     """A network whose depthwise layer reads channels of very different size: one scale for all of them loses the small ones."""
     return trained(Uneven(), epochs=3).spread()
 
@@ -332,18 +336,24 @@ def uneven():
 def joint_costs(whole_ms):
     """In float each layer takes three times as long."""
     return DeviceCosts(
-        "int8-static", "a board", whole_ms, lambda wanted: [by_macs(w.form, w.macs) * (3 if w.scheme == "fp32" else 1) for w in wanted]
+        "int8-static", "a board", whole_ms, lambda wanted: [ms_by_macs(w.form, w.macs) * (3 if w.scheme == "fp32" else 1) for w in wanted]
     )
 
 
-def test_what_rounding_hurts_stays_in_float_as_far_as_the_time_allows(uneven, inputs):
-    stats = analyze(uneven, IMAGE, measure=False)
-    losses = measure_int8_losses(uneven, [layer.name for layer in stats.layers], inputs)
+def test_the_layers_that_int8_hurts_most_stay_in_float_as_far_as_the_latency_permits(uneven_network, inputs):
+    stats = analyze(uneven_network, IMAGE, measure=False)
+    losses = measure_int8_losses(uneven_network, [layer.name for layer in stats.layers], inputs)
     assert max(losses, key=losses.get) in ("dw1", "project", "expand", "dw2")
     kept = []
     for budget in (0.7, 1.0, 1.6, 4.0):
         made = plan(
-            uneven, stats, budget=Budget(latency_ms=budget), costs=joint_costs(1.0), inputs=inputs, mixed_precision=True, rank_multiple=4
+            uneven_network,
+            stats,
+            budget=Budget(latency_ms=budget),
+            costs=joint_costs(1.0),
+            inputs=inputs,
+            mixed_precision=True,
+            rank_multiple=4,
         )
         assert made.latency_ms <= budget + 1e-9
         assert set(made.schemes.values()) <= {"fp32"}
@@ -356,25 +366,25 @@ def test_what_rounding_hurts_stays_in_float_as_far_as_the_time_allows(uneven, in
     assert kept[-1] >= 0.9 * sum(losses.values())
 
 
-def test_without_a_latency_to_spend_mixed_precision_is_no_slower_than_the_dense_integers(uneven, inputs):
-    stats = analyze(uneven, IMAGE, measure=False)
-    made = plan(uneven, stats, macs_ratio=0.9, costs=joint_costs(1.0), inputs=inputs, mixed_precision=True, rank_multiple=4)
+def test_mixed_precision_without_a_latency_budget_is_no_slower_than_the_dense_int8_network(uneven_network, inputs):
+    stats = analyze(uneven_network, IMAGE, measure=False)
+    made = plan(uneven_network, stats, macs_ratio=0.9, costs=joint_costs(1.0), inputs=inputs, mixed_precision=True, rank_multiple=4)
     assert made.latency_ms <= made.latency_ms_before
     assert made.macs <= 0.9 * made.macs_before
 
 
-def test_what_rounding_costs_is_measured_once(uneven, inputs, tmp_path, monkeypatch):
+def test_int8_losses_are_measured_once(uneven_network, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
-    once = measure_int8_losses(uneven, ["dw1", "head"], inputs)
-    all_of_it = measure_int8_losses(uneven, ["dw1", "head", "expand"], inputs)
+    once = measure_int8_losses(uneven_network, ["dw1", "head"], inputs)
+    all_of_it = measure_int8_losses(uneven_network, ["dw1", "head", "expand"], inputs)
     assert {name: all_of_it[name] for name in once} == once
     monkeypatch.setattr(int8_loss, "divergence", lambda *_: pytest.fail("was measured again"))
-    assert measure_int8_losses(uneven, ["expand", "dw1"], inputs) == {name: all_of_it[name] for name in ("expand", "dw1")}
+    assert measure_int8_losses(uneven_network, ["expand", "dw1"], inputs) == {name: all_of_it[name] for name in ("expand", "dw1")}
 
 
-def test_the_model_is_left_as_it_is_by_measuring_what_rounding_costs(uneven, inputs, monkeypatch):
+def test_measuring_int8_losses_leaves_the_model_unchanged(uneven_network, inputs, monkeypatch):
     monkeypatch.setenv("EDGECOMPRESS_CACHE", "")
-    before = {name: value.clone() for name, value in uneven.state_dict().items()}
-    measure_int8_losses(uneven, ["dw1", "head"], inputs)
-    assert all(torch.equal(value, before[name]) for name, value in uneven.state_dict().items())
-    assert not uneven.dw1._forward_pre_hooks
+    before = {name: value.clone() for name, value in uneven_network.state_dict().items()}
+    measure_int8_losses(uneven_network, ["dw1", "head"], inputs)
+    assert all(torch.equal(value, before[name]) for name, value in uneven_network.state_dict().items())
+    assert not uneven_network.dw1._forward_pre_hooks

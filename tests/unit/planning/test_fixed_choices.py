@@ -23,7 +23,7 @@ def stats(net):
 
 
 @pytest.mark.parametrize(("layer", "rank", "run"), [("2", (1, 1), "chain"), ("0", (48, 32), "dense")])
-def test_a_tensor_train_runs_as_the_form_that_is_measured_faster(net, stats, layer, rank, run):
+def test_a_tensor_train_gets_the_run_mode_that_is_measured_faster(net, stats, layer, rank, run):
     made = plan(net, stats, macs_ratio=1.0, layers={layer: ("tensor_train", rank)})
     (step,) = (one for one in made.layers if one.layer == layer)
     assert step.options == {"run": run}
@@ -32,13 +32,13 @@ def test_a_tensor_train_runs_as_the_form_that_is_measured_faster(net, stats, lay
     assert (step.macs == dense) == (run == "dense")
 
 
-def test_a_form_that_was_asked_for_is_not_measured(net, stats, monkeypatch):
+def test_a_run_mode_fixed_by_hand_is_not_measured(net, stats, monkeypatch):
     monkeypatch.setattr("edgecompress.factorizations.methods.tensor_train.faster_run_mode", None)  # a call would fail
     made = plan(net, stats, macs_ratio=1.0, layers={"2": ("tensor_train", (2, 2), {"run": "dense", "cores": 3})})
     assert {step.layer: step.form for step in made.layers}["2"] == "tensor_train run=dense cores=3"
 
 
-def test_a_dense_run_keeps_few_parameters_and_survives_saving(net, stats):
+def test_a_dense_run_mode_stores_few_parameters_and_loads_again(net, stats):
     made = plan(net, stats, macs_ratio=1.0, layers={"2": ("tensor_train", (4, 4), {"run": "dense"})})
     made = from_json(to_json(made), CompressionPlan, source="plan.json")
     compact, _ = decompose(net, made)

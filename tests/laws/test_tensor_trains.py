@@ -40,7 +40,7 @@ def tensor_of(sizes, seed):
     return x
 
 
-def test_contraction_is_the_definition():
+def test_contracting_cores_equals_the_definition():
     g = random_train((2, 3, 4, 2), (3, 5, 2))
     torch.testing.assert_close(contract_cores(g), torch.einsum("aib,bjc,ckd,dle->ijkl", *g))
     batch = [torch.stack([core, 2 * core]) for core in g]
@@ -74,12 +74,12 @@ def test_epsilon_lowers_ranks():
 @pytest.mark.parametrize(
     ("ranks", "lowered"), [((1, 64, 64), (1, 6, 5)), ((4, 24, 5), (4, 24, 5)), ((4, 1, 5), (4, 1, 5)), ((3, 2, 1), (3, 2, 1))]
 )
-def test_ranks_beyond_what_neighbours_can_use_are_lowered(ranks, lowered):
+def test_ranks_higher_than_their_neighbours_permit_are_lowered(ranks, lowered):
     assert feasible_ranks(ranks, (4, 6, 7, 5)) == lowered
     assert feasible_ranks(max_ranks((4, 6, 7, 5)), (4, 6, 7, 5)) == max_ranks((4, 6, 7, 5))
 
 
-def test_spreading_shares_the_norm_and_keeps_the_tensor():
+def test_balancing_divides_the_norm_evenly_and_keeps_the_tensor():
     cores = tt_svd(tensor_of((5, 6, 4, 3), 0), ranks=(4, 6, 3))
     even = balance_cores(cores)
     torch.testing.assert_close(contract_cores(even), contract_cores(cores), rtol=1e-12, atol=1e-14)

@@ -36,7 +36,7 @@ def test_a_plan_keeps_its_budget_and_adds_up(net, stats, inputs):
         assert (after.params, after.macs) == (made.params, made.macs)
 
 
-def test_one_ratio_for_all_is_never_the_answer_where_layers_differ(inputs):
+def test_a_layer_that_is_low_rank_already_is_reduced_most(inputs):
     """The kernel of `body` is made low-rank, so it can be factorized for nothing; the rest of the budget must go to the others."""
     model = trained(Net(), epochs=1)
     model.body = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
@@ -50,13 +50,13 @@ def test_one_ratio_for_all_is_never_the_answer_where_layers_differ(inputs):
     assert len({round(r, 2) for r in ratios.values()}) > 1
 
 
-def test_layers_differ_on_a_trained_net(net, stats, inputs):
+def test_layers_of_a_trained_network_get_different_ratios(net, stats, inputs):
     made = plan(net, stats, macs_ratio=0.4, inputs=inputs, rank_multiple=2)
     ratios = {round(p.macs / p.macs_before, 2) for p in made.layers} | ({1.0} if made.skipped else set())
     assert len(ratios) > 1
 
 
-def test_measured_sensitivity_beats_none(net, stats, inputs):
+def test_measured_losses_give_a_better_plan_than_relative_errors(net, stats, inputs):
     """At the same budget, a plan by measured losses changes the network's outputs no more than one by relative errors alone."""
     held_out = (digits()[1].inputs,)
     (reference,) = forward(net, held_out)
@@ -65,19 +65,19 @@ def test_measured_sensitivity_beats_none(net, stats, inputs):
     assert gap(measured) <= gap(blind) * 1.05
 
 
-def test_planning_leaves_the_model_as_it_is(net, stats, inputs):
+def test_planning_leaves_the_model_unchanged(net, stats, inputs):
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
     plan(net, stats, macs_ratio=0.5, inputs=inputs, min_agreement=0.95)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert modes == [m.training for m in net.modules()]
 
 
-def test_the_same_plan_twice(net, stats, inputs):
+def test_planning_is_reproducible(net, stats, inputs):
     assert plan(net, stats, macs_ratio=0.5, inputs=inputs) == plan(net, stats, macs_ratio=0.5, inputs=inputs)
 
 
 @pytest.mark.parametrize("with_data", [True, False])
-def test_a_budget_of_everything_leaves_everything_dense(net, stats, inputs, with_data):
+def test_a_macs_ratio_of_1_leaves_all_layers_dense(net, stats, inputs, with_data):
     made = plan(net, stats, macs_ratio=1.0, inputs=inputs if with_data else None, rank_multiple=2)
     assert (made.layers, made.macs) == ((), made.macs_before)
 
@@ -87,7 +87,7 @@ def test_a_plan_without_data_says_so(net, stats):
 
 
 @pytest.mark.parametrize("multiple", [2, 8])
-def test_a_budget_out_of_reach_is_refused_and_the_ratio_it_names_is_reachable(net, stats, multiple):
+def test_a_macs_ratio_out_of_reach_is_refused_with_one_that_can_be_reached(net, stats, multiple):
     with pytest.raises(ConfigError, match=r"MACs ratio 0\.01: the lowest this network reaches is 0\.\d+; ask for at least") as refusal:
         plan(net, stats, macs_ratio=0.01, rank_multiple=multiple)
     lowest, enough = map(float, re.findall(r"\d+\.\d+", str(refusal.value))[1:])
@@ -102,7 +102,7 @@ def test_a_ratio_out_of_range_is_refused(net, stats, ratio):
         plan(net, stats, macs_ratio=ratio)
 
 
-def test_fixed_layers_are_honoured_and_the_rest_of_the_budget_goes_elsewhere(net, stats, inputs):
+def test_fixed_choices_are_kept_within_the_budget(net, stats, inputs):
     fixed = {"body": (DENSE, ()), "mix": ("svd", (3,))}
     made = plan(net, stats, macs_ratio=0.95, inputs=inputs, layers=fixed)
     assert {p.layer: (p.method, p.rank, p.why) for p in made.layers}["mix"] == ("svd", (3,), "as asked")
@@ -124,7 +124,7 @@ def test_fixed_layers_are_honoured_and_the_rest_of_the_budget_goes_elsewhere(net
         ({"body": ("grouped_svd", (4,), {"slices": "two"})}, ConfigError, "body: grouped_svd: Expected `int`, got `str`"),
     ],
 )
-def test_a_fixed_choice_that_cannot_be_is_refused(net, stats, layers, kind, message):
+def test_an_impossible_fixed_choice_is_refused(net, stats, layers, kind, message):
     with pytest.raises(kind, match=message):
         plan(net, stats, macs_ratio=0.9, layers=layers)
 
@@ -147,7 +147,7 @@ def test_an_option_a_method_does_not_have_is_refused(net, stats, method, options
         plan(net, stats, macs_ratio=0.9, method=method, options=options)
 
 
-def test_options_of_a_method_reach_its_factors_and_a_layer_they_do_not_suit_is_skipped(net, stats, inputs):
+def test_options_of_a_method_reach_its_factors_and_layers_they_do_not_fit_are_skipped(net, stats, inputs):
     made = plan(net, stats, macs_ratio=0.9, method="grouped_svd", options={"slices": 4}, inputs=inputs)
     assert made.layers
     assert all((p.method, p.options) == ("grouped_svd", {"slices": 4}) for p in made.layers)
@@ -167,7 +167,7 @@ def test_a_plan_of_an_earlier_version_has_no_options(net, stats, inputs):
     assert from_json(msgspec.json.encode(old), CompressionPlan, source="plan.json") == made
 
 
-def test_what_a_fit_falls_short_of_stands_in_the_plan(net, stats):
+def test_the_note_of_a_fit_that_fell_short_is_in_the_plan(net, stats):
     hasty = {"starts": 1, "sweeps": 2}
     made = plan(net, stats, macs_ratio=0.95, layers={"body": ("cp3", (20,), hasty)})
     (step,) = (p for p in made.layers if p.layer == "body")
@@ -237,7 +237,7 @@ def test_a_network_without_layers_has_an_empty_plan():
     assert (made.layers, made.skipped, made.macs) == ((), (), 0)
 
 
-def test_the_cost_of_a_layer_that_runs_on_maps_of_several_sizes_is_exact():
+def test_costs_of_a_layer_called_on_maps_of_several_sizes_are_exact():
     class Pyramid(nn.Module):
         def __init__(self):
             super().__init__()
@@ -252,19 +252,19 @@ def test_the_cost_of_a_layer_that_runs_on_maps_of_several_sizes_is_exact():
     assert analyze(decompose(model, made)[0], x, measure=False).macs == made.macs
 
 
-def test_the_guard_backs_off_to_what_the_network_survives_and_says_so(net, stats, inputs):
+def test_a_minimum_agreement_reduces_the_savings_with_a_note(net, stats, inputs):
     asked = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2)
     made = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2, min_agreement=0.97)
     assert made.macs > asked.macs
     assert re.search(r"MACs ratio 0\.3 was refused: without fine-tuning it leaves \d+% top-1 agreement .* 97% is asked for", made.notes[-1])
 
 
-def test_the_guard_lets_a_harmless_plan_pass(net, stats, inputs):
+def test_a_minimum_agreement_accepts_a_harmless_plan(net, stats, inputs):
     made = plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2, min_agreement=0.5)
     assert made == plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2)
 
 
-def test_the_guard_does_not_vouch_for_layers_fixed_by_hand(net, stats, inputs):
+def test_the_note_on_agreement_counts_layers_fixed_by_hand(net, stats, inputs):
     fixed = {"stem": ("tucker2", (1, 1)), "body": ("tucker2", (1, 1)), "mix": ("svd", (1,))}
     made = plan(net, stats, macs_ratio=0.5, inputs=inputs, layers=fixed, min_agreement=0.99)
     assert {p.layer for p in made.layers} >= set(fixed)
@@ -272,14 +272,14 @@ def test_the_guard_does_not_vouch_for_layers_fixed_by_hand(net, stats, inputs):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_the_guard_spends_nothing_where_inputs_are_too_few_to_tell(net, stats, inputs, n):
+def test_too_few_inputs_for_a_minimum_agreement_give_a_plan_without_decomposed_layers(net, stats, inputs, n):
     made = plan(net, stats, macs_ratio=0.5, inputs=(inputs[0][:n],), min_agreement=0.9)
     assert not made.layers
     assert f"{n} inputs cannot show whether the network survives it" in made.notes[-1]
 
 
 @pytest.mark.parametrize("n", [4, 130, 131])
-def test_the_guard_takes_any_number_of_inputs_with_batchnorm_of_vectors(n):
+def test_a_minimum_agreement_works_with_any_number_of_inputs_and_batchnorm1d(n):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
     assert plan(
@@ -292,7 +292,7 @@ def test_a_network_whose_outputs_are_not_finite_is_refused(net, stats, inputs):
         plan(net, stats, macs_ratio=0.5, inputs=(inputs[0] * float("inf"),))
 
 
-def test_params_of_the_plan_are_those_of_the_module_with_shared_buffers_ignored(net, stats, inputs):
+def test_params_of_a_plan_equal_those_of_the_decomposed_network(net, stats, inputs):
     made = plan(net, stats, macs_ratio=0.5, inputs=inputs)
     assert params_of(decompose(net, made, fit=False)[0]) == made.params
 
@@ -309,7 +309,7 @@ def test_every_allocator_keeps_the_budget(net, stats, inputs, name):
     assert made.macs <= 0.5 * made.macs_before
 
 
-def test_allocators_are_those_of_the_command_line():
+def test_the_command_line_offers_the_same_allocators():
     assert tuple(ALLOCATORS) == targets.ALLOCATORS
 
 
