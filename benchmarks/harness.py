@@ -29,8 +29,8 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
 from rows import Rows, parse  # noqa: E402
 from support.adb_server import DEVICE_END, adb, running_adb_server  # noqa: E402
-from support.emulated_pi import emulated_pi, trust  # noqa: E402
-from support.farm import ideal_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
+from support.emulated_pi import emulated_pi, trust_device  # noqa: E402
+from support.farm import ideal_duration_s, name_boards, running_phones, write_jobs, write_sleeper  # noqa: E402
 from support.native_runner import build_native_runner  # noqa: E402
 from support.processes import with_us  # noqa: E402
 from support.require import require  # noqa: E402
@@ -132,14 +132,14 @@ def measure_repeatability(rows: Rows, name: str, *, runs: int, repetitions: int)
 def measure_farm(rows: Rows, folder: Path, ssh: SshServer, *, jobs: int, job_s: float) -> None:
     """Let 5 boards and 3 phones do jobs that sleep, where every sixth run kills its device half way.
 
-    The peer is `ideal_s`: it pays for the half jobs that are lost, and for no start, connection, transfer, or return of a device.
+    The peer is `ideal_duration_s`: it pays for the half jobs that are lost, and for no start, connection, transfer, or return of a device.
     """
     todo, every = write_jobs(folder, jobs), 6
     with running_phones(folder, 3) as phones:
         entries = name_boards(ssh, 5) + phones
         spent = seconds_of(lambda: run_farm(entries, todo, write_sleeper(folder, job_s, every=every)))
     died = len(list((folder / "runs").iterdir())) - len(todo)
-    peer = ideal_s(len(todo), len(entries), job_s, every)
+    peer = ideal_duration_s(len(todo), len(entries), job_s, every)
     rows.add(f"seconds of a farm, 8 devices, {jobs} jobs of {job_s:g} s", ours=spent, peer=peer, bound=1.3, died=died)
 
 
@@ -164,7 +164,7 @@ def emulated_device(target: str, folder: Path) -> Iterator[tuple[str, tuple[str 
             yield f"adb://{serial}", ("--runner", build_native_runner())
     else:
         with emulated_pi(folder / "log") as (described, _), pytest.MonkeyPatch.context() as patch:
-            yield trust(described, patch), ()
+            yield trust_device(described, patch), ()
 
 
 def measure_whole_path(rows: Rows, target: str, folder: Path) -> None:

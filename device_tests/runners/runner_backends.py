@@ -132,7 +132,7 @@ class OnnxModel:
         self.onnxruntime, self.path, self.threads = onnxruntime, path, threads
         self.backend = f"onnxruntime {onnxruntime.__version__}"
         self.notes = []
-        self.session = self._open(profile=False)
+        self.session = self._open_session(profile=False)
         told = self.session.get_inputs()
         shapes = input_shapes or [[size if isinstance(size, int) else 1 for size in node.shape] for node in told]
         if len(shapes) != len(told):
@@ -140,7 +140,7 @@ class OnnxModel:
         self.inputs = [(tuple(shape), *value_range(DTYPES.get(node.type, "float32"))) for shape, node in zip(shapes, told)]
         self.dtypes = [DTYPES.get(node.type, "float32") for node in told]
 
-    def _open(self, profile):
+    def _open_session(self, profile):
         options = self.onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = 4
@@ -171,7 +171,7 @@ class OnnxModel:
         self.feeds = {node.name: array.astype(dtype) for node, dtype, array in named}
 
     def profile(self, runs):
-        session = self._open(profile=True)
+        session = self._open_session(profile=True)
         for _ in range(runs):
             session.run(None, self.feeds)
         with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 - its name is a string

@@ -67,6 +67,6 @@ def golden(request):
 
 
 @pytest.fixture
-def say(request):
+def add_summary_line(request):
     """A function that adds a line to the summary at the end of the run."""
     return request.config.stash[LINES].append

@@ -41,9 +41,9 @@ class GoldenFile:
         """Assert that `outputs` are the golden ones, within `tolerance` of their range."""
         kept = tuple(tuple(thin_output(output).tolist()) for output in outputs)
         if self.collecting:
-            self._keep(artifact.name, hash_file(artifact), outputs=kept)
+            self._add(artifact.name, hash_file(artifact), outputs=kept)
         elif self.path is not None:
-            found = self._known(artifact.name, hash_file(artifact)).outputs
+            found = self._find(artifact.name, hash_file(artifact)).outputs
             assert [len(values) for values in found] == [len(values) for values in kept], f"{self.path}: outputs of another size"
             for golden, now in zip(found, kept, strict=True):
                 limit = tolerance * np.ptp(golden)
@@ -55,9 +55,9 @@ class GoldenFile:
         Results under other conditions, and those of emulated devices, are not compared.
         """
         if self.collecting:
-            self._keep(result.artifact, result.artifact_sha256, latency=result)
+            self._add(result.artifact, result.artifact_sha256, latency=result)
             return ""
-        golden = self._known(result.artifact, result.artifact_sha256).latency if self.path is not None else None
+        golden = self._find(result.artifact, result.artifact_sha256).latency if self.path is not None else None
         if golden is None:
             return ""
         if reason := comparable(golden, result, any_session=True):
@@ -74,11 +74,11 @@ class GoldenFile:
         if self.collecting and self.artifacts:
             write_atomically(self.path, to_json(Golden(artifacts=tuple(self.artifacts.values()))))
 
-    def _keep(self, name: str, digest: str, **found) -> None:
+    def _add(self, name: str, digest: str, **found) -> None:
         before = self.artifacts.get(digest, GoldenArtifact(artifact=name, sha256=digest))
         self.artifacts[digest] = msgspec.structs.replace(before, **found)
 
-    def _known(self, name: str, digest: str) -> GoldenArtifact:
+    def _find(self, name: str, digest: str) -> GoldenArtifact:
         if digest not in self.artifacts:
             raise ConfigError(f"{self.path}: does not know {name} with SHA-256 {digest[:12]}…; name another file to write a new one")
         return self.artifacts[digest]

@@ -6,7 +6,7 @@ from edgecompress.records import BenchmarkOptions, to_json
 from edgecompress.targets import SUFFIXES
 
 
-def test_latency(device, runner_options, artifacts, request, golden, say):
+def test_latency(device, runner_options, artifacts, request, golden, add_summary_line):
     repetitions = request.config.getoption("--repetitions")
     results = []
     for suffix in SUFFIXES:
@@ -22,4 +22,4 @@ def test_latency(device, runner_options, artifacts, request, golden, say):
         assert 0 < len(result.latency_ms) <= repetitions
         measured = f"{result.artifact}: median {median(result.latency_ms):.3f} ms on {result.device.model}, {result.backend}"
         compared = golden.check_latency(result)
-        say(f"{measured}; {compared}" if compared else measured)
+        add_summary_line(f"{measured}; {compared}" if compared else measured)

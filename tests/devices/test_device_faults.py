@@ -111,9 +111,9 @@ def test_each_fault_is_a_device_error_that_says_what_to_do(bench, adb_end, impat
     status, said = bench(end.url, runner)
     assert status == DeviceError.exit_code
     assert_matches(message, said)
-    end.switch("none")
+    end.switch_fault("none")
     assert end.left_behind() == []
-    assert end.running() == []
+    assert end.running_processes() == []
 
 
 FULL, LOCKED = ("no-space", r"No space left on device.*free some space"), ("read-only", r"Read-only file system.*check the disk")
@@ -126,9 +126,9 @@ def test_what_the_kernel_of_the_device_refuses_is_a_device_error_that_says_what_
     status, said = bench(end.url)
     assert status == DeviceError.exit_code
     assert_matches(message, said)
-    end.switch("none")
+    end.switch_fault("none")
     assert end.left_behind() == []
-    assert end.running() == []
+    assert end.running_processes() == []
 
 
 def test_a_device_that_falls_silent_is_given_up_in_time(adb_end, impatient, tmp_path):
@@ -164,7 +164,7 @@ def test_an_ambiguous_or_missing_device_is_refused(bench, adb_end, adb_server):
 def test_a_run_survives_a_link_that_breaks_once(bench, adb_end, impatient, after_bytes):
     """The link breaks while the device is probed, while the model is pushed, and afterwards."""
     end = adb_end()
-    end.switch(f"drop {after_bytes}")
+    end.switch_fault(f"drop {after_bytes}")
     status, said = bench(end.url)
     assert end.fault.read_text() == "none"  # it did break
     assert status == 0, said
@@ -187,13 +187,13 @@ def test_a_fault_while_the_runner_runs_is_survived_or_reported(bench, adb_end, i
         lambda device, files, how, **rest: measure_latencies(device, files, replace(how, timeout_s=2.0), **rest),
     )
     end = adb_end()
-    end.switch(fault)
+    end.switch_fault(fault)
     found, said = bench(end.url, f"sleep 0.5\n{ANSWER}")
     assert found == status, said
     assert_matches(message, said)
     assert end.fault.read_text() == "none"
     if "die" not in fault:
-        assert end.running() == []
+        assert end.running_processes() == []
         assert end.left_behind() == []
 
 
@@ -229,7 +229,9 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     program.write_text(f"#!/bin/sh\nsleep 0.{chosen.randrange(3)}\n{ANSWER}")
     fault = chosen.choices(["drop", "freeze", "kill", "die"], [5, 2, 3, 2])[0]
     while_running = fault == "kill" or chosen.random() < 0.3
-    end.switch(f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}")
+    end.switch_fault(
+        f"{fault} {chosen.randrange(250)}ms" if while_running else f"{fault} {chosen.randrange(artifact.stat().st_size + 12_000)}"
+    )
     start = time.monotonic()
     with suppress(DeviceError), open_device(end.url) as device:
         (result,) = measure_latencies(device, [artifact], BenchmarkOptions(runner=str(program), timeout_s=3.0, repetitions=1))
@@ -238,8 +240,8 @@ def test_a_fault_at_a_random_moment_never_makes_a_wrong_success(seed, adb_end, i
     # measure: the fault, one reconnection, one more run, each step bounded by the waits above
     assert time.monotonic() - start < 200
     if fault != "die":
-        end.switch("none")
-        assert end.running() == []
+        end.switch_fault("none")
+        assert end.running_processes() == []
         assert end.left_behind() == []
 
 

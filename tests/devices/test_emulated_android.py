@@ -79,7 +79,7 @@ def test_the_status_of_a_command_is_its_own_however_soon_it_ends(phone):
 def test_a_command_that_is_late_is_ended_with_what_it_started(phone):
     with open_device(phone.url) as device, pytest.raises(DeviceError, match="did not finish within 1 s"):
         device.run(["sh", "-c", "sleep 1000; true"], timeout_s=1)
-    assert phone.running() == []
+    assert phone.running_processes() == []
 
 
 def test_a_program_that_brings_no_c_library_does_not_start(phone, tmp_path):
@@ -106,10 +106,10 @@ def test_what_was_sent_is_not_sent_again(phone):
 def test_when_it_ends_its_processes_and_mounts_end(phone, number):
     adb("-s", phone.serial, "push", TINY, "/data/local/tmp/pushed")  # files are touched as another user
     adb("-s", phone.serial, "shell", "setsid sh -c 'exec sleep 1000 >/dev/null 2>&1' &")
-    assert phone.running(wait_s=0)
+    assert phone.running_processes(wait_s=0)
     phone.process.send_signal(number)
     phone.process.wait(300)
-    assert phone.running() == []
+    assert phone.running_processes() == []
     assert str(phone.fault.parent) not in Path("/proc/self/mountinfo").read_text()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from support.emulated_pi import PROGRAM, STOP_S, emulated_pi, trust
+from support.emulated_pi import PROGRAM, STOP_S, emulated_pi, trust_device
 from support.paths import REPOSITORY, TESTS
 
 from edgecompress.devices import open_device
@@ -78,7 +78,7 @@ def test_a_full_disk_there_is_named_and_two_devices_do_not_share_one(pi, tmp_pat
     with open_device(pi) as roomy:
         roomy.push(large, PurePosixPath("/home/pi/large"))
     with emulated_pi(tmp_path / "log", "--storage-mib", "8") as (described, _):
-        url = trust(described, monkeypatch)
+        url = trust_device(described, monkeypatch)
         with open_device(url) as small:
             assert small.run(["ls", "/home/pi"], timeout_s=20).stdout == ""
             with pytest.raises(DeviceError, match=r"cannot write /tmp/large.*full\?.* 100%"):
@@ -88,7 +88,7 @@ def test_a_full_disk_there_is_named_and_two_devices_do_not_share_one(pi, tmp_pat
 def test_a_runner_that_needs_too_much_memory_is_killed_and_reported(tmp_path, monkeypatch):
     with emulated_pi(tmp_path / "log", "--memory-mib", "90") as (described, _):
         with pytest.raises(DeviceError, match=r"killed \(SIGKILL\).*memory ran out.*exit status 137"):
-            bench([FP32], device=trust(described, monkeypatch), repetitions=1, warmup_s=0)
+            bench([FP32], device=trust_device(described, monkeypatch), repetitions=1, warmup_s=0)
         with open_device(described["url"]) as device:
             assert device.run(["sh", "-c", "ls -d /tmp/edgecompress-*"], timeout_s=20).stdout == ""
 
@@ -101,7 +101,7 @@ def test_when_it_ends_its_processes_and_mounts_end(tmp_path, monkeypatch, number
         (innermost,) = children(outermost)
         sshd = os.pidfd_open(innermost)
         assert folder.name in Path(f"/proc/{innermost}/mountinfo").read_text()
-        url = trust(described, monkeypatch)
+        url = trust_device(described, monkeypatch)
         with open_device(url) as device:
             device.run(["sh", "-c", "nohup sleep 1000 >/dev/null 2>&1 &"], timeout_s=20)
         assert folder.name not in Path("/proc/self/mountinfo").read_text()
@@ -122,7 +122,7 @@ def test_start_returns_and_stop_ends_it(pi_device, tmp_path, monkeypatch):
     try:
         described = pi_command("start", tmp_path)
         assert pi_command("start", tmp_path) == described
-        with open_device(trust(described, monkeypatch)) as device:
+        with open_device(trust_device(described, monkeypatch)) as device:
             assert device.run(["true"], timeout_s=20).returncode == 0
     finally:
         pi_command("stop", tmp_path)
@@ -151,7 +151,7 @@ def test_a_mirror_that_fails_leaves_no_half_built_root(pi_device, tmp_path):
 def test_a_32_bit_board_computes_the_hosts_outputs(tmp_path, monkeypatch):
     """The last runtime published for it rounds int8 differently, so only a network of few layers stays within one quantization step."""
     with emulated_pi(tmp_path / "log", "--board", "armhf") as (described, _):
-        url = trust(described, monkeypatch)
+        url = trust_device(described, monkeypatch)
         with open_device(url) as device:
             assert device.info().abi == "armv7l"
         assert max_difference_from_host(url, FP32) <= TOLERANCES[FP32]

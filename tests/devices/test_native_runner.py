@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from support.emulated_pi import trust
+from support.emulated_pi import trust_device
 from support.native_runner import build_native_runner
 from support.paths import REPOSITORY
 from support.tiny_models import GOLDEN
@@ -130,7 +130,7 @@ def answers(pi_device, tmp_path_factory):
         'tar xf cases.tar; for case in cases/*; do ./native-runner "$PWD/$case/request.json" 2>"$case/said"; echo $? >"$case/status"; '
         'rm -r "$case/native-runner"; done; tar cf answers.tar cases; rm -r cases cases.tar'
     )
-    with pytest.MonkeyPatch.context() as patch, open_device(trust(pi_device, patch)) as device:
+    with pytest.MonkeyPatch.context() as patch, open_device(trust_device(pi_device, patch)) as device:
         device.push(build_native_runner(), there / "native-runner")
         device.push(folder / "cases.tar", there / "cases.tar")
         done = device.run(["sh", "-c", f"cd {there} && {run_all}"], timeout_s=200)

@@ -35,7 +35,7 @@ class AdbEnd:
         """Return the names in the device's storage but for the store of artifacts and runners, which stays on purpose."""
         return sorted(path.name for path in self.storage.iterdir() if not path.name.startswith(".edgecompress-"))
 
-    def running(self, *, wait_s=30.0):
+    def running_processes(self, *, wait_s=30.0):
         """Return the ids of processes of the device that still run, after dying ones had time to end."""
         mark = f"EDGECOMPRESS_END={self.fault.parent}".encode()
         until = time.monotonic() + wait_s
@@ -43,7 +43,7 @@ class AdbEnd:
             time.sleep(0.02)
         return found
 
-    def switch(self, fault):
+    def switch_fault(self, fault):
         """Put another fault in force; "none" ends it. See device_tests/emulated/android/faults.py."""
         beside = self.fault.with_suffix(".new")
         beside.write_text(fault)

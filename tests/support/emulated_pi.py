@@ -36,7 +36,7 @@ def emulated_pi(log, *options):
             process.stdout.close()
 
 
-def trust(described, monkeypatch):
+def trust_device(described, monkeypatch):
     """Use the HOME in the device's description, as its user does, and no agent; return the URL."""
     monkeypatch.setenv("HOME", described["home"])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -53,4 +53,4 @@ def pi_device(tmp_path_factory):
 @pytest.fixture
 def pi(pi_device, monkeypatch):
     """The URL of the 64-bit device, whose host key is trusted."""
-    return trust(pi_device, monkeypatch)
+    return trust_device(pi_device, monkeypatch)

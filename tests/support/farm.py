@@ -103,7 +103,7 @@ def running_phones(folder, count):
             thread.join()
 
 
-def ideal_s(jobs, devices, sleep_s, every):
+def ideal_duration_s(jobs, devices, sleep_s, every):
     """Return the duration of a schedule in which nothing but sleeping takes time.
 
     A free device takes the next job at once, a device dies half way every `every` runs and is back at once, and starting, sending,

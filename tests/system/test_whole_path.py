@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.emulated_pi import emulated_pi, trust
+from support.emulated_pi import emulated_pi, trust_device
 from support.native_runner import build_native_runner
 from support.paths import REPOSITORY
 from support.runs import OPTIONS, QUICK
@@ -28,7 +28,7 @@ def target(request, tmp_path, monkeypatch):
         yield request.param, end.url, ("--runner", build_native_runner())
     else:
         with emulated_pi(tmp_path / "log") as (described, _):
-            yield request.param, trust(described, monkeypatch), ()
+            yield request.param, trust_device(described, monkeypatch), ()
 
 
 @pytest.mark.timeout(900)  # it takes half a minute where nothing else runs

@@ -19,44 +19,44 @@ class Faults:
 
     def __init__(self, folder, line):
         self.folder, self.line, self.passed = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0
-        self._write(line)
+        self._write_line(line)
 
-    def name(self):
-        return self._words()[0]
+    def current_name(self):
+        return self._read_words()[0]
 
-    def on(self, name):
-        return self.name() == name
+    def is_on(self, name):
+        return self.current_name() == name
 
-    def count(self, size):
-        """Count bytes of the link; return (which of MOMENTS is now or "", how many of these bytes still pass)."""
-        name, *rest = self._words()
+    def count_bytes(self, size):
+        """Count bytes of the link; return (the fault of MOMENTS that happens now or "", how many of these bytes still pass)."""
+        name, *rest = self._read_words()
         if name not in MOMENTS or rest[0].endswith("ms"):
             return "", size
         left = int(rest[0]) - self.passed
         self.passed += size
         if left > size:
             return "", size
-        self.end()
+        self.end_current()
         return name, max(0, left)
 
-    def after_start(self):
-        """Return (which of MOMENTS, seconds after the start of a runner), or None."""
-        name, *rest = self._words()
+    def delayed_fault(self):
+        """Return (name, seconds after the start of a runner) of a fault of MOMENTS that waits for a runner, or None."""
+        name, *rest = self._read_words()
         return (name, int(rest[0][:-2]) / 1e3) if name in MOMENTS and rest[0].endswith("ms") else None
 
-    def end(self):
-        self._write("none")
+    def end_current(self):
+        self._write_line("none")
 
-    def _words(self):
-        with open("fault", opener=self._open) as file:
+    def _read_words(self):
+        with open("fault", opener=self._open_in_folder) as file:
             line = file.read()
         if line != self.line:
             self.line, self.passed = line, 0
         return line.split() or ["none"]
 
-    def _write(self, line):
-        with open("fault", "w", opener=self._open) as file:
+    def _write_line(self, line):
+        with open("fault", "w", opener=self._open_in_folder) as file:
             file.write(line)
 
-    def _open(self, name, flags):
+    def _open_in_folder(self, name, flags):
         return os.open(name, flags, mode=0o644, dir_fd=self.folder)

@@ -61,14 +61,14 @@ class Folder:
         Raises:
             OSError: The disk is full or read-only.
         """
-        if self.faults.on("read-only"):
+        if self.faults.is_on("read-only"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        if self.faults.on("no-space") and before + len(data) > FREE_BYTES:
+        if self.faults.is_on("no-space") and before + len(data) > FREE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(file, data)
 
     def effective_mode(self, mode):
-        return mode & (0o666 if self.faults.on("noexec") else 0o777)
+        return mode & (0o666 if self.faults.is_on("noexec") else 0o777)
 
     def kill_runner(self):
         kill_runners(self.storage)

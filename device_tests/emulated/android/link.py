@@ -52,7 +52,7 @@ class Link:
             return
         word = int.from_bytes(command, "little")
         message = HEADER.pack(word, arg0, arg1, len(data), sum(data) & 0xFFFFFFFF, word ^ 0xFFFFFFFF) + data
-        now, passed = self.device.faults.count(len(message))
+        now, passed = self.device.faults.count_bytes(len(message))
         self.writer.write(message[:passed] if now != "kill" else message)
         self.apply_moment(now)
 
@@ -64,7 +64,7 @@ class Link:
                 data = await self.reader.readexactly(length)
                 if self.frozen:
                     continue
-                self.apply_moment(self.device.faults.count(HEADER.size + length)[0])
+                self.apply_moment(self.device.faults.count_bytes(HEADER.size + length)[0])
                 if not self.frozen and not self.writer.is_closing():
                     self.handle_message(word.to_bytes(4, "little"), arg0, arg1, data)
                     await self.writer.drain()
@@ -93,7 +93,7 @@ class Link:
 
     def handle_message(self, command, arg0, arg1, data):
         if command == b"CNXN":
-            if not self.device.faults.on("offline"):
+            if not self.device.faults.is_on("offline"):
                 self.send(b"AUTH", AUTH_TOKEN, 0, os.urandom(20))
         elif command == b"AUTH":
             self.authenticate(arg0)
@@ -112,7 +112,7 @@ class Link:
 
     def authenticate(self, kind):
         """Accept any signature as that of a known computer; under the fault "unauthorized" accept none."""
-        if not self.device.faults.on("unauthorized"):
+        if not self.device.faults.is_on("unauthorized"):
             self.send(b"CNXN", VERSION, MAX_DATA, BANNER)
         elif kind == AUTH_SIGNATURE:
             self.send(b"AUTH", AUTH_TOKEN, 0, os.urandom(20))

@@ -54,7 +54,7 @@ class Phone:
 
     def apply_storage_fault(self) -> None:
         """Make the kernel show the storage fault that is in force: fill the disk, or mount it read-only or noexec."""
-        fault = self.faults.name()
+        fault = self.faults.current_name()
         if fault == self.in_force:
             return
         if self.in_force == "no-space":

@@ -21,7 +21,7 @@ async def serve_shell(device, stream, command, options):
     """Run a command; with option v2 its output, error output and exit status come in packets (id, length, data)."""
     packets = "v2" in options
     runner = "exec " in command  # the command that becomes the runner
-    if runner and device.faults.on("stall"):
+    if runner and device.faults.is_on("stall"):
         await stream.closed.wait()
         return
     device.apply_storage_fault()
@@ -31,9 +31,9 @@ async def serve_shell(device, stream, command, options):
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE if packets else asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        if runner and device.faults.on("drop-mid-shell"):
+        if runner and device.faults.is_on("drop-mid-shell"):
             raise Dropped
-        breaking = asyncio.create_task(break_link_later(device, stream.link)) if runner and device.faults.after_start() else None
+        breaking = asyncio.create_task(break_link_later(device, stream.link)) if runner and device.faults.delayed_fault() else None
         pipes = [(SHELL_STDOUT, process.stdout), (SHELL_STDERR, process.stderr)]
         copies = asyncio.gather(*(copy_output(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
         gone = asyncio.create_task(stream.closed.wait())
@@ -52,9 +52,9 @@ async def serve_shell(device, stream, command, options):
 
 
 async def break_link_later(device, link):
-    name, wait_s = device.faults.after_start()
+    name, wait_s = device.faults.delayed_fault()
     await asyncio.sleep(wait_s)
-    device.faults.end()
+    device.faults.end_current()
     link.apply_moment(name)
 
 
@@ -104,9 +104,9 @@ async def receive_file(device, stream, request):
                 break
             data = await stream.received.readexactly(length)
             late = size + length > FAULT_AFTER_BYTES
-            if late and device.faults.on("drop-mid-push"):
+            if late and device.faults.is_on("drop-mid-push"):
                 raise Dropped
-            if error is None and not (late and device.faults.on("partial-file")):
+            if error is None and not (late and device.faults.is_on("partial-file")):
                 try:
                     device.write(file, data, size)
                 except OSError as reason:
