@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 from platformdirs import user_config_path
@@ -22,6 +22,7 @@ from edgecompress.devices import OPENERS, known_schemes
 from edgecompress.devices.cooling import is_temperature
 from edgecompress.devices.cpu_mask import parse_mask
 from edgecompress.devices.text import sanitize
+from edgecompress.devices.transports.ssh_address import parse_ssh_address
 from edgecompress.errors import ConfigError
 from edgecompress.records import BenchmarkOptions, Record
 from edgecompress.records.evaluation import EvaluationOptions
@@ -179,14 +180,9 @@ def _check_url(url: str, where: str) -> None:
         raise ConfigError(f"{where}: url = {sanitize(url, limit=200)!r} is of unknown kind; choose from {known_schemes()}")
     if scheme == "ssh":
         try:
-            parts = urlsplit(url)
-            host, secret, _ = parts.hostname, parts.password, parts.port
-        except ValueError as error:  # its text may hold a password
-            raise ConfigError(f"{where}: a host or port in the url that cannot be; write ssh://user@host:port") from error
-        if secret is not None:
-            raise ConfigError(f"{where}: a password stands in the url; use a key (ssh-copy-id), passwords are never used")
-        if not host or host.startswith("-"):
-            raise ConfigError(f"{where}: no host in the url; write ssh://user@host:port")
+            parse_ssh_address(rest)
+        except ValueError as error:
+            raise ConfigError(f"{where}: url: {error}") from error
     elif scheme == "adb" and not rest:
         raise ConfigError(f"{where}: no serial in the url; write adb://SERIAL as `edgecompress devices` shows it")
     elif scheme == "local" and rest:

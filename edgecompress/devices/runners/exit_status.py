@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+from edgecompress.devices.probe import NOTABLE_CPU_FEATURES
 from edgecompress.records import DeviceInfo
 
 EXIT_REASONS = {
@@ -54,6 +55,6 @@ def explain_exit(returncode: int, device: DeviceInfo, *, built_for: str = "") ->
         reason = f"died by signal {status - 128}"
     text = f"the runner {reason or 'failed'} (exit status {returncode})"
     if status in {126, 127, 128 + signal.SIGILL, 128 + signal.SIGSEGV} and device.abi:
-        notable = [name for name in ("atomics", "asimddp", "fphp", "avx2", "avx512f") if name in device.cpu_features]
+        notable = [name for name in NOTABLE_CPU_FEATURES if name in device.cpu_features]
         text += f"; the device is {device.abi} with {', '.join(notable) or 'none of the newer CPU features'}"
     return text

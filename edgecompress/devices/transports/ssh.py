@@ -12,7 +12,6 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from edgecompress.devices.device import (
     LINK_MARGIN_S,
@@ -27,6 +26,7 @@ from edgecompress.devices.device import (
 )
 from edgecompress.devices.probe import probe_device
 from edgecompress.devices.text import MAX_OUTPUT_BYTES, sanitize
+from edgecompress.devices.transports.ssh_address import SshAddress, parse_ssh_address
 from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.files import explain_write_error
 from edgecompress.records import DeviceInfo
@@ -52,21 +52,21 @@ LINK_ERRORS = (asyncssh.SFTPNoConnection, asyncssh.SFTPConnectionLost)
 class SshDevice(DeviceBase):
     """A machine with an open ssh connection. Use `open_ssh`."""
 
-    def __init__(self, url: str, *, user: str | None, host: str, port: int | None) -> None:
+    def __init__(self, url: str, address: SshAddress) -> None:
         self.url = url
         self.python = "python3"
         self.base = PurePosixPath("/tmp")  # noqa: S108 - work folders inside are made private and must not exist before
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"ssh {host}", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"ssh {address.host}", daemon=True)
         self._thread.start()
-        self._address = (user, host, port)
+        self._address = address
         try:
             self._connection = self._open_connection()
         except BaseException:
             self._stop_loop()
             raise
-        peer = self._connection.get_extra_info("peername") or (host, port)
-        self.serial = f"{host}:{peer[1]}"
+        peer = self._connection.get_extra_info("peername") or (address.host, address.port)
+        self.serial = f"{address.host}:{peer[1]}"
 
     def info(self) -> DeviceInfo:
         return probe_device(self)
@@ -103,8 +103,7 @@ class SshDevice(DeviceBase):
             self._stop_loop()
 
     def _open_connection(self) -> asyncssh.SSHClientConnection:
-        user, host, port = self._address
-        connecting = _connect_ssh(self.url, user=user, host=host, port=port)
+        connecting = _connect_ssh(self.url, self._address)
         return self._wait_for(connecting, timeout_s=2 * CONNECT_TIMEOUT_S, action="connecting")
 
     async def _push_file(self, local: Path, remote: PurePosixPath) -> None:
@@ -199,13 +198,13 @@ class _HostKeyRecorder(asyncssh.SSHClient):
         return False
 
 
-async def _connect_ssh(url: str, *, user: str | None, host: str, port: int | None) -> asyncssh.SSHClientConnection:
-    given: dict[str, Any] = {name: value for name, value in {"username": user, "port": port}.items() if value is not None}
+async def _connect_ssh(url: str, address: SshAddress) -> asyncssh.SSHClientConnection:
+    given: dict[str, Any] = {name: value for name, value in {"username": address.user, "port": address.port}.items() if value is not None}
     client = _HostKeyRecorder()
-    known_hosts = await _find_known_hosts(url, host, given)
+    known_hosts = await _find_known_hosts(url, address.host, given)
     try:
         return await asyncssh.connect(
-            host,
+            address.host,
             **given,
             known_hosts=known_hosts,
             client_factory=lambda: client,
@@ -282,14 +281,9 @@ def open_ssh(rest: str) -> SshDevice:
         ConfigError: The address is malformed, or has a password or a path.
         DeviceError: The host cannot be reached, its key is unknown or changed, or it refuses our keys.
     """
-    if ":" in rest.rpartition("@")[0]:  # before anything else, so that no message shows it
-        raise ConfigError("ssh://: a password stands in the address; use a key (ssh-copy-id), passwords are never used")
     url = f"ssh://{rest}"
     try:
-        parts = urlsplit(url)
-        host, port, user = parts.hostname, parts.port, parts.username
+        address = parse_ssh_address(rest)
     except ValueError as error:
-        raise ConfigError(f"{url}: {error}; write ssh://user@host:port") from error
-    if not host or parts.path.strip("/") or parts.query or parts.fragment or host.startswith("-"):
-        raise ConfigError(f"{url}: no host, or something behind it; write ssh://user@host:port")
-    return SshDevice(url, user=unquote(user) if user else None, host=host, port=port)
+        raise ConfigError(f"ssh://{rest.rpartition('@')[2]}: {error}") from error
+    return SshDevice(url, address)
