@@ -311,7 +311,7 @@ def results() -> tuple[BenchmarkResult, ...]:
     )
 
 
-def everything() -> dict[str, Any]:
+def main_records() -> dict[str, Any]:
     """Return the keyword arguments of `report` for the whole run."""
     return {
         "stats": stats(),
@@ -324,17 +324,17 @@ def everything() -> dict[str, Any]:
     }
 
 
-def whole() -> dict[str, Any]:
-    """Return `everything`, and what only some runs have."""
-    return everything() | {"qat": trained()}
+def all_records() -> dict[str, Any]:
+    """Return `main_records` with the records that only some runs have."""
+    return main_records() | {"qat": trained()}
 
 
-def pair(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:
+def dense_and_int8_results(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:
     """Return the dense and the int8 file's results, alike but for `changes` of the second."""
     dense, _, _, int8, *_ = artifacts()
     return result(dense, 4.0), result(int8, 1.0, **{"session": "local-20260302-0915", **changes})
 
 
-def made(**parts: Any) -> Report:
+def report_of(**parts: Any) -> Report:
     """Return the report of some of the records."""
     return make_report(RunRecords(**parts), run="runs/resnet20", created_at="2026-03-02T10:00:00+00:00", version="0.1.0")

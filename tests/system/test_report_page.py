@@ -1,4 +1,4 @@
-"""Laws of the report's page: nothing untrusted alive in it, plots that stay inside, and what a real browser makes of it."""
+"""Laws of the report's page: untrusted text never becomes markup, and a real browser shows the page without requests or errors."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import report_records as run
 from support.chromium import Chromium
-from support.report_records import made, pair
+from support.report_records import dense_and_int8_results, report_of
 from support.require import require
 
 from edgecompress.records import DeviceInfo, Record
@@ -28,7 +28,7 @@ KEPT = {"model", "format", "scheme", "session", "sha256", "artifact_sha256", "ur
 
 
 def poisoned(value: Any, text: str, field: str = "") -> Any:
-    """Return `value` with `text` behind every string, but for those that decide what belongs together."""
+    """Return `value` with `text` appended to every string, except those that join records."""
     if isinstance(value, Record):  # the keys of dictionaries are poisoned too
         kept = set() if isinstance(value, DeviceInfo) else KEPT
         return replace(value, **{n: poisoned(getattr(value, n), text, n) for n in value.__struct_fields__ if n not in kept})
@@ -41,7 +41,7 @@ def poisoned(value: Any, text: str, field: str = "") -> Any:
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_nothing_from_a_model_or_a_device_becomes_markup(text: str) -> None:
-    clean, page = (render_report(made(**{k: poisoned(v, t) for k, v in run.whole().items()})) for t in ("harmless", text))
+    clean, page = (render_report(report_of(**{k: poisoned(v, t) for k, v in run.all_records().items()})) for t in ("harmless", text))
     assert poisoned("layer1", text) not in page if "<" in text else "{{ 7 * 7 }}" in page
 
     def tags(html: str) -> list[str]:
@@ -55,14 +55,14 @@ def test_nothing_from_a_model_or_a_device_becomes_markup(text: str) -> None:
 def test_characters_that_hide_or_reorder_text_are_made_visible(character: str) -> None:
     stats = run.stats()
     stats = replace(stats, layers=(replace(stats.layers[0], name=f"conv{character}1"), *stats.layers[1:]))
-    page = render_report(made(stats=stats))
+    page = render_report(report_of(stats=stats))
     assert character not in page
     assert "conv\ufffd1" in page
     page.encode()
 
 
-def test_the_page_forbids_itself_everything() -> None:
-    page = render_report(made(**run.everything()))
+def test_the_page_forbids_scripts_requests_and_foreign_styles() -> None:
+    page = render_report(report_of(**run.main_records()))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
     assert policy[1].startswith("default-src 'none'; style-src 'sha256-")
@@ -72,12 +72,12 @@ def test_the_page_forbids_itself_everything() -> None:
 # --- in a real browser ---
 
 PAGES = {
-    "everything": run.whole,
+    "everything": run.all_records,
     "analyzed only": lambda: {"stats": run.stats()},
     "nothing": dict,
-    "hostile": lambda: {k: poisoned(v, ATTACKS[0] + ATTACKS[1]) for k, v in run.everything().items()},
-    "long names": lambda: {k: poisoned(v, "averylongnamewithoutanyplacetobreak" * 4) for k, v in run.whole().items()},
-    "unlike": lambda: {"artifacts": run.artifacts(), "results": pair(threads=4), "plan": run.plan()},
+    "hostile": lambda: {k: poisoned(v, ATTACKS[0] + ATTACKS[1]) for k, v in run.main_records().items()},
+    "long names": lambda: {k: poisoned(v, "averylongnamewithoutanyplacetobreak" * 4) for k, v in run.all_records().items()},
+    "unlike": lambda: {"artifacts": run.artifacts(), "results": dense_and_int8_results(threads=4), "plan": run.plan()},
 }
 LOUD = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening"}
 # WCAG 2.2, 1.4.3: contrast of each text with the page, by relative luminance.
@@ -107,7 +107,7 @@ def requests(browser: Chromium) -> list[str]:
 
 
 def test_the_browser_would_notice_a_request_and_an_error(browser: Chromium, tmp_path: Path) -> None:
-    """Try the instrument on a page that does what a report must not."""
+    """A page that sends a request and logs an error is noticed, so silence in the other tests means something."""
     page = tmp_path / "loud.html"
     page.write_text("<!doctype html><img src='http://127.0.0.1:9/x.png'><script>console.error('heard')</script>")
     browser.open(page, width=360)
@@ -131,7 +131,7 @@ def test_the_page_opens_from_disk_in_silence_and_fits_every_screen(browser: Chro
 
 
 def test_light_and_dark_follow_the_reader(browser: Chromium, tmp_path: Path) -> None:
-    report(tmp_path, RunRecords(**run.everything()))
+    report(tmp_path, RunRecords(**run.main_records()))
     shades = []
     for dark in (False, True):
         browser.open(tmp_path / "report.html", width=1280, dark=dark)
@@ -141,7 +141,7 @@ def test_light_and_dark_follow_the_reader(browser: Chromium, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_table_shows_the_numbers_of_the_records(browser: Chromium, tmp_path: Path, width: int) -> None:
-    found = report(tmp_path, RunRecords(**run.everything()))
+    found = report(tmp_path, RunRecords(**run.main_records()))
     browser.open(tmp_path / "report.html", width=width)
     shown = browser.evaluate("[...document.querySelectorAll('.comparison tbody tr:not(.place)')].map(r => r.innerText)")
     expected = [(row, result) for group in found.groups for row in group.rows for result in run.results()
@@ -170,7 +170,7 @@ def test_the_table_shows_the_numbers_of_the_records(browser: Chromium, tmp_path:
 
 
 def test_a_strip_is_inside_its_cell_and_nothing_is_hidden_on_paper(browser: Chromium, tmp_path: Path) -> None:
-    report(tmp_path, RunRecords(**run.everything()))
+    report(tmp_path, RunRecords(**run.main_records()))
     browser.open(tmp_path / "report.html", width=688)  # A4 less its margins
     browser.send("Emulation.setEmulatedMedia", media="print", features=[])
     try:

@@ -1,4 +1,4 @@
-"""Data in every form: what is read equals what was written, and what does not fit is refused in one line."""
+"""Every data format reads back the samples that were written, and refuses data that do not fit in one line."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -87,14 +87,14 @@ def test_float_arrays_are_taken_as_they_are(tmp_path: Path, layout: tuple[int, .
     torch.testing.assert_close(fetch_samples(samples)[0][0], torch.from_numpy(x.astype("f4")), rtol=0, atol=0)
 
 
-def test_floats_need_be_no_images(tmp_path: Path) -> None:
+def test_float_arrays_may_have_any_shape(tmp_path: Path) -> None:
     x = RNG.normal(size=(10, 7))
     samples = data.load_data(write_npz(tmp_path, x), "train", preprocessing=None, example=example((7,)))
     torch.testing.assert_close(fetch_samples(samples)[0][0], torch.from_numpy(x).float())
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
-def test_one_set_is_parted_without_overlap(tmp_path: Path, kind: str) -> None:
+def test_data_without_splits_are_divided_without_overlap(tmp_path: Path, kind: str) -> None:
     if kind == "npz":
         np.savez(tmp_path / "one.npz", inputs=IMAGES[GREY], labels=LABELS)
         path = tmp_path / "one.npz"
@@ -159,7 +159,7 @@ def test_fetch_draws_the_same_for_the_same_seed_and_never_twice() -> None:
     assert sorted(every[:25]) != list(range(25))  # the first of them stand for all
 
 
-def test_any_torch_dataset_will_do() -> None:
+def test_samples_can_be_fetched_from_any_torch_dataset() -> None:
     x, y = torch.randn(5, 3), torch.arange(5)
     for dataset, labelled in ((TensorDataset(x, y), True), (TensorDataset(x), False), (Samples(x, None, source="x"), False)):
         (inputs,), labels = fetch_samples(dataset)
@@ -220,7 +220,7 @@ def test_bad_sets_are_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("which", [0, -3, []])
-def test_asking_for_nothing_is_refused(which: Any) -> None:
+def test_fetching_no_samples_is_refused(which: Any) -> None:
     with pytest.raises(ConfigError, match="at least one"):
         fetch_samples(Samples(torch.ones(4, 2), None, source="s"), which)
 

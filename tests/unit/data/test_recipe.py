@@ -1,4 +1,4 @@
-"""Recipes: every form that loads, and every way one can be wrong."""
+"""Recipes load from files, folders and modules, and a broken recipe is refused with a remedy."""
 
 import re
 import sys
@@ -68,7 +68,7 @@ def test_a_recipe_is_a_module(write, monkeypatch):
     assert recipe.labels == ("cat", "dog")
 
 
-def test_files_beside_it_are_imported_relatively_and_read_again_when_edited(write):
+def test_files_beside_a_recipe_are_imported_relatively_and_read_again_when_edited(write):
     write("from torch import nn\n\ndef net():\n    return nn.Linear(4, 2)\n", "network.py")
     path = write(GOOD.replace("def model():\n    return nn.Linear(4, 2)", "from .network import net as model"))
     first = load_recipe(str(path))
@@ -144,7 +144,7 @@ def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
         ("weights.safetensors", r"cannot be imported"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_refused(tmp_path, monkeypatch, target, message):
+def test_a_missing_recipe_is_refused(tmp_path, monkeypatch, target, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_recipe(target)
@@ -165,7 +165,7 @@ def test_example_inputs_are_copies_of_batch_one():
     assert check_example((torch.zeros(1, 2, dtype=torch.int64),), "net")[0].dtype == torch.int64
 
 
-def test_a_model_in_memory_is_never_touched():
+def test_a_model_in_memory_is_never_changed():
     net = nn.Linear(3, 2).train()
     recipe = recipe_from_model(net, (torch.zeros(1, 3),), labels=("a", "b"))
     assert (recipe.name, recipe.source, recipe.labels) == ("linear", "python", ("a", "b"))
@@ -176,7 +176,7 @@ def test_a_model_in_memory_is_never_touched():
     assert bool((net.weight != 0).any())
 
 
-def test_data_in_memory_is_given_as_it_is():
+def test_datasets_in_memory_are_not_copied():
     data = [1, 2, 3]
     recipe = recipe_from_model(nn.Linear(3, 2), (torch.zeros(1, 3),), train_data=data)
     assert recipe.train_data() is data

@@ -1,4 +1,4 @@
-"""bench --compare: what an interval means, when a result is noisy, and what an unlike comparison gets."""
+"""`bench --compare`: confidence intervals, noisy results, and the rule by which results may be compared."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def changed(**changes):
 
 
 def synthetic(generator, *, blocks=20, rounds=5, factor=1.0, second=1.0):
-    """Two files whose times share drift and disturbances, each loading with a luck of its own; which is timed `second` alternates."""
+    """Return results of two files that share drift and disturbances, with random effects of each loading and alternating order."""
     n = blocks * rounds
     turns = np.resize((False, True, True, False), blocks)
     shared = 1 + 0.2 * np.linspace(0, 1, n) + 0.3 * np.repeat(generator.random(blocks) < 0.3, rounds)
@@ -82,7 +82,7 @@ def test_a_real_difference_is_outside_the_interval():
 
 
 def bursts(generator, n):
-    """Slow stretches of any length among quick ones, as beside a process that works at times: each inference in one may be hit or not."""
+    """Return a mask of slow stretches of random length, as beside a process that works at times."""
     slow, shown = np.zeros(n, bool), 0
     while shown < n:
         length = int(generator.integers(1, 120))
@@ -91,7 +91,7 @@ def bursts(generator, n):
     return slow
 
 
-def test_a_file_is_itself_in_99_of_100_runs_also_in_bursts_of_load_and_when_the_second_of_a_round_is_faster():
+def test_the_interval_of_a_file_against_itself_holds_1_in_98_of_100_runs_under_bursts_of_load_and_order_effects():
     generator, held, runs = np.random.default_rng(2), 0, 300
     for _ in range(runs):
         a, b = synthetic(generator, rounds=10, second=0.99)
@@ -172,7 +172,7 @@ def test_a_cost_table_holds_for_every_board_of_one_kind_in_any_session(change):
     assert (describe_conditions(table) == describe_conditions(conditions_of(there))) == (not differing)  # plans keep the text
 
 
-def test_a_spread_is_of_one_place_in_any_session():
+def test_measurements_in_one_place_are_repeats_in_any_session():
     assert comparable(QUIET, changed(session="t")) == "in another session"
     assert comparable(QUIET, changed(session="t"), any_session=True) is None
     assert comparable(QUIET, changed(session="t", threads=2), any_session=True) == "with another number of threads"
@@ -192,13 +192,13 @@ def test_a_spread_is_of_one_place_in_any_session():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_disturbs_makes_a_result_noisy_and_is_named(change, why):
+def test_a_disturbance_makes_a_result_noisy_and_is_named(change, why):
     assert find_noise(QUIET) == ()
     (found,) = find_noise(changed(**change))
     assert re.search(why, found)
 
 
-def test_a_condition_nobody_told_is_no_noise():
+def test_an_unknown_condition_does_not_make_a_result_noisy():
     unknown = {"temperature_c": (None, None), "load_average": (None, None), "busy_elsewhere": None, "throttled": None}
     assert find_noise(changed(**unknown, frequencies_mhz=((), ()), governors=("", ""))) == ()
 
@@ -342,7 +342,7 @@ def test_an_unchanged_file_is_sent_once_a_changed_or_damaged_one_again(remote, t
     assert send_to(remote, path, 4).pushed_bytes == 1000
 
 
-def test_what_is_not_to_be_kept_is_not(remote, tmp_path):
+def test_files_that_are_not_to_be_kept_are_not_in_the_store(remote, tmp_path):
     path = tmp_path / "inputs"
     path.write_bytes(b"private")
     for n in range(2):

@@ -76,7 +76,7 @@ def test_a_value_with_three_significant_digits_is_the_value(value):
 
 
 @pytest.mark.parametrize(("factor", "words"), [(4.2, ("4.2×", "faster")), (0.5, ("2.0×", "slower")), (1.02, ("", "no faster"))])
-def test_a_change_is_said_with_a_factor_above_one(factor, words):
+def test_a_change_is_described_by_a_factor_above_one(factor, words):
     assert numbers.describe_change(factor, "faster", "slower") == words
 
 

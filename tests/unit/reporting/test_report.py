@@ -1,4 +1,4 @@
-"""Laws of the report: honest arithmetic, no unlike comparison, every part optional."""
+"""Laws of the report: arithmetic on the records, ratios of comparable results only, every part optional."""
 
 import itertools
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import report_records as run
-from support.report_records import made, pair
+from support.report_records import dense_and_int8_results, report_of
 
 from edgecompress.devices.statistics import comparable
 from edgecompress.errors import ConfigError
@@ -24,7 +24,7 @@ from edgecompress.reporting.render import render_report
 from edgecompress.reporting.report import report
 
 replace = msgspec.structs.replace
-PARTS = tuple(run.everything())
+PARTS = tuple(run.main_records())
 STEPS = dict(zip(PARTS, ("analyze", "plan", "decompose", "finetune", "quantize", "export", "bench"), strict=True))
 
 
@@ -36,8 +36,8 @@ def rows(found: Report) -> dict[str, Any]:
 
 
 def test_the_verdict_is_arithmetic_on_the_records() -> None:
-    parts = run.everything()
-    found = made(**parts)
+    parts = run.main_records()
+    found = report_of(**parts)
     size, speed, top1, macs = found.verdict.figures
     dense, _, _, int8, *_ = parts["artifacts"]
     on_phone = {r.artifact: np.median(r.latency_ms) for r in parts["results"] if r.device == run.PHONE}
@@ -71,9 +71,9 @@ WORSE = {
 
 
 @pytest.mark.parametrize(("changes", "said", "warned"), WORSE.values(), ids=WORSE)
-def test_the_verdict_says_plainly_what_fell_short(changes: dict[str, Any], said: str, warned: str) -> None:
+def test_the_verdict_names_every_shortfall(changes: dict[str, Any], said: str, warned: str) -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, replace(int8, **changes)), results=pair())
+    found = report_of(artifacts=(dense, replace(int8, **changes)), results=dense_and_int8_results())
     assert said in found.verdict.sentence
     assert any(warned in text for text in found.verdict.shortfalls)
     assert "faster" in found.verdict.sentence
@@ -82,7 +82,7 @@ def test_the_verdict_says_plainly_what_fell_short(changes: dict[str, Any], said:
 def test_a_report_says_which_file_is_faster_or_smaller_than_the_int8_static_one_and_why() -> None:
     dense, _, other, int8, *_ = run.artifacts()
     other = replace(other, quant=replace(other.quant, scheme="int8-dynamic"), size_bytes=int8.size_bytes - 1000)
-    found = made(artifacts=(dense, other, int8), results=(run.result(dense, 4.0), run.result(other, 1.0), run.result(int8, 2.0)))
+    found = report_of(artifacts=(dense, other, int8), results=(run.result(dense, 4.0), run.result(other, 1.0), run.result(int8, 2.0)))
     said = " ".join(found.verdict.shortfalls)
     assert f"{other.path} is faster than {int8.path}, 1.0" in said
     assert f"{other.path} is smaller than {int8.path}" in said
@@ -91,7 +91,7 @@ def test_a_report_says_which_file_is_faster_or_smaller_than_the_int8_static_one_
 
 def test_a_slower_file_is_called_slower() -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, int8), results=(run.result(dense, 1.0), run.result(int8, 2.0)))
+    found = report_of(artifacts=(dense, int8), results=(run.result(dense, 1.0), run.result(int8, 2.0)))
     assert "2.0× slower" in found.verdict.sentence
     assert "faster" not in render_report(found)
     assert any("is slower than the dense fp32 file" in text for text in found.verdict.shortfalls)
@@ -99,11 +99,11 @@ def test_a_slower_file_is_called_slower() -> None:
 
 def test_what_the_plan_refused_stands_in_the_report() -> None:
     plan = replace(run.plan(), layers=(), macs=run.plan().macs_before, notes=("A decomposition that would hurt was refused.",))
-    found = made(stats=run.stats(), plan=plan)
+    found = report_of(stats=run.stats(), plan=plan)
     assert "leaves every layer as it is" in found.verdict.sentence
     assert any("No layer was decomposed" in text for text in found.verdict.shortfalls)
     assert "A decomposition that would hurt was refused." in render_report(found)
-    half = made(plan=replace(run.plan(), budget=Budget(macs_ratio=0.1)))
+    half = report_of(plan=replace(run.plan(), budget=Budget(macs_ratio=0.1)))
     assert "A MACs ratio of 0.10 was asked for; the plan stops at 0.30." in half.verdict.shortfalls
 
 
@@ -132,24 +132,26 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_no_ratio_between_unlike_results(name: str) -> None:
+def test_results_that_are_not_comparable_have_no_ratio(name: str) -> None:
     changes, reason = UNLIKE[name]
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, int8), results=pair(**changes))
+    found = report_of(artifacts=(dense, int8), results=dense_and_int8_results(**changes))
     row = rows(found)[int8.name]
     assert row.latency is not None
     assert row.speed_up is None
-    assert comparable(*pair(**changes)) == reason
+    assert comparable(*dense_and_int8_results(**changes)) == reason
     assert row.speed_reason == f"no ratio: the dense fp32 file was measured {reason}"
     assert found.verdict.figures[1].change is None
     assert "faster" not in found.verdict.sentence
     assert row.speed_reason in render_report(found)
 
 
-def test_a_ratio_between_like_results() -> None:
+def test_comparable_results_have_a_ratio() -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    a, b = pair(device=replace(run.LOCAL, temperature_c=60.0, free_bytes=1))  # what changes while measuring does not forbid it
-    found = made(artifacts=(dense, int8), results=(a, b))
+    a, b = dense_and_int8_results(
+        device=replace(run.LOCAL, temperature_c=60.0, free_bytes=1)
+    )  # what changes while measuring does not forbid it
+    found = report_of(artifacts=(dense, int8), results=(a, b))
     assert len(found.groups) == 1
     assert rows(found)[int8.name].speed_up == pytest.approx(np.median(a.latency_ms) / np.median(b.latency_ms))
     assert rows(found)[dense.name].speed_up == 1
@@ -157,7 +159,7 @@ def test_a_ratio_between_like_results() -> None:
 
 def test_without_the_dense_file_there_is_no_ratio_at_all() -> None:
     int8 = run.artifacts()[3]
-    row = rows(made(artifacts=(int8,), results=(run.result(int8, 1.0),)))[int8.name]
+    row = rows(report_of(artifacts=(int8,), results=(run.result(int8, 1.0),)))[int8.name]
     assert (row.times_smaller, row.top1_change_points, row.speed_up) == (None, None, None)
     assert "no dense fp32 tflite file" in row.size_reason
     assert row.speed_reason == "no ratio: the dense fp32 file was not measured"
@@ -165,7 +167,7 @@ def test_without_the_dense_file_there_is_no_ratio_at_all() -> None:
 
 def test_a_result_of_replaced_bytes_is_left_out_and_told() -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, replace(int8, sha256="f" * 64)), results=pair())
+    found = report_of(artifacts=(dense, replace(int8, sha256="f" * 64)), results=dense_and_int8_results())
     assert rows(found)[int8.name].latency is None
     assert any("a file this run no longer has" in text for text in found.verdict.shortfalls)
 
@@ -174,7 +176,7 @@ def test_top1_on_other_samples_is_no_difference() -> None:
     dense, _, _, int8, *_ = run.artifacts()
     assert int8.parity
     fewer = replace(int8, parity=replace(int8.parity, samples=64))
-    row = rows(made(artifacts=(dense, fewer)))[int8.name]
+    row = rows(report_of(artifacts=(dense, fewer)))[int8.name]
     assert (row.top1, row.top1_change_points) == (int8.top1, None)
     assert row.top1_reason == "on 64 samples, resnet20-dense-fp32.tflite on 256"
 
@@ -183,16 +185,16 @@ def test_a_newer_session_of_the_same_files_replaces_the_earlier_one_and_says_so(
     dense, _, _, int8, *_ = run.artifacts()
     later = {"session": "later", "started_at": "2026-03-03T09:00:00+00:00"}
     again = (run.result(dense, 4.0, **later), run.result(int8, 0.5, **later))
-    found = made(artifacts=(dense, int8), results=(*pair(), *again))
+    found = report_of(artifacts=(dense, int8), results=(*dense_and_int8_results(), *again))
     assert [group.session for group in found.groups] == ["later"]
     assert any("An earlier session on AMD EPYC 9B14" in note.text for note in found.notes)
-    partly = made(artifacts=(dense, int8), results=(*pair(), again[1]))
+    partly = report_of(artifacts=(dense, int8), results=(*dense_and_int8_results(), again[1]))
     assert len(partly.groups) == 2
 
 
 def test_refused_files_are_told_first() -> None:
     refused = (RefusedArtifact(path="resnet20-int8.ptl", error="ParityError", reason="resnet20-int8.ptl: top-1 agreement\n 91.0%"),)
-    found = made(stats=run.stats(), refused=refused)
+    found = report_of(stats=run.stats(), refused=refused)
     assert found.verdict.shortfalls[0] == "resnet20-int8.ptl was refused: resnet20-int8.ptl: top-1 agreement 91.0%"
 
 
@@ -202,7 +204,7 @@ def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> 
         sqnr_db=-200.0, simulated_db=41.25, scheme_alone=False, exact=False,
     )  # fmt: skip
     file = RefusedArtifact(path="net.tflite", error="ParityError", reason="net.tflite: departs", departure=departure)
-    page = render_report(made(stats=run.stats(), refused=(file,)))
+    page = render_report(report_of(stats=run.stats(), refused=(file,)))
     table = page[page.index("Where refused files depart") :]
     table = table[: table.index("</table>")]
     assert "<b>" not in table
@@ -216,12 +218,12 @@ def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> 
         "the converter",
     ):
         assert text in table, text
-    assert "Where refused files depart" not in render_report(made(stats=run.stats(), refused=(replace(file, departure=None),)))
+    assert "Where refused files depart" not in render_report(report_of(stats=run.stats(), refused=(replace(file, departure=None),)))
 
 
 def test_a_result_without_times_is_left_out_and_told() -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, int8), results=pair(latency_ms=()))
+    found = report_of(artifacts=(dense, int8), results=dense_and_int8_results(latency_ms=()))
     assert rows(found)[int8.name].latency is None
     assert any("holds no time" in text for text in found.verdict.shortfalls)
 
@@ -230,7 +232,7 @@ def test_a_real_device_decides_before_an_emulated_one_and_this_machine() -> None
     dense, _, _, int8, *_ = run.artifacts()
     emulated = replace(run.PHONE, url="adb://emulator-5554", serial="emulator-5554", model="sdk_gphone64", emulated=True)
     results = [run.result(a, m, device=d) for d in (emulated, run.LOCAL, run.PHONE) for a, m in ((dense, 4.0), (int8, 1.0))]
-    found = made(artifacts=(dense, int8), results=tuple(results))
+    found = report_of(artifacts=(dense, int8), results=tuple(results))
     assert [group.device.model for group in found.groups] == ["Pixel 7", "AMD EPYC 9B14", "sdk_gphone64"]
     assert "on Pixel 7" in found.verdict.sentence
     assert any("sdk_gphone64 (emulated)" in text for text in found.verdict.shortfalls)
@@ -247,7 +249,7 @@ BUSY = {
 @pytest.mark.parametrize(("changes", "warned"), BUSY.values(), ids=BUSY)
 def test_bad_conditions_are_told(changes: dict[str, Any], warned: str) -> None:
     dense, _, _, int8, *_ = run.artifacts()
-    found = made(artifacts=(dense, int8), results=pair(**changes))
+    found = report_of(artifacts=(dense, int8), results=dense_and_int8_results(**changes))
     assert any(warned in text for text in found.verdict.shortfalls)
 
 
@@ -261,7 +263,7 @@ def test_percentile_is_numpys(values: list[float], p: float) -> None:
 
 @pytest.mark.parametrize("present", [set(c) for n in (0, 1, 2, 6, 7) for c in itertools.combinations(PARTS, n)], ids=lambda c: f"{len(c)}")
 def test_any_part_may_be_missing_and_names_its_step(present: set[str]) -> None:
-    found = made(**{name: value for name, value in run.everything().items() if name in present})
+    found = report_of(**{name: value for name, value in run.main_records().items() if name in present})
     assert {gap.section for gap in found.missing} == {STEPS[name] for name in PARTS if name not in present}
     page = render_report(found)
     for gap in found.missing:
@@ -278,8 +280,8 @@ DEGENERATE = {
     "exact quantization": lambda: {
         "quantized": replace(run.quantized(), layers=(replace(run.quantized().layers[0], per_channel_sqnr_db=float("inf")),))
     },
-    "a clock that stands": lambda: {"artifacts": run.artifacts(), "results": pair(latency_ms=(0.0, 0.0))},
-    "one sample": lambda: {"artifacts": run.artifacts(), "results": pair(latency_ms=(1.0,))},
+    "a clock that stands": lambda: {"artifacts": run.artifacts(), "results": dense_and_int8_results(latency_ms=(0.0, 0.0))},
+    "one sample": lambda: {"artifacts": run.artifacts(), "results": dense_and_int8_results(latency_ms=(1.0,))},
     "an empty file": lambda: {"artifacts": (run.artifacts()[0], replace(run.artifacts()[3], size_bytes=0))},
     "only the baseline": lambda: {"artifacts": run.artifacts()[:1]},
 }
@@ -287,13 +289,13 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_records_at_the_edge_still_make_a_report(name: str) -> None:
-    found = made(**DEGENERATE[name]())
+    found = report_of(**DEGENERATE[name]())
     assert found.verdict.sentence.endswith(".")
     assert render_report(found) == render_report(found)
 
 
 def test_every_layer_stands_once_in_the_networks_order() -> None:
-    found = made(**run.everything()).layers
+    found = report_of(**run.main_records()).layers
     assert found
     assert [layer.name for layer in found.layers] == [layer.name for layer in run.stats().layers]
     assert sum(layer.macs_before for layer in found.layers) == found.macs_before
@@ -302,7 +304,7 @@ def test_every_layer_stands_once_in_the_networks_order() -> None:
 
 
 def test_the_json_is_exactly_the_report(tmp_path: Path) -> None:
-    found = report(tmp_path, RunRecords(**run.everything()))
+    found = report(tmp_path, RunRecords(**run.main_records()))
     assert from_json((tmp_path / "report.json").read_bytes(), Report, source="report.json") == found
     assert (tmp_path / "report.html").read_text() == render_report(found)
     assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}

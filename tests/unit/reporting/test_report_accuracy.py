@@ -1,9 +1,9 @@
-"""Laws of accuracies in the report: a difference only of like with like, and nothing of a device alive in the page."""
+"""Laws of accuracies in the report: differences of comparable evaluations only, and no text of a device becomes markup."""
 
 import msgspec
 import pytest
 from support import report_records as run
-from support.report_records import made
+from support.report_records import report_of
 
 from edgecompress.devices.statistics import comparable
 from edgecompress.pipeline.run_records import read_run_records
@@ -46,7 +46,7 @@ def evaluated(artifact, top1, **changes):
 
 
 def report(*evaluations):
-    return made(artifacts=run.artifacts(), evaluations=evaluations)
+    return report_of(artifacts=run.artifacts(), evaluations=evaluations)
 
 
 def test_top1_of_the_same_samples_on_the_same_device_has_a_difference_in_points():
@@ -75,7 +75,7 @@ UNLIKE = (
 
 
 @pytest.mark.parametrize("change", UNLIKE, ids=lambda change: next(iter(change)))
-def test_top1_of_unlike_evaluations_has_none_and_says_why(change):
+def test_evaluations_that_are_not_comparable_have_no_difference_and_say_why(change):
     tables = report(evaluated(DENSE, 0.93), evaluated(INT8, 0.90, **change)).accuracies
     assert [row.change_points for table in tables for row in table.rows] == [0.0, None]
     assert "dense fp32 file was not evaluated here on these samples" in tables[1].reason
@@ -104,7 +104,7 @@ def test_nothing_of_an_evaluation_becomes_markup():
     assert page.count("&lt;script&gt;") >= 4
 
 
-def test_what_was_kept_in_a_run_is_read_for_its_report(tmp_path):
+def test_evaluations_kept_in_a_run_are_read_for_its_report(tmp_path):
     record = evaluated(INT8, 0.9)
     store_result(tmp_path, record)
     assert read_run_records(tmp_path).evaluations == (record,)

@@ -1,11 +1,11 @@
-"""What the report says of mixed precision and of training under int8: every number of the records, and nothing that was not asked for."""
+"""The report shows every number of mixed precision and of quantization-aware training, where these were asked for."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 from support import report_records as run
-from support.report_records import made
+from support.report_records import report_of
 from support.runs import FILES
 
 from edgecompress.options import Options
@@ -34,7 +34,7 @@ def section(page: str) -> str:
 
 
 def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() -> None:
-    found = made(quantized=QUANTIZED)
+    found = report_of(quantized=QUANTIZED)
     assert found.quantization
     assert found.quantization.precision == PLAN
     text = section(render_report(found))
@@ -58,7 +58,7 @@ def test_a_precision_plan_stands_in_the_report_with_each_layers_sensitivity() ->
 
 
 def test_training_under_int8_stands_in_the_report_epoch_by_epoch() -> None:
-    found = made(quantized=QUANTIZED, qat=QAT)
+    found = report_of(quantized=QUANTIZED, qat=QAT)
     assert found.qat == QAT
     text = section(render_report(found))
     for said in (
@@ -79,8 +79,8 @@ def test_training_under_int8_stands_in_the_report_epoch_by_epoch() -> None:
     assert "<i>" not in text
 
 
-def test_neither_stands_there_where_it_was_not_asked_for() -> None:
-    text = section(render_report(made(quantized=msgspec.structs.replace(QUANTIZED, precision=None))))
+def test_a_report_mentions_neither_mixed_precision_nor_int8_training_unless_asked_for() -> None:
+    text = section(render_report(report_of(quantized=msgspec.structs.replace(QUANTIZED, precision=None))))
     assert "Mixed precision" not in text
     assert "Training under" not in text
 

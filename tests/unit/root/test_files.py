@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also on a full disk."""
+"""Files are written whole or not at all, also on a full disk."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def fill(path):
 FULL = r"no space left on the device; free some and run the same command again, finished steps are kept"
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_file_reads_back(tmp_path):
     path = tmp_path / "deep" / "er" / "x.json"
     write_atomically(path, b"one")
     write_atomically(path, b"two")

@@ -80,4 +80,4 @@ def test_its_gate_decides() -> None:
 
 def test_the_report_names_it() -> None:
     quantized = QuantizeResult(specs=(quant_spec(NAME, 32),), calibration_data="digits", input_range=(0.0, 1.0), layers=())
-    assert f"{NAME}, per channel, 32 calibration samples" in render_report(report_records.made(quantized=quantized))
+    assert f"{NAME}, per channel, 32 calibration samples" in render_report(report_records.report_of(quantized=quantized))
