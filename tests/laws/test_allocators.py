@@ -14,7 +14,7 @@ numbers = st.integers(0, 1000)
 compact = st.builds(Offer, st.integers(1, 60), numbers, st.floats(0, 1), st.floats(0, 1), st.floats(0, 3))
 dense = st.integers(60, 90).map(Offer)
 tables = st.lists(st.builds(lambda found, last: [*found, last], st.lists(compact, max_size=3), dense), min_size=1, max_size=4)
-# What each allocator makes as small as it can, of a layer's offers and the one that was picked.
+# The harm that each allocator minimises over the layers, from a layer's offers and the chosen one.
 HARM = {
     "minmax": lambda row, offer: offer.spectral_error,
     "energy": lambda row, offer: offer.error,
@@ -66,7 +66,7 @@ TIGHT_BUDGET_OFFERS = [[Offer(3.0, 0.0), Offer(1.0, 1.0)], [Offer(3.0, 0.0), Off
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(table=tables, budget=st.integers(1, 400))
-@example(table=TIGHT_BUDGET_OFFERS, budget=7)  # 3 + 3 + 1, each a fraction of 7 that a grid of 5,000 would round up
+@example(table=TIGHT_BUDGET_OFFERS, budget=7)  # 3 + 3 + 1, each a fraction of 7 that a grid of 5,000 units would round up
 def test_the_latency_allocator_finds_the_choice_with_the_least_loss(table, budget):
     picked = ALLOCATORS["latency"].allocate(table, budget)
     loss = lambda p: sum(offer.loss for offer in chosen_offers(table, p))  # noqa: E731

@@ -1,4 +1,4 @@
-"""Laws of every factorization on every layer it takes; a new entry in METHODS is tested without new code."""
+"""Laws of every factorization method on every layer that it accepts; a new entry in METHODS is tested without new code."""
 
 import copy
 from itertools import pairwise
@@ -16,7 +16,7 @@ from edgecompress.factorizations import METHODS, Factors, factorize, parse_optio
 from edgecompress.factorizations.blocks import chain
 from edgecompress.network.counting import cost_of, params_of, record_layer_costs
 
-# What an iteration says of itself has tests of its own.
+# Warnings of iterations have tests of their own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::edgecompress.factorizations.FitWarning"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
@@ -24,7 +24,7 @@ pytestmark = [
 
 INEXACT_METHODS = {"cp_quantized": "its factors lie on a grid of 8 bits"}
 MAX_RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
-# How much a higher rank may raise the relative error: an iteration ends near an optimum, and not in the best one.
+# A higher rank may raise the relative error by so much, since an iteration ends in a local optimum.
 MAX_RISE = {"cp3": 2e-3, "cp4": 2e-3, "cp_epc": 2e-3, "tucker2_cp_epc": 2e-3, "cp_quantized": 2e-3}
 
 ACCEPTED_PAIRS = [(method, name) for method in METHODS for name in LAYERS if accepts(method, name)]
@@ -41,14 +41,14 @@ each = pytest.mark.parametrize(("method", "name"), parametrize_pairs(ACCEPTED_PA
 
 @torch.no_grad()
 def assert_equal_outputs(one, other, x):
-    """They differ by rounding alone, of which there is as much as the dtype of `x` has."""
+    """Assert that two modules compute the same on `x`, up to the rounding of its dtype."""
     y, z = one(x), other(x)
     assert y.shape == z.shape
     assert float((y - z).double().norm()) <= MAX_RELATIVE_ERROR[x.dtype] * float(z.double().norm())
 
 
 def is_plain_chain(compact):
-    """Whether its layers run one after another and nothing else, so that `chain` can compose them."""
+    """Return whether the factors only run one after another, so that `chain` can merge them."""
     return type(compact) is Factors
 
 
@@ -68,7 +68,7 @@ def test_the_factors_are_exact_at_the_maximal_rank(method, name):
 @each
 def test_the_output_equals_that_of_the_layer_with_the_reconstructed_weight(method, name):
     layer, x, _ = build_case(name)
-    compact = copy.deepcopy(factorize_case(method, name)).double()  # components that cancel would show the rounding of fp32
+    compact = copy.deepcopy(factorize_case(method, name)).double()  # in float64, since components that cancel amplify rounding
     assert_like_the_dense_layer(method, layer.double(), compact, x.double())
 
 
@@ -103,7 +103,7 @@ def test_factorizing_is_reproducible_and_changes_neither_the_layer_nor_the_rando
     compact = factorize(layer, method, half_rank(max_rank_of(method, layer)))
     assert torch.equal(torch.get_rng_state(), random)
     again = factorize_case(method, name).state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in compact.state_dict().items())  # the same bits each time
+    assert all(torch.equal(value, again[key]) for key, value in compact.state_dict().items())  # the same bits in every fit
     with torch.no_grad():
         for p in compact.parameters():
             p.fill_(7.0)
@@ -154,7 +154,7 @@ def test_the_factors_take_over_the_training_mode_of_the_layer(method):
 
 
 def sampled_ranks(limit):
-    """Along each axis with the others at their maximum, some of the ranks from 1 to the highest."""
+    """Return for each number of a rank some values from 1 to its maximum, with the other numbers at theirs."""
     for axis, top in enumerate(limit):
         yield [tuple(r if a == axis else n for a, n in enumerate(limit)) for r in sorted({1, *range(top, 0, -max(1, -(-top // 5)))})]
 
@@ -191,7 +191,7 @@ def test_a_layer_that_a_method_rejects_is_refused_with_the_reason(method, name):
             factorize(layer, method, (1, 1), name="stem")
         assert str(refusal.value) == f"stem: {reason}; leave it out or use another method"
     else:
-        with pytest.raises(ConfigError, match=r"^stem: \w+=\d.*; "):  # an option that does not fit it
+        with pytest.raises(ConfigError, match=r"^stem: \w+=\d.*; "):  # an option that does not fit the layer
             factorize(layer, method, (1, 1), name="stem")
 
 
@@ -220,7 +220,7 @@ CONVOLUTION_CLASSES = {False: [nn.Conv1d, nn.Conv2d, nn.Conv3d], True: [nn.ConvT
 
 @st.composite
 def convolutions(draw):
-    """A convolution of any kind with any geometry, and an input it takes."""
+    """Draw a convolution of any kind with any geometry, and an input for it."""
     transposed, axes, g = draw(st.booleans()), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
     def per_axis(low, high):
@@ -250,7 +250,7 @@ def test_any_convolution_at_any_rank_is_refused_or_approximated(method, case, da
     try:
         limit = max_rank_of(method, layer) if METHODS[method].reject(layer) is None else (1,)
         compact = factorize(layer, method, tuple(data.draw(st.integers(1, n)) for n in limit))
-    except (UnsupportedError, ConfigError):  # what is refused, and how, is asked above
+    except (UnsupportedError, ConfigError):  # refusals are tested above
         return
     assert relative_error(layer, method, compact) <= 1 + 1e-9
     assert_like_the_dense_layer(method, layer, compact, x)
@@ -264,5 +264,5 @@ def test_the_spectral_error_equals_that_of_the_unfolded_weight(method, rank):
     difference = METHODS[method].reconstruct(compact).detach().flatten(1) - weight
     wanted = float(torch.linalg.matrix_norm(difference, 2) / torch.linalg.matrix_norm(weight, 2))
     relative, spectral = reconstruction_errors(layer, method, compact)
-    assert 0.9 * wanted <= spectral <= 1.1 * wanted  # both norms are found from below
+    assert 0.9 * wanted <= spectral <= 1.1 * wanted  # both norms are estimated from below
     assert relative == pytest.approx(relative_error(layer, method, compact))

@@ -1,4 +1,4 @@
-"""Laws of tensor trains: what their cores stand for, how near it is, and what rounding does to them."""
+"""Laws of tensor trains: the tensor that cores represent, their error and their ranks."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Layers to factorize, and how to see what the cache keeps of them."""
+"""Factorization jobs, fixtures for the cache and worker processes, and comparisons of results."""
 
 import pytest
 import torch

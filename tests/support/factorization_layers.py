@@ -1,4 +1,4 @@
-"""The layers on which every factorization must obey every law; the awkward ones are the point."""
+"""The layers on which every factorization must obey every law, among them all awkward ones."""
 
 import functools
 from collections.abc import Callable
@@ -94,7 +94,7 @@ ONE_OF_EACH_KIND = ("linear-tokens", "1x1-no-bias-stride-2", "3x3-no-bias-stride
 
 
 def build_case(name: str) -> LayerCase:
-    """Return the same layer of that name, in evaluation mode, and inputs, each time."""
+    """Return the layer of that name in evaluation mode, and inputs for it; the same values in every call."""
     torch.manual_seed(0)
     layer, shape = LAYERS[name]()
     return LayerCase(layer.eval(), torch.randn(3, *shape, dtype=layer.weight.dtype), shape)
@@ -110,7 +110,7 @@ def half_rank(limit: tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.cache
 def accepts(method: str, name: str) -> bool:
-    """Whether the method takes the layer with its default options."""
+    """Return whether the method accepts the layer with its default options."""
     layer = build_case(name).layer
     try:
         return METHODS[method].reject(layer) is None and bool(max_rank_of(method, layer))
@@ -126,7 +126,7 @@ def is_quick(method: str, name: str) -> bool:
 
 @functools.cache
 def factorize_case(method: str, name: str, *, full: bool = False) -> Factors:
-    """Return the factors at half of the maximal rank, or at it; shared between tests, so none may change them."""
+    """Return the factors at half of the maximal rank, or at that rank if `full`; tests share them and must not change them."""
     layer = build_case(name).layer
     limit = max_rank_of(method, layer)
     return factorize(layer, method, limit if full else half_rank(limit), name=name)

@@ -21,7 +21,7 @@ def normal_tensor(*shape, seed=0):
 
 
 def smooth_kernel(out=12, inside=10, size=3, seed=0):
-    """A kernel whose singular values fall in every axis, as those of a trained layer do."""
+    """Return a kernel whose singular values fall along every axis, as those of a trained layer do."""
 
     def falling(n, i):
         q, _ = torch.linalg.qr(normal_tensor(n, n, seed=seed + i))
@@ -34,7 +34,7 @@ def smooth_kernel(out=12, inside=10, size=3, seed=0):
 
 
 def border_rank_tensor():
-    """a∘a∘b + a∘b∘a + b∘a∘a: of rank 3, and the limit of tensors of rank 2."""
+    """Return a∘a∘b + a∘b∘a + b∘a∘a, which has rank 3 and is the limit of tensors of rank 2."""
     a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     x = sum(torch.einsum("t,s,k->tsk", *vectors) for vectors in ((a, a, b), (a, b, a), (b, a, a)))
     return x.reshape(2, 2, 2, 1)
@@ -46,7 +46,7 @@ def relative_error(k, factors):
 
 @pytest.fixture(scope="module")
 def kernel_after_als():
-    """A kernel, and what plain ALS makes of it."""
+    """Return a kernel, its layout for sweeps and the result of plain ALS."""
     k = smooth_kernel()
     kernel = cp.kernel_tensor(k)
     return k, kernel, cp.run_als(kernel, 16, sweeps=100)

@@ -1,4 +1,4 @@
-"""The CP methods as layers: what they say of themselves, how they are put together, and what their options do."""
+"""The CP methods as layers: their warnings, their structure and their options."""
 
 import warnings
 
@@ -23,7 +23,7 @@ def factorize_quietly(*args, **kwargs):
 
 
 def layer_with_cancelling_components():
-    """A layer whose kernel is the limit of sums of two components that cancel (border rank 2, rank 3)."""
+    """Return a layer whose kernel is the limit of sums of two components that cancel each other (border rank 2, rank 3)."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     layer = nn.Conv1d(2, 2, 2)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_pointwise_neighbours_are_merged_where_that_is_cheaper(rank, layers, gro
 
 
 def test_a_tucker_projection_is_kept_when_its_layer_is_merged():
-    """The factors then stand for the part of the kernel in its leading subspaces, and no more."""
+    """The factors then equal the projection of the kernel on its leading subspaces."""
     layer = make_conv(8, 10)
     with torch.no_grad():
         u, v = torch.linalg.qr(torch.randn(10, 5)).Q, torch.linalg.qr(torch.randn(8, 5)).Q

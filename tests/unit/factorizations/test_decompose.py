@@ -1,4 +1,4 @@
-"""Laws of decompose."""
+"""Applying a plan: the decomposed network, its errors and its use of inputs."""
 
 import copy
 
@@ -32,7 +32,7 @@ def tucker2_plan(net):
 
 @pytest.fixture
 def data_aware_plan(net):
-    """A plan of methods that can read inputs."""
+    """Return a plan of data-aware methods."""
     chosen = {"body": ("channel_svd", (6,)), "mix": ("svd", (5,)), "head": ("svd", (3,))}
     return plan(net, analyze(net, (IMAGE[:1],), measure=False), macs_ratio=1.0, layers=chosen)
 

@@ -1,4 +1,4 @@
-"""What a factorization refuses: one error of the tree that names the layer, the fact and what to do."""
+"""Bad input of a factorization: the error names the layer, the fact and the remedy."""
 
 import math
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::edgecompress.factorizations.Fit
 
 
 def layer_for(method, **options):
-    """A layer that the method takes."""
+    """Return a layer that the method accepts."""
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 6, 3, padding=1, **options)
     return conv if METHODS[method].reject(conv) is None else nn.Linear(12, 8, **options)
@@ -135,7 +135,7 @@ def test_an_unknown_method():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_refusal_has_no_side_effect(method):
-    """No warning, no random number drawn, no weight changed: a planner asks about many layers."""
+    """A refusal issues no warning, draws no random number and changes no weight, since a planner tries many layers."""
     layer = layer_for(method)
     before, random = layer.weight.detach().clone(), torch.get_rng_state()
     with pytest.raises(EdgeCompressError):

@@ -1,4 +1,4 @@
-"""Laws of the cache of factors: nothing is fitted twice, and nothing in it is believed that was not put there."""
+"""Laws of the cache of fits: no layer is fitted twice, and damaged entries are not used."""
 
 import os
 import time

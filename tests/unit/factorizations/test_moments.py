@@ -1,4 +1,4 @@
-"""Moments of what a layer reads, and the factorizations that minimise the error of its output by them."""
+"""Moments of a layer's input, and the factorizations that use them to minimise the error of the layer's output."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ def moments_of(layer, *batches):
 
 
 def correlated_inputs(name, n=40):
-    """Inputs of a layer unlike white noise: channels of very different strength that share a part, and a mean."""
+    """Return inputs unlike white noise: correlated channels of very different strength, with a mean."""
     layer, x, shape = build_case(name)
     x = torch.randn(n, *shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
     x = x if isinstance(layer, nn.Linear) else x.movedim(1, -1)

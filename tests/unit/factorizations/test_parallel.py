@@ -1,4 +1,4 @@
-"""Laws of factorizing many layers: the same factors here and in worker processes; nothing is lost."""
+"""Laws of factorizing many layers: this process and worker processes return the same factors, and no result is lost."""
 
 import multiprocessing
 import os

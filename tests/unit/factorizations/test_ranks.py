@@ -1,4 +1,4 @@
-"""Rank estimators: what is planted is found again, what a budget says is kept."""
+"""Rank estimators: they find a planted rank and keep a fraction of the energy or a parameter rate."""
 
 import math
 
@@ -19,7 +19,7 @@ WIDE_AND_TALL = [(64, 576, 10), (576, 64, 10), (128, 128, 5), (30, 300, 1), (512
 
 
 def planted_rank_matrix(m, n, r, snr, *, seed=0, dtype=torch.float64):
-    """Return a matrix of rank `r` and mean square 1, and noise of standard deviation 1 / snr added."""
+    """Return a matrix of rank `r` and mean square 1, plus noise of standard deviation 1 / snr."""
     g = torch.Generator().manual_seed(seed)
     low = torch.randn(m, r, generator=g, dtype=dtype) @ torch.randn(r, n, generator=g, dtype=dtype) / math.sqrt(r)
     return low + torch.randn(m, n, generator=g, dtype=dtype) / snr

@@ -1,4 +1,4 @@
-"""Decomposing an already decomposed, fine-tuned layer again."""
+"""Factorizing an already factorized, fine-tuned layer further."""
 
 import copy
 
@@ -62,7 +62,7 @@ iterations = pytest.mark.filterwarnings("ignore::edgecompress.factorizations.Fit
 
 
 def make_tuned_factors(name):
-    """Return factors that fine-tuning has moved away from orthonormal ones, how to decompose them again, and an input."""
+    """Return factors that are not orthonormal, as after fine-tuning, the arguments to refactorize them with, and an input."""
     made, method, rank, again, lower, shape = (AGAIN | DENSE)[name]
     torch.manual_seed(0)
     compact = factorize(made(), method, rank).eval()
@@ -126,7 +126,7 @@ def test_refactorizing_keeps_the_bias_and_the_given_factors(name):
 
 @pytest.mark.parametrize("name", ["conv", "reflect-grouped", "transposed-grouped", "linear", "1x1-stride"])
 def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
-    """What an implementation does that decomposes the core alone and multiplies into the outer factors as they are."""
+    """Compare with an implementation that factorizes the core alone, between outer factors that are not orthonormal."""
     compact, method, rank, _ = make_tuned_factors(name)
     weight = chain.reconstruct(compact)
     if method == "svd":

@@ -1,4 +1,4 @@
-"""What the matrix factorizations promise beyond the laws of all: the singular tail, equal ranges, where the stride sits."""
+"""Properties of the matrix factorizations beyond the laws of all methods: singular tail, equal ranges, place of the stride."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ from edgecompress.factorizations.tensors.lowrank import truncated_svd
 
 
 def matrices(method, layer):
-    """The matrices of each group that the method truncates, as its papers unfold the kernel."""
+    """Return the matrices of each group that the method truncates, unfolded as in its papers."""
     for k in grouped_kernel(layer).double():
         if method == "grouped_svd":
             yield from (part.flatten(1) for part in k.chunk(2, dim=1))
@@ -102,7 +102,7 @@ def test_slices_that_do_not_divide_the_channels_are_refused():
 
 
 def test_the_first_factor_of_a_strided_1x1_layer_has_the_stride():
-    """With the stride on the second factor the first one would compute four times what is needed."""
+    """With the stride on the second factor, the first would compute four times as many outputs as needed."""
     layer = nn.Conv2d(8, 6, 1, stride=2, padding=1)
     first, last = factorize(layer, "svd", (3,))
     assert (first.stride, first.padding, last.stride, last.padding) == ((2, 2), (1, 1), (1, 1), (0, 0))

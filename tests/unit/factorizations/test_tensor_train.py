@@ -1,4 +1,4 @@
-"""Laws of the layers made of tensor trains, and of the choice between running and contracting them."""
+"""Laws of layers made of tensor trains, and of the choice between the chain and the dense run mode."""
 
 import copy
 import math
@@ -192,7 +192,7 @@ def test_tflite_computes_the_same_as_both_run_modes(tmp_path):
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize(("rank", "params"), [(1, 144), (2, 528), (4, 2016)])
 def test_counts_of_the_first_linear_of_vgg16(run, rank, params):
-    """Σ r_{k−1} m_k n_k r_k, and a bias for each output."""
+    """Parameters are Σ r_{k−1} m_k n_k r_k, plus a bias for each output."""
     options = Options(in_modes=(2, 7, 8, 8, 7, 4), out_modes=(4,) * 6, run=run)
     with torch.device("meta"):
         found = cost_of(skeleton(nn.Linear(25088, 4096), (rank,) * 5, options), (25088,))

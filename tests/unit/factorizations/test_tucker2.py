@@ -1,4 +1,4 @@
-"""What Tucker-2 promises beyond the laws of all: the error is what the core lacks, and HOOI only lowers it."""
+"""Properties of Tucker-2 beyond the laws of all methods: the error is the norm missing in the core, and HOOI only lowers it."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Laws of running a network again from a replaced layer on: the same outputs, and nothing before the layer is computed."""
+"""Laws of replaying a network with one layer replaced: the same outputs as a full run, without computing earlier layers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ class Counted(nn.Conv2d):
 
 
 class Parted(nn.Module):
-    """Two outputs, and something left behind for others to read."""
+    """A module with two outputs that also stores a tensor for another module."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Parted(nn.Module):
 
 
 class Awkward(nn.Module):
-    """Maps changed in place, layers and activations called twice, a hook, a module of two outputs, functions between modules."""
+    """A network with in-place changes, modules called twice, a hook, a module with two outputs, and functions between modules."""
 
     def __init__(self):
         super().__init__()

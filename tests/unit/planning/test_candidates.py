@@ -1,4 +1,4 @@
-"""Laws of what a plan is chosen from: ranks and candidates, and their sensitivities between measured points."""
+"""Laws of candidates: their ranks, their Pareto front, and losses interpolated between measured points."""
 
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ def test_every_method_has_a_short_grid_of_worthwhile_ranks_up_to_the_largest(met
     assert 2 <= len(made.found) <= (MAX_GRID_RANKS + 1) ** min(2, len(made.found[0].rank))
     assert len({c.rank for c in made.found}) == len(made.found)
     assert all(0 < c.macs <= MAX_MACS_FRACTION * layer.macs for c in made.found)
-    if len(made.found[0].rank) != 2:  # the largest on the line saves about as little as is worth it
+    if len(made.found[0].rank) != 2:  # the largest rank on the line saves about as little as is worthwhile
         assert max(c.macs for c in made.found) > 0.4 * layer.macs
 
 

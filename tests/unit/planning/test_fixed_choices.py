@@ -1,4 +1,4 @@
-"""Forms chosen by hand: their options travel with the plan, and what is measured for them is written into it."""
+"""Forms fixed by hand: the plan stores their options, and the run mode that was measured for them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Cost tables: what is measured is what the converter makes, tables keep and read it back, and say when they cannot."""
+"""Cost tables: measured files equal those of the converter, tables store and return latencies, and bad tables are refused."""
 
 from importlib.metadata import version
 
@@ -75,7 +75,7 @@ def to_nhwc(x):
 
 @pytest.fixture(scope="module")
 def written_files(tmp_path_factory):
-    """The files of all cases in all schemes, written by one start of the program."""
+    """Return the files of all cases in all schemes, written by one start of the program."""
     folder = tmp_path_factory.mktemp("layers")
     files = {
         (case, scheme): folder / f"{i}-{scheme}.tflite"
@@ -88,7 +88,7 @@ def written_files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted_files(tmp_path_factory):
-    """The same layers, with the same values, by way of the converter of artifacts."""
+    """Return a function that converts a case with the same values by the converter of artifacts."""
     folder = tmp_path_factory.mktemp("converted")
 
     def by_converter(case):
@@ -142,7 +142,7 @@ def test_layers_of_one_shape_share_a_key_whatever_their_names_and_weights():
     )
     assert (a.geometry, a.form) == (b.geometry, b.form) == ("Conv2d 8→12 3×3 /1×1 @10×14", "svd 4")
     assert len({form_of_layer(name).geometry for name in LAYERS}) == len(LAYERS)
-    assert from_json(to_json(a), LayerForm, source="here").geometry == a.geometry  # also after a journey as JSON
+    assert from_json(to_json(a), LayerForm, source="here").geometry == a.geometry  # also after a round trip through JSON
 
 
 # Tables
@@ -153,7 +153,7 @@ def make_cost(ms, macs=100):
 
 
 def table_with_points(points, method="svd", layer="linear"):
-    """A table with costs of ranks, which are their MACs too."""
+    """Return a table with the costs of ranks, whose MACs equal the rank."""
     return tables.add_layers(HERE, {(form_of_layer(layer).geometry, f"{method} {r}", "fp32"): make_cost(ms, r) for r, ms in points.items()})
 
 
@@ -277,7 +277,7 @@ def test_remeasuring_measures_each_form_once_more_and_only_once(tmp_path):
 def test_the_layer_fraction_is_solved_from_two_networks(rest, slope, kept):
     before = (1 - rest) / slope
     share = solve_layer_fraction(before, kept * before, rest + slope * kept * before)
-    assert share == pytest.approx(1 - rest, abs=0.16)  # as far as layers are trusted to take what they take alone
+    assert share == pytest.approx(1 - rest, abs=0.16)  # as near as the prior, layers taking as long as alone, permits
     assert solve_layer_fraction(1 - rest, kept * (1 - rest), rest + kept * (1 - rest)) == pytest.approx(1 - rest)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the planner: the plan, what it honours and refuses, and the guard."""
+"""Laws of the planner: budgets, fixed choices, refusals and the minimum agreement."""
 
 import copy
 import re
@@ -37,7 +37,7 @@ def test_a_plan_keeps_its_budget_and_adds_up(net, stats, inputs):
 
 
 def test_a_layer_that_is_low_rank_already_is_reduced_most(inputs):
-    """The kernel of `body` is made low-rank, so it can be factorized for nothing; the rest of the budget must go to the others."""
+    """The kernel of `body` is low-rank, so factorizing it costs no loss; other layers must keep more of their MACs."""
     model = trained(Net(), epochs=1)
     model.body = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_layers_of_a_trained_network_get_different_ratios(net, stats, inputs):
 
 
 def test_measured_losses_give_a_better_plan_than_relative_errors(net, stats, inputs):
-    """At the same budget, a plan by measured losses changes the network's outputs no more than one by relative errors alone."""
+    """At the same budget, a plan by measured losses changes the network's outputs no more than one by relative errors."""
     held_out = (digits()[1].inputs,)
     (reference,) = forward(net, held_out)
     gap = lambda made: float((forward(decompose(net, made)[0].eval(), held_out)[0] - reference).square().mean())  # noqa: E731

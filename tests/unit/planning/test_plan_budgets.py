@@ -1,4 +1,4 @@
-"""Budgets of every kind: kept, refused with the nearest that can be reached, and never spent on what a device does slower."""
+"""Budgets of every kind: they are kept or refused with the nearest reachable value, and no chosen form is slower on the device."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ WHOLE_MS = 2.0
 
 
 def costs_by_rule(ms, whole_ms=WHOLE_MS):
-    """Latencies by a rule in place of a device: ms(form, macs)."""
+    """Return latencies that the rule `ms(form, macs)` computes in place of a device."""
     return DeviceCosts("int8-static", "a board, a runtime, 1 thread", whole_ms, lambda wanted: [ms(w.form, w.macs) for w in wanted])
 
 
@@ -163,7 +163,7 @@ def test_a_latency_without_a_device_is_refused(net, stats):
 
 
 def test_layers_slower_alone_than_the_whole_network_are_scaled_down(net, stats, inputs):
-    """However much longer: they cannot have taken more than the network that they are a part of."""
+    """Layers cannot take longer in a network than the network itself, however long they take alone."""
     whole_ms = sum(ms_by_macs(None, layer.macs) for layer in stats.layers)
     asked = {"macs_ratio": 0.5, "inputs": inputs, "rank_multiple": 4}
     exact, cold = (
@@ -211,7 +211,7 @@ def test_forms_that_cannot_be_measured_are_not_chosen(net, stats, inputs):
 
 
 def test_a_macs_budget_with_a_device_saves_time(net, stats, inputs):
-    """What a plan by MACs alone picks is slow on this device, its neighbours are not: a MACs budget with a device takes those."""
+    """The forms that a plan by MACs alone chooses are slow on this device; a plan with latencies chooses their neighbours."""
     blind = plan(net, stats, macs_ratio=0.5, inputs=inputs, rank_multiple=2)
     slow = {(step.method, step.rank) for step in blind.layers}
 
@@ -228,7 +228,7 @@ def test_a_macs_budget_with_a_device_saves_time(net, stats, inputs):
 def test_chosen_forms_are_measured_a_second_time(net, stats, inputs):
     asked = {"macs_ratio": 0.5, "inputs": inputs, "rank_multiple": 2}
     first = plan(net, stats, costs=costs_by_rule(lambda form, macs: 1e-5 * macs, whole_ms=1e-5 * stats.macs), **asked)
-    lucky = {(step.method, step.rank) for step in first.layers}  # seem to take a tenth of their time, until they are measured again
+    lucky = {(step.method, step.rank) for step in first.layers}  # these seem to take a tenth of their time until they are measured again
 
     def ms(form, macs):
         return 1e-5 * macs * (0.1 if (form.method, form.rank) in lucky else 1.0)
@@ -258,7 +258,7 @@ def test_a_plan_says_why_other_forms_of_a_layer_were_not_chosen(net, stats, inpu
 
 
 def accuracy_drop_of(net, made):
-    """Points of top-1 that a plan loses on the data it was judged on, after BatchNorm re-estimation on the planning inputs."""
+    """Return the points of top-1 that a plan costs on the evaluation inputs, after BatchNorm re-estimation on the planning inputs."""
     judged = digits()[0].inputs[400:1400]
     labels = digits()[0].labels[400:1400]
     small, _ = decompose(net, made)
@@ -288,7 +288,10 @@ def test_a_bound_on_the_accuracy_drop_holds_together_with_another_budget(net, st
 
 
 def test_a_bound_that_no_saving_keeps_gives_a_plan_without_decomposed_layers(net, stats, inputs):
-    judged = ((torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)),), None)  # no digits: the least noise changes answers
+    judged = (
+        (torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)),),
+        None,
+    )  # noise in place of digits: the smallest change flips answers
     fixed = {layer.name: ("dense", ()) for layer in stats.layers if layer.name != "body"}
     made = plan(net, stats, budget=Budget(max_drop=0.01), inputs=inputs, judged=judged, layers=fixed)
     assert not made.layers
@@ -329,12 +332,12 @@ def test_the_minmax_allocator_keeps_a_latency(net, stats):
 
 @pytest.fixture(scope="module")
 def uneven_network():
-    """A network whose depthwise layer reads channels of very different size: one scale for all of them loses the small ones."""
+    """Return a network whose depthwise layer reads channels of very different size, of which one common scale loses the small ones."""
     return trained(Uneven(), epochs=3).spread()
 
 
 def joint_costs(whole_ms):
-    """In float each layer takes three times as long."""
+    """Return latencies by which a layer takes three times as long in float as in int8."""
     return DeviceCosts(
         "int8-static", "a board", whole_ms, lambda wanted: [ms_by_macs(w.form, w.macs) * (3 if w.scheme == "fp32" else 1) for w in wanted]
     )

@@ -1,4 +1,4 @@
-"""Laws of what replacing a layer costs."""
+"""Laws of the measured loss increase of replacing a layer, and of its cache."""
 
 import copy
 
@@ -21,7 +21,7 @@ def candidates(net, stats):
 
 
 def test_a_shift_that_batchnorm_reestimation_removes_does_not_count_as_loss(net, candidates):
-    """The same network with other running averages gets the same losses, and keeps its averages."""
+    """The same network with other running averages has the same losses, and its averages stay unchanged."""
     inputs = (digits()[0].inputs[:128],)
     other = copy.deepcopy(net)
     other.bn1.running_mean += 1
@@ -32,7 +32,7 @@ def test_a_shift_that_batchnorm_reestimation_removes_does_not_count_as_loss(net,
 
 
 def test_a_loss_equals_that_of_the_network_with_reestimated_batchnorm(net, candidates):
-    """Within the noise of statistics of batches, and far from the loss without, in the layer that BatchNorm follows."""
+    """In a layer before a BatchNorm, the loss nearly equals that after re-estimation and is far below that without."""
     inputs = (digits()[0].inputs[:512],)
     losses = sensitivity.measure_losses(net, candidates, inputs)
     probe = sensitivity.coarse_probes(candidates["body"])[0]
@@ -71,11 +71,11 @@ def test_a_probe_that_overflows_gets_the_maximal_loss_and_does_not_affect_others
     assert all(kept.isfinite().all() for kept in net.state_dict().values())
 
 
-# --- what was measured once ---
+# The cache of losses
 
 
 class Counted:
-    """A bar that counts what is measured."""
+    """A progress bar that counts measurements."""
 
     def __init__(self):
         self.total = 0
@@ -88,7 +88,7 @@ class Counted:
 
 @pytest.fixture
 def measured(net, candidates, monkeypatch, tmp_path):
-    """Return how much is measured for a network and the losses, beside a cache of the test's own that knows `net` on 64 digits."""
+    """Return a function that measures losses and counts the measurements; its own cache holds the losses of `net` on 64 digits."""
     monkeypatch.setenv("EDGECOMPRESS_CACHE", str(tmp_path))
     inputs = (digits()[0].inputs[:64],)
 

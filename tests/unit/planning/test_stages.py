@@ -1,4 +1,4 @@
-"""Laws of several stages: the schedule, layers opened and decomposed again, plans of which each goes on from the one before."""
+"""Laws of several stages: their schedule, restoring dense layers, and plans that each continue from the stage before."""
 
 import copy
 
@@ -46,7 +46,7 @@ def test_each_stage_saves_the_fraction_of_what_remains_and_the_last_one_all(of, 
 
 @given(st.integers(2, 6), shares)
 def test_an_earlier_stage_does_not_depend_on_the_number_of_stages(of, weakening):
-    """So that a run which is asked for one stage more goes on from those it has."""
+    """So a run that gets one more stage continues from the stages it has."""
     assert [remaining_fraction(n, of, weakening) for n in range(1, of)] == [remaining_fraction(n, of + 3, weakening) for n in range(1, of)]
 
 
@@ -55,7 +55,7 @@ def test_an_earlier_stage_does_not_depend_on_the_number_of_stages(of, weakening)
     [
         ((4, 4), 80, 80, {}, True),
         ((4, 8), 80, 80, {}, True),
-        ((8, 8), 80, 80, {}, False),  # what it is now is offered apart from these
+        ((8, 8), 80, 80, {}, False),  # the present form is a candidate of its own
         ((4, 9), 80, 80, {}, False),
         ((4, 4), 101, 80, {}, False),
         ((4, 4), 80, 101, {}, False),
@@ -68,7 +68,7 @@ def test_a_factorized_layer_may_only_get_a_lower_rank_and_cost(rank, params, mac
     assert not lower_ranks([Candidate("cp3", (4,), 1, 1, 0.5)], now)
 
 
-# Factorized layers, opened
+# Restoring dense layers
 
 RESTORED_LAYERS = [
     "linear",
@@ -86,7 +86,7 @@ RESTORED_LAYERS = [
 @pytest.mark.parametrize("method", METHODS)
 def test_a_restored_dense_layer_computes_the_same_as_its_factors(method, name):
     if not accepts(method, name):
-        return  # that it says why not is tested with the factorizations
+        return  # refusals are tested with the factorizations
     case, compact = build_case(name), with_moved_weights(factorize_case(method, name))
     made = stages.restore_dense(nn.Sequential(compact), nn.Sequential(case.layer), [layer_plan("0", method, ())])
     assert (type(made[0]), str(made[0])) == (type(case.layer), str(case.layer))
@@ -96,7 +96,7 @@ def test_a_restored_dense_layer_computes_the_same_as_its_factors(method, name):
 
 @torch.no_grad()
 def with_moved_weights(network):
-    """A copy whose weights have moved as if it had been trained."""
+    """Return a copy whose weights have moved as if it had been trained."""
     made = copy.deepcopy(network)
     torch.manual_seed(0)
     for p in made.parameters():
@@ -119,7 +119,7 @@ def inputs():
 
 
 def network_after_stage(model, before, made):
-    """The network that a stage makes of the one before, without any training."""
+    """Return the network after a stage, without any training."""
     changed = stages.changed_layers(made, before)
     network, _ = decompose(stages.restore_dense(model[0], model[1], stages.previous_forms(before, changed)), changed)
     return network.eval()
@@ -127,7 +127,7 @@ def network_after_stage(model, before, made):
 
 @pytest.mark.parametrize("allocator", ["latency", "uniform"])
 def test_no_layer_gets_a_lower_rank_than_in_the_final_plan(net, inputs, allocator):
-    """What a stage gives up beyond that, later ones could not give back, and the budget might come out of reach."""
+    """Later stages could not give back ranks below those of the final plan, and the budget might become unreachable."""
     stats = analyze(net, IMAGE, measure=False)
     asked = {"macs_ratio": 0.2, "allocator": allocator, "inputs": inputs, "rank_multiple": 2}
     final = {s.layer: s for s in plan(net, stats, **asked).layers}
