@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 DEBIAN := $(shell cat debian-packages.txt)
 
-.PHONY: demo test test-unit test-slow lint format prebuilt native-runner debian clean help
+.PHONY: demo test test-unit test-slow lint format docs prebuilt native-runner debian clean help
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -39,17 +39,22 @@ format: .venv/all
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# make docs          write the generated pages and build the site into build/site; it opens from disk
+docs: .venv/docs
+	$(BIN)/python docs/site/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+
 # make prebuilt      build examples/prebuilt anew from the embedded example
 prebuilt: .venv/demo
 	$(BIN)/python examples/prebuilt/build.py
 
-# make native-runner build the runner for 64-bit ARM devices without Python; docs/devices.md
+# make native-runner build the runner for 64-bit ARM devices without Python; docs/guide/devices.md
 native-runner: .venv/python
 	$(BIN)/python device_tests/runners/native/build.py
 
 # make clean         remove what make made
 clean:
-	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated .native-runner
+	rm -rf .venv .venv-tflite-runtime .venv-peers .emulated .native-runner build/site
 
 .venv/python:
 	$(PYTHON) -m venv .venv
@@ -59,9 +64,13 @@ clean:
 	$(PIP) --editable '.[tflite,devices]'
 	touch $@
 
+.venv/docs: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 .venv/all: .venv/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[all,dev]'
-	touch $@ .venv/demo
+	$(PIP) --editable '.[all,dev,docs]'
+	touch $@ .venv/demo .venv/docs
 
 # The last release of tflite-runtime needs numpy 1, so it lives alone; with it the reader of TFLite metadata, whose other needs (protobuf 3) clash
 # with everything and are not needed for reading.

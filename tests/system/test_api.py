@@ -1,4 +1,4 @@
-"""The same from Python: the ten lines that the README shows, one call with its options and refusals, and the verbs one by one."""
+"""The same from Python: the ten lines that the guide to Python shows, one call with its options and refusals, and the verbs one by one."""
 
 import copy
 import re
@@ -24,7 +24,7 @@ from edgecompress.records.run_records import RunRecords
 from edgecompress.runs import read_run
 from edgecompress.targets import SCHEMES
 
-ROOT = REPOSITORY
+GUIDE = REPOSITORY / "docs" / "guide" / "python.md"
 MARK = "# the whole job from Python"
 X = (torch.zeros(1, 1, 8, 8),)
 ONE = {"target": "android", "format": ("torchscript",), "scheme": ("fp32",), "epochs": 1, "epoch_samples": 400, "verify_samples": 100}
@@ -46,9 +46,9 @@ def framed(samples):
     return Samples(x, samples.labels, source=f"framed {samples.source}")
 
 
-def test_what_the_readme_shows_runs(net, tmp_path, monkeypatch, capsys):
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if b.startswith(MARK)]
-    assert len(blocks) == 1, f"README.md has {len(blocks)} blocks that start with {MARK!r}"
+def test_what_the_guide_to_python_shows_runs(net, tmp_path, monkeypatch, capsys):
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if b.startswith(MARK)]
+    assert len(blocks) == 1, f"{GUIDE} has {len(blocks)} blocks that start with {MARK!r}"
     lines = [line for line in blocks[0].splitlines() if line.strip() and not line.startswith(("#", "import"))]
     assert len(lines) <= 10
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def test_what_the_readme_shows_runs(net, tmp_path, monkeypatch, capsys):
     scores = forward(model, (test.inputs,))[0].topk(2).values
     sure = (scores[:, 0] - scores[:, 1]).argsort()[-150:]  # int8 must agree on 98 of 100, and a network this small has many near ties
     names = {"model": model, "train": train, "test": Samples(test.inputs[sure], test.labels[sure], source="clear digits")}
-    exec(compile(blocks[0], "README.md", "exec"), names)
+    exec(compile(blocks[0], GUIDE.name, "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) == len(names["result"].artifacts) == 5
     assert (tmp_path / "runs" / "framed" / "report.html").exists()
 
