@@ -24,6 +24,7 @@ from edgecompress.toolchains import REPOSITORY
 
 WEIGHTS = REPOSITORY / "examples" / "resnet20_fashion_mnist" / "weights.safetensors"
 KERNELS = ["layer1.0.conv1", "layer1.2.conv2", "layer2.0.conv1", "layer2.1.conv2", "layer3.0.conv2", "layer3.2.conv1"]
+EACH_KERNEL = [pytest.param(name, marks=pytest.mark.slow if name.startswith("layer3") else ()) for name in KERNELS]  # the widest take seconds
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def tensorly_factors(k, rank):
     return [made[0] * torch.from_numpy(weights), *made[1:]]
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", EACH_KERNEL)
 def test_cp_epc_of_a_trained_network_survives_rounding_and_tensorly_does_not(trained, name):
     k = trained[name]
     rank = rank_at_rate(k, 4)
@@ -65,7 +66,7 @@ def test_cp_epc_of_a_trained_network_survives_rounding_and_tensorly_does_not(tra
     assert lost["ours"][1] < lost["tensorly"][1]
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", EACH_KERNEL)
 @pytest.mark.parametrize(("bits", "per_channel"), [(8, True), (8, False), (4, True), (4, False)])
 def test_factors_chosen_on_the_grid_beat_factors_rounded_to_it(trained, name, bits, per_channel):
     k = trained[name]
