@@ -26,7 +26,7 @@ SERVERS: Final = {
 # Expensive fixtures of a module: the tests of that file that use one stay together.
 EXPENSIVE: Final = {
     "answers", "bench", "converted", "covered", "folder", "golden", "inspected", "large", "made", "measured", "searched", "staged",
-    "uneven", "uninterrupted", "written",
+    "uneven", "uninterrupted", "written_files",
 }  # fmt: skip
 
 

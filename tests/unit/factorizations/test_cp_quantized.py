@@ -24,7 +24,8 @@ from edgecompress.toolchains import REPOSITORY
 
 WEIGHTS = REPOSITORY / "examples" / "resnet20_fashion_mnist" / "weights.safetensors"
 KERNELS = ["layer1.0.conv1", "layer1.2.conv2", "layer2.0.conv1", "layer2.1.conv2", "layer3.0.conv2", "layer3.2.conv1"]
-EACH_KERNEL = [pytest.param(name, marks=pytest.mark.slow if name.startswith("layer3") else ()) for name in KERNELS]  # the widest take seconds
+# The widest take seconds.
+EACH_KERNEL = [pytest.param(name, marks=pytest.mark.slow if name.startswith("layer3") else ()) for name in KERNELS]
 
 
 @pytest.fixture(scope="module")
