@@ -33,7 +33,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
 
     from converters.shared import attention_masks, layer_schemes
     from converters.torchscript.quantization import choose_engine, functional_module, quantize
-    from edgecompress.network.exported import example_inputs, first_line, read_program
+    from edgecompress.errors import first_line
+    from edgecompress.network.exported import example_inputs, read_program
     from edgecompress.network.subgraph import enclosing_modules
     from edgecompress.quantization.calibration import read_calibration
     from edgecompress.quantization.fake_quantize import gptq_bits

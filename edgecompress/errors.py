@@ -10,6 +10,7 @@ EdgeCompressError (exit code 1)
 A message reads `subject: fact; remedy`. Programming mistakes keep their traceback.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -47,3 +48,9 @@ class DeviceError(EdgeCompressError):
     """A device is unreachable, or a command failed there."""
 
     exit_code = 6
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that holds a word, or the name of the error's class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if re.search(r"\w", line)), type(error).__name__)[:300]

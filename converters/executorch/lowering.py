@@ -14,8 +14,7 @@ from executorch.runtime import Runtime
 from torch import fx
 
 from converters.shared import layer_schemes
-from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.network.exported import first_line
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.records import UndelegatedOp
 
 WEIGHTS: Final = "quantized_decomposed.dequantize_per_channel.default"

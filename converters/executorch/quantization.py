@@ -13,9 +13,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from edgecompress.errors import ToolchainError
-from edgecompress.network.exported import first_line
-from edgecompress.network.folding import drop_unused_constants
+from edgecompress.errors import ToolchainError, first_line
+from edgecompress.network.folding import remove_unused_constants
 
 aten = torch.ops.aten
 CONVOLUTIONS: Final = {
@@ -53,7 +52,7 @@ def quantize(
                 prepared(*sample)
             converted = convert_pt2e(prepared)
             _quantize_for_each(converted)
-            drop_unused_constants(converted)  # the float weights
+            remove_unused_constants(converted)  # the float weights
             made = torch.export.export(converted, inputs, strict=False)
     except Exception as error:  # PT2E fails with assertions and errors of every class
         raise ToolchainError(f"executorch: PT2E quantization failed: {first_line(error)}; choose fp32 or format tflite") from error

@@ -10,8 +10,8 @@ import onnx
 import torch
 
 from converters.shared import layer_schemes
-from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.network.exported import example_inputs, example_outputs, first_line
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.network.exported import example_inputs, example_outputs
 
 LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes a node's modules, as the text of a Python list that ends in the node

@@ -12,8 +12,7 @@ import onnxslim
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from edgecompress.errors import ToolchainError
-from edgecompress.network.exported import first_line
+from edgecompress.errors import ToolchainError, first_line
 
 Feeds = list[dict[str, np.ndarray]]
 LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from converters.shared.constant_folding import add_constant, fold_constants
 from edgecompress.network.constants import get_constant
 from edgecompress.network.exported import example_inputs
-from edgecompress.network.subgraph import graph_of
-from edgecompress.quantization.fake_quantize import MASKED_SCORE, SOFTMAX
+from edgecompress.network.subgraph import SOFTMAX_OPS, graph_of
+from edgecompress.quantization.fake_quantize import MASKED_SCORE
 
 aten = torch.ops.aten
 
@@ -74,7 +74,7 @@ def _mask(graph: fx.GraphModule, node: fx.Node) -> _Mask | None:
     if node.target is ATTENTION:
         return _attention_mask(graph, node)
     reader = next(iter(node.users), None)
-    if reader is None or len(node.users) != 1 or reader.target not in SOFTMAX or node.kwargs:
+    if reader is None or len(node.users) != 1 or reader.target not in SOFTMAX_OPS or node.kwargs:
         return None
     last = node.meta["val"].ndim - 1
     if reader.args[1] % (last + 1) != last:

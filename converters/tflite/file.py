@@ -11,9 +11,9 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
 from converters.shared.layer_schemes import layer_of, scheme_of
-from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.network.constants import get_constant
-from edgecompress.network.exported import example_inputs, example_outputs, first_line
+from edgecompress.network.exported import example_inputs, example_outputs
 from edgecompress.network.layer_kinds import WEIGHTED_OPS
 from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.records import ConversionRequest, TensorSpec

@@ -11,8 +11,8 @@ from converters.shared import layer_schemes
 from converters.tflite.edits import edit, name_tensors, part_weights
 from converters.tflite.file import IMAGE_AXES
 from converters.tflite.recipe import quantize
-from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.network.exported import example_inputs, example_outputs, first_line
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.network.exported import example_inputs, example_outputs
 from edgecompress.records import ConversionRequest
 
 LACKING = re.compile(r"(?i)(?:lowering not found|no lowering|not supported|not implemented|unsupported)[^\n]*?((?:aten|prims)[.:]+\w+)")

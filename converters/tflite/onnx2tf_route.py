@@ -18,8 +18,8 @@ import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would 
 
 from converters.onnx.export import export, name_nodes
 from converters.tflite.file import IMAGE_AXES
-from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.network.exported import example_inputs, first_line
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.network.exported import example_inputs
 from edgecompress.records import ConversionRequest
 
 INTEGER_OPS = {

@@ -9,8 +9,7 @@ from ai_edge_quantizer.utils import qsv_utils
 
 from converters.tflite.edits import edit, widen_biases
 from converters.tflite.file import layer_ops
-from edgecompress.errors import ToolchainError
-from edgecompress.network.exported import first_line
+from edgecompress.errors import ToolchainError, first_line
 from edgecompress.records import ConversionRequest
 
 OPS: Final = qtyping.TFLOperationName

@@ -22,8 +22,7 @@ from torch.ao.quantization import (
     quantize_fx,
 )
 
-from edgecompress.errors import ToolchainError, UnsupportedError
-from edgecompress.network.exported import first_line
+from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.quantization.fake_quantize import largest_integer
 
 aten = torch.ops.aten

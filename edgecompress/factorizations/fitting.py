@@ -38,7 +38,7 @@ def fit_layers(
     if aware and inputs is not None:
         reader = copy.deepcopy(model).eval() if any(m.training for m in model.modules()) else model
         for group in _split_by_memory(aware, jobs, sizes):
-            moments = collect_moments(reader, sorted({jobs[i].name for i in group}), batches.split_samples(inputs, batches.SAMPLES))
+            moments = collect_moments(reader, sorted({jobs[i].name for i in group}), batches.split_samples(inputs, batches.MAX_SAMPLES))
             read = [jobs[i]._replace(moments=moments.get(jobs[i].name)) for i in group]
             made |= zip(group, factorize_all(read, track=track), strict=True)
     return [made[i] for i in range(len(jobs))]

@@ -1,4 +1,4 @@
-"""Count and time every layer of a model."""
+"""Count parameters, MACs and milliseconds of every layer of a network."""
 
 import statistics
 import time
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, first_line
 from edgecompress.network.counting import params_of, record_layer_costs
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import LayerStats, ModelStats
 
-REPETITIONS = 15
+REPETITIONS = 15  # the median of so many runs is steady, and large networks take seconds each
 
 
 @torch.inference_mode()
 def analyze(
     model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model", measure: bool = True, track: Track = track_silently
 ) -> ModelStats:
-    """Return params, MACs, shapes and (with `measure`) median eager milliseconds of each Linear and convolution, batch size 1, one thread.
+    """Return parameters, MACs, shapes and, with `measure`, median eager milliseconds of each Linear and convolution; batch 1, one thread.
 
     Raises:
         ConfigError: The model does not run on the example inputs.
@@ -32,10 +32,10 @@ def analyze(
         with use_threads(1):
             with record_layer_costs(model, len(example_inputs[0])) as seen:
                 model(*example_inputs)
-            times, total = _measure(model, example_inputs, track) if measure else ({}, None)
+            times, total = _time_layers(model, example_inputs, track) if measure else ({}, None)
     except Exception as error:  # whatever the user's forward raises is theirs to read
         shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
-        raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {_first_line(error)}; mend example_inputs()") from error
+        raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {first_line(error)}; mend example_inputs()") from error
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -66,16 +66,12 @@ def analyze(
     )
 
 
-def _first_line(error: Exception) -> str:
-    return next(filter(str.strip, str(error).splitlines()), type(error).__name__)
-
-
-def _measure(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tuple[dict[str, float], float]:
-    """Return median ms of each module that is a layer, and of the whole model without the clocks in it."""
+def _time_layers(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tuple[dict[str, float], float]:
+    """Return the median ms of each module without children, and of the whole model without hooks."""
     spent: defaultdict[str, float] = defaultdict(float)
     samples: defaultdict[str, list[float]] = defaultdict(list)
 
-    def clocks(name: str) -> tuple[Any, Any]:
+    def make_hooks(name: str) -> tuple[Any, Any]:
         started = 0.0
 
         def before(*_: object) -> None:
@@ -90,7 +86,7 @@ def _measure(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> tupl
     handles = []
     for name, module in model.named_modules():
         if name and not list(module.children()):
-            before, after = clocks(name)
+            before, after = make_hooks(name)
             handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         for _ in track(range(REPETITIONS), "timing layers", REPETITIONS):

@@ -1,7 +1,7 @@
-"""`nn.MultiheadAttention` written out in ordinary Linears, so that its projections can be counted, factorized and quantized.
+"""Unfuse `nn.MultiheadAttention` into ordinary Linears, so that its projections can be counted, factorized and quantized.
 
-PyTorch keeps the projections of queries, keys and values stacked in one parameter and hands the output projection's weight to a function
-that knows no layers, so none of the four can be replaced by another module.
+PyTorch keeps the projections of queries, keys and values stacked in one parameter and passes the output projection's weight to a function
+that knows no layers, so none of the four projections can be replaced by another module.
 """
 
 import copy
@@ -33,8 +33,8 @@ def unfuse_attention(model: nn.Module) -> nn.Module:
         model = copy.deepcopy(model)
     except RuntimeError as error:  # e.g. pruning keeps a computed weight
         raise UnsupportedError(f"the model cannot be copied: {error}; remove its hooks and parametrizations first") from error
-    left = find_unsupported_attention(model)
-    made = {id(m): Attention(m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and name not in left}
+    unsupported = find_unsupported_attention(model)
+    made = {id(m): Attention(m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and name not in unsupported}
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):  # named_children leaves out a second name of the same module
             if id(child) in made:
@@ -53,11 +53,11 @@ def find_unsupported_attention(model: nn.Module) -> dict[str, str]:
         for key, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(f"{name}.{key}".lstrip("."))
     attentions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    return {name: reason for name, m in attentions if (reason := _reject(m, name, owners))}
+    return {name: reason for name, m in attentions if (reason := _refusal_reason(m, name, owners))}
 
 
-def _reject(attention: nn.MultiheadAttention, name: str, owners: dict[int, list[str]]) -> str | None:
-    """Why `attention` cannot be written in ordinary Linears; None if it can."""
+def _refusal_reason(attention: nn.MultiheadAttention, name: str, owners: dict[int, list[str]]) -> str | None:
+    """Return why `attention` cannot be written in ordinary Linears; None if it can."""
     if type(attention) is not nn.MultiheadAttention:
         return f"{type(attention).__name__} is a subclass of nn.MultiheadAttention and may compute something else"
     if type(attention.out_proj) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -76,15 +76,15 @@ def _reject(attention: nn.MultiheadAttention, name: str, owners: dict[int, list[
 
 
 class Attention(nn.Module):
-    """Multi-head attention of four Linears, called and answering as the `nn.MultiheadAttention` it takes its parameters from.
+    """Multi-head attention of four Linears, with the interface and the parameters of an `nn.MultiheadAttention`.
 
-    Between them stand scaled dot products, or, where the weights are asked for, matrix products and a softmax; no Linear is in those.
+    Between the Linears are scaled dot products, or matrix products and a softmax where attention weights are asked for.
 
     References:
         A. Vaswani et al. Attention Is All You Need. NeurIPS 2017, section 3.2.
     """
 
-    in_proj_weight = None  # PyTorch's transformer layers ask for these, and take their fused path unless the bias is None
+    in_proj_weight = None  # PyTorch's transformer layers read these attributes, and take their fused path unless the bias is None
     in_proj_bias = None
     _qkv_same_embed_dim = False
 
@@ -94,10 +94,10 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = dense.num_heads, dense.head_dim
         self.dropout, self.batch_first, self.add_zero_attn = dense.dropout, dense.batch_first, dense.add_zero_attn
         separate = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
-        weights = separate if dense.in_proj_weight is None else _thirds(dense.in_proj_weight)
-        biases = (None, None, None) if dense.in_proj_bias is None else _thirds(dense.in_proj_bias)
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
-        self.out_proj = _linear(dense.out_proj.weight, dense.out_proj.bias)
+        weights = separate if dense.in_proj_weight is None else _split_in_thirds(dense.in_proj_weight)
+        biases = (None, None, None) if dense.in_proj_bias is None else _split_in_thirds(dense.in_proj_bias)
+        self.q_proj, self.k_proj, self.v_proj = map(_linear_with, weights, biases)
+        self.out_proj = _linear_with(dense.out_proj.weight, dense.out_proj.bias)
         self.bias_k, self.bias_v = dense.bias_k, dense.bias_v
         self.train(dense.training)
 
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         """Return outputs and, with `need_weights`, attention weights: `(n, l, s)`, or `(n, heads, l, s)` when they are not averaged.
 
         Raises:
-            ConfigError: `is_causal` without the mask that it is a hint of.
+            ConfigError: `is_causal` is given without the mask that it describes.
         """
         if is_causal and attn_mask is None:
             raise ConfigError("is_causal: there is no attn_mask that it could be a hint of; give the causal mask too")
@@ -123,12 +123,12 @@ class Attention(nn.Module):
         if not batched and key_padding_mask is not None:
             key_padding_mask = key_padding_mask[None]
         hinted = is_causal and key_padding_mask is None and not need_weights
-        mask = None if hinted else self._mask(attn_mask, key_padding_mask, query.dtype)
+        mask = None if hinted else self._combine_masks(attn_mask, key_padding_mask, query.dtype)
         dropout = self.dropout if self.training else 0.0
-        # A Linear sees (batch, tokens, features) whatever batch_first says: what counts and times it takes the first axis for the batch.
-        q = self._heads(self.q_proj(self._batch_first(query)))
-        k = self._heads(self._prolonged(self.k_proj(self._batch_first(key)), self.bias_k))
-        v = self._heads(self._prolonged(self.v_proj(self._batch_first(value)), self.bias_v))
+        # A Linear always gets (batch, tokens, features), because layers are counted and timed with the batch as their first axis.
+        q = self._split_heads(self.q_proj(self._to_batch_first(query)))
+        k = self._split_heads(self._append_tokens(self.k_proj(self._to_batch_first(key)), self.bias_k))
+        v = self._split_heads(self._append_tokens(self.v_proj(self._to_batch_first(value)), self.bias_v))
         weights: Tensor | None = None
         if need_weights:
             scores = q * math.sqrt(1 / self.head_dim) @ k.transpose(-2, -1)  # (n, heads, l, s)
@@ -143,45 +143,45 @@ class Attention(nn.Module):
             return y[0], weights
         return y if self.batch_first else y.transpose(0, 1), weights
 
-    def _batch_first(self, x: Tensor) -> Tensor:
+    def _to_batch_first(self, x: Tensor) -> Tensor:
         """Return `(n, tokens, features)`."""
         if x.dim() == 2:
             return x[None]
         return x if self.batch_first else x.transpose(0, 1)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         """Return `(n, tokens, embed_dim)` as `(n, heads, tokens, head_dim)`."""
         return torch.unflatten(x, -1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _prolonged(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Append what every query may attend to besides the sequence: the learnt token, and one of zeros."""
+    def _append_tokens(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Append the tokens that every query may attend to besides the sequence: the learnt one, and one of zeros."""
         if bias is not None:
             x = torch.cat([x, bias.expand(len(x), 1, -1)], 1)
         return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
 
-    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Return both masks as one to be added to the scores, `(n or 1, heads or 1, l or 1, s)`."""
+    def _combine_masks(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Return the sum of both masks, to be added to the scores, `(n or 1, heads or 1, l or 1, s)`."""
         if attn_mask is not None:
-            attn_mask = _additive(attn_mask, dtype)
+            attn_mask = _to_additive(attn_mask, dtype)
             attn_mask = attn_mask[None, None] if attn_mask.dim() == 2 else torch.unflatten(attn_mask, 0, (-1, self.num_heads))
         if key_padding_mask is not None:
-            key_padding_mask = _additive(key_padding_mask, dtype)[:, None, None]
+            key_padding_mask = _to_additive(key_padding_mask, dtype)[:, None, None]
             attn_mask = key_padding_mask if attn_mask is None else attn_mask + key_padding_mask
         more = (self.bias_k is not None) + self.add_zero_attn
         return F.pad(attn_mask, (0, more)) if attn_mask is not None and more else attn_mask
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a boolean mask, true where attention is forbidden, as numbers to be added."""
+def _to_additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as numbers to be added to scores; a boolean mask is true where attention is forbidden."""
     return mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
 
 
-def _thirds(stacked: Tensor) -> tuple[Tensor, ...]:
+def _split_in_thirds(stacked: Tensor) -> tuple[Tensor, ...]:
     return tuple(nn.Parameter(part.clone(), stacked.requires_grad) for part in stacked.detach().chunk(3))
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a Linear of these very parameters, so that what else holds them still does."""
+def _linear_with(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a Linear that holds these very parameters, so that other modules can keep sharing them."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = cast(nn.Parameter, weight)
     if bias is not None:

@@ -1,6 +1,6 @@
-"""What goes into a model and what comes out of it: a tuple of tensors, one for each input or output, samples along axis 0.
+"""Batches: the inputs or the outputs of a network as a tuple of tensors, samples along axis 0.
 
-A model of one input has a tuple of one. Outputs are flattened out of whatever the model returns, in the order an exported program has them.
+A network with one input has a tuple of one. Outputs are flattened from whatever the network returns, in the order of an exported program.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ from edgecompress.errors import ConfigError, UnsupportedError
 
 Batch = tuple[Tensor, ...]
 
-SAMPLES: Final = 64  # run at once
-SAMPLES_BYTES: Final = 4_000_000  # of input; the maps of larger batches are given back to the system and cleared anew at every layer
+MAX_SAMPLES: Final = 64  # bounds the memory of one forward pass
+MAX_INPUT_BYTES: Final = 4_000_000  # feature maps of larger batches are given back to the system and cleared anew at every layer
 
 
 def check_batch(batch: object, subject: str) -> Batch:
-    """Return `batch`.
+    """Return `batch` if it is one.
 
     Raises:
-        ConfigError: It is no tuple of tensors of equally many samples, at least one.
+        ConfigError: `batch` is not a tuple of at least one tensor, all with the same number of samples.
     """
     if not isinstance(batch, tuple) or not batch or not all(isinstance(x, Tensor) and x.ndim for x in batch):
         raise ConfigError(f"{subject}: a {type(batch).__name__}; give a tuple with one tensor for each input of the model, e.g. (x,)")
@@ -37,24 +37,24 @@ def count_samples(batch: Batch) -> int:
 
 
 def take_samples(batch: Batch, samples: slice) -> Batch:
-    """Return some of the samples."""
+    """Return the samples in a slice."""
     return tuple(x[samples] for x in batch)
 
 
 def split_samples(batch: Batch, samples: int) -> Iterator[Batch]:
-    """Yield the samples in order, at most so many at a time."""
+    """Yield the samples in order, at most `samples` at a time."""
     return zip(*(torch.split(x, samples) for x in batch), strict=True)
 
 
 def split_evenly(batch: Batch) -> Iterator[Batch]:
-    """Yield the samples in order in chunks of about the same size, none above SAMPLES."""
-    chunks = -(-count_samples(batch) // SAMPLES)
+    """Yield the samples in order, in chunks of about the same size, none above MAX_SAMPLES."""
+    chunks = -(-count_samples(batch) // MAX_SAMPLES)
     return split_samples(batch, -(-count_samples(batch) // chunks))
 
 
 def choose_chunk_size(batch: Batch) -> int:
-    """Return how many samples are best run at once."""
-    return max(1, min(SAMPLES, SAMPLES_BYTES // max(1, sum(x[0].numel() * x.element_size() for x in batch))))
+    """Return how many samples to run at once."""
+    return max(1, min(MAX_SAMPLES, MAX_INPUT_BYTES // max(1, sum(x[0].numel() * x.element_size() for x in batch))))
 
 
 def is_finite(batch: Batch) -> bool:
@@ -62,16 +62,16 @@ def is_finite(batch: Batch) -> bool:
 
 
 def has_same_shapes(a: Batch, b: Batch) -> bool:
-    """Whether there are as many tensors of the same shapes."""
+    """Whether two batches have as many tensors, of the same shapes."""
     return [x.shape for x in a] == [y.shape for y in b]
 
 
 def run_model(model: nn.Module, inputs: Batch) -> Batch:
-    """Return the outputs of one call.
+    """Return the outputs of one call of a network.
 
     Raises:
-        ConfigError: An index is beyond the rows of its embedding, which is named.
-        UnsupportedError: An output is no tensor, or not one row a sample.
+        ConfigError: An index is beyond the rows of its embedding, which the message names.
+        UnsupportedError: An output is no tensor, or does not have one row per sample.
     """
     watched = [m.register_forward_pre_hook(_check_indices(name, m)) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
     try:

@@ -1,6 +1,6 @@
-"""Parameters and multiply-accumulates of layers, counted while a model runs: one formula for dense and factorized layers alike.
+"""Count the parameters and multiply-accumulates (MACs) of layers while a network runs, dense and factorized layers alike.
 
-Products of activations with each other, as the two of an attention between its projections, are no layer's and are not counted.
+Products of activations with each other, like the two of an attention between its projections, belong to no layer and are not counted.
 """
 
 import math
@@ -16,7 +16,7 @@ from edgecompress.network.layer_kinds import TRANSPOSED_MODULES, WEIGHTED_MODULE
 
 @dataclass
 class LayerCosts:
-    """What one layer did in a forward pass for one sample; shapes are of its last call, without axis 0."""
+    """Cost of one layer in a forward pass for one sample; the shapes are those of its last call, without axis 0."""
 
     calls: int = 0
     macs: int = 0
@@ -26,9 +26,9 @@ class LayerCosts:
 
 
 def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
-    """MACs of one call: each weight is used once a position, output positions for all but transposed convolutions.
+    """Return the MACs of one call: each weight is used once per position of the output, or of the input in transposed convolutions.
 
-    Positions are all that is no channel: the samples too, on whichever axis they lie, and what a model folds into theirs, e.g. windows.
+    Positions are all axes but the channels: samples too, on whichever axis they lie, and e.g. windows that a network folds into them.
     """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if isinstance(layer, nn.Linear):
@@ -40,10 +40,10 @@ def macs_of(layer: nn.Module, x: Tensor, y: Tensor) -> int:
 
 @contextmanager
 def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str, LayerCosts]]:
-    """Record what each counted layer of `model` does for one sample while the block runs it on a batch of `samples`."""
+    """Record the cost of each weighted layer per sample, while the `with` block runs the model on a batch of `samples`."""
     seen: dict[str, LayerCosts] = {}
 
-    def watch(name: str) -> object:
+    def make_hook(name: str) -> object:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
             one = seen.setdefault(name, LayerCosts())
@@ -54,8 +54,8 @@ def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str,
 
         return hook
 
-    counted = [(n, m) for n, m in model.named_modules() if isinstance(m, WEIGHTED_MODULES)]
-    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in counted]  # type: ignore[arg-type]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, WEIGHTED_MODULES)]
+    handles = [m.register_forward_hook(make_hook(n), with_kwargs=True) for n, m in layers]  # type: ignore[arg-type]
     try:
         yield seen
     finally:
@@ -64,7 +64,7 @@ def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str,
 
 
 def params_of(module: nn.Module) -> int:
-    """Return the number of parameters, shared ones once."""
+    """Return the number of parameters of a module; shared ones count once."""
     return sum(p.numel() for p in module.parameters())
 
 

@@ -1,7 +1,7 @@
-"""A trained network as an exported program: what every converter starts from.
+"""Export a trained network as a program, from which every converter starts.
 
 The program is static (batch 1, the example's shapes), in inference mode, float32 and self-contained, so a converter needs none of the
-user's code. BatchNorm is folded here and not by the converters, because then every format and scheme starts from the same weights.
+user's code. BatchNorm is folded here rather than by the converters, so that every format and scheme starts from the same weights.
 """
 
 import copy
@@ -20,13 +20,13 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from edgecompress import files
-from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.errors import ConfigError, UnsupportedError, first_line
 from edgecompress.network.folding import fold_batch_norm
 from edgecompress.network.weights import nonfinite_tensors
 
 aten = torch.ops.aten
 
-DROPOUT = {
+DROPOUT_OPS = {
     getattr(aten, name).default
     for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     for name in (kind, f"{kind}_")
@@ -34,13 +34,13 @@ DROPOUT = {
 
 
 def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: str = "model") -> torch.export.ExportedProgram:
-    """Return `model` as a static inference program with BatchNorm folded; `model` itself stays as it is.
+    """Return `model` as a static inference program with BatchNorm folded; `model` itself stays unchanged.
 
-    The program gives one tensor, or a tuple of all tensors in the model's output in the order in which they stand there.
+    The program returns one tensor, or a tuple of all tensors in the model's output, in their order.
 
     Args:
         example_inputs: One sample for each input, batch axis included and equal to 1.
-        name: How messages call the model.
+        name: The model's name in messages.
 
     Raises:
         ConfigError: A weight is not finite or not float32, the batch is not 1, or the model fails on the example inputs.
@@ -49,13 +49,13 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
     _check_weights(model, name)
     _check_inputs(example_inputs, name)
     inputs = tuple(x.detach().cpu().contiguous() for x in example_inputs)
-    module = _inference_copy(model, name)
+    module = _copy_for_inference(model, name)
     with torch.no_grad():
         try:
             module(*inputs)
         except Exception as error:  # the model is anybody's code
             raise ConfigError(f"{name}: fails on its example inputs: {first_line(error)}; make them fit the model") from error
-        program = _export(module, inputs, name)
+        program = _export_module(module, inputs, name)
         _check_static(program, name)
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
@@ -63,22 +63,22 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
         _drop_dropout(graph)
         fold_batch_norm(graph)
         _make_constants_contiguous(graph)
-        program = _without_mutation(_export(fx.GraphModule(graph, graph.graph).eval(), inputs, name))
+        program = _functionalize(_export_module(fx.GraphModule(graph, graph.graph).eval(), inputs, name))
         _check_stateless(program, name)
         return program
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write `program` to `path`, which ends in `.pt2`; whole or not at all."""
+    """Write `program` to `path`, which ends in `.pt2`, atomically."""
     with files.replace_atomically(path) as temporary:
         torch.export.save(program, temporary)
 
 
 def read_program(path: Path) -> torch.export.ExportedProgram:
-    """Read what `write_program` wrote.
+    """Return the program that `write_program` wrote.
 
     Raises:
-        ConfigError: Missing, damaged, or written by another version of torch.
+        ConfigError: The file is missing, damaged, or written by another version of torch.
     """
     try:
         return torch.export.load(path)
@@ -87,7 +87,7 @@ def read_program(path: Path) -> torch.export.ExportedProgram:
 
 
 def example_inputs(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
-    """Return zeros of the shapes and dtypes that `program` takes."""
+    """Return zeros with the shapes and dtypes of the inputs of `program`."""
     taken = set(program.graph_signature.user_inputs)
     return tuple(
         torch.zeros(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
@@ -97,15 +97,9 @@ def example_inputs(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
 
 
 def example_outputs(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
-    """Return zeros of the shapes and dtypes that `program` gives."""
+    """Return zeros with the shapes and dtypes of the outputs of `program`."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     return tuple(torch.zeros(tuple(values[name].shape), dtype=values[name].dtype) for name in program.graph_signature.user_outputs)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if re.search(r"\w", line)), type(error).__name__)[:300]
 
 
 def _check_weights(model: nn.Module, name: str) -> None:
@@ -124,20 +118,20 @@ def _check_inputs(inputs: tuple[Tensor, ...], name: str) -> None:
             raise ConfigError(f"{name}: example input {i} has shape {tuple(x.shape)}, artifacts take batch 1; give x[:1]")
 
 
-def _inference_copy(model: nn.Module, name: str) -> nn.Module:
+def _copy_for_inference(model: nn.Module, name: str) -> nn.Module:
     try:
         module = copy.deepcopy(model)
     except RuntimeError as error:  # e.g. weight_norm of old keeps a computed weight
         raise UnsupportedError(f"{name}: cannot be copied: {first_line(error)}; remove its hooks or parametrizations first") from error
     module = module.cpu().eval().requires_grad_(False)
-    _make_weights_constant(module)
+    _compute_parametrized_weights(module)
     return module
 
 
-def _make_weights_constant(model: nn.Module) -> None:
-    """Compute parametrized weights, e.g. those kept as tensor trains, once and for all, in place.
+def _compute_parametrized_weights(model: nn.Module) -> None:
+    """Replace parametrized weights, e.g. tensor trains, by their computed values, in place.
 
-    `remove_parametrizations` would also take them from the model that `model` is a copy of: both share a class made for them.
+    `remove_parametrizations` would also remove them from the model that `model` is a copy of, because both share a class made for them.
     """
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
@@ -148,17 +142,17 @@ def _make_weights_constant(model: nn.Module) -> None:
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
+def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
     try:
         with silence_export():
             return torch.export.export(module, inputs, strict=False)
     except Exception as error:  # torch.export lets errors of many classes through, and those of the model's own code
-        raise UnsupportedError(f"{name}: torch.export cannot take it: {_reason(error)}; {_remedy(error)}") from error
+        raise UnsupportedError(f"{name}: torch.export cannot take it: {_describe_failure(error)}; {_suggest_remedy(error)}") from error
 
 
 @contextmanager
 def silence_export() -> Iterator[None]:
-    """Keep torch.export from logging and printing the graph it gave up on; the error says what a person needs."""
+    """Keep torch.export from logging and printing the graph of a model that it refuses; the error's message is enough."""
     loggers = [logging.getLogger(key) for key in logging.root.manager.loggerDict if key.startswith("torch.")]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -174,8 +168,8 @@ def silence_export() -> Iterator[None]:
             logger.disabled = disabled
 
 
-def _reason(error: Exception) -> str:
-    """Return the first line of a torch.export failure with the user's source line, where the message has one."""
+def _describe_failure(error: Exception) -> str:
+    """Return the first line of a torch.export error, with the user's source line if the message has one."""
     where = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
     place = f" ({Path(where[-1][0]).name}:{where[-1][1]}: {where[-1][2].strip()[:120]})" if where else ""
     if "data-dependent" in str(error):
@@ -183,7 +177,7 @@ def _reason(error: Exception) -> str:
     return f"{first_line(error)}{place}"
 
 
-def _remedy(error: Exception) -> str:
+def _suggest_remedy(error: Exception) -> str:
     if "data-dependent" in str(error):
         return "replace the branch or index by torch.where or a mask of fixed shape"
     return "change that line, or wrap the model so that forward is tensors in, tensors out"
@@ -197,7 +191,7 @@ def _check_static(program: torch.export.ExportedProgram, name: str) -> None:
 
 
 def _flatten_outputs(graph: fx.GraphModule, name: str) -> None:
-    """Make lists, dicts and dataclasses that the model takes or gives into plain tensors."""
+    """Replace lists, dicts and dataclasses among the model's inputs and outputs by plain tensors."""
     output = graph.graph.output_node()
     results = output.args[0]
     assert isinstance(results, list | tuple)
@@ -209,8 +203,8 @@ def _flatten_outputs(graph: fx.GraphModule, name: str) -> None:
     graph.recompile()
 
 
-def _without_mutation(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Write in-place operations as ordinary ones; no other op is decomposed."""
+def _functionalize(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return the program with in-place operations written as ordinary ones; no other op is decomposed."""
     mutable = any(node.target._schema.is_mutable for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
     if not mutable:
         return program
@@ -231,14 +225,14 @@ def _check_stateless(program: torch.export.ExportedProgram, name: str) -> None:
 
 def _drop_dropout(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        if node.target in DROPOUT:
+        if node.target in DROPOUT_OPS:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()
 
 
 def _make_constants_contiguous(graph: fx.GraphModule) -> None:
-    """Converters have read strided constants as if they were dense, and given wrong numbers without a word (litert-torch#1238)."""
+    """Make all constants contiguous: converters have read strided ones as dense and silently computed wrong numbers (litert-torch#1238)."""
     for node in graph.graph.nodes:
         if node.op != "get_attr":
             continue

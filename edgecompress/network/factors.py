@@ -1,13 +1,13 @@
-"""The low-rank layers that stand in for one dense layer."""
+"""The container of the low-rank layers that replace one dense layer."""
 
 from torch import nn
 
 
 class Factors(nn.Sequential):
-    """The ordinary layers that stand in for one layer. A class of its own only so that a decomposed model can be recognised.
+    """Ordinary layers that together replace one dense layer; the class marks a network as decomposed.
 
     Attributes:
-        rank: Set by methods whose layers do not show it.
+        rank: The rank, set by methods whose layers do not show it in their shapes.
     """
 
     rank: tuple[int, ...] = ()

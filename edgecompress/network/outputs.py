@@ -1,4 +1,4 @@
-"""How far one model's outputs are from another's: the loss that plans, fine-tuning and reports share."""
+"""Class scores among a network's outputs, and the divergence between two networks: the loss of planning and training."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,22 +12,22 @@ def is_scores(output: Tensor) -> bool:
 
 
 def scores_of(outputs: Batch) -> Tensor | None:
-    """Return the one output that holds class scores; None when there is none, or more than one that may be it."""
+    """Return the one output that holds class scores; None if no output does, or more than one."""
     found = [y for y in outputs if is_scores(y)]
     return found[0] if len(found) == 1 else None
 
 
 def divergence(student: Batch, teacher: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Return the sum over the outputs: T²·KL(teacher ‖ student) in nats a sample for class scores, for others error over signal power.
+    """Return the sum over outputs of T²·KL(teacher ‖ student), in nats a sample, for scores, and of error over signal power for others.
 
     References:
         G. Hinton, O. Vinyals, J. Dean. Distilling the Knowledge in a Neural Network. 2015, section 2.
     """
-    losses = [_divergence(y, wanted, temperature) for y, wanted in zip(student, teacher, strict=True)]
+    losses = [_output_divergence(y, wanted, temperature) for y, wanted in zip(student, teacher, strict=True)]
     return sum(losses[1:], losses[0])
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def _output_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     if not is_scores(teacher):
         student, teacher = student.float(), teacher.float()
         return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12)

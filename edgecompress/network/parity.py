@@ -1,4 +1,4 @@
-"""How far one set of outputs is from another: the one home of SQNR, agreement and largest difference, and of their limits."""
+"""Parity of two sets of outputs: SQNR, top-1 agreement and largest difference, and the check against a scheme's gate."""
 
 import math
 from typing import Final
@@ -14,11 +14,11 @@ from edgecompress.network.outputs import is_scores
 from edgecompress.records import Parity
 from edgecompress.targets import Gate
 
-SQNR_CAP_DB: Final = 200.0
+SQNR_CAP_DB: Final = 200.0  # float64 holds no smaller differences; keeps the SQNR of equal outputs finite
 
 
 def measure_parity(outputs: Batch, reference: Batch) -> Parity:
-    """Return how far `outputs` are from `reference`, each by its own range and power; of several outputs the worst of each number.
+    """Return the parity of `outputs` with `reference`; each output is compared by its own range and power, and the worst numbers count.
 
     Raises:
         ParityError: The shapes differ, or a value is NaN or infinite.
@@ -30,26 +30,26 @@ def measure_parity(outputs: Batch, reference: Batch) -> Parity:
         raise ParityError("the model's own outputs hold NaN or infinity on these inputs; nothing can be proved, mend the model or the data")
     if not batches.is_finite(outputs):
         raise ParityError("outputs hold NaN or infinity where the model's are finite; try another scheme or route")
-    max_abs, max_rel, left_db = zip(*(_differences(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
+    max_abs, max_rel, sqnr = zip(*(_measure_output(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
     return Parity(
         max_abs=max(max_abs),
         max_rel=max(max_rel),
-        sqnr_db=min(left_db),
-        values_sqnr_db=min((db for db, wanted in zip(left_db, reference, strict=True) if not is_scores(wanted)), default=None),
+        sqnr_db=min(sqnr),
+        values_sqnr_db=min((db for db, wanted in zip(sqnr, reference, strict=True) if not is_scores(wanted)), default=None),
         top1_agreement=top1_agreement(outputs, reference),
         samples=batches.count_samples(outputs),
     )
 
 
-def _differences(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """Return the largest difference, the same over the range of the reference, and SQNR in dB."""
+def _measure_output(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Return the largest difference, that difference over the range of the reference, and the SQNR in dB."""
     max_abs = float((output.double() - reference.double()).abs().max())
     spread = float(reference.double().max() - reference.double().min())
     return max_abs, max_abs / spread if spread > 0 else max_abs, sqnr_db(output, reference)
 
 
 def sqnr_db(output: Tensor, reference: Tensor) -> float:
-    """Return 10·log10(Σ reference² / Σ difference²), within ±200; equal infinities (a mask's) count for nothing, NaN is all noise."""
+    """Return the SQNR, 10·log10(Σ reference² / Σ difference²), within ±200 dB; equal infinities of masks are left out, NaN is all noise."""
     output, reference = output.double(), reference.double()
     difference = torch.where(output == reference, 0.0, output - reference)
     noise, signal = float(difference.square().sum()), float(reference[reference.isfinite()].square().sum())
@@ -61,18 +61,18 @@ def sqnr_db(output: Tensor, reference: Tensor) -> float:
 
 
 def worst_sqnr_db(outputs: Batch, reference: Batch) -> float:
-    """Return the SQNR in dB of the output where it is least."""
+    """Return the smallest SQNR in dB of several outputs."""
     return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
 
 
 def top1_agreement(outputs: Batch, reference: Batch) -> float | None:
-    """Return the fraction of samples with the same arg-max, of the output where it is least; None when none holds scores."""
+    """Return the fraction of samples with the same arg-max, the smallest of several outputs; None if no output holds class scores."""
     pairs = zip(outputs, reference, strict=True)
     return min((float((y.argmax(1) == wanted.argmax(1)).double().mean()) for y, wanted in pairs if is_scores(wanted)), default=None)
 
 
 def describe_shortfalls(parity: Parity, limits: Gate) -> str:
-    """Return each number that is beyond its limit, with both; "" when all are within."""
+    """Return a text that names each number beyond its limit, with both; "" if all limits are kept."""
     failed = []
     if limits.max_rel is not None and parity.max_rel > limits.max_rel:
         failed.append(f"largest difference {parity.max_rel:.2g} of the output range, {limits.max_rel:g} allowed")
@@ -86,7 +86,7 @@ def describe_shortfalls(parity: Parity, limits: Gate) -> str:
 
 
 def relax_gate(limits: Gate, samples: int) -> Gate:
-    """Return `limits` for as few as `samples`: two standard errors less agreement, for one in 64 is 1.6% already."""
+    """Return `limits` with two standard errors less agreement, for so few samples: one answer of 64 is 1.6% already."""
     share = limits.min_agreement
     if share is None:
         return limits

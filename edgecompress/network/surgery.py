@@ -1,4 +1,4 @@
-"""Small operations on modules that several steps need."""
+"""Replace and inspect the modules of a network, and run it on many inputs."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from edgecompress.network.factors import Factors
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put `module` in place of the submodule `name`, in place; return what was there."""
+    """Replace the submodule `name` by `module`, in place; return the replaced one."""
     parent, _, child = name.rpartition(".")
     holder = model.get_submodule(parent)
     before: nn.Module = getattr(holder, child)
@@ -29,9 +29,9 @@ def forward(model: nn.Module, inputs: Batch) -> Batch:
 
 
 def find_tied_layers(model: nn.Module) -> dict[str, str]:
-    """Return the layers whose weight is a parameter of another module too, each with that other.
+    """Return each layer whose weight is also a parameter of another module, with the name of that module.
 
-    A parameter that is a view of another (a transpose, a slice) is not tied: whatever copies a module makes it one of its own.
+    A parameter that is a view of another (a transpose, a slice) is not tied: copying a module makes it an independent one.
     """
     owners: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -50,5 +50,5 @@ def is_decomposed(model: nn.Module) -> bool:
 
 
 def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """Lay the weights of `model` out in another memory format, in place; values and shapes stay."""
+    """Convert the weights of `model` to another memory format, in place; values and shapes stay the same."""
     return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]

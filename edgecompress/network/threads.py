@@ -1,4 +1,4 @@
-"""How many threads torch computes in."""
+"""Set the number of threads that torch uses, for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def use_threads(n: int) -> Iterator[None]:
-    """Let torch compute in `n` threads; 0 leaves the number as it is."""
+    """Let torch use `n` threads inside the `with` block; 0 leaves the number unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
     try:

@@ -1,4 +1,4 @@
-"""State dicts in and out of files. Nothing that is read here can run code."""
+"""Read and write state dicts, and check them. Reading a file never runs code from the file."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, first_line
 from edgecompress.files import replace_atomically
 from edgecompress.network.factors import Factors
 
@@ -23,7 +23,7 @@ def read_state(path: Path) -> State:
     """Read a state dict from safetensors, or from a `torch.save` file that holds nothing but tensors.
 
     Raises:
-        ConfigError: Missing, damaged, or a pickle that would need to run code.
+        ConfigError: The file is missing, damaged, or a pickle that would have to run code.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint; give a .safetensors or .pt file")
@@ -41,8 +41,7 @@ def read_state(path: Path) -> State:
             f"{path}: holds Python objects that would run code when loaded; save torch.save(model.state_dict(), …) or a .safetensors file"
         ) from error
     except Exception as error:  # a damaged pickle ends in any kind of error, KeyError and struct.error among them
-        what = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{path}: not a checkpoint, or a damaged one ({what}); give a .safetensors or .pt file") from error
+        raise ConfigError(f"{path}: not a checkpoint, or a damaged one ({first_line(error)}); give a .safetensors or .pt file") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{path}: not a state dict; save torch.save(model.state_dict(), …)")
@@ -50,17 +49,17 @@ def read_state(path: Path) -> State:
 
 
 def load_weights(model: nn.Module, state: State, *, source: str) -> None:
-    """Load a state dict into `model`, every key and shape matching.
+    """Load a state dict into `model`, whose keys and shapes it must match exactly.
 
     Raises:
-        ConfigError: Keys or shapes differ; names the first ones.
+        ConfigError: Keys or shapes differ; the message names the first ones.
     """
     own = model.state_dict()
     wrong = [
         f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
     ]
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if unknown and any(f"{layer}.weight" in missing for layer in map(_layer_of_factor, unknown)):
+    if unknown and any(f"{layer}.weight" in missing for layer in map(_dense_layer_of, unknown)):
         raise ConfigError(f"{source}: holds the weights of an already decomposed model; give those of the dense model")
     if wrong or missing or unknown:
         parts = wrong[:1] + [
@@ -71,7 +70,7 @@ def load_weights(model: nn.Module, state: State, *, source: str) -> None:
 
 
 def save_state(state: State, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors atomically; contiguous copies, because safetensors refuses views and shared memory."""
+    """Write tensors to a safetensors file, atomically; as contiguous copies, because safetensors refuses views and shared memory."""
     with replace_atomically(path) as temporary:
         try:
             save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, temporary, metadata)
@@ -89,10 +88,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_dense(model: nn.Module, *, subject: str) -> None:
-    """Refuse a model that the pipeline cannot start from.
+    """Check that a run can start from `model`.
 
     Raises:
-        ConfigError: No module, already decomposed, or a weight that is not finite.
+        ConfigError: The model is no module, is already decomposed, or has a weight that is not finite.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{subject}: model() returned {type(model).__name__}; return a torch.nn.Module")
@@ -104,7 +103,7 @@ def check_dense(model: nn.Module, *, subject: str) -> None:
 
 
 def nonfinite_tensors(model: nn.Module) -> Iterator[str]:
-    """Yield the names of weights and statistics that hold NaN or infinity, and of buffers that hold NaN: a mask is −∞ where it bars."""
+    """Yield the names of weights and statistics that hold NaN or infinity, and of other buffers that hold NaN: masks may hold −∞."""
     for prefix, module in model.named_modules():
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             finite = isinstance(value, nn.Parameter) or isinstance(module, _NormBase)
@@ -112,6 +111,6 @@ def nonfinite_tensors(model: nn.Module) -> Iterator[str]:
                 yield f"{prefix}.{name}".removeprefix(".")
 
 
-def _layer_of_factor(key: str) -> str:
-    """`layer1.conv1.core.weight` → `layer1.conv1`: the dense layer a factor's key would belong to."""
+def _dense_layer_of(key: str) -> str:
+    """Return the dense layer that a factor's key belongs to: `layer1.conv1` for `layer1.conv1.core.weight`."""
     return key.rpartition(".")[0].rpartition(".")[0]

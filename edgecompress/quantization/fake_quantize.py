@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from edgecompress.network.layer_kinds import CONVOLUTION_OPS, LINEAR_OPS, TRANSPOSED_OPS, WEIGHTED_OPS, groups_of, is_depthwise
-from edgecompress.network.subgraph import SOFTMAX
+from edgecompress.network.subgraph import SOFTMAX_OPS
 from edgecompress.targets import FLOAT32, SCHEMES, Scheme
 
 MASKED_SCORE: Final = -1e4  # attention scores at or below it, −∞ among them, are a mask's and mean "never"
@@ -45,7 +45,7 @@ def masked_positions(node: fx.Node, scores: Tensor) -> Tensor | None:
 
     Masked values are not quantized: their range would leave nothing for the others.
     """
-    return scores <= MASKED_SCORE if any(user.target in SOFTMAX for user in node.users) else None
+    return scores <= MASKED_SCORE if any(user.target in SOFTMAX_OPS for user in node.users) else None
 
 
 def largest_integer(bits: int) -> int:
