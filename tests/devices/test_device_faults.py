@@ -184,11 +184,11 @@ def test_a_fault_while_the_runner_runs_is_survived_or_reported(bench, adb_end, i
     monkeypatch.setattr(
         bench_module,
         "measure_latencies",
-        lambda device, files, how, **rest: measure_latencies(device, files, replace(how, timeout_s=2.0), **rest),
+        lambda device, files, how, **rest: measure_latencies(device, files, replace(how, timeout_s=8.0), **rest),
     )
     end = adb_end()
     end.switch_fault(fault)
-    found, said = bench(end.url, f"sleep 0.5\n{ANSWER}")
+    found, said = bench(end.url, f"sleep 2\n{ANSWER}")  # long enough for the fault to come in between
     assert found == status, said
     assert_matches(message, said)
     assert end.fault.read_text() == "none"
