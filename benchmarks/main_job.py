@@ -12,10 +12,11 @@ from pathlib import Path
 from rows import Rows, parse
 
 from edgecompress import toolchains
-from edgecompress.artifacts.execution import manifest_path, run_artifact
+from edgecompress.artifacts.execution import run_artifact
 from edgecompress.data import fetch_samples
 from edgecompress.data.recipe import load_recipe
 from edgecompress.devices.bench import bench
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.devices.statistics import median
 from edgecompress.network.outputs import top1
 from edgecompress.network.parity import measure_parity

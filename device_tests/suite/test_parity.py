@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.execute import compute_outputs, read_manifest
+from edgecompress.devices.manifests import read_manifest
+from edgecompress.devices.runners.execute import compute_outputs
 
 SAMPLES = 4
 FLOAT_TOLERANCE = 1e-5  # kernels of different CPUs add in different orders

@@ -103,8 +103,3 @@ def check_other_runtime(
     require_parity(parity, limits, subject=named, remedy=remedy)
     told = f"top-1 agreement {parity.top1_agreement:.2%}" if parity.top1_agreement is not None else f"SQNR {parity.sqnr_db:.1f} dB"
     return f"also verified in {runtime}: {told} on {parity.samples} samples"
-
-
-def manifest_path(path: Path) -> Path:
-    """Return where the manifest of an artifact is."""
-    return path.with_name(f"{path.name}.json")

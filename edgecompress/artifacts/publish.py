@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgecompress.artifacts.converter_process import start_converter
-from edgecompress.artifacts.execution import manifest_path, require_interpreter
+from edgecompress.artifacts.execution import require_interpreter
 from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, ArtifactCheck, ConversionSetup, check_artifact
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.files import hash_file, replace_atomically, write_atomically
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch

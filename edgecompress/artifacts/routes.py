@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgecompress.artifacts.execution import manifest_path
 from edgecompress.artifacts.gate import Divergence
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import write_atomically
 from edgecompress.records import Artifact, to_json

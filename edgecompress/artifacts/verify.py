@@ -4,7 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgecompress.artifacts.execution import check_other_runtime, manifest_path, require_parity, run_artifact
+from edgecompress.artifacts.execution import check_other_runtime, require_parity, run_artifact
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import hash_file
 from edgecompress.network.parity import measure_parity, relax_gate

@@ -9,7 +9,8 @@ import msgspec
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.inventory import apply_entry, resolve_device
-from edgecompress.devices.runners.execute import check_runner_file, measure_latencies, read_manifest
+from edgecompress.devices.manifests import read_manifest
+from edgecompress.devices.runners.execute import check_runner_file, measure_latencies
 from edgecompress.devices.statistics import find_noise
 from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, track_silently

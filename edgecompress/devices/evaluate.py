@@ -106,7 +106,7 @@ def evaluate_artifacts(
     entry = resolve_device(device, inventory)
     jobs = [prepare_job(Path(path), options.data if data is None else data, options.samples) for path in artifacts]
     with open_device(entry.url) as there:
-        return require_parity(evaluate_on_device(there, jobs, apply_entry(options, entry), on_result=on_result, track=track))
+        return require_host_parity(evaluate_on_device(there, jobs, apply_entry(options, entry), on_result=on_result, track=track))
 
 
 def check_scoring(artifacts: Sequence[Path], options: EvaluationOptions) -> None:
@@ -139,7 +139,7 @@ def evaluate_on_device(
     return tuple(records)
 
 
-def require_parity(records: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+def require_host_parity(records: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
     """Return the records when the outputs of all artifacts are those of this machine.
 
     Raises:

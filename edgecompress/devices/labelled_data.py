@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
 from edgecompress.data.recipe import call_user_function, load_recipe, recipe_at_resolution
-from edgecompress.devices.runners.execute import read_manifest
+from edgecompress.devices.manifests import read_manifest
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Artifact, TensorSpec

@@ -8,11 +8,11 @@ from statistics import median
 import msgspec
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.execution import manifest_path
 from edgecompress.artifacts.gate import Divergence
 from edgecompress.artifacts.publish import ConversionOptions, Description, artifact_name, export_artifact
 from edgecompress.artifacts.routes import export_by_route
 from edgecompress.devices.bench import bench
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch

@@ -16,7 +16,8 @@ from support.paths import REPOSITORY, TESTS
 
 from edgecompress.devices import open_device
 from edgecompress.devices.bench import bench
-from edgecompress.devices.runners.execute import compute_outputs, read_manifest
+from edgecompress.devices.manifests import read_manifest
+from edgecompress.devices.runners.execute import compute_outputs
 from edgecompress.errors import DeviceError
 
 GOLDEN = TESTS / "golden"

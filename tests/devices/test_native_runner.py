@@ -14,7 +14,8 @@ from support.paths import REPOSITORY
 from support.tiny_models import GOLDEN
 
 from edgecompress.devices import open_device
-from edgecompress.devices.runners.execute import compute_outputs, measure_latencies, read_manifest
+from edgecompress.devices.manifests import read_manifest
+from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.exit_status import read_elf_machine
 from edgecompress.errors import ConfigError
 from edgecompress.records import BenchmarkOptions

@@ -13,8 +13,8 @@ from support.processes import busy
 from support.runs import complaint, start
 
 import edgecompress as api
-from edgecompress.artifacts.execution import manifest_path
 from edgecompress.data.recipe import load_recipe
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.devices.statistics import median, ratio
 from edgecompress.options import Options
 from edgecompress.pipeline.context import open_context

@@ -86,4 +86,4 @@ def evaluate_pool(
     for path in artifacts:  # data that do not fit are found here, before any device is asked
         prepare_job(path, options.data, options.samples)
     jobs = [[path] for path in artifacts]
-    return evaluate.require_parity(run_farm(members, jobs, options, on_result=on_result, on_change=on_change))
+    return evaluate.require_host_parity(run_farm(members, jobs, options, on_result=on_result, on_change=on_change))

@@ -14,6 +14,7 @@ from edgecompress import toolchains
 from edgecompress.devices import cpu_mask
 from edgecompress.devices.device import Device
 from edgecompress.devices.leases.lease import hold_lease, lease_name
+from edgecompress.devices.manifests import read_manifest
 from edgecompress.devices.retry import probe_if_reachable, retry_once
 from edgecompress.devices.runners.attempt import RunnerInvocation, invoke_runner
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest
@@ -21,7 +22,7 @@ from edgecompress.devices.runners.results import list_known_defects, make_benchm
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain_write_error as explain_write
 from edgecompress.files import hash_file
-from edgecompress.records import Artifact, BenchmarkOptions, BenchmarkResult, DeviceInfo, read_record
+from edgecompress.records import BenchmarkOptions, BenchmarkResult, DeviceInfo
 from edgecompress.records.fields import check_values
 from edgecompress.targets import SUFFIXES
 
@@ -142,21 +143,6 @@ def check_runner_file(runner: str) -> None:
     """
     if runner and not Path(runner).is_file():
         raise ConfigError(f"{runner}: no such runner; give an executable for the device that obeys the runner's protocol")
-
-
-def read_manifest(path: Path) -> Artifact | None:
-    """Return the manifest beside an artifact, None where no manifest exists.
-
-    Raises:
-        ConfigError: The manifest belongs to other bytes.
-    """
-    beside = path.with_name(f"{path.name}.json")
-    if not beside.is_file():
-        return None
-    manifest = read_record(beside, Artifact)
-    if manifest.sha256 != hash_file(path):
-        raise ConfigError(f"{path}: its SHA-256 is not the one in {beside.name}; it was changed after export, export it again")
-    return manifest
 
 
 def _hash_runner(runner: Path | None) -> str:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.converter_models import Meaned
 
-from edgecompress.artifacts.execution import manifest_path
 from edgecompress.artifacts.gate import Divergence
 from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
 from edgecompress.artifacts.routes import FIRST, MISSING, SECOND, export_by_route
 from edgecompress.devices.bench import bench
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.files import hash_file
 from edgecompress.records import Artifact, Departure, QuantSpec, read_record, to_json

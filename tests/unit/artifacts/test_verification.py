@@ -16,8 +16,9 @@ from support.require import unavailable
 from support.runs import QUICK
 from torch import nn
 
-from edgecompress.artifacts.execution import manifest_path, require_parity
+from edgecompress.artifacts.execution import require_parity
 from edgecompress.artifacts.verify import verify
+from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
 from edgecompress.files import hash_file
 from edgecompress.network.parity import measure_parity, relax_gate
