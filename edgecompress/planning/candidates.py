@@ -169,14 +169,14 @@ def candidate_ranks(limit: Rank, multiple: int, *, narrow: int, pays: Callable[[
         return itertools.product(*(rank_grid(n, multiple) for n in limit))
     longest = max(limit)
 
-    def at(t: int) -> Rank:
+    def rank_at(t: int) -> Rank:
         return tuple(_round_down(max(1, n * t // longest), n, multiple) for n in limit)
 
-    low, high = 0, longest  # invariant: at(low) pays, or low is 0
+    low, high = 0, longest  # invariant: rank_at(low) pays, or low is 0
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if pays(at(middle)) else (low, middle - 1)
-    return dict.fromkeys(at(t) for t in rank_grid(_round_down(low, low, multiple), multiple)) if low else ()
+        low, high = (middle, high) if pays(rank_at(middle)) else (low, middle - 1)
+    return dict.fromkeys(rank_at(t) for t in rank_grid(_round_down(low, low, multiple), multiple)) if low else ()
 
 
 def _round_down(r: int, limit: int, multiple: int) -> int:

@@ -118,14 +118,14 @@ def fit_als(layer: Convolution, compact: Factors, options: AlsOptions, *, separa
 def write_factors(compact: Factors, groups: Sequence[CP]) -> None:
     """Write the factors `[*area, in, out]` of each group into the layers."""
 
-    def of(mode: int) -> Tensor:
+    def stacked(mode: int) -> Tensor:
         return torch.stack([factors[mode] for factors in groups])  # (groups, n, rank)
 
     first, *depthwise, last = compact
-    write_kernel(first, of(-2).mT)
+    write_kernel(first, stacked(-2).mT)
     for mode, one in enumerate(depthwise):
-        write_kernel(one, of(mode).mT)
-    write_kernel(last, of(-1))
+        write_kernel(one, stacked(mode).mT)
+    write_kernel(last, stacked(-1))
 
 
 def describe_unsettled(run: CPResult, kernel: KernelTensor, what: str) -> str | None:

@@ -79,7 +79,7 @@ def _free_energy(squares: Values, alpha: float, bound: float) -> Callable[[float
     sums = np.concatenate([zero, squares[::-1].cumsum()])[::-1]
     logs = np.concatenate([zero, np.log(squares[::-1]).cumsum()])[::-1]
 
-    def at(variance: float) -> float:
+    def energy(variance: float) -> float:
         signal = int(np.count_nonzero(squares > bound * variance))
         x = squares[:signal] / variance
         b = x - (1 + alpha)
@@ -87,7 +87,7 @@ def _free_energy(squares: Values, alpha: float, bound: float) -> Callable[[float
         above = float((x - tau + np.log((tau + 1) / x) + alpha * np.log(tau / alpha + 1)).sum())
         return above + float(sums[signal]) / variance - float(logs[signal]) + (len(squares) - signal) * math.log(variance)
 
-    return at
+    return energy
 
 
 def minimize_brent(f: Callable[[float], float], low: float, high: float) -> float:

@@ -22,14 +22,14 @@ def allocate_by_threshold(
     values = [[badness(row, offer) for offer in row] for row in offers]
     levels = sorted({value for row in values for value in row})
 
-    def picked(level: float) -> list[int]:
+    def choose(level: float) -> list[int]:
         return [_cheapest_offer(row, value, max(level, min(value))) for row, value in zip(offers, values, strict=True)]
 
-    def fits(level: float) -> bool:
-        return sum(row[i].cost for row, i in zip(offers, picked(level), strict=True)) <= budget
+    def keeps_budget(level: float) -> bool:
+        return sum(row[i].cost for row, i in zip(offers, choose(level), strict=True)) <= budget
 
-    first = bisect.bisect_left(levels, True, key=fits)
-    return picked(levels[first]) if first < len(levels) else None
+    first = bisect.bisect_left(levels, True, key=keeps_budget)
+    return choose(levels[first]) if first < len(levels) else None
 
 
 def _cheapest_offer(row: Sequence[Offer], values: Sequence[float], level: float) -> int:
