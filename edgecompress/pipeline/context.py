@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -28,6 +28,7 @@ from edgecompress.records import Record, read_record
 from edgecompress.runs import Run, hash_values
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 OnStep = Callable[[str, Record, float, bool], None]
 SMALL_NETWORK_MACS: Final = 100_000_000  # below it threads wait for each other as long as they compute, and far longer on a busy machine
 
@@ -159,11 +160,11 @@ class RunContext:
         """Return a hash of the files of a finished step of the present stage."""
         return self.run.digest(self.step_name(step))
 
-    def remember(self, name: str, made_from: str, make: Callable[[], Any]) -> Any:
+    def remember(self, name: str, made_from: str, make: Callable[[], T]) -> T:
         """Return `make()`, computed once in this process for each `made_from`."""
         if name not in self.memo or self.memo[name][0] != made_from:
             self.memo[name] = (made_from, make())
-        return self.memo[name][1]
+        return cast("T", self.memo[name][1])
 
     @property
     def source(self) -> str:
@@ -181,14 +182,12 @@ class RunContext:
             files = [] if data is None else stamp_files(data)
             return hash_values(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
 
-        made: str = self.remember("source", self.options.data, hash_source)
-        return made
+        return self.remember("source", self.options.data, hash_source)
 
     @property
     def evidence(self) -> Evidence:
         """Real inputs that artifacts are checked on: evaluation data, or calibration data where there are none."""
-        made: Evidence = self.remember("evidence", hash_values(self.source, self.options.verify_samples), self._fetch_evidence)
-        return made
+        return self.remember("evidence", hash_values(self.source, self.options.verify_samples), self._fetch_evidence)
 
     def _fetch_evidence(self) -> Evidence:
         dataset = self.data.dataset("eval")
@@ -199,10 +198,9 @@ class RunContext:
     @property
     def dense_outputs(self) -> Batch:
         """The outputs of the dense network for the evidence."""
-        made: Batch = self.remember(
+        return self.remember(
             "dense outputs", hash_values(self.source, self.options.verify_samples), lambda: forward(self.dense, self.evidence.inputs)
         )
-        return made
 
     @property
     def repairs(self) -> bool:

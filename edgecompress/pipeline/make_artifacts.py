@@ -129,8 +129,7 @@ def _reference_outputs(context: RunContext, variant: str) -> Batch:
     if variant == "dense":
         return context.dense_outputs
     made_from = hash_values(context.source, context.digest("finetune"), context.options.verify_samples)
-    made: Batch = context.remember("compressed outputs", made_from, lambda: forward(load_compressed(context), context.evidence.inputs))
-    return made
+    return context.remember("compressed outputs", made_from, lambda: forward(load_compressed(context), context.evidence.inputs))
 
 
 def _choose_conversion(context: RunContext, format_name: str, scheme: str) -> ConversionOptions:

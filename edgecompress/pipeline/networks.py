@@ -31,8 +31,7 @@ def load_stage(context: RunContext, stage: int) -> nn.Module:
 def load_compressed(context: RunContext) -> nn.Module:
     """Return the decomposed network with its fine-tuned weights, loaded once in a process."""
     final = context.at_stage(context.options.stages)
-    model: nn.Module = final.remember("compressed network", final.digest("finetune"), lambda: load_stage(final, final.stage))
-    return model
+    return final.remember("compressed network", final.digest("finetune"), lambda: load_stage(final, final.stage))
 
 
 def export_compressed(context: RunContext) -> ExportedProgram:
@@ -42,8 +41,7 @@ def export_compressed(context: RunContext) -> ExportedProgram:
     def export() -> ExportedProgram:
         return to_program(load_compressed(context), context.recipe.example_inputs, name=context.recipe.name)
 
-    program: ExportedProgram = final.remember("compressed program", final.digest("finetune"), export)
-    return program
+    return final.remember("compressed program", final.digest("finetune"), export)
 
 
 def export_trained(context: RunContext) -> ExportedProgram:
