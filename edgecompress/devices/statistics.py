@@ -100,8 +100,8 @@ def comparable(a: Comparable, b: Comparable, *, any_session: bool = False) -> st
 
     Times may be divided only where everything that decides about them is the same: the session (all files measured interleaved in one run),
     the device (URL, serial number, model, SoC, ABI, operating system, and whether it is emulated), its governor, the runtime with its
-    version, the runner, the number of threads and the CPU mask. Sessions differ in temperature and in what else runs, so a ratio across
-    sessions would be of the weather.
+    version, the runner, the number of threads and the CPU mask. Sessions differ in temperature and in other load, which a ratio across
+    sessions would measure too.
 
     The other records have fewer conditions, and those that both have are asked. The accuracy in an `Evaluation` depends on device, runtime,
     runner, threads and samples, but not on the session or governor. A `CostTable` holds for a kind of device (model, SoC and ABI, whichever

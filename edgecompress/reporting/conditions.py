@@ -2,34 +2,29 @@
 
 import math
 
-from edgecompress.records import Artifact, CompressionPlan, FinetuneResult, ModelStats, QuantizeResult
+from edgecompress.records import Artifact, FinetuneResult, QuantizeResult
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import Conditions, Group
 from edgecompress.reporting.numbers import format_db, format_exact, format_percent, format_seconds, format_shape, format_whole
 
 Entries = tuple[tuple[str, str], ...]
 
 
-def list_conditions(
-    *,
-    stats: ModelStats | None,
-    plan: CompressionPlan | None,
-    finetuned: FinetuneResult | None,
-    quantized: QuantizeResult | None,
-    artifacts: tuple[Artifact, ...],
-    groups: tuple[Group, ...],
-    created_at: str,
-    version: str,
-) -> tuple[Conditions, ...]:
+def list_conditions(records: RunRecords, groups: tuple[Group, ...], *, created_at: str, version: str) -> tuple[Conditions, ...]:
     """Return the conditions of the run, of each group of measurements and of each file; unknown entries are left out."""
-    run = (("Report written", created_at), ("edgecompress", version))
-    model = (
+    stats, plan = records.stats, records.plan
+    run = (
+        ("Report written", created_at),
+        ("edgecompress", version),
         ("Model", stats.model if stats else plan.model if plan else ""),
         ("Input", " · ".join(format_shape(s) for s in stats.input_shapes) if stats else ""),
         *((stats.conditions if stats else {}).items()),
+        *describe_training(records.finetuned),
+        *describe_calibration(records.quantized),
     )
-    found = [Conditions(title="Run", entries=drop_empty((*run, *model, *describe_training(finetuned), *describe_calibration(quantized))))]
+    found = [Conditions(title="Run", entries=drop_empty(run))]
     found += [Conditions(title=make_heading(group), entries=drop_empty(describe_place(group))) for group in groups]
-    found += [Conditions(title=artifact.name, entries=drop_empty(describe_file(artifact))) for artifact in artifacts]
+    found += [Conditions(title=artifact.name, entries=drop_empty(describe_file(artifact))) for artifact in records.artifacts]
     return tuple(found)
 
 

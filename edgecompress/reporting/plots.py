@@ -12,8 +12,8 @@ from markupsafe import Markup
 from edgecompress.reporting.numbers import format_significant, use_minus_sign
 
 MAX_DOTS = 300  # More dots of a strip cannot be told apart and make the page heavy.
-WIDTH, HEIGHT = 340, 190  # Of a curve, in px: this wide, its text is readable on a phone.
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 26  # Margins of a curve, in px, for the labels of its axes.
+WIDTH, HEIGHT = 340, 190  # Size of a curve in px: at this width its text is readable on a phone.
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 26  # Margins of a curve in px, with room for the labels of its axes.
 
 
 def wrap_picture(body: Markup, *, title: str, kind: str, height: float, desc: str = "") -> Markup:

@@ -1,24 +1,15 @@
 """The table of the stages of a run that decomposes and fine-tunes several times."""
 
-from collections.abc import Sequence
-
 from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult
-from edgecompress.records.stages import StageResult
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import StageRow
 
 
-def make_stage_rows(
-    before: Sequence[StageResult], plan: CompressionPlan | None, decomposed: DecomposeResult | None, finetuned: FinetuneResult | None
-) -> tuple[StageRow, ...]:
-    """Return a row for each stage; () for a run of one stage.
-
-    Args:
-        before: The stages before the last.
-        plan, decomposed, finetuned: The results of the last stage, None where it has not come so far.
-    """
-    rows = [_make_row(number, s.plan, s.decomposed, s.finetuned) for number, s in enumerate(before, start=1)]
-    if rows and plan and decomposed and finetuned:
-        rows.append(_make_row(len(rows) + 1, plan, decomposed, finetuned))
+def make_stage_rows(records: RunRecords) -> tuple[StageRow, ...]:
+    """Return a row for each finished stage; () for a run of one stage."""
+    rows = [_make_row(number, s.plan, s.decomposed, s.finetuned) for number, s in enumerate(records.stages, start=1)]
+    if rows and records.plan and records.decomposed and records.finetuned:
+        rows.append(_make_row(len(rows) + 1, records.plan, records.decomposed, records.finetuned))
     return tuple(rows)
 
 

@@ -2,7 +2,8 @@
 
 import math
 
-from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
+from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult
+from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable, Verdict
 from edgecompress.reporting.numbers import (
     describe_change,
@@ -18,7 +19,7 @@ from edgecompress.reporting.numbers import (
 from edgecompress.reporting.slower_in_int8 import list_slower_in_int8
 
 MIN_NOTICED_LOSS_POINTS = 1.0  # A larger loss of top-1 must not be found in the table alone.
-MAX_STEADY_SPREAD = 1.5  # Of p90 over p10: above, something else ran, or the clock changed.
+MAX_STEADY_SPREAD = 1.5  # A larger ratio of p90 to p10 means that something else ran or the clock changed.
 
 
 def choose_headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> tuple[ArtifactRow, Group | None] | None:
@@ -35,41 +36,40 @@ def choose_headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ..
 
 
 def make_verdict(
+    records: RunRecords,
     groups: tuple[Group, ...],
     unmeasured: tuple[ArtifactRow, ...],
     layers: LayerTable | None,
     *,
-    plan: CompressionPlan | None,
-    decomposed: DecomposeResult | None,
-    finetuned: FinetuneResult | None,
-    refused: tuple[RefusedArtifact, ...],
     left_out: tuple[str, ...],
 ) -> Verdict:
-    """Return the verdict; every number in its sentence is also a figure."""
-    found = choose_headline(groups, unmeasured)
-    row, group = found if found else (None, None)
-    figures = (make_size_figure(row), make_speed_figure(row, group), make_top1_figure(row, finetuned), make_macs_figure(layers))
-    short = (
-        *(f"{file.path} was refused: {' '.join(file.reason.split())}" for file in refused),
-        *list_plan_shortfalls(plan, decomposed),
-        *list_accuracy_shortfalls(figures[2], finetuned, exported=row is not None),
+    """Return the verdict; every number in its sentence is also a figure.
+
+    Args:
+        left_out: Sentences about results that the report leaves out.
+    """
+    row, group = choose_headline(groups, unmeasured) or (None, None)
+    figures = (
+        make_size_figure(row),
+        make_speed_figure(row, group),
+        make_top1_figure(row, records.finetuned),
+        make_macs_figure(layers),
+    )
+    shortfalls = (
+        *(f"{file.path} was refused: {' '.join(file.reason.split())}" for file in records.refused),
+        *list_plan_shortfalls(records.plan, records.decomposed),
+        *list_accuracy_shortfalls(figures[2], records.finetuned, exported=row is not None),
         *list_row_shortfalls(groups, unmeasured),
         *list_slower_in_int8(groups),
         *list_group_shortfalls(groups),
         *left_out,
     )
+    has_baseline = any(r.baseline for r in (*unmeasured, *(r for g in groups for r in g.rows)))
     return Verdict(
-        sentence=write_sentence(
-            row,
-            group,
-            figures,
-            layers,
-            plan,
-            baseline=any(r.baseline for g in groups for r in g.rows) or any(r.baseline for r in unmeasured),
-        ),
+        sentence=write_sentence(row, group, figures, layers, records.plan, baseline=has_baseline),
         artifact=row.artifact if row else "",
         figures=figures,
-        shortfalls=tuple(dict.fromkeys(short)),
+        shortfalls=tuple(dict.fromkeys(shortfalls)),
     )
 
 
