@@ -83,11 +83,13 @@ class Format(NamedTuple):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A preset.
+    """A preset for a kind of device.
 
     Attributes:
-        outputs: (format, scheme) in order of preference; others are exported by name only.
-        rank_multiple: Keeps channels where kernels are fast.
+        outputs: (format, scheme) pairs to export, in order of preference; all others are exported only when named.
+        rank_multiple: Ranks are rounded to multiples of it, because kernels are fast at such numbers of channels.
+        device: An example of a device URL of this kind.
+        threads: Threads of measured runs.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -173,7 +175,7 @@ FORMATS: Final = {
         Format("executorch", ".pte"),
     )
 }
-SUFFIXES: Final = {known.suffix: name for name, known in FORMATS.items()}
+SUFFIXES: Final = {form.suffix: name for name, form in FORMATS.items()}
 
 TFLITE: Final = tuple(("tflite", scheme) for scheme in ("int8-static", "int8-dynamic", "fp16", "fp32"))
 TORCHSCRIPT: Final = (("torchscript", "int8-static"), ("torchscript", "fp32"))

@@ -1,1 +1,1 @@
-"""Quantization in PyTorch: schemes simulated on exported programs, weights rounded with compensation, calibration inputs."""
+"""Quantization in PyTorch: simulation of schemes on exported programs, GPTQ, mixed precision, calibration inputs."""

@@ -1,4 +1,4 @@
-"""Mixed precision: the fewest layers stay in float, by measurement or by hand, and the file of a real converter then passes its gate."""
+"""Mixed precision keeps as few layers in float as the gate needs, and a real converter's file then passes that gate."""
 
 import msgspec
 import pytest
@@ -32,11 +32,11 @@ def calibration():
 
 
 @pytest.fixture(scope="module")
-def made(uneven, calibration):
+def precision_plan(uneven, calibration):
     return plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS)
 
 
-def test_a_trial_is_the_simulation_for_any_choice_of_layers(uneven, calibration):
+def test_a_layerwise_simulation_equals_a_simulation_for_any_choice_of_layers(uneven, calibration):
     program = to_program(uneven, IMAGE)
     simulation = LayerwiseSimulation(program, "int8-static", calibration)
     assert simulation.layers == ("stem", "dw1", "project", "expand", "dw2", "head")
@@ -47,34 +47,34 @@ def test_a_trial_is_the_simulation_for_any_choice_of_layers(uneven, calibration)
         assert sqnr_db(simulation.run(calibration, spec)[0], wanted) > 40, layers
 
 
-def test_a_trial_of_no_integers_is_the_network(uneven, calibration):
+def test_a_layerwise_simulation_without_integers_equals_the_network(uneven, calibration):
     program = to_program(uneven, IMAGE)
     (exact,) = run_graph(graph_of(program), calibration)
     (found,) = LayerwiseSimulation(program, "int8-static", calibration).run(calibration, QuantSpec(scheme="fp32"))
     assert torch.allclose(found, exact, atol=1e-5)
 
 
-def test_the_fewest_of_the_most_sensitive_layers_that_clear_the_gate_stay_in_float(uneven, calibration, made):
-    kept = [layer for layer in made.layers if layer.scheme == "fp32"]
-    assert 0 < len(kept) < len(made.layers)
-    assert max(k.alone_sqnr_db for k in kept) < min(layer.alone_sqnr_db for layer in made.layers if layer not in kept)
-    assert all(1 >= layer.alone_agreement > made.before.top1_agreement for layer in made.layers)
-    assert made.before.top1_agreement < 0.98 < made.wanted_agreement <= made.reached.top1_agreement
-    assert made.note == ""
-    assert made.schemes == {layer.layer: "fp32" for layer in kept}
+def test_as_few_of_the_most_sensitive_layers_as_pass_the_gate_stay_in_float(uneven, calibration, precision_plan):
+    kept = [layer for layer in precision_plan.layers if layer.scheme == "fp32"]
+    assert 0 < len(kept) < len(precision_plan.layers)
+    assert max(k.alone_sqnr_db for k in kept) < min(layer.alone_sqnr_db for layer in precision_plan.layers if layer not in kept)
+    assert all(1 >= layer.alone_agreement > precision_plan.before.top1_agreement for layer in precision_plan.layers)
+    assert precision_plan.before.top1_agreement < 0.98 < precision_plan.wanted_agreement <= precision_plan.reached.top1_agreement
+    assert precision_plan.note == ""
+    assert precision_plan.schemes == {layer.layer: "fp32" for layer in kept}
     by_hand = dict.fromkeys([k.layer for k in sorted(kept, key=lambda k: k.alone_sqnr_db)][:-1], "fp32")
     fewer = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=LIMITS, fixed=by_hand)
     assert describe_shortfalls(fewer.before, tighten_gate(LIMITS, 128))
-    assert fewer.schemes == made.schemes
+    assert fewer.schemes == precision_plan.schemes
 
 
-def test_a_network_that_bears_int8_stays_in_it(calibration):
+def test_a_network_that_passes_in_int8_keeps_no_float_layer(calibration):
     limits = msgspec.structs.replace(LIMITS, min_agreement=0.9)
     found = plan_precision(to_program(trained(Net()), IMAGE), calibration, scheme="int8-static", limits=limits)
     assert (found.schemes, found.reached, found.note) == ({}, found.before, "")
 
 
-def test_what_float_layers_cannot_reach_is_said_and_as_near_is_as_few_as_possible(uneven, calibration):
+def test_a_gate_that_float_layers_cannot_reach_is_noted_and_approached(uneven, calibration):
     fixed = {"expand": "int8-static"}  # which reads the uneven channels as integers, whatever else is float
     limits = msgspec.structs.replace(LIMITS, min_agreement=1.0)
     found = plan_precision(to_program(uneven, IMAGE), calibration, scheme="int8-static", limits=limits, fixed=fixed)
@@ -83,9 +83,9 @@ def test_what_float_layers_cannot_reach_is_said_and_as_near_is_as_few_as_possibl
     assert "expand" not in {layer.layer for layer in found.layers}
 
 
-def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven, calibration, made, tmp_path):
+def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven, calibration, precision_plan, tmp_path):
     held_out = digits()[1]
-    for layers in ({}, made.schemes):
+    for layers in ({}, precision_plan.schemes):
         artifact = export_artifact(
             uneven,
             IMAGE,
@@ -101,7 +101,7 @@ def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven
         assert artifact.parity.top1_agreement == pytest.approx(artifact.simulated.top1_agreement, abs=0.1)
 
 
-def test_layers_of_a_block_given_by_hand_are_not_chosen_anew():
+def test_layers_of_a_block_given_by_hand_are_not_planned():
     x = torch.randn(16, 1, 28, 28)
     program = to_program(settled(Residual(), (x,)), (x[:1],))
     found = plan_precision(program, (x,), scheme="int8-static", limits=LIMITS, fixed={"blocks.0": "fp32"})
@@ -118,7 +118,7 @@ def test_too_few_calibration_inputs_are_refused(uneven, n):
         plan_precision(to_program(uneven, IMAGE), (torch.zeros(n, 1, 8, 8),), scheme="int8-static", limits=LIMITS)
 
 
-def test_schemes_by_hand_are_parsed():
+def test_layer_schemes_given_by_hand_are_parsed():
     assert parse_layer_schemes(Options(layer_scheme=("a.b=fp32", "c=int8-dynamic"))) == {"a.b": "fp32", "c": "int8-dynamic"}
     for text, message in (
         ("stem", "write NAME=SCHEME, e.g. stem=fp32"),

@@ -1,4 +1,4 @@
-"""What analyze finds, and that it leaves no trace."""
+"""`analyze` counts and times every layer, and leaves the model unchanged."""
 
 import copy
 
@@ -13,7 +13,7 @@ from edgecompress.network.analyze import analyze
 IMAGE = (torch.zeros(1, 1, 8, 8),)
 
 
-def test_each_layer_with_its_shapes_and_costs():
+def test_each_layer_is_listed_with_its_shapes_and_costs():
     stats = analyze(Net(), IMAGE, name="net")
     assert [(s.name, s.kind, s.weight_shape, s.input_shape, s.output_shape) for s in stats.layers] == [
         ("stem", "Conv2d", (16, 1, 3, 3), (1, 8, 8), (16, 8, 8)),
@@ -29,7 +29,7 @@ def test_each_layer_with_its_shapes_and_costs():
     assert (stats.model, stats.input_shapes) == ("net", ((1, 1, 8, 8),))
 
 
-def test_times_are_positive_and_tell_their_conditions():
+def test_times_are_positive_and_their_conditions_are_recorded():
     stats = analyze(Net(), IMAGE)
     assert stats.latency_ms > 0
     assert all(s.latency_ms > 0 for s in stats.layers)
@@ -43,7 +43,7 @@ def test_without_measuring_there_are_no_times():
     assert stats.conditions == {}
 
 
-def test_the_model_modes_threads_and_hooks_are_as_before():
+def test_modes_threads_and_hooks_of_the_model_are_restored():
     model = Net().train()
     model.bn1.eval()
     before, threads = copy.deepcopy(model.state_dict()), torch.get_num_threads()
@@ -60,7 +60,7 @@ def test_layers_that_do_not_run_are_not_listed():
     assert [s.name for s in analyze(model, (torch.zeros(1, 3),), measure=False).layers] == ["used"]
 
 
-def raising(error):
+def model_raising(error):
     class Broken(nn.Module):
         def forward(self, x):
             raise error
@@ -73,9 +73,9 @@ def raising(error):
     [
         (Net(), (torch.zeros(1, 3, 8, 8),), r"\(1, 3, 8, 8\): Given groups=1"),
         (Net(), (torch.zeros(1, 1, 8, 8), torch.zeros(1)), r"\(1,\): .*takes 2 positional arguments"),
-        (raising(AssertionError()), IMAGE, "AssertionError"),
-        (raising(KeyError("size")), IMAGE, "'size'"),
-        (raising(ValueError("\n")), IMAGE, "ValueError"),
+        (model_raising(AssertionError()), IMAGE, "AssertionError"),
+        (model_raising(KeyError("size")), IMAGE, "'size'"),
+        (model_raising(ValueError("\n")), IMAGE, "ValueError"),
     ],
 )
 def test_a_model_that_does_not_run_is_refused_and_restored(model, inputs, what):

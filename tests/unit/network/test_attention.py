@@ -1,4 +1,4 @@
-"""Attention in ordinary Linears: equal to what PyTorch computes, what is left alone, and which layers share their weights."""
+"""Unfused attention equals PyTorch's, unsupported attention stays unchanged, and layers that share weights are found."""
 
 import pytest
 import torch
@@ -51,15 +51,15 @@ def attention(options):
 
 
 def sequences(dense, *, batch=BATCH):
-    """(query, key, value) for cross-attention, as the attention takes them."""
+    """Return (query, key, value) for cross-attention, in the layout of `dense`."""
     torch.manual_seed(1)
     shapes = ((SHORT, WIDTH), (LONG, dense.kdim), (LONG, dense.vdim))
     made = [torch.randn(batch, n, width, dtype=torch.float64) for n, width in shapes]
     return made if dense.batch_first else [x.transpose(0, 1) for x in made]
 
 
-def agree(dense, inputs, **call):
-    """Both answer alike in training with the same dropout, in evaluation, and there by PyTorch's fused path."""
+def assert_same_outputs(dense, inputs, **call):
+    """Check that unfused attention equals `dense` in training with the same dropout, and in evaluation with and without the fused path."""
     both = dense, unfuse_attention(dense)
     for training, gradients in ((True, True), (False, True), (False, False)):
         answers = []
@@ -79,7 +79,7 @@ def test_cross_attention_is_what_pytorch_computes(options, call):
     dense, given = attention(ATTENTIONS[options]), CALLS[call]
     if call == "mask for each head":
         given = given | {"attn_mask": LATER.repeat(BATCH * dense.num_heads, 1, 1)}
-    agree(dense, sequences(dense), **given)
+    assert_same_outputs(dense, sequences(dense), **given)
 
 
 @pytest.mark.parametrize("call", ["weights", "outputs alone", "padding", "mask and padding"])
@@ -88,28 +88,28 @@ def test_self_attention_is_what_pytorch_computes(options, call):
     dense = attention(ATTENTIONS[options])
     x = sequences(dense)[1]
     square = torch.ones(LONG, LONG, dtype=torch.bool).triu(1)
-    agree(dense, (x, x, x), **CALLS[call] | ({"attn_mask": square} if "attn_mask" in CALLS[call] else {}))
+    assert_same_outputs(dense, (x, x, x), **CALLS[call] | ({"attn_mask": square} if "attn_mask" in CALLS[call] else {}))
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("options", ["plain", "batch first", "other key and value", "both tokens"])
-def test_one_sequence_without_a_batch_axis(options, call):
+def test_a_sequence_without_a_batch_axis_gives_the_same_outputs(options, call):
     dense, given = attention(ATTENTIONS[options]), dict(CALLS[call])
     if "key_padding_mask" in given:
         given["key_padding_mask"] = given["key_padding_mask"][1]
     if call == "mask for each head":
         given["attn_mask"] = given["attn_mask"][:HEADS]
-    agree(dense, [x.squeeze(0 if dense.batch_first else 1) for x in sequences(dense, batch=1)], **given)
+    assert_same_outputs(dense, [x.squeeze(0 if dense.batch_first else 1) for x in sequences(dense, batch=1)], **given)
 
 
 @pytest.mark.parametrize("padding", [None, PADDED])
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("options", ["plain", "batch first", "learnt token", "token of zeros"])
-def test_a_causal_mask_with_its_hint(options, need_weights, padding):
+def test_a_causal_mask_with_its_hint_gives_the_same_outputs(options, need_weights, padding):
     dense = attention(ATTENTIONS[options])
     x = sequences(dense)[1]
     mask = torch.ones(LONG, LONG, dtype=torch.bool).triu(1)
-    agree(dense, (x, x, x), attn_mask=mask, key_padding_mask=padding, is_causal=True, need_weights=need_weights)
+    assert_same_outputs(dense, (x, x, x), attn_mask=mask, key_padding_mask=padding, is_causal=True, need_weights=need_weights)
 
 
 def test_a_hint_without_its_mask_is_refused():
@@ -147,13 +147,13 @@ def test_an_encoder_layer_answers_alike_in_training_and_in_evaluation(batch_firs
     layer = nn.TransformerEncoderLayer(
         WIDTH, HEADS, 20, 0.0, activation, batch_first=batch_first, norm_first=norm_first, bias=bias, dtype=torch.float64
     )
-    agree(layer, (torch.randn(BATCH, LONG, WIDTH, dtype=torch.float64),))
+    assert_same_outputs(layer, (torch.randn(BATCH, LONG, WIDTH, dtype=torch.float64),))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True, but:UserWarning")
 @pytest.mark.parametrize("heads", [4, 3])
-def test_an_encoder_with_padding_answers_alike_wherever_a_sequence_is(heads):
+def test_an_encoder_with_padding_gives_the_same_outputs_inside_each_sequence(heads):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, heads, 20, batch_first=True, dtype=torch.float64), 2).eval()
     x = torch.randn(BATCH, LONG, WIDTH, dtype=torch.float64)
@@ -166,7 +166,7 @@ def test_an_encoder_with_padding_answers_alike_wherever_a_sequence_is(heads):
 def test_a_decoder_answers_alike():
     torch.manual_seed(0)
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, HEADS, 20, 0.0, dtype=torch.float64), 2)
-    agree(decoder, (torch.randn(SHORT, BATCH, WIDTH).double(), torch.randn(LONG, BATCH, WIDTH).double()))
+    assert_same_outputs(decoder, (torch.randn(SHORT, BATCH, WIDTH).double(), torch.randn(LONG, BATCH, WIDTH).double()))
 
 
 def test_a_whole_transformer_answers_alike():
@@ -174,15 +174,15 @@ def test_a_whole_transformer_answers_alike():
     whole = nn.Transformer(WIDTH, HEADS, 1, 2, 20, 0.0, batch_first=True, dtype=torch.float64)
     mask = nn.Transformer.generate_square_subsequent_mask(SHORT, dtype=torch.float64)
     inputs = torch.randn(BATCH, LONG, WIDTH).double(), torch.randn(BATCH, SHORT, WIDTH).double()
-    agree(whole, inputs, tgt_mask=mask, tgt_is_causal=True)
+    assert_same_outputs(whole, inputs, tgt_mask=mask, tgt_is_causal=True)
     assert len([m for m in unfuse_attention(whole).modules() if isinstance(m, Attention)]) == 5
 
 
-# What is opened, and what is left alone
+# Which attention is unfused, and which stays unchanged
 
 
-def pair(**options):
-    """Two attentions side by side."""
+def two_attentions(**options):
+    """Return a model of two attentions."""
     return nn.ModuleDict({"a": attention(options), "b": attention(options)})
 
 
@@ -190,8 +190,8 @@ def names(model):
     return [name for name, module in model.named_modules() if isinstance(module, Attention)]
 
 
-def test_the_original_is_left_alone():
-    model = pair()
+def test_the_original_model_stays_unchanged():
+    model = two_attentions()
     before, kinds = fingerprint(model), [type(m) for m in model.modules()]
     with torch.no_grad():
         for parameter in unfuse_attention(model).parameters():
@@ -213,7 +213,7 @@ def test_the_projections_are_ordinary_linears_of_the_same_kind():
     assert {p.device.type for p in unfuse_attention(attention({}).to("meta")).parameters()} == {"meta"}
 
 
-def test_an_attention_of_two_names_stays_one_module():
+def test_an_attention_with_two_names_stays_one_module():
     model = nn.ModuleDict({"a": attention({})})
     model["b"], model["deeper"] = model["a"], nn.Sequential(model["a"])
     made = unfuse_attention(model)
@@ -222,7 +222,7 @@ def test_an_attention_of_two_names_stays_one_module():
 
 
 def test_parameters_that_are_not_split_stay_shared():
-    model = pair(kdim=7)
+    model = two_attentions(kdim=7)
     model["b"].out_proj.weight = model["a"].out_proj.weight
     model["b"].k_proj_weight = model["a"].k_proj_weight
     made = unfuse_attention(model)
@@ -294,8 +294,8 @@ ODD = {
 
 
 @pytest.mark.parametrize("change", ODD)
-def test_what_cannot_be_opened_is_left_alone_with_the_reason(change):
-    model = pair()
+def test_attention_that_cannot_be_unfused_stays_unchanged_and_the_reason_is_named(change):
+    model = two_attentions()
     reasons = ODD[change](model)
     assert find_unsupported_attention(model) == reasons
     model.eval()
@@ -316,7 +316,7 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_feed_forward_layers_can_be_replaced_beside_an_attention_open_or_not(shared):
+def test_feed_forward_layers_can_be_replaced_beside_fused_and_unfused_attention(shared):
     """PyTorch's fused path would read the weights of layers that are no longer there."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 20, batch_first=True, dtype=torch.float64)
@@ -335,8 +335,8 @@ def test_feed_forward_layers_can_be_replaced_beside_an_attention_open_or_not(sha
 # Layers that share their weights
 
 
-def shared_with(change):
-    """Two Linears, an embedding and an attention, changed; which layers are then tied to what."""
+def find_ties_after(change):
+    """Return the tied layers of two Linears, an embedding and an attention after a change."""
     torch.manual_seed(0)
     first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
     model = nn.ModuleDict({"a": first, "b": second, "embedding": nn.Embedding(9, WIDTH), "attention": nn.MultiheadAttention(WIDTH, HEADS)})
@@ -344,24 +344,24 @@ def shared_with(change):
     return find_tied_layers(unfuse_attention(model))
 
 
-def one_embedding(model):
+def share_an_embedding(model):
     model["a"] = nn.Linear(WIDTH, 9)
     model["a"].weight = model["embedding"].weight
 
 
-def transposed(model):
+def share_a_transpose(model):
     model["b"].weight = nn.Parameter(model["a"].weight.detach().T)
 
 
-def of_the_model(model):
+def share_with_the_model(model):
     model.shared = model["b"].weight
 
 
-def twice(model):
+def use_attention_twice(model):
     model["again"] = model["attention"]
 
 
-def in_attention(model):
+def share_with_in_projection(model):
     model["a"] = nn.Linear(WIDTH, 3 * WIDTH)
     model["a"].weight = model["attention"].in_proj_weight
 
@@ -370,7 +370,7 @@ def output_projection(model):
     model["a"].weight = model["attention"].out_proj.weight
 
 
-def without_values(model):
+def share_without_values(model):
     model.to("meta")
     model["b"].weight = model["a"].weight
 
@@ -380,17 +380,20 @@ PROJECTED = [f"attention.{name}" for name in PROJECTIONS]
 TIES = {
     "nothing": (lambda model: None, {}),
     "one weight": (lambda model: setattr(model["b"], "weight", model["a"].weight), {"a": "b", "b": "a"}),
-    "embedding": (one_embedding, {"a": "embedding", "embedding": "a"}),
-    "a view": (transposed, {}),
-    "the model's own": (of_the_model, {"b": "shared"}),
-    "another parameter": (in_attention, {"a": "attention.in_proj_weight"}),
+    "embedding": (share_an_embedding, {"a": "embedding", "embedding": "a"}),
+    "a view": (share_a_transpose, {}),
+    "the model's own": (share_with_the_model, {"b": "shared"}),
+    "another parameter": (share_with_in_projection, {"a": "attention.in_proj_weight"}),
     "output projection": (output_projection, {"a": "attention.out_proj", "attention.out_proj": "a"}),
-    "attention used twice": (twice, {a.replace("attention", x): a.replace("attention", y) for a in PROJECTED for x, y in SWAPPED}),
-    "no values": (without_values, {"a": "b", "b": "a"}),
+    "attention used twice": (
+        use_attention_twice,
+        {a.replace("attention", x): a.replace("attention", y) for a in PROJECTED for x, y in SWAPPED},
+    ),
+    "no values": (share_without_values, {"a": "b", "b": "a"}),
 }
 
 
 @pytest.mark.parametrize("case", TIES)
 def test_ties_are_found(case):
     change, expected = TIES[case]
-    assert shared_with(change) == expected
+    assert find_ties_after(change) == expected

@@ -1,4 +1,4 @@
-"""Counts against arithmetic done by hand."""
+"""Counts of parameters and MACs equal those by hand."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_counts_are_those_done_by_hand(name):
+def test_counts_equal_those_by_hand(name):
     layer, shape, params, macs = BY_HAND[name]
     with record_layer_costs(layer, 2) as seen:
         layer(torch.zeros(2, *shape))  # counted at batch size 1 whatever the batch
@@ -84,7 +84,7 @@ def test_a_layer_called_by_keyword_is_counted():
     assert seen["fc"].macs == 20
 
 
-def test_watching_leaves_no_hooks_even_when_the_model_fails():
+def test_no_hooks_remain_even_when_the_model_fails():
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(RuntimeError), record_layer_costs(model):
         model(torch.zeros(1, 4))

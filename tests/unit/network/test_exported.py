@@ -81,7 +81,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def trained(model: nn.Module) -> nn.Module:
+def with_trained_statistics(model: nn.Module) -> nn.Module:
     """Give BatchNorm the statistics of a trained network, so that folding has something to fold."""
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -98,7 +98,7 @@ def trained(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", MODELS)
 def test_program_equals_model_without_batch_norm(name: str) -> None:
     build, shape, remaining = MODELS[name]
-    model = trained(build()).eval()
+    model = with_trained_statistics(build()).eval()
     x = torch.randn(shape)
     program = to_program(model, (x,))
     targets = [str(node.target) for node in program.graph.nodes]
@@ -109,8 +109,8 @@ def test_program_equals_model_without_batch_norm(name: str) -> None:
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_model_is_left_alone() -> None:
-    model = trained(MODELS["in-place"][0]()).train()
+def test_the_model_stays_unchanged() -> None:
+    model = with_trained_statistics(MODELS["in-place"][0]()).train()
     before = copy.deepcopy(model.state_dict())
     to_program(model, (torch.randn(IMAGE),))
     assert model.training
@@ -119,7 +119,7 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_a_layer_called_twice_is_stored_once() -> None:
-    program = to_program(trained(Shared()), (torch.randn(IMAGE),))
+    program = to_program(with_trained_statistics(Shared()), (torch.randn(IMAGE),))
     assert len(program.state_dict) == 2 + 2 + 4  # folded conv, conv, the norm that stays
 
 
@@ -134,9 +134,9 @@ def test_outputs_in_a_dict_become_a_tuple_in_its_order() -> None:
     assert [tuple(y.shape) for y in example_outputs(program)] == [IMAGE, IMAGE, (1, 3)]
 
 
-def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
+def test_a_program_that_is_written_and_read_computes_the_same(tmp_path: Path) -> None:
     x = torch.randn(IMAGE)
-    program = to_program(trained(MODELS["conv"][0]()), (x,))
+    program = to_program(with_trained_statistics(MODELS["conv"][0]()), (x,))
     write_program(program, tmp_path / "a.pt2")
     again = read_program(tmp_path / "a.pt2")
     torch.testing.assert_close(again.module()(x), program.module()(x), rtol=0, atol=0)
@@ -187,7 +187,7 @@ def with_mask(value: float) -> nn.Module:
     return model
 
 
-def test_infinities_are_for_masks_which_are_buffers() -> None:
+def test_only_buffers_such_as_masks_may_hold_infinity() -> None:
     to_program(with_mask(-torch.inf), (torch.zeros(1, 3, 8, 8),))
 
 

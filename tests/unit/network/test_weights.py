@@ -1,4 +1,4 @@
-"""State dicts from files: nothing runs, nothing half fits, nothing half-written."""
+"""State dicts in files: reading runs no code, loading needs every key and shape, writing is atomic."""
 
 import errno
 import os
@@ -73,11 +73,11 @@ def test_a_whole_module_is_refused(net, tmp_path):
         read_state(tmp_path / "module.pt")
 
 
-def scripted(path):
+def write_script(path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
 
 
-def truncated(path):
+def write_half(path):
     torch.save(Net().state_dict(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -91,8 +91,8 @@ def truncated(path):
         ("folder.pt", lambda p: p.mkdir(), "no such checkpoint"),
         ("empty.pt", lambda p: p.touch(), "not a checkpoint"),
         ("text.pt", lambda p: p.write_text("hello, this is no checkpoint"), "not a checkpoint"),
-        ("half.pt", truncated, "not a checkpoint"),
-        ("script.pt", scripted, "not a checkpoint"),
+        ("half.pt", write_half, "not a checkpoint"),
+        ("script.pt", write_script, "not a checkpoint"),
         ("list.pt", lambda p: torch.save([torch.zeros(1)], p), "not a state dict"),
         ("nothing.pt", lambda p: torch.save({}, p), "not a state dict"),
         ("mixed.pt", lambda p: torch.save({"model": OrderedDict(a=torch.zeros(1)), "epoch": 3}, p), "not a state dict"),
@@ -148,7 +148,7 @@ def test_a_weight_or_buffer_that_is_not_finite_is_refused(net, key, value):
 
 
 @pytest.mark.parametrize("value", [None, 3, lambda x: x, Net])
-def test_what_is_no_module_is_refused(value):
+def test_an_object_that_is_no_module_is_refused(value):
     with pytest.raises(ConfigError, match=r"recipe\.py: model\(\) returned \w+; return a torch\.nn\.Module"):
         check_dense(value, subject="recipe.py")
 
@@ -172,7 +172,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_fingerprint_sees_names_types_shapes_and_values(net):
+def test_a_fingerprint_depends_on_names_types_shapes_and_values(net):
     one = nn.Linear(2, 2)
     prints = {fingerprint(one)}
     with torch.no_grad():
@@ -182,5 +182,5 @@ def test_a_fingerprint_sees_names_types_shapes_and_values(net):
     assert fingerprint(one) == fingerprint(one)
 
 
-def test_enospc_has_the_number_this_relies_on():
+def test_enospc_has_the_number_that_save_state_relies_on():
     assert errno.ENOSPC == 28  # safetensors tells of it as "os error 28"

@@ -1,4 +1,4 @@
-"""Laws of rounding weights with their errors compensated."""
+"""GPTQ rounds weights to integer grids with smaller output errors than rounding to nearest."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from edgecompress.quantization.fake_quantize import fake_quantize_symmetric, lar
 from edgecompress.quantization.gptq import round_weights
 
 
-class Twice(nn.Module):
+class CalledTwice(nn.Module):
     """One layer called twice, without a bias."""
 
     def __init__(self) -> None:
@@ -35,74 +35,74 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def images(n: int) -> list[tuple[Tensor, ...]]:
-    """Smooth, positive images, as photographs are."""
+def random_images(n: int) -> list[tuple[Tensor, ...]]:
+    """Return smooth, positive images, as photographs are."""
     return [(nn.functional.interpolate(torch.rand(1, 3, 4, 4), 12, mode="bilinear"),) for _ in range(n)]
 
 
-def nearest(w: Tensor, bits: int = 8) -> Tensor:
+def round_to_nearest(w: Tensor, bits: int = 8) -> Tensor:
     return fake_quantize_symmetric(w, row_peaks(w), bits)
 
 
-def weights(program: torch.export.ExportedProgram) -> list[Tensor]:
+def weights_of(program: torch.export.ExportedProgram) -> list[Tensor]:
     return [t.detach() for t in program.state_dict.values() if t.ndim > 1]
 
 
 @torch.no_grad()
-def error(module: nn.Module, reference: nn.Module, samples: list[tuple[Tensor, ...]]) -> float:
+def squared_error(module: nn.Module, reference: nn.Module, samples: list[tuple[Tensor, ...]]) -> float:
     return sum(float((module(*x) - reference(*x)).square().sum()) for x in samples)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", NETS)
-def test_weights_are_on_the_grid_that_a_converter_finds(name: str, bits: int) -> None:
-    program = to_program(NETS[name]().eval(), images(1)[0])
-    for weight in weights(round_weights(program, images(8), bits_of=lambda _: bits)):
-        torch.testing.assert_close(nearest(weight, bits), weight, rtol=1e-5, atol=1e-7)
+def test_rounded_weights_are_on_the_grid_of_their_peaks(name: str, bits: int) -> None:
+    program = to_program(NETS[name]().eval(), random_images(1)[0])
+    for weight in weights_of(round_weights(program, random_images(8), bits_of=lambda _: bits)):
+        torch.testing.assert_close(round_to_nearest(weight, bits), weight, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", NETS)
-def test_errors_are_smaller_than_by_rounding_to_nearest(name: str, bits: int) -> None:
+def test_output_errors_are_smaller_than_with_rounding_to_nearest(name: str, bits: int) -> None:
     net = NETS[name]().eval()
-    program = to_program(net, images(1)[0])
-    plain = to_program(net, images(1)[0])
+    program = to_program(net, random_images(1)[0])
+    plain = to_program(net, random_images(1)[0])
     with torch.no_grad():
         for tensor in plain.state_dict.values():
             if tensor.ndim > 1:
-                tensor.copy_(nearest(tensor, bits))
-    held_out = images(16)
-    rounded = round_weights(program, images(32), bits_of=lambda _: bits).module()
-    assert error(rounded, program.module(), held_out) < 0.7 * error(plain.module(), program.module(), held_out)
+                tensor.copy_(round_to_nearest(tensor, bits))
+    held_out = random_images(16)
+    rounded = round_weights(program, random_images(32), bits_of=lambda _: bits).module()
+    assert squared_error(rounded, program.module(), held_out) < 0.7 * squared_error(plain.module(), program.module(), held_out)
 
 
-def test_the_program_given_stays_as_it_is() -> None:
-    program = to_program(NETS["folded"]().eval(), images(1)[0])
+def test_the_original_program_stays_unchanged() -> None:
+    program = to_program(NETS["folded"]().eval(), random_images(1)[0])
     before = {key: value.clone() for key, value in program.state_dict.items()}
-    round_weights(program, images(4))
+    round_weights(program, random_images(4))
     torch.testing.assert_close(dict(program.state_dict), before, rtol=0, atol=0)
 
 
 def test_a_layer_that_is_skipped_keeps_its_weight() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    program = to_program(net, images(1)[0])
-    first, last = weights(round_weights(program, images(4), bits_of=lambda node: None if node.name == "conv2d" else 8))
-    assert first.equal(weights(program)[0])
-    assert not last.equal(weights(program)[1])
+    program = to_program(net, random_images(1)[0])
+    first, last = weights_of(round_weights(program, random_images(4), bits_of=lambda node: None if node.name == "conv2d" else 8))
+    assert first.equal(weights_of(program)[0])
+    assert not last.equal(weights_of(program)[1])
 
 
-def test_a_layer_called_twice_stays_one() -> None:
+def test_a_layer_called_twice_stays_one_layer() -> None:
     x = torch.rand(1, 6, 8, 8)
-    program = to_program(Twice().eval(), (x,))
+    program = to_program(CalledTwice().eval(), (x,))
     rounded = round_weights(program, [(x,)])
-    assert len(weights(rounded)) == 1
+    assert len(weights_of(rounded)) == 1
     torch.testing.assert_close(rounded.module()(x), program.module()(x), rtol=0, atol=0.02)
 
 
 def test_the_same_samples_give_the_same_weights() -> None:
-    program, samples = to_program(NETS["depthwise"]().eval(), images(1)[0]), images(8)
+    program, samples = to_program(NETS["depthwise"]().eval(), random_images(1)[0]), random_images(8)
     first, again = round_weights(program, samples), round_weights(program, samples)
-    assert all(a.equal(b) for a, b in zip(weights(first), weights(again), strict=True))
+    assert all(a.equal(b) for a, b in zip(weights_of(first), weights_of(again), strict=True))
 
 
 def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
@@ -110,14 +110,14 @@ def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
     with torch.no_grad():
         conv.weight[0] = 1e-9
         conv.bias[0] = 7.0  # type: ignore[index]
-    program = to_program(conv.eval(), images(1)[0])
-    rounded = round_weights(program, images(4))
-    scale = weights(rounded)[0][0].abs().max() / largest_integer(8)
+    program = to_program(conv.eval(), random_images(1)[0])
+    rounded = round_weights(program, random_images(4))
+    scale = weights_of(rounded)[0][0].abs().max() / largest_integer(8)
     assert 7.0 / (scale * 0.005) < 2**31  # steps of a small input scale
-    assert error(rounded.module(), program.module(), images(4)) / (4 * 2 * 144) < 1e-4
+    assert squared_error(rounded.module(), program.module(), random_images(4)) / (4 * 2 * 144) < 1e-4
 
 
-def test_weights_are_rounded_to_nearest_where_float32_does_not_hold_how_inputs_vary() -> None:
+def test_weights_are_rounded_to_nearest_where_float32_cannot_hold_the_covariance() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     x = 1e9 + torch.randn(8, 3, 12, 12)
     program = to_program(net, (x[:1],))

@@ -27,7 +27,7 @@ def test_calibration_is_a_seeded_draw_of_the_data():
     assert (result.calibration_data, result.input_range) == ("digits, train", (float(inputs.min()), float(inputs.max())))
 
 
-def test_more_samples_than_there_are_takes_all():
+def test_asking_for_more_samples_than_the_data_have_takes_all():
     _, result = quantize(Net(), digits()[1], schemes=("int8-static",), samples=10_000)
     assert result.specs == (QuantSpec(scheme="int8-static", per_channel=True, calibration_samples=397),)
 
@@ -44,14 +44,14 @@ def test_only_calibrated_schemes_count_samples():
     }
 
 
-def test_every_layer_is_previewed_and_channels_of_their_own_never_hurt():
+def test_every_layer_is_previewed_and_per_channel_scales_never_hurt():
     _, result = quantize(Net(), digits()[0], schemes=("int8-static",), samples=8)
     assert [q.layer for q in result.layers] == ["stem", "body", "mix", "head"]
     assert all(q.per_channel_sqnr_db >= q.per_tensor_sqnr_db - 0.5 for q in result.layers)
     assert all(30 < q.per_tensor_sqnr_db < 60 for q in result.layers)  # 8 bits are worth 6 dB each, less the peak
 
 
-def test_channels_of_unlike_size_gain_from_scales_of_their_own():
+def test_channels_of_different_size_gain_from_per_channel_scales():
     torch.manual_seed(0)
     w = torch.randn(8, 16) * torch.logspace(-3, 0, 8)[:, None]
     assert weight_sqnr_db(w, per_channel=True) > weight_sqnr_db(w, per_channel=False)
@@ -59,7 +59,7 @@ def test_channels_of_unlike_size_gain_from_scales_of_their_own():
     assert small > 35
 
 
-def test_sqnr_by_hand():
+def test_weight_sqnr_equals_the_one_by_hand():
     w = torch.tensor([[127.0, 0.5], [127.0, 0.0]])  # at scale 1, 0.5 rounds to 0
     assert weight_sqnr_db(w, per_channel=False) == pytest.approx(20 * math.log10(float(w.norm()) / 0.5))
     assert weight_sqnr_db(torch.tensor([[127.0, 3.0]]), per_channel=False) == 200

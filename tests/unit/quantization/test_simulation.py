@@ -1,4 +1,4 @@
-"""The simulation of a scheme: its grids by arithmetic, what it leaves alone, and that running many samples at once changes nothing."""
+"""The simulation of a scheme: its grids, layers that stay float, and equal results for batches and single samples."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_a_symmetric_grid_has_zero_and_both_peaks_and_its_error_is_half_a_step(b
     assert float((x - y).abs().max()) <= 3 / (2 ** (bits - 1) - 1) / 2 + 1e-6
 
 
-def test_an_asymmetric_grid_has_256_steps_holds_zero_and_cuts_off_what_is_beyond():
+def test_an_asymmetric_grid_has_256_steps_includes_zero_and_clips():
     low, high = torch.tensor(-1.0), torch.tensor(3.0)
     y = fake_quantize_asymmetric(torch.linspace(-2, 5, 5001), low, high, 8)
     assert len(y.unique()) == 256
@@ -50,7 +50,7 @@ def test_an_asymmetric_grid_has_256_steps_holds_zero_and_cuts_off_what_is_beyond
     assert torch.equal(stretched[1:].ceil(), torch.tensor([1.0]))
 
 
-def test_a_linear_layer_under_int8_static_is_what_arithmetic_says():
+def test_a_linear_layer_under_int8_static_equals_arithmetic_by_hand():
     program, (x,) = program_of(nn.Linear(6, 5), (6,))
     # as the simulation itself does, which then changes nothing
     program = round_integer_weights(program, QuantSpec(scheme="int8-static"), (x,))
@@ -64,7 +64,7 @@ def test_a_linear_layer_under_int8_static_is_what_arithmetic_says():
     assert torch.allclose(found, fake_quantize_asymmetric(y, exact.min(), exact.max(), 8), atol=1e-5)
 
 
-def test_fp16_rounds_the_constants_and_nothing_else():
+def test_fp16_rounds_only_constants():
     program, (x,) = program_of(nn.Linear(6, 5), (6,))
     (found,) = Simulation(program, QuantSpec(scheme="fp16"), format="tflite").run((x,))
     weight, bias = (program.state_dict[name].half().float() for name in ("weight", "bias"))
@@ -72,7 +72,7 @@ def test_fp16_rounds_the_constants_and_nothing_else():
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_each_output_channel_of_a_transposed_convolution_has_a_scale_of_its_own(groups):
+def test_a_transposed_convolution_has_one_scale_per_output_channel(groups):
     model = nn.ConvTranspose2d(6, 9, 3, groups=groups, bias=False)
     with torch.no_grad():
         model.weight[:, 0] *= 1000
@@ -86,7 +86,7 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_scale_of_its_own(
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "fp32"])
-def test_layers_kept_in_fp32_are_left_alone(scheme):
+def test_layers_kept_in_fp32_are_not_quantized(scheme):
     program, data = program_of(Residual(), (1, 28, 28))
     (exact,) = run_graph(graph_of(program), data)
     scopes = ("stem", "blocks", "pool", "fc", "")
@@ -100,7 +100,7 @@ def test_layers_kept_in_fp32_are_left_alone(scheme):
     assert sqnr_db(quantized, exact) < sqnr_db(between, exact)
 
 
-def test_more_bits_leave_more_of_the_signal():
+def test_more_bits_give_a_higher_sqnr():
     program, data = program_of(Residual(), (1, 28, 28))
     (exact,) = run_graph(graph_of(program), data)
     left = [
@@ -110,7 +110,7 @@ def test_more_bits_leave_more_of_the_signal():
     assert left == sorted(left)
 
 
-def test_torch_has_dynamic_kernels_for_linear_layers_alone():
+def test_torchscript_quantizes_dynamically_only_linear_layers():
     program, data = program_of(nn.Conv2d(3, 4, 3), (3, 9, 9))
     (exact,) = run_graph(graph_of(program), data)
     spec = QuantSpec(scheme="int8-dynamic")
@@ -119,7 +119,7 @@ def test_torch_has_dynamic_kernels_for_linear_layers_alone():
 
 
 @pytest.mark.parametrize("format_name", ["tflite", "torchscript", "onnx", "executorch"])
-def test_weights_are_rounded_as_the_converters_of_every_format_do(format_name):
+def test_weights_are_rounded_by_gptq_for_every_format(format_name):
     program, data = program_of(Clamped(), (3, 12, 12), samples=64)
     (exact,) = run_graph(graph_of(program), data)
     spec = QuantSpec(scheme="int8-static")
@@ -129,14 +129,14 @@ def test_weights_are_rounded_as_the_converters_of_every_format_do(format_name):
     assert sqnr_db(found, exact) > 28
 
 
-def test_what_has_no_kernel_for_four_bits_has_eight():
+def test_layers_without_4_bit_kernels_get_8_bits():
     program, _ = program_of(Clamped(), (3, 12, 12))
     schemes = node_schemes(graph_of(program), QuantSpec(scheme="int4-weights"), "tflite")
     bits = [scheme.weight_bits for node, scheme in schemes.items() if weight_name(node)]
     assert bits == [4, 8, 4]  # the second is depthwise
 
 
-def test_many_samples_at_once_give_what_one_by_one_gives_at_every_layer():
+def test_samples_in_batches_and_one_by_one_give_the_same_values_at_every_layer():
     program, data = program_of(Heads(), (3, 10, 14), (5,))
     graph = graph_of(program)
     names = [layer.node for layer in layers_of(graph)]
@@ -146,13 +146,13 @@ def test_many_samples_at_once_give_what_one_by_one_gives_at_every_layer():
         assert torch.allclose(together[k][:3], torch.cat([row[k] for row in single]), atol=1e-6), name
 
 
-def test_an_op_that_is_batched_slowly_says_nothing(capfd):
+def test_an_op_without_batching_rule_prints_no_warning(capfd):
     program, data = program_of(Attention("causal"), (12, 8))
     run_graph(graph_of(program), data)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_program_itself_stays_as_it_is():
+def test_the_original_program_stays_unchanged():
     program, data = program_of(Residual(), (1, 28, 28))
     before = {name: value.clone() for name, value in program.state_dict.items()}
     Simulation(program, QuantSpec(scheme="int8-static"), data, format="tflite").run(data)
@@ -176,7 +176,7 @@ def test_an_op_that_cannot_be_batched_is_run_one_by_one():
 
 
 @pytest.mark.parametrize("kind", ["added", "buffer", "filled", "lowest"])
-def test_a_mask_bars_scores_and_takes_nothing_from_the_grid_of_the_others(kind):
+def test_masked_scores_do_not_widen_the_range_of_the_others(kind):
     program, data = program_of(Attention(kind), (12, 8))
     (reference,) = run_graph(graph_of(program), data)
     (found,) = Simulation(program, QuantSpec(scheme="int8-static"), data, format="tflite").run(data)

@@ -1,4 +1,4 @@
-"""Fine-tuning on real digits: it recovers, is deterministic, and a run that was killed goes on bit for bit."""
+"""Fine-tuning on real digits recovers accuracy, is deterministic, and resumes a killed run bit for bit."""
 
 import copy
 import re
@@ -18,7 +18,8 @@ from edgecompress.network.batchnorm import record_statistics, reestimate_batchno
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
 from edgecompress.progress import track_silently
-from edgecompress.recovery.finetune import FinetuneOptions, finetune, learning_rate_fraction, measure_top1
+from edgecompress.recovery.finetune import FinetuneOptions, finetune, measure_top1
+from edgecompress.recovery.schedule import learning_rate_fraction
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
 SHORT = FinetuneOptions(epochs=3, samples=256, batch_size=32)
@@ -35,17 +36,17 @@ def compact(dense):
     return decompose(dense, made)[0].eval()
 
 
-class Killed(Exception):
-    """What stands for a kill in the middle of an epoch."""
+class KilledError(Exception):
+    """Stands for a kill in the middle of an epoch."""
 
 
-def killing(title):
-    """A track that dies after two batches of the loop named `title`."""
+def kill_in(title):
+    """Return a track that raises after two batches of the loop named `title`."""
 
     def track(iterable, description, total=None):
         for i, item in enumerate(iterable):
             if description == title and i == 2:
-                raise Killed
+                raise KilledError
             yield item
 
     return track
@@ -74,13 +75,13 @@ def test_batchnorm_reestimation_alone_helps(dense):
 
 
 def test_a_dense_model_keeps_its_statistics(dense):
-    """Nothing was replaced, so there is nothing to re-estimate."""
+    """No layer was replaced, so that no statistics are re-estimated."""
     model, _ = finetune(dense, digits()[0], teacher=dense, options=FinetuneOptions(epochs=0))
     assert fingerprint(model) == fingerprint(dense)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(dense, compact, optimizer):
+def test_the_same_seed_gives_the_same_bits_and_the_callers_generator_stays_unchanged(dense, compact, optimizer):
     options = msgspec.structs.replace(SHORT, optimizer=optimizer, epochs=2)
     prints = []
     for noise, seed in ((1, 0), (7, 0), (1, 5)):
@@ -94,14 +95,14 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(dense, comp
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_run_that_was_killed_goes_on_bit_for_bit(dense, compact, tmp_path, optimizer, epoch):
+def test_a_killed_run_resumes_bit_for_bit(dense, compact, tmp_path, optimizer, epoch):
     train, held_out = digits()
     options = msgspec.structs.replace(SHORT, optimizer=optimizer)
     call = {"teacher": dense, "eval_data": held_out, "options": options}
     whole, expected = finetune(compact, train, **call)
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Killed):
-        finetune(compact, train, **call, checkpoint_path=path, track=killing(f"epoch {epoch}/3"))
+    with pytest.raises(KilledError):
+        finetune(compact, train, **call, checkpoint_path=path, track=kill_in(f"epoch {epoch}/3"))
     assert path.exists() == (epoch > 1)
     seen = []
 
@@ -134,10 +135,10 @@ def test_a_checkpoint_of_another_start_is_not_continued(dense, compact, tmp_path
     assert fingerprint(again) == fingerprint(fresh)
 
 
-def test_a_finished_checkpoint_trains_no_further(dense, compact, tmp_path):
+def test_a_finished_checkpoint_is_not_trained_further(dense, compact, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     first, _ = finetune(compact, digits()[0], teacher=dense, options=SHORT, checkpoint_path=path)
-    again, result = finetune(compact, digits()[0], teacher=dense, options=SHORT, checkpoint_path=path, track=killing("epoch 3/3"))
+    again, result = finetune(compact, digits()[0], teacher=dense, options=SHORT, checkpoint_path=path, track=kill_in("epoch 3/3"))
     assert fingerprint(again) == fingerprint(first)
     assert len(result.epochs) == 4
 
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_refused(dense, compact, tmp_path):
         finetune(compact, digits()[0], teacher=dense, options=SHORT, checkpoint_path=path)
 
 
-def test_the_callers_models_are_left_alone(dense, compact):
+def test_the_callers_models_stay_unchanged(dense, compact):
     before = fingerprint(dense), fingerprint(compact)
     student, teacher = compact.train(), dense.train()
     finetune(student, digits()[0], teacher=teacher, options=msgspec.structs.replace(SHORT, epochs=1))
@@ -160,7 +161,7 @@ def test_the_callers_models_are_left_alone(dense, compact):
     student.eval(), teacher.eval()
 
 
-def test_unlabelled_data_is_learnt_from_the_teacher(dense, compact):
+def test_without_labels_the_model_learns_from_the_teacher(dense, compact):
     train, held_out = digits()
     unlabelled = Samples(train.inputs, None, source="digits without labels")
     _, result = finetune(compact, unlabelled, teacher=dense, eval_data=held_out, options=FinetuneOptions(epochs=3, samples=1400))
@@ -169,7 +170,7 @@ def test_unlabelled_data_is_learnt_from_the_teacher(dense, compact):
     assert (silent_result.dense_top1, silent_result.top1) == (None, None)
 
 
-def test_items_of_one_are_inputs(dense, compact):
+def test_items_with_one_element_are_inputs(dense, compact):
     data = TensorDataset(digits()[0].inputs[:100])
     _, result = finetune(compact, data, teacher=dense, options=msgspec.structs.replace(SHORT, epochs=1))
     assert result.epochs[1].loss > 0
@@ -235,7 +236,7 @@ def test_too_little_data_is_refused(dense, compact, data):
 
 
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_label_that_is_no_class_is_refused(dense, compact, label):
+def test_a_label_beyond_the_classes_is_refused(dense, compact, label):
     data = Samples(digits()[0].inputs[:64], torch.full((64,), label), source="odd labels")
     for call in (lambda: finetune(compact, data, teacher=dense, options=SHORT), lambda: measure_top1(copy.deepcopy(dense), data)):
         with pytest.raises(ConfigError, match=r"odd labels: labels from .* class indices must be 0 … 9"):
@@ -261,26 +262,26 @@ def test_reestimation_finds_the_statistics_of_the_data_and_restores_the_modes():
     assert (model[0].momentum, model.training, model[0].training, model[1].training) == (0.3, True, True, False)
 
 
-def odd():
-    """A few zeros: unlike all ten digits together."""
+def zeros_only():
+    """Return a few images of zeros, unlike all ten digits together."""
     train = digits()[0]
     return [(train.inputs[train.labels == 0][:32],)]
 
 
-def test_statistics_of_a_network_stay_where_nothing_was_replaced_whatever_the_inputs(dense):
+def test_statistics_stay_unchanged_where_no_layer_was_replaced(dense):
     model = copy.deepcopy(dense)
-    reestimate_batchnorm(model, odd(), since=record_statistics(dense, odd()))
+    reestimate_batchnorm(model, zeros_only(), since=record_statistics(dense, zeros_only()))
     for name, buffer in dense.named_buffers():
         if "running" in name:
             assert torch.equal(model.get_buffer(name), buffer), name
 
 
-def test_inputs_unlike_those_of_training_repair_what_replaced_layers_shifted_and_spoil_nothing(dense):
+def test_inputs_unlike_the_training_data_correct_the_shift_of_replaced_layers(dense):
     hurt = decompose(dense, plan(dense, analyze(dense, IMAGE, measure=False), macs_ratio=0.25, rank_multiple=2))[0].eval()
     plainly, moved = copy.deepcopy(hurt), copy.deepcopy(hurt)
-    reestimate_batchnorm(plainly, odd())
+    reestimate_batchnorm(plainly, zeros_only())
     state = copy.deepcopy(dense.state_dict())
-    reestimate_batchnorm(moved, odd(), since=record_statistics(dense, odd()))
+    reestimate_batchnorm(moved, zeros_only(), since=record_statistics(dense, zeros_only()))
     torch.testing.assert_close(dense.state_dict(), state, rtol=0, atol=0)
     found = {name: measure_top1(model, digits()[1]) for name, model in (("as it is", hurt), ("plainly", plainly), ("moved", moved))}
     assert found["moved"] > max(found["as it is"], found["plainly"]) + 0.05, found

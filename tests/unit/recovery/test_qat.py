@@ -1,4 +1,4 @@
-"""Training under int8 rounding: it starts where rounding ends, helps where rounding loses, and goes on where it stopped."""
+"""Quantization-aware training starts from rounded weights, helps where rounding loses accuracy, and resumes a killed run."""
 
 import msgspec
 import pytest
@@ -27,7 +27,7 @@ LOOSE = msgspec.structs.replace(SCHEMES["int8-static"].gate, min_agreement=0.5)
 
 @pytest.fixture(scope="module")
 def uneven():
-    """A network that loses when its weights and activations are only rounded."""
+    """Return a network that loses accuracy when its weights and activations are only rounded."""
     return trained(Uneven(octaves=8), epochs=10).spread()
 
 
@@ -36,11 +36,11 @@ def calibration():
     return (digits()[0].inputs[:128],)
 
 
-def same(a, b):
+def same_tensors(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_before_training_it_computes_what_the_simulation_does_gradients_wanted_or_not(uneven, calibration):
+def test_before_training_the_module_equals_the_simulation_with_and_without_gradients(uneven, calibration):
     program = round_integer_weights(to_program(uneven, IMAGE), INT8, calibration)
     student = FakeQuantizedModule(program, INT8, calibration)
     (wanted,) = Simulation(program, INT8, calibration, format="onnx").run(calibration)
@@ -59,7 +59,7 @@ def test_gradients_reach_every_weight_and_bias(uneven, calibration):
         assert bool(change.grad.any()), name
 
 
-def test_a_rate_of_next_to_nothing_changes_nothing(uneven, calibration):
+def test_a_vanishing_learning_rate_changes_nothing(uneven, calibration):
     train, held_out = digits()
     few = Samples(train.inputs[:256], train.labels[:256], source="few digits")  # all of them in each epoch, in another order
     options = msgspec.structs.replace(QUICK, learning_rate=1e-12)
@@ -68,7 +68,7 @@ def test_a_rate_of_next_to_nothing_changes_nothing(uneven, calibration):
     assert result.epochs[1].loss == pytest.approx(result.epochs[0].loss, rel=1e-4)
 
 
-def test_trained_weights_lie_on_the_grid_that_converters_choose(uneven, calibration):
+def test_trained_weights_are_on_the_grid_of_the_converters(uneven, calibration):
     constants, _ = qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, epochs=1))
     for name in ("stem.weight", "dw1.weight", "project.weight", "expand.weight", "dw2.weight", "head.weight"):
         weight = constants[name].flatten(1)
@@ -79,7 +79,7 @@ def test_trained_weights_lie_on_the_grid_that_converters_choose(uneven, calibrat
     assert torch.allclose(get_constant(again, "project.weight"), constants["project.weight"], rtol=1e-5)
 
 
-def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off_the_grid(calibration):
+def test_a_layer_without_bias_gets_one_and_a_float_layer_is_not_quantized(calibration):
     model = trained(Net(8), epochs=1)
     model.mix.bias = None
     kept = QuantSpec(scheme="int8-static", layers={"stem": "fp32"})
@@ -93,7 +93,7 @@ def test_a_layer_without_a_bias_is_given_one_and_a_layer_kept_in_float_stays_off
     assert float((steps - steps.round()).abs().max()) > 0.1
 
 
-def test_the_file_agrees_better_than_one_that_was_only_round_integer_weights(uneven, calibration, tmp_path):
+def test_the_file_agrees_better_than_one_with_rounded_weights(uneven, calibration, tmp_path):
     train, held_out = digits()
     options = QatOptions(epochs=4, samples=1400, threads=1)
     constants, result = qat(uneven, train, example_inputs=IMAGE, calibration=calibration, eval_data=held_out, options=options)
@@ -122,41 +122,41 @@ def test_the_file_agrees_better_than_one_that_was_only_round_integer_weights(une
     assert after.top1_agreement == pytest.approx(result.agreement, abs=0.015)
 
 
-class Killed(Exception):
-    """What stands for a kill in the middle of an epoch."""
+class KilledError(Exception):
+    """Stands for a kill in the middle of an epoch."""
 
 
-def test_a_run_that_was_killed_goes_on_bit_for_bit(uneven, calibration, tmp_path):
-    def killing(iterable, description, total=None):
+def test_a_killed_run_resumes_bit_for_bit(uneven, calibration, tmp_path):
+    def kill_in_epoch_2(iterable, description, total=None):
         for i, item in enumerate(iterable):
             if description == "int8 epoch 2/2" and i == 2:
-                raise Killed
+                raise KilledError
             yield item
 
     call = {"example_inputs": IMAGE, "calibration": calibration, "options": QUICK}
     train, _ = digits()
     whole, expected = qat(uneven, train, **call)
     path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Killed):
-        qat(uneven, train, **call, checkpoint_path=path, track=killing)
+    with pytest.raises(KilledError):
+        qat(uneven, train, **call, checkpoint_path=path, track=kill_in_epoch_2)
     resumed, result = qat(uneven, train, **call, checkpoint_path=path)
-    assert same(whole, resumed)
+    assert same_tensors(whole, resumed)
     assert [e.loss for e in result.epochs] == [e.loss for e in expected.epochs]
 
 
-def test_training_that_does_not_help_is_thrown_away(uneven, calibration):
+def test_training_that_does_not_help_is_discarded(uneven, calibration):
     options = msgspec.structs.replace(QUICK, epochs=1, learning_rate=30.0)
     constants, result = qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=options)
     program = round_integer_weights(to_program(uneven, IMAGE), INT8, calibration)
-    assert same(constants, FakeQuantizedModule(program, INT8, calibration).quantized_constants())
+    assert same_tensors(constants, FakeQuantizedModule(program, INT8, calibration).quantized_constants())
     assert "no closer" in result.note
     assert result.agreement == result.before_agreement
 
 
-def test_the_callers_model_is_left_alone(uneven, calibration):
+def test_the_callers_model_stays_unchanged(uneven, calibration):
     before = {name: value.clone() for name, value in uneven.state_dict().items()}
     qat(uneven, digits()[0], example_inputs=IMAGE, calibration=calibration, options=msgspec.structs.replace(QUICK, epochs=1))
-    assert same(before, uneven.state_dict())
+    assert same_tensors(before, uneven.state_dict())
     assert all(p.grad is None for p in uneven.parameters())
 
 
