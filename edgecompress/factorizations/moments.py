@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecompress.factorizations.blocks.chain import compose_kernels
-from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, DenseLayer, copy_bias, grouped_kernel, groups_of
+from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, DenseLayer, copy_bias, group_count, grouped_kernel
 from edgecompress.factorizations.protocol import Moments
 from edgecompress.network.batches import Batch
 from edgecompress.network.factors import Factors
@@ -103,4 +103,4 @@ def correct_bias(layer: DenseLayer, compact: Factors, moments: Moments | None) -
 def are_moments_of(layer: DenseLayer, moments: Moments) -> bool:
     """Return whether `moments` have the shape of this layer's input moments."""
     n = grouped_kernel(layer)[0, 0].numel()
-    return tuple(moments.second.shape) == (groups_of(layer), n, n) and tuple(moments.mean.shape) == (groups_of(layer), n)
+    return tuple(moments.second.shape) == (group_count(layer), n, n) and tuple(moments.mean.shape) == (group_count(layer), n)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from edgecompress.network.factors import Factors
 from edgecompress.records import Record
 
-Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
 
 L = TypeVar("L", bound=nn.Module, contravariant=True)
 

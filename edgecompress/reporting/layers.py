@@ -3,7 +3,7 @@
 from collections import Counter
 
 from edgecompress.devices.statistics import median
-from edgecompress.planning.latency_tables.table import conditions_of, describe_conditions
+from edgecompress.planning.latency_tables.table import describe_conditions, table_for_result
 from edgecompress.records import CompressionPlan, LayerPlan, LayerStats, SkippedLayer
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import LayerRow, LayerTable
@@ -45,7 +45,7 @@ def find_measured_ms(records: RunRecords) -> float | None:
     if plan is None or plan.latency_ms is None:
         return None
     files = {a.sha256 for a in records.artifacts if (a.model, a.format, a.quant.scheme) == ("compressed", "tflite", plan.scheme)}
-    there = [r for r in records.results if r.artifact_sha256 in files and describe_conditions(conditions_of(r)) == plan.measured_on]
+    there = [r for r in records.results if r.artifact_sha256 in files and describe_conditions(table_for_result(r)) == plan.measured_on]
     return median(max(there, key=lambda r: r.started_at).latency_ms) if there else None
 
 

@@ -8,7 +8,17 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.factorization_layers import LAYERS, accepts, build_case, error_of, factorize_case, half_rank, is_quick, max_rank_of
+from support.factorization_layers import (
+    LAYERS,
+    accepts,
+    build_case,
+    error_of,
+    factorize_anew,
+    factorize_case,
+    half_rank,
+    is_quick,
+    max_rank_of,
+)
 from torch import nn
 
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -100,7 +110,7 @@ def test_costs_counted_on_the_skeleton_equal_those_of_the_fitted_layers(method, 
 def test_factorizing_is_reproducible_and_changes_neither_the_layer_nor_the_random_state(method, name):
     layer, x, _ = build_case(name)
     before, y, random = copy.deepcopy(layer.state_dict()), layer(x), torch.get_rng_state()
-    compact = factorize(layer, method, half_rank(max_rank_of(method, layer)))
+    compact = factorize_anew(method, layer)
     assert torch.equal(torch.get_rng_state(), random)
     again = factorize_case(method, name).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in compact.state_dict().items())  # the same bits in every fit
@@ -141,7 +151,7 @@ def test_the_bias_is_kept_on_the_last_layer(method, name):
 def test_a_saved_state_loads_bit_for_bit_into_unfitted_factors(method, name):
     layer, x, _ = build_case(name)
     compact = factorize_case(method, name)
-    empty = factorize(layer, method, half_rank(max_rank_of(method, layer)), fit=False)
+    empty = factorize_anew(method, layer, fit=False)
     empty.load_state_dict(safetensors.torch.load(safetensors.torch.save(compact.state_dict())), strict=True)
     assert torch.equal(empty(x), compact(x))
 

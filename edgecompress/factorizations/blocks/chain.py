@@ -15,8 +15,8 @@ from edgecompress.factorizations.blocks.layers import (
     TRANSPOSED,
     Convolution,
     DenseLayer,
+    group_count,
     grouped_kernel,
-    groups_of,
 )
 from edgecompress.network.factors import Factors
 
@@ -25,7 +25,7 @@ from edgecompress.network.factors import Factors
 def compose_kernels(compact: Factors) -> Tensor:
     """Return the kernel `(groups, out, in, *area)`, float64, of the dense layer equal to a chain."""
     layers = cast("list[DenseLayer]", list(compact))
-    g = math.gcd(*(groups_of(layer) for layer in layers))
+    g = math.gcd(*(group_count(layer) for layer in layers))
     total = _to_block_diagonal(grouped_kernel(layers[0]).double(), g)  # (g, out, in, *area)
     for layer in layers[1:]:
         k = torch.unflatten(grouped_kernel(layer).double(), 0, (g, -1))  # (g, h, out, in, *area), with h groups within each of the g

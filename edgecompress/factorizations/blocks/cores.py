@@ -14,8 +14,8 @@ from edgecompress.factorizations.blocks.chain import to_dense_layer
 from edgecompress.factorizations.blocks.layers import (
     DenseLayer,
     channels_per_group,
+    group_count,
     grouped_kernel,
-    groups_of,
     is_channel_mixing,
     write_kernel,
 )
@@ -36,7 +36,7 @@ def split_core(compact: Factors) -> CoreSplit | None:
     layers = cast("list[DenseLayer]", list(compact))
     at = next((i for i, layer in enumerate(layers) if not is_channel_mixing(layer)), 0)
     before, after = layers[:at], layers[at + 1 :]
-    if len(before) > 1 or len(after) > 1 or len({groups_of(layer) for layer in layers}) > 1:
+    if len(before) > 1 or len(after) > 1 or len({group_count(layer) for layer in layers}) > 1:
         return None
     if any(_added_channels(layer) > 0 for layer in before) or any(
         _added_channels(layer) < 0 or not is_channel_mixing(layer) for layer in after

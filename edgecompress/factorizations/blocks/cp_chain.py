@@ -20,7 +20,7 @@ from edgecompress.factorizations.blocks.layers import (
     unsupported_reason,
     write_kernel,
 )
-from edgecompress.factorizations.protocol import Count, NotNegative
+from edgecompress.factorizations.protocol import NonNegativeFloat, PositiveInt
 from edgecompress.factorizations.tensors.cp import CP, CPResult, KernelTensor, exact_factors, exact_rank, kernel_tensor, run_als
 from edgecompress.factorizations.tensors.sensitivity import balance_factors, orthogonal_sensitivity, sensitivity_of
 from edgecompress.network.factors import Factors
@@ -33,9 +33,9 @@ class AlsOptions(Record, frozen=True, kw_only=True):
     """Options of ALS: the best of `starts` random starts runs for `sweeps`, or until a sweep lowers its error by less than `tolerance`."""
 
     seed: int = 0
-    starts: Count = 3
-    sweeps: Count = 200
-    tolerance: NotNegative = 1e-4
+    starts: PositiveInt = 3
+    sweeps: PositiveInt = 200
+    tolerance: NonNegativeFloat = 1e-4
 
 
 def reject(layer: nn.Module, *, separable: bool = False) -> str | None:

@@ -33,7 +33,7 @@ def unsupported_reason(layer: nn.Module) -> str | None:
         return "its weight is computed from other parameters (weight norm, pruning), make it an ordinary one first"
     if not known:
         return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
-    if cast(DenseLayer, layer).weight.numel() == groups_of(cast(DenseLayer, layer)):
+    if cast(DenseLayer, layer).weight.numel() == group_count(cast(DenseLayer, layer)):
         return "it has one weight a group, there is nothing to factorize"
     return None
 
@@ -56,7 +56,7 @@ def is_channel_mixing(layer: DenseLayer) -> bool:
     return is_pointwise(layer) and set(layer.stride) == {1} and not padded and not any(layer.output_padding)
 
 
-def groups_of(layer: DenseLayer) -> int:
+def group_count(layer: DenseLayer) -> int:
     """Return the number of groups of a convolution, 1 for a Linear."""
     return 1 if isinstance(layer, nn.Linear) else layer.groups
 

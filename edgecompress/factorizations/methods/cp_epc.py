@@ -13,7 +13,7 @@ from torch import nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
-from edgecompress.factorizations.protocol import Count, Moments, NotNegative, Positive
+from edgecompress.factorizations.protocol import Moments, NonNegativeFloat, PositiveFloat, PositiveInt
 from edgecompress.factorizations.tensors.cp import CP, KernelTensor
 from edgecompress.factorizations.tensors.epc import decompose_stably
 from edgecompress.network.factors import Factors
@@ -33,10 +33,10 @@ class Options(Record, frozen=True, kw_only=True):
     """
 
     seed: int = 0
-    starts: Count = 3
-    sweeps: Count = 200
-    slack: NotNegative = 0.01
-    stability: Positive = 1.5
+    starts: PositiveInt = 3
+    sweeps: PositiveInt = 200
+    slack: NonNegativeFloat = 0.01
+    stability: PositiveFloat = 1.5
     cost: Literal["sensitivity", "norm"] = "sensitivity"
     separable: bool = False
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from edgecompress.factorizations.blocks import chain, cp_chain
 from edgecompress.factorizations.blocks.layers import Convolution
-from edgecompress.factorizations.protocol import Count, Moments, NotNegative
+from edgecompress.factorizations.protocol import Moments, NonNegativeFloat, PositiveInt
 from edgecompress.factorizations.tensors.cp import CP, KernelTensor
 from edgecompress.factorizations.tensors.epc import decompose_stably
 from edgecompress.factorizations.tensors.quantized_cp import quantize_factors
@@ -33,9 +33,9 @@ class Options(Record, frozen=True, kw_only=True):
     bits: Literal[8, 4] = 8
     per_channel: bool = True
     seed: int = 0
-    starts: Count = 3
-    sweeps: Count = 200
-    slack: NotNegative = 0.01
+    starts: PositiveInt = 3
+    sweeps: PositiveInt = 200
+    slack: NonNegativeFloat = 0.01
 
 
 DATA_AWARE = False

@@ -25,7 +25,7 @@ from edgecompress.factorizations.blocks.layers import (
     spatial_layer,
     write_kernel,
 )
-from edgecompress.factorizations.protocol import Count, Moments, NotNegative, Positive
+from edgecompress.factorizations.protocol import Moments, NonNegativeFloat, PositiveFloat, PositiveInt
 from edgecompress.factorizations.tensors import tucker
 from edgecompress.factorizations.tensors.cp import exact_factors, exact_rank, kernel_tensor
 from edgecompress.factorizations.tensors.epc import decompose_stably
@@ -38,10 +38,10 @@ class Options(Record, frozen=True, kw_only=True):
     """Options of the core's decomposition, as for cp_epc."""
 
     seed: int = 0
-    starts: Count = 3
-    sweeps: Count = 200
-    slack: NotNegative = 0.01
-    stability: Positive = 1.5
+    starts: PositiveInt = 3
+    sweeps: PositiveInt = 200
+    slack: NonNegativeFloat = 0.01
+    stability: PositiveFloat = 1.5
 
 
 DATA_AWARE = False

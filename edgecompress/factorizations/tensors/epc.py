@@ -33,10 +33,10 @@ from edgecompress.factorizations.tensors.cp import (
     sweep_factors,
 )
 from edgecompress.factorizations.tensors.sensitivity import (
-    Cost,
+    CostKind,
     balance_factors,
-    cost_of,
     cost_weights,
+    factor_cost,
     orthogonal_sensitivity,
     sensitivity_of,
 )
@@ -60,7 +60,7 @@ def decompose_stably(
     sweeps: int = 200,
     slack: float = 0.01,
     stability: float = 1.5,
-    cost: Cost = "sensitivity",
+    cost: CostKind = "sensitivity",
 ) -> CPResult:
     """Return CP factors that survive rounding.
 
@@ -123,7 +123,7 @@ def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int
 
 
 def lower_cost(
-    kernel: KernelTensor, start: CP, *, bound: float, cost: Cost = "sensitivity", sweeps: int = 50, tolerance: float = 1e-3
+    kernel: KernelTensor, start: CP, *, bound: float, cost: CostKind = "sensitivity", sweeps: int = 50, tolerance: float = 1e-3
 ) -> CPResult:
     """Lower the cost of factors while their relative error stays within `bound` (P1, P2); no sweep raises the cost.
 
@@ -143,7 +143,7 @@ def lower_cost(
         new = _solve_at_bound(normal, product, weight, slack, guesses, mode, rising=False)
         return new if new is not None and _weighted_norm(weight, new) <= _weighted_norm(weight, old) else old
 
-    return _sweep_until_settled(kernel, balance_factors(start), update, lambda factors, _: cost_of(factors, cost), sweeps, tolerance)
+    return _sweep_until_settled(kernel, balance_factors(start), update, lambda factors, _: factor_cost(factors, cost), sweeps, tolerance)
 
 
 def lower_error(kernel: KernelTensor, start: CP, *, limit: float, sweeps: int = 200, tolerance: float = 1e-4) -> CPResult:

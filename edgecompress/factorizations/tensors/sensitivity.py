@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgecompress.factorizations.tensors.cp import CP
 
-Cost = Literal["sensitivity", "norm"]
+CostKind = Literal["sensitivity", "norm"]
 
 
 def squared_norms(factors: CP) -> list[Tensor]:
@@ -25,7 +25,7 @@ def squared_norms(factors: CP) -> list[Tensor]:
     return [f.square().sum(0) for f in factors]
 
 
-def cost_weights(factors: CP, mode: int, cost: Cost = "sensitivity") -> Tensor:
+def cost_weights(factors: CP, mode: int, cost: CostKind = "sensitivity") -> Tensor:
     """Return w_r² such that the part of the cost that depends on this mode's factor is Σ_r w_r² ‖u_r‖², `(R,)`.
 
     "norm" is Σ_r Π_m ‖u_r^(m)‖², the total norm of the components.
@@ -52,7 +52,7 @@ def total_norm(factors: CP) -> float:
     return float(math.prod(squared_norms(factors), start=torch.ones((), device=factors[0].device)).sum())
 
 
-def cost_of(factors: CP, cost: Cost) -> float:
+def factor_cost(factors: CP, cost: CostKind) -> float:
     """Return the sensitivity or the total norm of factors."""
     return sensitivity_of(factors) if cost == "sensitivity" else total_norm(factors)
 

@@ -16,13 +16,13 @@ from edgecompress.planning.latency_tables.measurement import SMALLEST_MODEL, cos
 from edgecompress.planning.latency_tables.table import (
     LatencyQuery,
     add_layers,
-    conditions_of,
     describe_conditions,
     estimate_ms,
     find_cost,
     load_table,
     missing_queries,
     save_table,
+    table_for_result,
     table_path,
     without_costs,
 )
@@ -172,6 +172,6 @@ def open_cost_table(
     entry = resolve_device(device, None)
     how = apply_entry(how, entry)
     with open_device(entry.url) as connected:
-        here = conditions_of(measure_latencies(connected, [SMALLEST_MODEL], msgspec.structs.replace(how, repetitions=1))[0])
+        here = table_for_result(measure_latencies(connected, [SMALLEST_MODEL], msgspec.structs.replace(how, repetitions=1))[0])
     path = table or table_path(here)
     return MeasuredCostTable(path, load_table(path, conditions=here), entry.url, how, track, refresh=refresh, noisy=noisy)

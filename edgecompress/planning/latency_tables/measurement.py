@@ -18,7 +18,7 @@ from edgecompress.devices.runners.execute import measure_latencies
 from edgecompress.devices.statistics import find_noise, mad, median
 from edgecompress.errors import DeviceError
 from edgecompress.planning.latency_tables.layer_files import write_layers
-from edgecompress.planning.latency_tables.table import CostKey, LatencyQuery, add_layers, conditions_of, without_costs
+from edgecompress.planning.latency_tables.table import CostKey, LatencyQuery, add_layers, table_for_result, without_costs
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import BenchmarkOptions, BenchmarkResult, Cost, CostTable
 
@@ -122,7 +122,7 @@ def split_runs(wanted: Sequence[LatencyQuery], written: Mapping[CostKey, Path]) 
 
 
 def _check_conditions(table: CostTable, result: BenchmarkResult) -> None:
-    here = conditions_of(result)
+    here = table_for_result(result)
     if here != without_costs(table):
         now, then = f"{here.device}, {here.runtime}", f"{table.device}, {table.runtime}"
         raise DeviceError(f"{result.device.url}: is {now}, and the table was begun on {then}; measure on one device")

@@ -38,7 +38,7 @@ class LatencyQuery(NamedTuple):
         return self._replace(form=msgspec.structs.replace(self.form, method="dense", rank=(), options={}), macs=0)
 
 
-def conditions_of(result: BenchmarkResult) -> CostTable:
+def table_for_result(result: BenchmarkResult) -> CostTable:
     """Return an empty table for the device, runtime and threads of a result."""
     return CostTable(device=kind_of_device(result.device), runtime=result.backend, threads=result.threads, cpu_mask=result.cpu_mask)
 

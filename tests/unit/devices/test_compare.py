@@ -17,7 +17,7 @@ from edgecompress.devices.bench import bench
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.statistics import comparable, differing_conditions, find_noise, mad, medians_of_repeats, ratio, speed_up
 from edgecompress.errors import ConfigError, DeviceError
-from edgecompress.planning.latency_tables.table import conditions_of, describe_conditions
+from edgecompress.planning.latency_tables.table import describe_conditions, table_for_result
 from edgecompress.records import BenchmarkResult, DeviceInfo, OpTime
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.make_report import make_report
@@ -161,13 +161,13 @@ def test_statistics_report_and_command_line_agree_on_what_may_be_compared(change
 
 @pytest.mark.parametrize("change", [*CHANGES, *STILL_COMPARABLE], ids=str)
 def test_a_cost_table_holds_for_every_board_of_one_kind_in_any_session(change):
-    table, there = conditions_of(QUIET), changed(**change)
+    table, there = table_for_result(QUIET), changed(**change)
     differing = set(differing_conditions(table, there))
     changed_fields = {field for field in OF_DEVICE if "device" in change and getattr(change["device"], field) == OF_DEVICE[field]}
     of_table = {"backend", "threads", "cpu_mask"} & set(change) | {"model", "soc", "abi"} & changed_fields
     serial_alone = {"serial"} & changed_fields  # a device that tells nothing else is a kind of its own
     assert bool(differing) == bool(of_table | serial_alone)
-    assert (describe_conditions(table) == describe_conditions(conditions_of(there))) == (not differing)  # plans keep the text
+    assert (describe_conditions(table) == describe_conditions(table_for_result(there))) == (not differing)  # plans keep the text
 
 
 def test_measurements_in_one_place_are_repeats_in_any_session():

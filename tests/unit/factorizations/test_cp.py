@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecompress.factorizations.tensors import cp, epc
-from edgecompress.factorizations.tensors.sensitivity import balance_factors, cost_of, orthogonal_sensitivity, sensitivity_of, total_norm
+from edgecompress.factorizations.tensors.sensitivity import balance_factors, factor_cost, orthogonal_sensitivity, sensitivity_of, total_norm
 
 few = settings(max_examples=10, deadline=None, derandomize=True)
 shapes = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(1, 3), st.integers(2, 3))
@@ -193,11 +193,11 @@ def test_balancing_permits_components_that_are_zero():
 @pytest.mark.parametrize("slack", [1.0, 1.01, 1.2])
 def test_correction_stays_within_the_error_and_never_raises_its_cost(kernel_after_als, cost, slack):
     k, kernel, run = kernel_after_als
-    costs = [cost_of(balance_factors(run.factors), cost)]
+    costs = [factor_cost(balance_factors(run.factors), cost)]
     for sweeps in range(1, 12):
         made = epc.lower_cost(kernel, run.factors, bound=slack * run.error, cost=cost, sweeps=sweeps, tolerance=0)
         assert relative_error(k, made.factors) <= slack * run.error * (1 + 1e-6)
-        costs.append(cost_of(made.factors, cost))
+        costs.append(factor_cost(made.factors, cost))
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(costs))
     assert costs[-1] < (0.995 if slack == 1 else 0.9) * costs[0]
     assert total_norm(made.factors) <= total_norm(run.factors)
