@@ -20,12 +20,13 @@ from edgecompress.records.fields import (
     describe_fields,
     option_fields,
 )
-from edgecompress.records.measurement import USUAL_MEASURING, Repetitions, Threads
+from edgecompress.records.measurement import BENCHMARK_DEFAULTS, Repetitions, Threads
 from edgecompress.targets import ALLOCATORS, FLOAT32, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Gate
 
 AUTO: Final = "auto"
-DEFAULT_MACS_RATIO: Final = 0.35  # where no budget at all is given
+DEFAULT_MACS_RATIO: Final = 0.35  # fine-tuning still repairs most networks at about a third of their MACs
 ALL_HOLD: Final = "All budgets that are given must hold."
+PROFILE_SCHEMES: Final = ("fp32", "int8-dynamic", "int8-static")  # kernels of the other TFLite schemes are as fast as one of these
 QAT_COMMAND_EPOCHS: Final = 3  # three epochs recover most of what int8 loses; the command `qat` trains them where the run asks for none
 
 
@@ -38,33 +39,37 @@ class Choice(NamedTuple):
 
 
 class Options(Record, frozen=True, kw_only=True):
-    target: Annotated[str, Option("Preset of formats, schemes and rank multiple", choices=tuple(TARGETS))] = "android"
+    target: Annotated[str, Option("Preset", "It stands for formats, schemes and a rank multiple.", choices=tuple(TARGETS))] = "android"
     format: Annotated[
         tuple[str, ...],
-        Option("File format to export, of the target or not", choices=tuple(FORMATS), usual="the target's"),
+        Option("Format", "A format that the target leaves out is exported too.", choices=tuple(FORMATS), usual="the target's"),
     ] = ()
     scheme: Annotated[
         tuple[str, ...],
-        Option("Scheme to export, of each format that has it", choices=SCHEMES, usual="the target's"),
+        Option("Scheme", "It is exported in each format that has it.", choices=SCHEMES, usual="the target's"),
     ] = ()
     macs_ratio: Annotated[
         Fraction | None,
-        Option("Multiply-adds to keep, as a fraction of the dense network's", ALL_HOLD, usual=f"{DEFAULT_MACS_RATIO} without any budget"),
+        Option(
+            "Fraction of the multiply-adds to keep",
+            f"The default holds where no budget is given. {ALL_HOLD}",
+            usual=f"{DEFAULT_MACS_RATIO}",
+        ),
     ] = None
     speedup: Annotated[
-        float | None, Limits(at_least=1), Option("How many times as fast as the dense network to become on the device", ALL_HOLD)
+        float | None, Limits(at_least=1), Option("Speed-up to reach over the dense network", f"2.5 takes 1/2.5 of its latency. {ALL_HOLD}")
     ] = None
     latency_ms: Annotated[Positive | None, Option("Latency to reach on the device, in ms", ALL_HOLD, rare=True)] = None
     size_mb: Annotated[
         Positive | None, Option("Size of the file to reach, in MB (10⁶ bytes)", f"The weights tell the size. {ALL_HOLD}", rare=True)
     ] = None
-    params_ratio: Annotated[Fraction | None, Option("Parameters to keep, as a fraction of the dense network's", ALL_HOLD, rare=True)] = None
+    params_ratio: Annotated[Fraction | None, Option("Fraction of the parameters to keep", ALL_HOLD, rare=True)] = None
     max_drop: Annotated[
         Positive | None,
         Option("Points of top-1 that may be lost before fine-tuning", "The plan saves as much as it can for that loss.", rare=True),
     ] = None
     device: Annotated[
-        str, Option("Device on which the plan's layer latencies are measured", usual="local:// where a latency is asked for")
+        str, Option("Device that measures the latencies to plan by", "By default local:// where a latency is asked for, else none.")
     ] = ""
     table: Annotated[
         str,
@@ -85,7 +90,7 @@ class Options(Record, frozen=True, kw_only=True):
         ),
     ] = ""
     allocator: Annotated[str, Option("How the budget is shared out among the layers", choices=ALLOCATORS, rare=True)] = "latency"
-    method: Annotated[str, Option("Factorization of every layer, METHOD[:KEY=VALUE,…]", "For example `cp3:seed=1,starts=5`.")] = AUTO
+    method: Annotated[str, Option("Factorization, METHOD[:KEY=VALUE,…]", "It is that of every layer, e.g. `cp3:seed=1,starts=5`.")] = AUTO
     layer: Annotated[tuple[str, ...], Option("Form of a layer, NAME=METHOD:RANK[:KEY=VALUE,…] or NAME=dense")] = ()
     data_aware: Annotated[bool, Option("Fit factors to what the layers read from calibration inputs, where the method can", rare=True)] = (
         False
@@ -137,6 +142,7 @@ class Options(Record, frozen=True, kw_only=True):
             "`auto` takes the first whose file passes the gate, `fastest` the faster of the files that pass.",
             choices=TFLITE_ROUTES,
             kind="TFLite route",
+            rare=True,
         ),
     ] = AUTO
     layout: Annotated[str, Option("Layout of images in TFLite files", choices=LAYOUTS, rare=True)] = "NHWC"
@@ -157,13 +163,13 @@ class Options(Record, frozen=True, kw_only=True):
     convert_timeout_s: Annotated[Positive, Option("Seconds after which a converter is stopped", rare=True)] = 900.0
     # Converting a ResNet-18 takes 2 to 4 GB.
     convert_memory_gb: Annotated[Positive, Option("Memory at which a converter is stopped, in GB", rare=True)] = 16.0
-    weights: Annotated[str, Option("Checkpoint of the dense model, .safetensors or .pt", usual="the recipe's", metavar="FILE")] = ""
-    data: Annotated[str, Option("ImageFolder, .npz or idx files in place of the recipe's data", metavar="PATH")] = ""
+    weights: Annotated[str, Option("Checkpoint of the dense model, .safetensors or .pt", metavar="FILE")] = ""
+    data: Annotated[str, Option("Data in place of the recipe's: ImageFolder, .npz, idx", metavar="PATH")] = ""
     resolution: Annotated[
-        int, Limits(at_least=0), Option("Side of the images in pixels, where the recipe takes one", usual="the recipe's", rare=True)
+        int, Limits(at_least=0), Option("Side of the images in pixels, where the recipe takes one", usual="the recipe's own", rare=True)
     ] = 0
-    threads: Threads = USUAL_MEASURING.threads
-    repetitions: Repetitions = USUAL_MEASURING.repetitions
+    threads: Threads = BENCHMARK_DEFAULTS.threads
+    repetitions: Repetitions = BENCHMARK_DEFAULTS.repetitions
     seed: Annotated[int, Option("Seed of everything random", rare=True)] = 0
 
 

@@ -1,53 +1,49 @@
-"""The command that measures what layers cost on a device."""
+"""The command that measures the latencies of layers on a device."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from edgecompress.cli import parameters as p
-from edgecompress.cli import tables
-from edgecompress.cli.session import console, open_target
+from edgecompress.cli.session import make_console, open_target
+from edgecompress.cli.views.steps import tabulate_latencies
+from edgecompress.options import PROFILE_SCHEMES, Options
 from edgecompress.records import ModelStats, to_json
+from edgecompress.records.fields import Option
+from edgecompress.targets import FORMATS
 
-SCHEMES = ("fp32", "int8-dynamic", "int8-static")
-Schemes = Annotated[
-    list[str] | None, typer.Option("--scheme", help="Of TFLite files [fp32, int8-dynamic, int8-static].", show_default=False)
-]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the table has.")]
-Noisy = Annotated[bool, typer.Option("--noisy", help="Keep what a busy device measures.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the table holds already.")]
+Noisy = Annotated[bool, typer.Option("--noisy", help="Keep latencies measured while the device was busy.")]
+# `plan` uses what `profile` measures, so the same fields have other tasks here.
+OPTIONS: Final = {
+    "device": Option("Device on which the layers are measured", usual="local://"),
+    "scheme": Option("Scheme of the TFLite files to measure", choices=FORMATS["tflite"].schemes, usual=", ".join(PROFILE_SCHEMES)),
+    "table": Option("Latency table to write", usual="the user's own for the device", metavar="FILE"),
+    "method": Option("Factorization to measure, METHOD[:KEY=VALUE,…]"),
+}
 
 
-def profile(
+@p.add_fields(Options, ("device", "scheme", "table", "method", "threads", "weights", "data"), instead=OPTIONS)
+def run_profile(
     recipe: p.Target = None,
     run: p.RunFolder = None,
-    device: p.PlanDevice = None,
-    scheme: Schemes = None,
-    table: p.CostTable = None,
-    method: p.Method = None,
-    threads: p.Threads = None,
-    weights: p.Weights = None,
-    data: p.Data = None,
+    *,
     refresh: Refresh = False,
     noisy: Noisy = False,
     json: p.Json = False,
+    **given: Any,
 ) -> None:
-    """Measure layers on a device, dense and in every form a plan may choose; plans there use the table.
-
-    Example: edgecompress profile runs/resnet20_fashion_mnist --device adb://SERIAL
-    """
-    given = {"device": device, "table": table, "method": method, "threads": threads, "weights": weights, "data": data}
+    """Measure the layers of a network and print the network's part of the latency table."""
+    schemes = tuple(dict.fromkeys(given.pop("scheme") or PROFILE_SCHEMES))
     with open_target(recipe, run, given) as context:
         from edgecompress.pipeline.latencies import profile_network
         from edgecompress.pipeline.runner import run as run_steps
 
         run_steps(context, "analyze")
         stats = context.read(ModelStats)
-        found, path = profile_network(context, stats, tuple(dict.fromkeys(scheme or SCHEMES)), refresh=refresh, noisy=noisy)
+        found, path = profile_network(context, stats, schemes, refresh=refresh, noisy=noisy)
     if json:
-        print(to_json(found).decode(), end="")  # noqa: T201
+        typer.echo(to_json(found), nl=False)
         return
-    console().print(tables.costs(found, stats))
-    console(stderr=True).print(f"kept in {path}")
-
-
-COMMANDS: Final = (profile,)
+    make_console().print(tabulate_latencies(found, stats))
+    make_console(stderr=True).print(f"kept in {path}")

@@ -1,67 +1,69 @@
-"""The command that explores what a run may be asked for."""
+"""The command that searches what a run may be asked for."""
 
-import inspect
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
 
 from edgecompress import toolchains
 from edgecompress.cli import parameters as p
-from edgecompress.cli.numbers import ms, percent, size
-from edgecompress.cli.session import absolute, bars, console
-from edgecompress.cli.tables import table
-from edgecompress.options import Options, update_options
-from edgecompress.records import FailedTrial, SearchPoint, SearchResult, to_json
-from edgecompress.records.search import Value
-from edgecompress.studies.space import build_space
+from edgecompress.cli.session import make_console, resolve_paths, show_progress
+from edgecompress.cli.views.search import describe_trial, tabulate_front
+from edgecompress.options import DEFAULTS, Options, update_options
+from edgecompress.records import FailedTrial, SearchPoint, to_json
+from edgecompress.studies.space import DEFAULT_TRIALS, build_space
+from edgecompress.targets import SAMPLERS
 
-Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe: file, folder, module.", show_default=False)]
-Folder = Annotated[Path | None, typer.Option("--run", help="Folder of the search; default searches/NAME.", show_default=False)]
-Trials = Annotated[int, typer.Option(help="Trials the study is to have.")]
-Vary = Annotated[list[str] | None, typer.Option(help="NAME=LOW:HIGH or NAME=VALUE,VALUE; repeatable.", show_default=False)]
-Sampler = Annotated[str | None, typer.Option(help="tpe or nsga2 [tpe].", show_default=False)]
-Storage = Annotated[str | None, typer.Option(help="SQLite file or postgresql://… [in the folder].", show_default=False)]
-StudyName = Annotated[str | None, typer.Option("--study", help="Its name in the storage [the recipe's].", show_default=False)]
-MeasuredOn = Annotated[str, typer.Option("--device", help="Where latency is measured, as for bench.")]
-SELDOM: Final = frozenset({"layer", "tflite_route", "calibration_samples", "speedup", "weights", "data"})
-OWN: Final[dict[str, tuple[Any, Any]]] = {
-    "recipe": (Recipe, None),
-    "run": (Folder, None),
-    "trials": (Trials, 30),
-    "vary": (Vary, None),
-    "sampler": (Sampler, None),
-    "storage": (Storage, None),
-    "study": (StudyName, None),
-    "device": (MeasuredOn, "local://"),
-}
+Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="Recipe: file, folder, module.", show_default=False)]
+Folder = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="Folder of the search [searches/NAME].", show_default=False)]
+Trials = Annotated[
+    int,
+    typer.Option(metavar="N", help=f"Trials of the study, failed ones counted [{DEFAULT_TRIALS}].", show_default=False),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="NAME=LOW:HIGH or NAME=VALUE,VALUE; repeatable.", show_default=False),
+]
+Sampler = Annotated[
+    str | None, typer.Option(metavar="TEXT", help=f"How trials are chosen: {' or '.join(SAMPLERS)} [{SAMPLERS[0]}].", show_default=False)
+]
+Storage = Annotated[str | None, typer.Option(metavar="TEXT", help="SQLite file or postgresql://… [in the folder].", show_default=False)]
+StudyName = Annotated[
+    str | None, typer.Option("--study", metavar="TEXT", help="Name of the study there [the recipe's].", show_default=False)
+]
+MeasuredOn = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Device that measures the artifacts [local://].", show_default=False)
+]
+RARE_OPTIONS: Final = ("storage", "study", "layer", "calibration_samples", "speedup", "weights", "data", "repetitions")
 
 
-def _search(
-    recipe: str | None,
-    run: Path | None,
-    trials: int,
-    vary: list[str] | None,
-    sampler: str | None,
-    storage: str | None,
-    study: str | None,
-    device: str,
-    json: bool,
+@p.add_fields(Options, [name for name in Options.__struct_fields__ if name != "device"], can_negate=True, also_rare=RARE_OPTIONS)
+def run_search(
+    recipe: Recipe = None,
+    run: Folder = None,
+    trials: Trials = DEFAULT_TRIALS,
+    vary: Vary = None,
+    sampler: Sampler = None,
+    storage: Storage = None,
+    study: StudyName = None,
+    device: MeasuredOn = "local://",
+    *,
+    json: p.Json = False,
     **given: Any,
 ) -> None:
-    given = {name: value for name, value in absolute(given).items() if value is not None}
-    build_space(update_options(Options(), given), given, vary or ())  # before the seconds it takes to import torch
+    """Run the trials of a study and print the Pareto front."""
+    given = {name: value for name, value in resolve_paths(given).items() if value is not None}
+    build_space(update_options(DEFAULTS, given), given, vary or ())  # before the seconds that importing torch takes
     from edgecompress.studies.study import search
 
-    notes = console(stderr=True)
+    notes = make_console(stderr=True)
 
-    def told(number: int, outcome: SearchPoint | FailedTrial) -> None:
-        notes.print(line(number, outcome))
+    def report_trial(number: int, outcome: SearchPoint | FailedTrial) -> None:
+        notes.print(describe_trial(number, outcome))
 
-    with redirect_stdout(sys.stderr), bars() as track:  # what a recipe prints is no data of ours
+    with redirect_stdout(sys.stderr), show_progress() as track:  # stdout is for the record; a recipe may print
         found = search(
             recipe or toolchains.example(),
             run=run or "",
@@ -72,75 +74,15 @@ def _search(
             study=study or "",
             device=device,
             track=track,
-            on_trial=told,
+            on_trial=report_trial,
             **given,
         )
     if json:
         typer.echo(to_json(found), nl=False)
     else:
-        console().print(front(found))
+        make_console().print(tabulate_front(found))
     folder = run or Path("searches") / found.spec.model
     notes.print(f"{len(found.front)} of {len(found.points)} trials on the front; {len(found.failed)} failed, {found.running} unfinished")
     for point in found.front[:1]:
         notes.print(f"next: edgecompress export {folder / point.run}")
     notes.print(f"      open {folder / 'search.html'}")
-
-
-def line(number: int, outcome: SearchPoint | FailedTrial) -> str:
-    """What became of a trial, in one line."""
-    choice = ", ".join(map(told, outcome.choice.values()))
-    if isinstance(outcome, FailedTrial):
-        return f"  trial {number:<4} {choice}: failed: {' '.join(outcome.reason.split())}"
-    s = outcome.score
-    noisy = ", noisy" if outcome.noisy else ""
-    spent = f"{outcome.seconds:.1f} s" if outcome.trial == number else f"as trial {outcome.trial}"
-    return f"  trial {number:<4} {choice}: {percent(s.accuracy)}, {ms(s.latency_ms)} ms, {size(s.size_bytes)}{noisy}   {spent}"
-
-
-def front(found: SearchResult) -> Table:
-    """The Pareto front, the fastest first, below the dense network."""
-    axes = [name for name, axis in found.spec.space.items() if len(axis.values) != 1]
-    rows = [
-        (f"dense .{format_name}", percent(d.accuracy), ms(d.latency_ms), size(d.size_bytes), *("–" for _ in axes), "–", "")
-        for format_name, d in found.references.items()
-    ]
-    rows += [
-        (
-            str(p.trial),
-            percent(p.score.accuracy),
-            ms(p.score.latency_ms),
-            size(p.score.size_bytes),
-            *(told(p.choice[name]) for name in axes),
-            p.run,
-            "noisy" if p.noisy else "",
-        )
-        for p in found.front
-    ]
-    accuracy = found.points[0].accuracy_of if found.points else "accuracy"
-    return table(("trial", accuracy, "median ms", "size", *(name.replace("_", " ") for name in axes), "run", "state"), rows)
-
-
-def told(value: Value) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _command() -> Any:
-    """Make the function whose signature the command line reads."""
-
-    def search(**given: Any) -> None:
-        """Find the Pareto front of accuracy, latency and size.
-
-        Example: edgecompress search examples/resnet20_fashion_mnist --trials 12
-        """
-        _search(**given)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    taken = [inspect.Parameter(name, kind, default=default, annotation=told) for name, (told, default) in OWN.items()]
-    taken += [inspect.Parameter(name, kind, default=None, annotation=told) for name, told in p.OF_RUN.items() if name not in OWN]
-    taken.append(inspect.Parameter("json", kind, default=False, annotation=p.Json))
-    search.seldom = SELDOM  # type: ignore[attr-defined]
-    search.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    return search
-
-
-COMMANDS: Final = (_command(),)

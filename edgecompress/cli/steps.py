@@ -1,123 +1,80 @@
-"""The commands that build: one step each, with whatever is missing before it. Each is a row of `edgecompress.pipeline.steps.STEPS`."""
+"""The commands that run the steps of `edgecompress.pipeline.steps.STEPS`, each with all steps that it needs."""
 
-import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from rich.table import Table
+import typer
 
 from edgecompress.cli import parameters as p
-from edgecompress.cli import tables
-from edgecompress.cli.session import console, open_target
+from edgecompress.cli.session import make_console, open_target
+from edgecompress.cli.views.artifacts import tabulate_artifacts
+from edgecompress.cli.views.steps import STEP_VIEWS
+from edgecompress.options import QAT_COMMAND_EPOCHS, Options
 from edgecompress.pipeline.steps import STEPS
-from edgecompress.records import BenchmarkResult, ExportResult, Record, to_json
+from edgecompress.records import ExportResult, to_json
+from edgecompress.records.fields import option_fields
 from edgecompress.targets import TARGETS
 
 if TYPE_CHECKING:
     from edgecompress.pipeline.context import RunContext
 
-
-class View(NamedTuple):
-    """How the command of a step presents itself: its help, and the table of its record."""
-
-    help: str
-    render: Callable[[Any], Table]
+# Values that a command gives an option where neither the command line nor the run sets one.
+COMMAND_DEFAULTS: Final[dict[str, dict[str, Any]]] = {"qat": {"qat_epochs": QAT_COMMAND_EPOCHS}}
 
 
-VIEWS: Final = {
-    "analyze": View(
-        """Count and time every layer.
-
-        Example: edgecompress analyze examples/resnet20_fashion_mnist""",
-        tables.stats,
-    ),
-    "plan": View(
-        """Choose a form and rank for each layer, and say why.
-
-        Example: edgecompress plan runs/resnet20_fashion_mnist --macs-ratio 0.5""",
-        tables.plan,
-    ),
-    "decompose": View(
-        """Replace the planned layers by their factors.
-
-        Example: edgecompress decompose runs/resnet20_fashion_mnist""",
-        tables.decomposed,
-    ),
-    "finetune": View(
-        """Recover accuracy: BatchNorm re-estimation, then distillation from the dense model.
-
-        Example: edgecompress finetune runs/resnet20_fashion_mnist --epochs 10""",
-        tables.finetuned,
-    ),
-    "quantize": View(
-        """Choose calibration inputs and what stays in float; show how well each layer fits int8.
-
-        Example: edgecompress quantize runs/resnet20_fashion_mnist --calibration-samples 200""",
-        tables.quantized,
-    ),
-    "qat": View(
-        """Train the weights of int8-static files under their rounding, to answer as in float.
-
-        Example: edgecompress qat runs/resnet20_fashion_mnist --qat-epochs 2""",
-        tables.trained,
-    ),
-    "export": View(
-        """Run every missing step and publish verified artifacts, measured here.
-
-        Example: edgecompress export --target android""",
-        lambda record: tables.artifacts(record.artifacts),
-    ),
-}
+def step_options(name: str) -> tuple[str, ...]:
+    """Return the options that the command of a step takes; `export`, which runs all steps, takes those of all."""
+    steps = STEPS.values() if name == "export" else (STEPS[name],)
+    return tuple(dict.fromkeys(option for step in steps for option in step.options))
 
 
-def flags_of(name: str) -> tuple[str, ...]:
-    """Return the options that the command of a step takes: those of its row; `export`, which runs all, takes those of every step."""
-    options = (
-        tuple(dict.fromkeys(option for step in STEPS.values() for option in step.options)) if name == "export" else STEPS[name].options
-    )
-    return tuple(option for option in p.OF_RUN if option in options)
+def make_step_command(name: str) -> Callable[..., None]:
+    """Return the function of a step's command."""
+    defaults = COMMAND_DEFAULTS.get(name, {})
+    instead = {option: option_fields(Options)[option].option._replace(usual=str(value)) for option, value in defaults.items()}
 
-
-def _make_command(name: str, view: View) -> Callable[..., None]:
-    """Make the function whose signature the command line reads."""
-
-    def command(recipe: str | None, run: Any, json: bool, **given: Any) -> None:
-        measured: tuple[BenchmarkResult, ...] = ()
-        with open_target(recipe, run, given) as context:
-            from edgecompress.pipeline.publication import publish
+    @p.add_fields(Options, step_options(name), can_negate=True, instead=instead)
+    def run_step(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json = False, **given: Any) -> None:
+        with open_target(recipe, run, given, defaults=defaults) as context:
             from edgecompress.pipeline.runner import run as run_steps
 
-            record: Record
-            if name == "export":
-                record, measured = publish(context)
-            else:
-                record = run_steps(context, name)
+            record = run_steps(context, name)
         if json:
-            print(to_json(record).decode(), end="")  # noqa: T201
+            typer.echo(to_json(record), nl=False)
         else:
-            console().print(tables.artifacts(record.artifacts, measured) if isinstance(record, ExportResult) else view.render(record))
-        if isinstance(record, ExportResult):
-            _finish_export(context, record)
+            make_console().print(STEP_VIEWS[name].tabulate(record))
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    options = {"recipe": p.Target, "run": p.RunFolder, **{option: p.OF_RUN[option] for option in flags_of(name)}}
-    taken = [inspect.Parameter(option, kind, default=None, annotation=told) for option, told in options.items()]
-    taken.append(inspect.Parameter("json", kind, default=False, annotation=p.Json))
-    command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    command.__name__, command.__doc__ = name, view.help
-    return command
+    return run_step
 
 
-def _finish_export(context: "RunContext", record: ExportResult) -> None:
-    """Say what was refused and what can be done next; fail when something was refused."""
+@p.add_fields(Options, step_options("export"), can_negate=True, also_rare=("calibration_samples", "repetitions"))
+def run_export(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json = False, **given: Any) -> None:
+    """Run all steps, measure the artifacts on this machine and write the report."""
+    with open_target(recipe, run, given) as context:
+        from edgecompress.pipeline.publication import publish
+
+        exported, measured = publish(context)
+    if json:
+        typer.echo(to_json(exported), nl=False)
+    else:
+        make_console().print(tabulate_artifacts(exported.artifacts, measured))
+    _conclude_export(context, exported)
+
+
+def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
+    """Say what was refused and what can be done next.
+
+    Raises:
+        EdgeCompressError: An artifact was refused.
+    """
     from edgecompress.pipeline.publication import check_refusals
 
-    folder, notes = context.run.folder, console(stderr=True)
-    for refused in record.refused:
+    folder, notes = context.run.folder, make_console(stderr=True)
+    for refused in exported.refused:
         notes.print(f"refused: {refused.path}: {refused.reason}")
     notes.print(f"next: edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
     notes.print(f"      open {folder / 'report.html'}")
-    check_refusals(record)
+    check_refusals(exported)
 
 
-COMMANDS: Final = tuple(_make_command(name, view) for name, view in VIEWS.items())
+STEP_COMMANDS: Final = {name: run_export if name == "export" else make_step_command(name) for name in STEPS}

@@ -16,7 +16,7 @@ from edgecompress.errors import ConfigError
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import BenchmarkOptions, BenchmarkResult
 from edgecompress.records.fields import check_values
-from edgecompress.records.measurement import USUAL_MEASURING
+from edgecompress.records.measurement import BENCHMARK_DEFAULTS
 from edgecompress.targets import SUFFIXES
 
 MAX_COMPARE_LOADINGS: Final = 20  # an interval of 99% gets little narrower with more loadings, each of which costs time
@@ -56,11 +56,11 @@ def bench(
     artifacts: Sequence[Path],
     *,
     device: str = "local://",
-    threads: int = USUAL_MEASURING.threads,
-    repetitions: int = USUAL_MEASURING.repetitions,
-    warmup_s: float = USUAL_MEASURING.warmup_s,
-    time_limit_s: float = USUAL_MEASURING.time_limit_s,
-    timeout_s: float = USUAL_MEASURING.timeout_s,
+    threads: int = BENCHMARK_DEFAULTS.threads,
+    repetitions: int = BENCHMARK_DEFAULTS.repetitions,
+    warmup_s: float = BENCHMARK_DEFAULTS.warmup_s,
+    time_limit_s: float = BENCHMARK_DEFAULTS.time_limit_s,
+    timeout_s: float = BENCHMARK_DEFAULTS.timeout_s,
     python: str | None = None,
     runner: Path | None = None,
     cpu_mask: str = "",

@@ -26,7 +26,7 @@ from edgecompress.network.parity import measure_parity
 from edgecompress.network.reference import REFERENCE, read_reference
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import DeviceInfo, Parity
-from edgecompress.records.evaluation import USUAL_SCORING, Evaluation, EvaluationOptions
+from edgecompress.records.evaluation import EVALUATION_DEFAULTS, Evaluation, EvaluationOptions
 from edgecompress.records.fields import check_values
 
 MAX_TRANSFER_BYTES: Final = 16 << 20
@@ -52,11 +52,11 @@ def evaluate(
     *,
     data: Data = None,
     device: str = "local://",
-    samples: int = USUAL_SCORING.samples,
+    samples: int = EVALUATION_DEFAULTS.samples,
     batch: int | None = None,
     tolerance: float | None = None,
-    threads: int = USUAL_SCORING.threads,
-    timeout_s: float = USUAL_SCORING.timeout_s,
+    threads: int = EVALUATION_DEFAULTS.threads,
+    timeout_s: float = EVALUATION_DEFAULTS.timeout_s,
     python: str | None = None,
     runner: Path | None = None,
     inventory: Path | None = None,

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from edgecompress.records import SCHEMA, DeviceInfo, Parity, Record
 from edgecompress.records.fields import Count, Limits, Option, describe_fields
-from edgecompress.records.measurement import USUAL_MEASURING, DevicePython, DeviceRunner, RunTimeout, Threads
+from edgecompress.records.measurement import BENCHMARK_DEFAULTS, DevicePython, DeviceRunner, RunTimeout, Threads
 
 
 class EvaluationOptions(Record, frozen=True, kw_only=True):
@@ -18,23 +18,23 @@ class EvaluationOptions(Record, frozen=True, kw_only=True):
         ),
     ] = None
     samples: Annotated[Count, Option("Inputs to score on, at most", "They are drawn at random, the same ones each time.")] = 1000
-    batch: Annotated[Count | None, Option("Inputs of one transfer to the device", usual="what fits 16 MiB, at most 1000")] = None
+    batch: Annotated[Count | None, Option("Inputs of one transfer to the device", "By default what fits 16 MiB, at most 1000.")] = None
     tolerance: Annotated[
         float | None,
         Limits(at_least=0),
         Option(
-            "Difference from this machine that is allowed, over the output range",
+            "Allowed difference from this machine, over the range",
             "By default 1e-5 in fp32 and 1e-3 in fp16; in int8 no output may be more than one quantization step away.",
         ),
     ] = None
-    threads: Threads = USUAL_MEASURING.threads
-    timeout_s: RunTimeout = USUAL_MEASURING.timeout_s
+    threads: Threads = BENCHMARK_DEFAULTS.threads
+    timeout_s: RunTimeout = BENCHMARK_DEFAULTS.timeout_s
     python: DevicePython = ""
     runner: DeviceRunner = ""
 
 
 EvaluationOptions.__doc__ = describe_fields(EvaluationOptions, "How artifacts are evaluated on labelled inputs.")
-USUAL_SCORING: Final = EvaluationOptions()
+EVALUATION_DEFAULTS: Final = EvaluationOptions()
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

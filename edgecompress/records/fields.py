@@ -133,8 +133,8 @@ def describe_default(field: OptionField) -> str:
     """Return the value in force when nothing is given, as a person writes it; "" where there is none."""
     if field.option.usual or field.default is None or field.default in ("", ()):
         return field.option.usual
-    if isinstance(field.default, bool):
-        return "yes" if field.default else "no"
+    if field.default is False:
+        return ""
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 

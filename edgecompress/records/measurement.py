@@ -52,22 +52,22 @@ class BenchmarkOptions(Record, frozen=True, kw_only=True):
     warmup_s: Annotated[
         float,
         Limits(at_least=0),
-        Option("Seconds of warm-up before the timed inferences, at least one inference", flag="--warmup"),
+        Option("Seconds of warm-up, at least one inference", flag="--warmup"),
     ] = 0.5
     time_limit_s: Annotated[Positive, Option("Seconds after which no further inference is timed", rare=True)] = 150.0
     timeout_s: RunTimeout = 600.0
     python: DevicePython = ""
     runner: DeviceRunner = ""
     cpu_mask: Annotated[str, Option("Processors to run on, e.g. f0", FROM_INVENTORY, usual="all", metavar="HEX")] = ""
-    cooldown_c: Annotated[float | None, Option("Temperature in °C that the device must have cooled down to first", FROM_INVENTORY)] = None
-    profile: Annotated[bool, Option("Also measure times per op, where the runtime tells them")] = False
-    compare: Annotated[
-        bool, Option("Also give each ratio to the first artifact with its interval", "Each artifact is loaded several times.")
-    ] = False
+    cooldown_c: Annotated[float | None, Option("First wait until the device is this cool, in °C", FROM_INVENTORY)] = None
+    profile: Annotated[bool, Option("Also measure times per op", "Not every runtime tells them.")] = False
+    compare: Annotated[bool, Option("Also give intervals of the ratios to the first file", "Each artifact is loaded several times.")] = (
+        False
+    )
 
 
 BenchmarkOptions.__doc__ = describe_fields(BenchmarkOptions, "How artifacts are measured.")
-USUAL_MEASURING: Final = BenchmarkOptions()
+BENCHMARK_DEFAULTS: Final = BenchmarkOptions()
 
 
 class OpTime(Record, frozen=True, kw_only=True):

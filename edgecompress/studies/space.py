@@ -9,6 +9,7 @@ from edgecompress.options import Options, select_outputs, update_options
 from edgecompress.records import Axis
 from edgecompress.records.search import Value
 
+DEFAULT_TRIALS: Final = 30
 # An axis of "FORMAT SCHEME" pairs, because each format has its own schemes.
 OUTPUT: Final = "output"
 

@@ -24,7 +24,7 @@ from edgecompress.reporting.search import render_search
 from edgecompress.runs import hash_values
 from edgecompress.studies.drift import correct_drift
 from edgecompress.studies.pareto_front import pareto_front
-from edgecompress.studies.space import apply_choice, build_space
+from edgecompress.studies.space import DEFAULT_TRIALS, apply_choice, build_space
 from edgecompress.targets import SAMPLERS
 
 try:
@@ -46,7 +46,7 @@ def search(
     recipe: str | Path | Recipe,
     *,
     run: str | Path = "",
-    trials: int = 30,
+    trials: int = DEFAULT_TRIALS,
     vary: Sequence[str] = (),
     sampler: str | None = None,
     storage: str = "",

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -16,8 +17,11 @@ from support.paths import PACKAGE, PROGRAMS, REPOSITORY, python_files
 
 import edgecompress
 from edgecompress.cli import app
+from edgecompress.cli.help import COMMAND_HELP
+from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.factorizations import METHODS, Factorization
 from edgecompress.options import Options
+from edgecompress.pipeline.steps import STEPS
 from edgecompress.records import Record
 
 SOURCES = python_files(*PROGRAMS)
@@ -78,8 +82,10 @@ def test_a_wrong_option_is_refused_before_torch_is_imported(arguments, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def help_of(name, width=80):
-    context = typer.Context(COMMANDS[name], info_name=f"edgecompress {name}", max_content_width=width, terminal_width=width)
+def help_of(name, width=80, *, every=False):
+    context = typer.Context(
+        COMMANDS[name], info_name=f"edgecompress {name}", max_content_width=width, terminal_width=width, obj={"--help-all": every}
+    )
     return COMMANDS[name].get_help(context)
 
 
@@ -91,10 +97,27 @@ def test_help_of_each_command_fits_a_screen_and_ends_with_an_example(name):
     assert help_of(name).rstrip().rpartition("\n\n")[2].strip().startswith(f"Example: edgecompress {name}")
 
 
-def test_help_all_names_every_option():
-    full = subprocess.run([sys.executable, "-m", "edgecompress", "export", "--help-all"], capture_output=True, text=True, check=True).stdout
-    flags = [flag for option in COMMANDS["export"].params for flag in option.opts if flag.startswith("--")]
+def test_the_list_of_commands_shows_each_first_sentence_whole():
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecompress", "--help"], capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "80"}
+    )
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert all(told.text.partition(". ")[0] in done.stdout for told in COMMAND_HELP.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_all_names_every_option(name):
+    full, short = help_of(name, every=True), help_of(name)
+    flags = [flag for option in COMMANDS[name].params for flag in option.opts if flag.startswith("--")]
     assert [flag for flag in flags if flag not in full] == []
+    rare = [flag for option in COMMANDS[name].rare for flag in option.opts]
+    assert [flag for flag in rare if f" {flag} " in short] == []
+    assert (f"--help-all shows {len(rare)} more." in short) == bool(rare)
+
+
+def test_help_all_is_understood_by_the_program():
+    argv = [sys.executable, "-m", "edgecompress", "export", "--help-all"]
+    assert "--max-rel" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert "--max-rel" not in help_of("export")
 
 
@@ -107,15 +130,22 @@ def test_the_example_in_the_help_parses(name):
 
 
 def test_every_command_has_help_for_every_option():
+    assert list(COMMAND_HELP) == list(COMMANDS)
     for name, command in COMMANDS.items():
         assert command.help, name
         assert [p.name for p in command.params if not getattr(p, "help", None)] == [], name
 
 
-def test_every_option_of_a_run_can_be_given_on_the_command_line():
-    known = {p.name for command in COMMANDS.values() for p in command.params}
-    other_names = {"sensitivity_samples": None}
-    assert [name for name in Options.__struct_fields__ if other_names.get(name, name) not in {*known, None}] == []
+def test_every_option_of_a_run_belongs_to_a_step_and_is_a_flag_of_its_command():
+    options = set(Options.__struct_fields__)
+    assert {option for step in STEPS.values() for option in step.options} == options
+    for step in STEPS.values():
+        flags = {parameter.name for parameter in COMMANDS[step.name].params}
+        assert flags & options == (options if step.name == "export" else set(step.options))
+
+
+def test_every_step_has_a_view():
+    assert list(STEP_VIEWS) == list(STEPS)
 
 
 def test_every_method_has_the_functions_of_the_protocol_with_its_signatures():

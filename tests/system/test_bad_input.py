@@ -161,7 +161,7 @@ OPTIONS = [
     (("finetune", "--learning-rate", "1e30"), "lower --learning-rate"),
     (("quantize", "--calibration-samples", "0"), "calibration_samples 0: must be at least 1"),
     (("quantize", "--layer-scheme", "bodi=fp32"), "--layer-scheme bodi: no such layer; did you mean body?"),
-    (("qat",), "quantization-aware training: 0 epochs; give --qat-epochs 3, say, and scheme int8-static"),
+    (("qat", "--qat-epochs", "0"), "quantization-aware training: 0 epochs; give --qat-epochs 3, say, and scheme int8-static"),
     (("quantize", "--scheme", "int4"), "unknown scheme 'int4'; choose from int8-static, int8-dynamic, int16x8, int4-weights, fp16, fp32"),
     (("export", "--target", "iphone"), "unknown target 'iphone'; choose from android, raspberry-pi"),
     (("export", "--format", "coreml"), "unknown format 'coreml'; choose from tflite, torchscript"),

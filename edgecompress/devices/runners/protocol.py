@@ -5,7 +5,7 @@ import msgspec
 from edgecompress.devices.text import sanitize
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.records import SCHEMA, OpTime, Record
-from edgecompress.records.measurement import USUAL_MEASURING
+from edgecompress.records.measurement import BENCHMARK_DEFAULTS
 
 MAX_REPLY_BYTES = 16 << 20
 
@@ -29,9 +29,9 @@ class RunnerRequest(Record, frozen=True, kw_only=True):
     artifacts: tuple[FileRequest, ...]
     threads: int
     reply: str
-    warmup_s: float = USUAL_MEASURING.warmup_s
-    repetitions: int = USUAL_MEASURING.repetitions
-    time_limit_s: float = USUAL_MEASURING.time_limit_s
+    warmup_s: float = BENCHMARK_DEFAULTS.warmup_s
+    repetitions: int = BENCHMARK_DEFAULTS.repetitions
+    time_limit_s: float = BENCHMARK_DEFAULTS.time_limit_s
     loads: int = 1
     cpu_mask: str = ""
     profile: bool = False

@@ -171,7 +171,7 @@ def test_every_field_says_its_help_once(record):
 def test_help_holds_the_choices_and_the_default():
     told = {name: describe_option(field) for name, field in option_fields(Options).items()}
     assert told["optimizer"] == "Optimizer of fine-tuning: sgd or adamw [sgd]."
-    assert told["mixed_precision"] == "Keep the layers that int8 hurts most in fp32 [no]."
+    assert told["mixed_precision"] == "Keep the layers that int8 hurts most in fp32."
     assert told["weakening"] == "Fraction of the remaining compression that each stage but the last performs [0.8]."
     assert told["format"].endswith("tflite, torchscript, onnx or executorch; repeatable [the target's].")
     assert told["also_python"].endswith("tflite-runtime.")

@@ -1,0 +1,192 @@
+"""Views of the steps of a run: the table that a command prints, and the line that reports a finished step."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from rich.table import Table
+
+from edgecompress.cli.numbers import count, ms, percent, rank, size
+from edgecompress.cli.views.artifacts import tabulate_artifacts
+from edgecompress.cli.views.tables import make_table
+from edgecompress.records import (
+    CompressionPlan,
+    CostTable,
+    DecomposeResult,
+    ExportResult,
+    FinetuneResult,
+    ModelStats,
+    QatResult,
+    QuantizeResult,
+)
+
+
+def tabulate_stats(record: ModelStats) -> Table:
+    """Return parameters, MACs and latency of each layer."""
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            rank(layer.weight_shape),
+            rank(layer.output_shape),
+            count(layer.params),
+            count(layer.macs),
+            f"{layer.macs / max(1, record.macs):.1%}",
+            size(layer.activation_bytes),
+            ms(layer.latency_ms),
+        )
+        for layer in record.layers
+    ]
+    rows.append(("total", "", "", "", count(record.params), count(record.macs), "", "", ms(record.latency_ms)))
+    return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
+
+
+def tabulate_plan(record: CompressionPlan) -> Table:
+    """Return each layer's form and cost, with the reason why it was chosen and why others were not."""
+    timed = record.latency_ms is not None
+    rows = [
+        (
+            step.layer,
+            step.form,
+            rank(step.rank),
+            f"{count(step.macs_before)} → {count(step.macs)}",
+            f"{step.macs / max(1, step.macs_before):.2f}",
+            *([f"{ms(step.latency_ms_before)} → {ms(step.latency_ms)}"] if timed else []),
+            f"{step.relative_error:.3f}",
+            f"{step.loss_increase:.2g}",
+            "; ".join((step.why, *step.alternatives)),
+        )
+        for step in record.layers
+    ]
+    rows += [
+        (s.layer, "dense", "–", count(s.macs), "1.00", *([ms(s.latency_ms)] if timed else []), "–", "–", s.reason) for s in record.skipped
+    ]
+    total = f"{count(record.macs_before)} → {count(record.macs)}"
+    times = [f"{ms(record.latency_ms_before)} → {ms(record.latency_ms)}"] if timed else []
+    notes = (f"{record.scheme} on {record.measured_on}: {_predict_speedup(record)}",) if timed else ()
+    why = "; ".join((*notes, *record.notes))
+    rows.append(("total", "", "", total, f"{record.macs / max(1, record.macs_before):.2f}", *times, "", "", why))
+    return make_table(("layer", "form", "rank", "MACs", "ratio", *(["ms"] if timed else []), "error", "loss", "why"), rows, text_columns=2)
+
+
+def _predict_speedup(record: CompressionPlan) -> str:
+    before, after = record.latency_ms_before or 0.0, record.latency_ms or 0.0
+    return f"{before / after:.2f}× as fast as dense, predicted" if after > 0 else "no time is left, predicted"
+
+
+def tabulate_latencies(record: CostTable, network: ModelStats) -> Table:
+    """Return the latency of each layer shape and scheme: dense, its number of forms, those slower than dense, and the fastest."""
+    schemes = list(dict.fromkeys(s for forms in record.layers.values() for costs in forms.values() for s in costs))
+    rows = []
+    for geometry, forms in record.layers.items():
+        for scheme in schemes:
+            dense = forms["dense"].get(scheme) if "dense" in forms else None
+            others = sorted((costs[scheme].ms, form) for form, costs in forms.items() if form != "dense" and scheme in costs)
+            slower = sum(1 for value, _ in others if dense and value >= dense.ms)
+            fastest = f"{others[0][1]} {ms(others[0][0])}" if others else "–"
+            rows.append((geometry, scheme, ms(dense.ms) if dense else "–", str(len(others)), str(slower), fastest))
+    for measured in record.networks.values():
+        rows += [(f"{network.model} whole, dense", scheme, ms(cost.ms), "", "", "") for scheme, cost in measured.items()]
+    return make_table(("layer", "scheme", "dense ms", "forms", "slower than dense", "fastest"), rows, text_columns=2)
+
+
+def tabulate_errors(record: DecomposeResult) -> Table:
+    """Return the relative error of each decomposed layer."""
+    return make_table(("layer", "relative error"), [(name, f"{error:.4f}") for name, error in record.relative_errors.items()])
+
+
+def tabulate_epochs(record: FinetuneResult) -> Table:
+    """Return loss and top-1 after each epoch of fine-tuning."""
+    rows = [
+        (
+            "re-estimated BatchNorm" if e.epoch == 0 else str(e.epoch),
+            f"{e.loss:.4f}" if e.epoch else "–",
+            percent(e.top1),
+            f"{e.seconds:.1f}",
+        )
+        for e in record.epochs
+    ]
+    return make_table(("epoch", "loss", "top-1", "s"), [("dense", "–", percent(record.dense_top1), "–"), *rows])
+
+
+def tabulate_quantization(record: QuantizeResult) -> Table:
+    """Return the SQNR of each layer's weight in int8; with mixed precision also that of the network with only this layer in int8."""
+    plan, rows = record.precision, []
+    chosen = {choice.layer: choice for choice in plan.layers} if plan else {}
+    for layer in record.layers:
+        row = [layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}"]
+        if one := chosen.get(layer.layer):
+            row += [f"{one.alone_sqnr_db:.1f}", percent(one.alone_agreement), one.scheme, one.why]
+        elif plan:
+            given = [scheme for name, scheme in sorted(plan.by_hand.items()) if f"{layer.layer}.".startswith(f"{name}.")]
+            row += ["–", "–", *(given[-1:] or [plan.scheme]), "as asked" if given else ""]
+        rows.append(row)
+    planned = ("alone in int8, dB", "agrees", "scheme", "why") if plan else ()
+    return make_table(("layer", "int8 per channel, dB", "per tensor, dB", *planned), rows)
+
+
+def tabulate_qat(record: QatResult) -> Table:
+    """Return the accuracy in simulated int8 before and after training."""
+    rows = [
+        ("rounded", "–", percent(record.before_top1), percent(record.before_agreement), f"{record.before_sqnr_db:.1f}"),
+        *((f"epoch {e.epoch}", f"{e.loss:.4f}", "", "", "") for e in record.epochs),
+        ("trained", "–", percent(record.top1), percent(record.agreement), f"{record.sqnr_db:.1f}"),
+    ]
+    return make_table(("simulated int8", "loss", "top-1", "agrees", "SQNR, dB"), rows)
+
+
+def _summarize_analysis(stats: ModelStats) -> str:
+    return f"{count(stats.params)} params, {count(stats.macs)} MACs, {len(stats.layers)} layers"
+
+
+def _summarize_plan(plan: CompressionPlan) -> str:
+    ratio = plan.macs / max(1, plan.macs_before)
+    faster = f", {plan.latency_ms_before / plan.latency_ms:.2f}× as fast predicted" if plan.latency_ms and plan.latency_ms_before else ""
+    note = f"; {plan.notes[-1]}" if plan.notes else ""
+    return f"macs {ratio:.3f}{faster}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
+
+
+def _summarize_decomposition(result: DecomposeResult) -> str:
+    return f"mean relative error {result.mean_relative_error:.3f}" if result.relative_errors else "nothing to decompose"
+
+
+def _summarize_finetuning(result: FinetuneResult) -> str:
+    if result.top1 is None:
+        return f"{len(result.epochs) - 1} epochs, no labels to score on"
+    steps = f"top-1 {percent(result.before_top1)} → {percent(result.top1)} (dense {percent(result.dense_top1)})"
+    return f"{steps}, {len(result.epochs) - 1} epochs"
+
+
+def _summarize_quantization(result: QuantizeResult) -> str:
+    samples = max((spec.calibration_samples for spec in result.specs), default=0)
+    kept = f"; {len(result.precision.schemes)} layers in other schemes" if result.precision else ""
+    return f"{', '.join(spec.scheme for spec in result.specs)}; {samples} calibration inputs{kept}"
+
+
+def _summarize_qat(result: QatResult) -> str:
+    top1 = f"top-1 {percent(result.before_top1)} → {percent(result.top1)}, " if result.top1 is not None else ""
+    agrees = f"agrees {percent(result.before_agreement)} → {percent(result.agreement)}, " if result.agreement is not None else ""
+    note = f"; {result.note}" if result.note else ""
+    return f"simulated {result.scheme}: {top1}{agrees}{result.before_sqnr_db:.1f} → {result.sqnr_db:.1f} dB{note}"
+
+
+def _summarize_export(result: ExportResult) -> str:
+    refused = f", {len(result.refused)} refused" if result.refused else ""
+    return f"{len(result.artifacts)} artifacts agree with the model{refused}"
+
+
+class StepView(NamedTuple):
+    """How a step is shown: `tabulate` is its command's output, `summarize` the line after the step is done."""
+
+    tabulate: Callable[[Any], Table]
+    summarize: Callable[[Any], str]
+
+
+STEP_VIEWS: Final = {
+    "analyze": StepView(tabulate_stats, _summarize_analysis),
+    "plan": StepView(tabulate_plan, _summarize_plan),
+    "decompose": StepView(tabulate_errors, _summarize_decomposition),
+    "finetune": StepView(tabulate_epochs, _summarize_finetuning),
+    "quantize": StepView(tabulate_quantization, _summarize_quantization),
+    "qat": StepView(tabulate_qat, _summarize_qat),
+    "export": StepView(lambda result: tabulate_artifacts(result.artifacts), _summarize_export),
+}
