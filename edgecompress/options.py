@@ -153,8 +153,8 @@ class Options(Record, frozen=True, kw_only=True):
         int, Limits(at_least=0), Option("Bytecode version of TorchScript files, for older runtimes", usual="the newest", rare=True)
     ] = 0
     verify_samples: Annotated[Count, Option("Inputs on which an artifact is compared with the model", rare=True)] = 5000
-    max_rel: Annotated[Positive, Option("fp32 gate: largest difference from the model, over the output range", rare=True)] = 1e-4
-    min_int8_agreement: Annotated[Fraction, Option("int8 gate: smallest top-1 agreement with the model", rare=True)] = 0.98
+    max_rel: Annotated[Positive, Option("fp32 gate: largest difference, over the output range", rare=True)] = 1e-4
+    min_int8_agreement: Annotated[Fraction, Option("int8 gate: smallest top-1 agreement", rare=True)] = 0.98
     also_python: Annotated[
         str,
         Option("Python whose TFLite runtime must agree as well, e.g. one with tflite-runtime", metavar="PATH", rare=True),

@@ -26,8 +26,8 @@ COMMAND_HELP: Final = {
         "edgecompress finetune runs/resnet20_fashion_mnist --epochs 10",
     ),
     "quantize": CommandHelp(
-        "Calibrate, and show how well each layer fits int8. With --mixed-precision also choose the layers that stay in fp32.",
-        "edgecompress quantize runs/resnet20_fashion_mnist --calibration-samples 200",
+        "Calibrate, and show how well each layer fits int8.",
+        "edgecompress quantize runs/resnet20 --calibration-samples 200",
     ),
     "qat": CommandHelp(
         "Train the weights of int8-static files under rounding. Later exports of the run use the trained weights.",

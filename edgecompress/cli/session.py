@@ -14,6 +14,7 @@ from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.errors import ConfigError
 from edgecompress.options import DEFAULTS, Options, parse_fixed_layers, parse_method, select_outputs, update_options
 from edgecompress.records import DecomposeResult, Record
+from edgecompress.reporting.numbers import format_seconds
 from edgecompress.runs import is_run, open_run, read_run, use_options
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def open_target(target: str | None, run: Path | None, given: dict[str, Any], *, 
         stack.enter_context(use_options(opened, update_options(before, missing | given)))
 
         def report_step(name: str, record: Record, seconds: float, reused: bool) -> None:
-            spent = "reused" if reused else f"{seconds:.1f} s"
+            spent = "reused" if reused else f"{format_seconds(seconds)} s"
             stage, _, step = name.rpartition("/")
             label = " ".join((step, stage.removeprefix("stages/")))
             notes.print(f"  {label:<11} {STEP_VIEWS[step].summarize(record):<86} {spent:>8}")

@@ -5,11 +5,23 @@ from typing import Final
 
 from rich.table import Table
 
-from edgecompress.cli.numbers import ms, percent, size
 from edgecompress.cli.views.tables import make_table
 from edgecompress.devices.statistics import CONFIDENCE, Ratio, comparable, median, ratio, speed_up
 from edgecompress.records import Artifact, BenchmarkResult
 from edgecompress.records.evaluation import Evaluation
+from edgecompress.reporting.numbers import (
+    UNKNOWN,
+    format_db,
+    format_error,
+    format_exact,
+    format_factor,
+    format_ms,
+    format_percent,
+    format_points,
+    format_ratio,
+    format_share,
+    format_size,
+)
 
 MAX_OPS: Final = 10  # they take nearly all of the time, and more would not fit a screen
 
@@ -22,20 +34,20 @@ def tabulate_artifacts(made: Sequence[Artifact], results: Sequence[BenchmarkResu
     for a in made:
         base, result = dense.get(a.format), by_name.get(a.path)
         reference = by_name.get(base.path) if base else None
-        drop = f"{100 * (base.top1 - a.top1):+.2f}" if base and base is not a and base.top1 is not None and a.top1 is not None else "–"
-        faster = f"{speed_up(reference, result):.2f}×" if reference and result and comparable(reference, result) is None else "–"
-        latency = ms(median(result.latency_ms)) if result else "–"
-        rows.append((a.path, size(a.size_bytes), percent(a.top1), drop, latency, faster, describe_parity(a)))
-    return make_table(("artifact", "size", "top-1", "drop", "median ms", "speed-up", "parity"), rows)
+        change = 100 * (a.top1 - base.top1) if base and base is not a and base.top1 is not None and a.top1 is not None else None
+        faster = format_factor(speed_up(reference, result)) if reference and result and comparable(reference, result) is None else UNKNOWN
+        latency = format_ms(median(result.latency_ms)) if result else UNKNOWN
+        rows.append((a.path, format_size(a.size_bytes), format_percent(a.top1), format_points(change), latency, faster, describe_parity(a)))
+    return make_table(("artifact", "size", "top-1", "change", "median ms", "speed-up", "parity"), rows)
 
 
 def describe_parity(a: Artifact) -> str:
     """Return how far an artifact is from the model: `max 2e-07 of range` in fp32, agreement and SQNR in other schemes."""
     if a.parity is None:
-        return "–"
+        return UNKNOWN
     if a.quant.scheme == "fp32" or a.parity.top1_agreement is None:
-        return f"max {a.parity.max_rel:.1e} of range"
-    return f"agrees {a.parity.top1_agreement:.2%}, {a.parity.sqnr_db:.1f} dB"
+        return f"max {format_error(a.parity.max_rel)} of range"
+    return f"agrees {format_percent(a.parity.top1_agreement)}, {format_db(a.parity.sqnr_db)} dB"
 
 
 def tabulate_results(measured: Sequence[BenchmarkResult], *, compare: bool = False) -> Table:
@@ -43,17 +55,17 @@ def tabulate_results(measured: Sequence[BenchmarkResult], *, compare: bool = Fal
     rows = []
     for result in measured:
         first = next(r for r in measured if comparable(r, result) is None)
-        against = "–" if first is result else f"{speed_up(first, result):.2f}×"
+        against = UNKNOWN if first is result else format_factor(speed_up(first, result))
         lowest, highest = min(result.latency_ms), max(result.latency_ms)
-        spread = f"{lowest:.3f}–{highest:.3f}"
+        spread = f"{format_ms(lowest)}–{format_ms(highest)}"
         row = (
             result.artifact,
             result.backend,
             str(result.threads),
-            ms(median(result.latency_ms)),
+            format_ms(median(result.latency_ms)),
             spread,
-            against if not compare else "–" if first is result else describe_ratio(ratio(result, first)),
-            size(result.peak_rss_bytes),
+            against if not compare else UNKNOWN if first is result else describe_ratio(ratio(result, first)),
+            format_size(result.peak_rss_bytes),
             "noisy" if result.noisy else "",
         )
         rows.append(row)
@@ -63,13 +75,20 @@ def tabulate_results(measured: Sequence[BenchmarkResult], *, compare: bool = Fal
 
 def describe_ratio(found: Ratio) -> str:
     """Return a ratio with its interval, e.g. `0.512 [0.498, 0.526]`."""
-    return f"{found.ratio:.3f} " + (f"[{found.low:.3f}, {found.high:.3f}]" if found.low is not None else f"(no interval: {found.why})")
+    interval = f"(no interval: {found.why})" if found.low is None else f"[{format_ratio(found.low)}, {format_ratio(found.high)}]"
+    return f"{format_ratio(found.ratio)} {interval}"
 
 
 def tabulate_ops(measured: Sequence[BenchmarkResult]) -> Table:
     """Return the slowest ops of each artifact whose runtime tells times per op."""
     rows = [
-        (result.artifact, op.name, f"{op.calls:g}", ms(op.ms), f"{op.ms / max(1e-9, sum(each.ms for each in result.profile)):.1%}")
+        (
+            result.artifact,
+            op.name,
+            format_exact(op.calls),
+            format_ms(op.ms),
+            format_share(op.ms / max(1e-9, sum(each.ms for each in result.profile))),
+        )
         for result in measured
         for op in result.profile[:MAX_OPS]
     ]
@@ -90,13 +109,13 @@ def tabulate_evaluations(made: Sequence[Evaluation]) -> Table:
     rows = [
         (
             e.artifact,
-            percent(e.top1),
-            percent(e.top5),
-            percent(e.host_top1),
-            percent(e.host.top1_agreement) if e.host else "–",
-            f"{e.host.max_rel:.1e}" if e.host else "NaN",
-            "–" if e.beyond_step is None else str(e.beyond_step),
-            f"{e.reference.max_rel:.1e}" if e.reference else "–",
+            format_percent(e.top1),
+            format_percent(e.top5),
+            format_percent(e.host_top1),
+            format_percent(e.host.top1_agreement) if e.host else UNKNOWN,
+            format_error(e.host.max_rel) if e.host else "NaN",
+            UNKNOWN if e.beyond_step is None else str(e.beyond_step),
+            format_error(e.reference.max_rel) if e.reference else UNKNOWN,
             "differs" if e.problem else "equal",
         )
         for e in made

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from edgecompress.cli.numbers import size
 from edgecompress.cli.views.tables import make_table
 from edgecompress.devices.probe import NOTABLE_CPU_FEATURES
 from edgecompress.devices.text import sanitize
 from edgecompress.records import DeviceInfo
+from edgecompress.reporting.numbers import UNKNOWN, format_celsius, format_size
 from edgecompress.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ def tabulate_devices(found: Sequence[DeviceInfo]) -> Table:
         "cpu": [" ".join((d.abi, *(name for name in NOTABLE_CPU_FEATURES if name in d.cpu_features))) for d in found],
         "os": [d.os for d in found],
         "governor": [d.governor for d in found],
-        "°C": ["" if d.temperature_c is None else f"{d.temperature_c:.0f}" for d in found],
-        "free": ["" if d.free_bytes is None else size(d.free_bytes) for d in found],
+        "°C": ["" if d.temperature_c is None else format_celsius(d.temperature_c) for d in found],
+        "free": ["" if d.free_bytes is None else format_size(d.free_bytes) for d in found],
         "labels": [", ".join(d.labels) for d in found],
     }
-    shown = {heading: [to_one_line(cell) or "–" for cell in cells] for heading, cells in columns.items() if any(map(to_one_line, cells))}
+    shown = {
+        heading: [to_one_line(cell) or UNKNOWN for cell in cells] for heading, cells in columns.items() if any(map(to_one_line, cells))
+    }
     return make_table(tuple(shown), zip(*shown.values(), strict=True), text_columns=2)
 
 
@@ -51,7 +53,7 @@ def tabulate_farm(schedule: "Schedule") -> Table:
     """Return a row for each device of a farm: its artifact, the jobs that it has done, its failures in a row, its state."""
     rows = []
     for lane in schedule.devices:
-        files = ", ".join(Path(file).name for file in lane.job.files) if lane.job else "–"
+        files = ", ".join(Path(file).name for file in lane.job.files) if lane.job else UNKNOWN
         state = f"quarantined: {lane.quarantine}" if lane.quarantine else lane.state
         rows.append((lane.name, files, str(lane.done), str(lane.failures), sanitize(state, limit=MAX_STATE_LENGTH).replace("\n", " ")))
     total, waiting = len(schedule.jobs), len(schedule.waiting)

@@ -5,16 +5,16 @@ from typing import Final
 
 from rich.table import Table
 
-from edgecompress.cli.numbers import rank, size
 from edgecompress.cli.views.tables import make_table
 from edgecompress.records import Inspection, TensorSpec
+from edgecompress.reporting.numbers import UNKNOWN, format_shape, format_significant, format_size
 
 MAX_LABELS: Final = 5  # enough to recognize a list of labels
 
 
 def describe_file(found: Inspection) -> Iterator[str]:
     """Yield a line for each property of a model file."""
-    yield f"{found.path}: {found.format}, {size(found.size_bytes)}, of which weights {size(found.weights_bytes)}"
+    yield f"{found.path}: {found.format}, {format_size(found.size_bytes)}, of which weights {format_size(found.weights_bytes)}"
     if found.name:
         yield f"name: {found.name}"
     if found.bytecode_version is not None:
@@ -23,7 +23,7 @@ def describe_file(found: Inspection) -> Iterator[str]:
         yield f"XNNPACK: takes {found.delegation.taken} of {sum(found.ops.values())} ops in {found.delegation.partitions} partitions"
         for left in found.delegation.undelegated:
             yield f"  not {left.op} ×{left.count}: {left.reason}"
-    peak = "" if found.peak_activation_bytes is None else f"{size(found.peak_activation_bytes)}: "
+    peak = "" if found.peak_activation_bytes is None else f"{format_size(found.peak_activation_bytes)}: "
     yield f"activation memory: {peak}{found.peak_from}"
     if found.preprocessing is not None:
         yield f"normalisation: (x / 255 − mean) / std, mean {found.preprocessing.mean}, std {found.preprocessing.std}"
@@ -39,8 +39,8 @@ def tabulate_tensors(found: Inspection) -> Table:
 
 
 def _describe_tensor(spec: TensorSpec) -> tuple[str, ...]:
-    quantization = "–" if spec.scale is None else f"scale {spec.scale:.6g}, zero point {spec.zero_point}"
-    return spec.name, rank(spec.shape), spec.dtype, spec.layout or "–", quantization
+    quantization = UNKNOWN if spec.scale is None else f"scale {spec.scale:.6g}, zero point {spec.zero_point}"
+    return spec.name, format_shape(spec.shape), spec.dtype, spec.layout or UNKNOWN, quantization
 
 
 def tabulate_ops(found: Inspection) -> Table:
@@ -54,7 +54,7 @@ def tabulate_quantization(found: Inspection) -> Table:
             "weights" if q.constant else "activations",
             str(q.per_tensor),
             str(q.per_channel),
-            "–" if q.smallest_scale is None else f"{q.smallest_scale:.3g}–{q.largest_scale:.3g}",
+            UNKNOWN if q.smallest_scale is None else f"{format_significant(q.smallest_scale)}–{format_significant(q.largest_scale)}",
         )
         for q in found.quantized
     ]
@@ -62,5 +62,7 @@ def tabulate_quantization(found: Inspection) -> Table:
 
 
 def tabulate_constants(found: Inspection) -> Table:
-    rows = [(c.op, rank(c.shape), c.dtype, size(c.size_bytes), str(c.scales) if c.scales else "–") for c in found.constants]
+    rows = [
+        (c.op, format_shape(c.shape), c.dtype, format_size(c.size_bytes), str(c.scales) if c.scales else UNKNOWN) for c in found.constants
+    ]
     return make_table(("largest constants", "shape", "dtype", "size", "scales"), rows)

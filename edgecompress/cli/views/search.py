@@ -2,10 +2,10 @@
 
 from rich.table import Table
 
-from edgecompress.cli.numbers import ms, percent, size
 from edgecompress.cli.views.tables import make_table
 from edgecompress.records import FailedTrial, SearchPoint, SearchResult
 from edgecompress.records.search import Value
+from edgecompress.reporting.numbers import UNKNOWN, format_ms, format_percent, format_ratio, format_seconds, format_size
 
 
 def describe_trial(number: int, outcome: SearchPoint | FailedTrial) -> str:
@@ -15,23 +15,32 @@ def describe_trial(number: int, outcome: SearchPoint | FailedTrial) -> str:
         return f"  trial {number:<4} {choice}: failed: {' '.join(outcome.reason.split())}"
     s = outcome.score
     noisy = ", noisy" if outcome.noisy else ""
-    spent = f"{outcome.seconds:.1f} s" if outcome.trial == number else f"as trial {outcome.trial}"
-    return f"  trial {number:<4} {choice}: {percent(s.accuracy)}, {ms(s.latency_ms)} ms, {size(s.size_bytes)}{noisy}   {spent}"
+    spent = f"{format_seconds(outcome.seconds)} s" if outcome.trial == number else f"as trial {outcome.trial}"
+    reached = f"{format_percent(s.accuracy)}, {format_ms(s.latency_ms)} ms, {format_size(s.size_bytes)}"
+    return f"  trial {number:<4} {choice}: {reached}{noisy}   {spent}"
 
 
 def tabulate_front(found: SearchResult) -> Table:
     """Return the Pareto front, the fastest first, below the dense network."""
     axes = [name for name, axis in found.spec.space.items() if len(axis.values) != 1]
     rows = [
-        (f"dense .{format_name}", percent(d.accuracy), ms(d.latency_ms), size(d.size_bytes), *("–" for _ in axes), "–", "")
+        (
+            f"dense .{format_name}",
+            format_percent(d.accuracy),
+            format_ms(d.latency_ms),
+            format_size(d.size_bytes),
+            *(UNKNOWN for _ in axes),
+            UNKNOWN,
+            "",
+        )
         for format_name, d in found.references.items()
     ]
     rows += [
         (
             str(p.trial),
-            percent(p.score.accuracy),
-            ms(p.score.latency_ms),
-            size(p.score.size_bytes),
+            format_percent(p.score.accuracy),
+            format_ms(p.score.latency_ms),
+            format_size(p.score.size_bytes),
             *(describe_value(p.choice[name]) for name in axes),
             p.run,
             "noisy" if p.noisy else "",
@@ -43,4 +52,4 @@ def tabulate_front(found: SearchResult) -> Table:
 
 
 def describe_value(value: Value) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return format_ratio(value) if isinstance(value, float) else str(value)

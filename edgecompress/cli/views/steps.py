@@ -5,7 +5,6 @@ from typing import Any, Final, NamedTuple
 
 from rich.table import Table
 
-from edgecompress.cli.numbers import count, ms, percent, rank, size
 from edgecompress.cli.views.artifacts import tabulate_artifacts
 from edgecompress.cli.views.tables import make_table
 from edgecompress.records import (
@@ -18,6 +17,22 @@ from edgecompress.records import (
     QatResult,
     QuantizeResult,
 )
+from edgecompress.reporting.numbers import (
+    UNKNOWN,
+    format_count,
+    format_db,
+    format_error,
+    format_factor,
+    format_loss_change,
+    format_ms,
+    format_percent,
+    format_ratio,
+    format_seconds,
+    format_shape,
+    format_share,
+    format_significant,
+    format_size,
+)
 
 
 def tabulate_stats(record: ModelStats) -> Table:
@@ -26,17 +41,17 @@ def tabulate_stats(record: ModelStats) -> Table:
         (
             layer.name,
             layer.kind,
-            rank(layer.weight_shape),
-            rank(layer.output_shape),
-            count(layer.params),
-            count(layer.macs),
-            f"{layer.macs / max(1, record.macs):.1%}",
-            size(layer.activation_bytes),
-            ms(layer.latency_ms),
+            format_shape(layer.weight_shape),
+            format_shape(layer.output_shape),
+            format_count(layer.params),
+            format_count(layer.macs),
+            format_share(layer.macs / max(1, record.macs)),
+            format_size(layer.activation_bytes),
+            format_ms(layer.latency_ms),
         )
         for layer in record.layers
     ]
-    rows.append(("total", "", "", "", count(record.params), count(record.macs), "", "", ms(record.latency_ms)))
+    rows.append(("total", "", "", "", format_count(record.params), format_count(record.macs), "", "", format_ms(record.latency_ms)))
     return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
 
 
@@ -47,30 +62,31 @@ def tabulate_plan(record: CompressionPlan) -> Table:
         (
             step.layer,
             step.form,
-            rank(step.rank),
-            f"{count(step.macs_before)} → {count(step.macs)}",
-            f"{step.macs / max(1, step.macs_before):.2f}",
-            *([f"{ms(step.latency_ms_before)} → {ms(step.latency_ms)}"] if timed else []),
-            f"{step.relative_error:.3f}",
-            f"{step.loss_increase:.2g}",
+            format_shape(step.rank),
+            f"{format_count(step.macs_before)} → {format_count(step.macs)}",
+            format_ratio(step.macs / max(1, step.macs_before)),
+            *([f"{format_ms(step.latency_ms_before)} → {format_ms(step.latency_ms)}"] if timed else []),
+            format_error(step.relative_error),
+            format_loss_change(step.loss_increase),
             "; ".join((step.why, *step.alternatives)),
         )
         for step in record.layers
     ]
     rows += [
-        (s.layer, "dense", "–", count(s.macs), "1.00", *([ms(s.latency_ms)] if timed else []), "–", "–", s.reason) for s in record.skipped
+        (s.layer, "dense", UNKNOWN, format_count(s.macs), "1.00", *([format_ms(s.latency_ms)] if timed else []), UNKNOWN, UNKNOWN, s.reason)
+        for s in record.skipped
     ]
-    total = f"{count(record.macs_before)} → {count(record.macs)}"
-    times = [f"{ms(record.latency_ms_before)} → {ms(record.latency_ms)}"] if timed else []
+    total = f"{format_count(record.macs_before)} → {format_count(record.macs)}"
+    times = [f"{format_ms(record.latency_ms_before)} → {format_ms(record.latency_ms)}"] if timed else []
     notes = (f"{record.scheme} on {record.measured_on}: {_predict_speedup(record)}",) if timed else ()
     why = "; ".join((*notes, *record.notes))
-    rows.append(("total", "", "", total, f"{record.macs / max(1, record.macs_before):.2f}", *times, "", "", why))
+    rows.append(("total", "", "", total, format_ratio(record.macs / max(1, record.macs_before)), *times, "", "", why))
     return make_table(("layer", "form", "rank", "MACs", "ratio", *(["ms"] if timed else []), "error", "loss", "why"), rows, text_columns=2)
 
 
 def _predict_speedup(record: CompressionPlan) -> str:
     before, after = record.latency_ms_before or 0.0, record.latency_ms or 0.0
-    return f"{before / after:.2f}× as fast as dense, predicted" if after > 0 else "no time is left, predicted"
+    return f"{format_factor(before / after)} as fast as dense, predicted" if after > 0 else "no time is left, predicted"
 
 
 def tabulate_latencies(record: CostTable, network: ModelStats) -> Table:
@@ -82,16 +98,16 @@ def tabulate_latencies(record: CostTable, network: ModelStats) -> Table:
             dense = forms["dense"].get(scheme) if "dense" in forms else None
             others = sorted((costs[scheme].ms, form) for form, costs in forms.items() if form != "dense" and scheme in costs)
             slower = sum(1 for value, _ in others if dense and value >= dense.ms)
-            fastest = f"{others[0][1]} {ms(others[0][0])}" if others else "–"
-            rows.append((geometry, scheme, ms(dense.ms) if dense else "–", str(len(others)), str(slower), fastest))
+            fastest = f"{others[0][1]} {format_ms(others[0][0])}" if others else UNKNOWN
+            rows.append((geometry, scheme, format_ms(dense.ms) if dense else UNKNOWN, str(len(others)), str(slower), fastest))
     for measured in record.networks.values():
-        rows += [(f"{network.model} whole, dense", scheme, ms(cost.ms), "", "", "") for scheme, cost in measured.items()]
+        rows += [(f"{network.model} whole, dense", scheme, format_ms(cost.ms), "", "", "") for scheme, cost in measured.items()]
     return make_table(("layer", "scheme", "dense ms", "forms", "slower than dense", "fastest"), rows, text_columns=2)
 
 
 def tabulate_errors(record: DecomposeResult) -> Table:
     """Return the relative error of each decomposed layer."""
-    return make_table(("layer", "relative error"), [(name, f"{error:.4f}") for name, error in record.relative_errors.items()])
+    return make_table(("layer", "relative error"), [(name, format_error(error)) for name, error in record.relative_errors.items()])
 
 
 def tabulate_epochs(record: FinetuneResult) -> Table:
@@ -99,13 +115,13 @@ def tabulate_epochs(record: FinetuneResult) -> Table:
     rows = [
         (
             "re-estimated BatchNorm" if e.epoch == 0 else str(e.epoch),
-            f"{e.loss:.4f}" if e.epoch else "–",
-            percent(e.top1),
-            f"{e.seconds:.1f}",
+            format_significant(e.loss) if e.epoch else UNKNOWN,
+            format_percent(e.top1),
+            format_seconds(e.seconds),
         )
         for e in record.epochs
     ]
-    return make_table(("epoch", "loss", "top-1", "s"), [("dense", "–", percent(record.dense_top1), "–"), *rows])
+    return make_table(("epoch", "loss", "top-1", "s"), [("dense", UNKNOWN, format_percent(record.dense_top1), UNKNOWN), *rows])
 
 
 def tabulate_quantization(record: QuantizeResult) -> Table:
@@ -113,12 +129,12 @@ def tabulate_quantization(record: QuantizeResult) -> Table:
     plan, rows = record.precision, []
     chosen = {choice.layer: choice for choice in plan.layers} if plan else {}
     for layer in record.layers:
-        row = [layer.layer, f"{layer.per_channel_sqnr_db:.1f}", f"{layer.per_tensor_sqnr_db:.1f}"]
+        row = [layer.layer, format_db(layer.per_channel_sqnr_db), format_db(layer.per_tensor_sqnr_db)]
         if one := chosen.get(layer.layer):
-            row += [f"{one.alone_sqnr_db:.1f}", percent(one.alone_agreement), one.scheme, one.why]
+            row += [format_db(one.alone_sqnr_db), format_percent(one.alone_agreement), one.scheme, one.why]
         elif plan:
             given = [scheme for name, scheme in sorted(plan.by_hand.items()) if f"{layer.layer}.".startswith(f"{name}.")]
-            row += ["–", "–", *(given[-1:] or [plan.scheme]), "as asked" if given else ""]
+            row += [UNKNOWN, UNKNOWN, *(given[-1:] or [plan.scheme]), "as asked" if given else ""]
         rows.append(row)
     planned = ("alone in int8, dB", "agrees", "scheme", "why") if plan else ()
     return make_table(("layer", "int8 per channel, dB", "per tensor, dB", *planned), rows)
@@ -127,32 +143,36 @@ def tabulate_quantization(record: QuantizeResult) -> Table:
 def tabulate_qat(record: QatResult) -> Table:
     """Return the accuracy in simulated int8 before and after training."""
     rows = [
-        ("rounded", "–", percent(record.before_top1), percent(record.before_agreement), f"{record.before_sqnr_db:.1f}"),
-        *((f"epoch {e.epoch}", f"{e.loss:.4f}", "", "", "") for e in record.epochs),
-        ("trained", "–", percent(record.top1), percent(record.agreement), f"{record.sqnr_db:.1f}"),
+        ("rounded", UNKNOWN, format_percent(record.before_top1), format_percent(record.before_agreement), format_db(record.before_sqnr_db)),
+        *((f"epoch {e.epoch}", format_significant(e.loss), "", "", "") for e in record.epochs),
+        ("trained", UNKNOWN, format_percent(record.top1), format_percent(record.agreement), format_db(record.sqnr_db)),
     ]
     return make_table(("simulated int8", "loss", "top-1", "agrees", "SQNR, dB"), rows)
 
 
 def _summarize_analysis(stats: ModelStats) -> str:
-    return f"{count(stats.params)} params, {count(stats.macs)} MACs, {len(stats.layers)} layers"
+    return f"{format_count(stats.params)} params, {format_count(stats.macs)} MACs, {len(stats.layers)} layers"
 
 
 def _summarize_plan(plan: CompressionPlan) -> str:
     ratio = plan.macs / max(1, plan.macs_before)
-    faster = f", {plan.latency_ms_before / plan.latency_ms:.2f}× as fast predicted" if plan.latency_ms and plan.latency_ms_before else ""
+    faster = (
+        f", {format_factor(plan.latency_ms_before / plan.latency_ms)} as fast predicted"
+        if plan.latency_ms and plan.latency_ms_before
+        else ""
+    )
     note = f"; {plan.notes[-1]}" if plan.notes else ""
-    return f"macs {ratio:.3f}{faster}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
+    return f"macs {format_ratio(ratio)}{faster}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
 
 
 def _summarize_decomposition(result: DecomposeResult) -> str:
-    return f"mean relative error {result.mean_relative_error:.3f}" if result.relative_errors else "nothing to decompose"
+    return f"mean relative error {format_error(result.mean_relative_error)}" if result.relative_errors else "nothing to decompose"
 
 
 def _summarize_finetuning(result: FinetuneResult) -> str:
     if result.top1 is None:
         return f"{len(result.epochs) - 1} epochs, no labels to score on"
-    steps = f"top-1 {percent(result.before_top1)} → {percent(result.top1)} (dense {percent(result.dense_top1)})"
+    steps = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)} (dense {format_percent(result.dense_top1)})"
     return f"{steps}, {len(result.epochs) - 1} epochs"
 
 
@@ -163,10 +183,12 @@ def _summarize_quantization(result: QuantizeResult) -> str:
 
 
 def _summarize_qat(result: QatResult) -> str:
-    top1 = f"top-1 {percent(result.before_top1)} → {percent(result.top1)}, " if result.top1 is not None else ""
-    agrees = f"agrees {percent(result.before_agreement)} → {percent(result.agreement)}, " if result.agreement is not None else ""
+    top1 = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)}, " if result.top1 is not None else ""
+    agrees = (
+        f"agrees {format_percent(result.before_agreement)} → {format_percent(result.agreement)}, " if result.agreement is not None else ""
+    )
     note = f"; {result.note}" if result.note else ""
-    return f"simulated {result.scheme}: {top1}{agrees}{result.before_sqnr_db:.1f} → {result.sqnr_db:.1f} dB{note}"
+    return f"simulated {result.scheme}: {top1}{agrees}{format_db(result.before_sqnr_db)} → {format_db(result.sqnr_db)} dB{note}"
 
 
 def _summarize_export(result: ExportResult) -> str:
