@@ -38,7 +38,7 @@ from edgecompress.network.batchnorm import reestimate_batchnorm
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.outputs import top1
 from edgecompress.network.surgery import forward, replace_module
-from edgecompress.options import Options, limits_of, update_options
+from edgecompress.options import Options, gate_of, update_options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.networks import load_compressed
 from edgecompress.pipeline.runner import run as run_steps
@@ -73,7 +73,7 @@ def publish(recipe: Recipe, folder: Path) -> list[Path]:
                     about=Description(name=recipe.name, variant=variant),
                     format=format_name,
                     quant=quant_spec(scheme, CALIBRATION_SAMPLES),
-                    limits=limits_of(scheme, Options()),
+                    limits=gate_of(scheme, Options()),
                     evidence=evidence,
                     program=program,
                     reference=reference,

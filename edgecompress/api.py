@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress.data.recipe import Recipe, recipe_from_model
-from edgecompress.options import update_options
+from edgecompress.options import PROFILE_SCHEMES, update_options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.latencies import profile_network
 from edgecompress.pipeline.publication import check_refusals, publish
@@ -68,7 +68,7 @@ def profile(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     *,
-    schemes: Sequence[str] = ("fp32", "int8-dynamic", "int8-static"),
+    schemes: Sequence[str] = PROFILE_SCHEMES,
     run: str | Path = "",
     name: str = "",
     refresh: bool = False,

@@ -1,4 +1,4 @@
-"""Every option of a run, in one place with its help, range and default. The CLI and `edgecompress.export` take the same names."""
+"""The options of a run, each with its help, range and default; the command line and `edgecompress.export` take the same names."""
 
 import difflib
 import re
@@ -24,14 +24,14 @@ from edgecompress.records.measurement import BENCHMARK_DEFAULTS, Repetitions, Th
 from edgecompress.targets import ALLOCATORS, FLOAT32, FORMATS, IO_TYPES, LAYOUTS, OPTIMIZERS, SCHEMES, TARGETS, TFLITE_ROUTES, Gate
 
 AUTO: Final = "auto"
-DEFAULT_MACS_RATIO: Final = 0.35  # fine-tuning still repairs most networks at about a third of their MACs
+DEFAULT_MACS_RATIO: Final = 0.35  # the examples and the benchmark of the main job go by it
 ALL_HOLD: Final = "All budgets that are given must hold."
-PROFILE_SCHEMES: Final = ("fp32", "int8-dynamic", "int8-static")  # kernels of the other TFLite schemes are as fast as one of these
-QAT_COMMAND_EPOCHS: Final = 3  # three epochs recover most of what int8 loses; the command `qat` trains them where the run asks for none
+PROFILE_SCHEMES: Final = ("fp32", "int8-dynamic", "int8-static")  # each scheme takes minutes to measure, so others are measured on request
+QAT_COMMAND_EPOCHS: Final = 3  # as many as `edgecompress.qat` trains by default
 
 
 class Choice(NamedTuple):
-    """A form given by hand: a method, at a rank, with options beside the method's defaults."""
+    """The form of a layer that the user fixed: a method, a rank, and options that differ from the method's defaults."""
 
     method: str
     rank: tuple[int, ...] = ()
@@ -173,12 +173,12 @@ class Options(Record, frozen=True, kw_only=True):
     seed: Annotated[int, Option("Seed of everything random", rare=True)] = 0
 
 
-Options.__doc__ = describe_fields(Options, "What a run was asked for; each field says its help, range and default once.")
+Options.__doc__ = describe_fields(Options, "The options of a run. Each field has its help, range and default.")
 DEFAULTS: Final = Options()
 
 
 def update_options(options: Options, given: dict[str, Any]) -> Options:
-    """Return `options` with the given ones; None means not given.
+    """Return `options` with the given values in place of its own; None stands for "not given".
 
     Raises:
         ConfigError: Unknown option, wrong type, or a value out of its range.
@@ -200,10 +200,10 @@ def update_options(options: Options, given: dict[str, Any]) -> Options:
 
 
 def check_budget(budget: Budget) -> Budget:
-    """Return a budget that can be kept or missed.
+    """Return `budget` if its numbers are in their ranges.
 
     Raises:
-        ConfigError: A number of it is out of its range.
+        ConfigError: One of its numbers is out of its range.
     """
     for name in Budget.__struct_fields__:
         check_value(option_fields(Options)[name], getattr(budget, name))
@@ -211,15 +211,13 @@ def check_budget(budget: Budget) -> Budget:
 
 
 def select_outputs(options: Options) -> tuple[tuple[str, str], ...]:
-    """Return the (format, scheme) pairs a run exports: those of the target that were not excluded, or else whatever was named.
+    """Return the (format, scheme) pairs that a run exports: the target's, narrowed to the formats and schemes that are given.
 
-    A format or a scheme that the target leaves out is exported when it is named.
+    A format or a scheme that the target leaves out is exported when it is given.
 
     Raises:
-        ConfigError: No format named has a scheme named.
+        ConfigError: None of the formats has one of the schemes.
     """
-    for scheme in options.scheme:
-        check_choice("scheme", scheme, tuple(SCHEMES))
     usual = TARGETS[options.target].outputs
     formats = options.format or tuple(dict.fromkeys(f for f, _ in usual))
     chosen: list[tuple[str, str]] = []
@@ -234,41 +232,43 @@ def select_outputs(options: Options) -> tuple[tuple[str, str], ...]:
 
 
 def budget_of(options: Options) -> Budget:
-    """Return what the compressed network may cost, the usual ratio of MACs where nothing is asked for."""
+    """Return the budget of the compressed network: the given limits, or the default fraction of MACs where none is given."""
     budget = Budget(**{name: getattr(options, name) for name in Budget.__struct_fields__})
     return budget if budget != Budget() else Budget(macs_ratio=DEFAULT_MACS_RATIO)
 
 
 def cost_scheme_of(options: Options) -> str:
-    """Return the scheme of TFLite files that latencies and sizes are of."""
+    """Return the scheme of the TFLite file whose latency and size are planned."""
     return options.cost_scheme or next((s for f, s in select_outputs(options) if f == "tflite"), FORMATS["tflite"].schemes[0])
 
 
 def parse_method(options: Options) -> Choice:
-    """Parse `METHOD` or `METHOD:KEY=VALUE,…`.
+    """Return the method of every layer with its options; the text reads `METHOD` or `METHOD:KEY=VALUE,…`.
 
     Raises:
-        ConfigError: Not of that form.
+        ConfigError: The text has another form.
     """
     method, _, given = options.method.partition(":")
-    settings = _settings(given)
+    settings = _parse_settings(given)
     if not method or settings is None:
         raise ConfigError(f"--method {options.method}: write METHOD or METHOD:KEY=VALUE, e.g. cp3:seed=1,starts=5")
     return Choice(method, (), settings)
 
 
 def parse_fixed_layers(options: Options) -> dict[str, Choice]:
-    """Parse `NAME=METHOD:RANK` or `NAME=METHOD:RANK:KEY=VALUE,…`; ranks are separated by x or a comma.
+    """Return the forms of the layers that the user fixed, by the layer's name.
+
+    A text reads `NAME=dense`, `NAME=METHOD:RANK` or `NAME=METHOD:RANK:KEY=VALUE,…`; ranks are separated by x or a comma.
 
     Raises:
-        ConfigError: Not of that form.
+        ConfigError: A text has another form.
     """
     choices: dict[str, Choice] = {}
     for text in options.layer:
         name, equals, choice = text.partition("=")
         method, _, rest = choice.partition(":")
         rank, _, given = rest.partition(":")
-        settings = _settings(given)
+        settings = _parse_settings(given)
         try:
             ranks = tuple(int(r) for r in rank.replace("x", ",").split(",")) if rank else ()
         except ValueError:
@@ -280,10 +280,10 @@ def parse_fixed_layers(options: Options) -> dict[str, Choice]:
 
 
 def parse_layer_schemes(options: Options) -> dict[str, str]:
-    """Parse `NAME=SCHEME`.
+    """Return the schemes of the layers that the user fixed, by the layer's name; a text reads `NAME=SCHEME`.
 
     Raises:
-        ConfigError: Not of that form, or no such scheme.
+        ConfigError: A text has another form, or its scheme is unknown.
     """
     chosen = {}
     for text in options.layer_scheme:
@@ -294,7 +294,7 @@ def parse_layer_schemes(options: Options) -> dict[str, str]:
     return chosen
 
 
-def limits_of(scheme: str, options: Options) -> Gate:
+def gate_of(scheme: str, options: Options) -> Gate:
     """Return the gate of a scheme with the run's own thresholds."""
     gate = SCHEMES[scheme].gate
     if scheme == FLOAT32:
@@ -302,8 +302,8 @@ def limits_of(scheme: str, options: Options) -> Gate:
     return msgspec.structs.replace(gate, min_agreement=options.min_int8_agreement) if SCHEMES[scheme].is_int8 else gate
 
 
-def _settings(text: str) -> dict[str, Any] | None:
-    """Parse `KEY=VALUE,…`; values are JSON where they can be, else text; None when malformed."""
+def _parse_settings(text: str) -> dict[str, Any] | None:
+    """Return the settings of `KEY=VALUE,…`, each value parsed as JSON where it is JSON, else as text; None for another form."""
     settings: dict[str, Any] = {}
     for part in re.split(r",(?![^\[]*\])", text) if text else ():  # a comma inside brackets parts the items of a list
         key, equals, value = part.partition("=")

@@ -19,7 +19,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.reference import write_reference
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint
-from edgecompress.options import limits_of, select_outputs
+from edgecompress.options import gate_of, select_outputs
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
@@ -73,7 +73,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             about=_describe_model(context, variant, scheme),
             format=format_name,
             quant=quant_spec(scheme, 0 if calibration is None else batches.count_samples(calibration), layers),
-            limits=limits_of(scheme, context.options),
+            limits=gate_of(scheme, context.options),
             evidence=context.evidence,
             program=_export_program(context, variant, scheme),
             reference=_reference_outputs(context, variant),
@@ -94,7 +94,7 @@ def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     """Return the key of an artifact. The toolchain's place and its limits are left out, since they change no file."""
     lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
     told = (context.recipe.preprocessing, context.recipe.labels)
-    asked = (variant, format_name, scheme, layers, limits_of(scheme, context.options), context.options.verify_samples, told, lasting)
+    asked = (variant, format_name, scheme, layers, gate_of(scheme, context.options), context.options.verify_samples, told, lasting)
     calibration = context.digest("quantize") if SCHEMES[scheme].calibrated else ""
     return hash_values(context.source, _digest_weights(context, variant, scheme), calibration, asked)
 

@@ -7,7 +7,7 @@ import msgspec
 
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
-from edgecompress.options import limits_of, parse_layer_schemes, select_outputs
+from edgecompress.options import gate_of, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.networks import export_compressed, load_compressed
 from edgecompress.pipeline.steps import STEPS
@@ -61,7 +61,7 @@ def _plan_precision(context: RunContext, inputs: Batch) -> PrecisionPlan:
         export_compressed(context),
         inputs,
         scheme=INT8_STATIC,
-        limits=limits_of(INT8_STATIC, o),
+        limits=gate_of(INT8_STATIC, o),
         fixed={**context.read(CompressionPlan).schemes, **parse_layer_schemes(o)},
         track=context.track,
     )

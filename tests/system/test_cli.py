@@ -12,6 +12,7 @@ from support.runs import FILES, OPTIONS, QUICK, STEPS, command, complaint, conte
 
 from edgecompress import records
 from edgecompress.files import hash_file
+from edgecompress.options import QAT_COMMAND_EPOCHS
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_json, read_record
 from edgecompress.reporting.document import Report
 from edgecompress.runs import read_run
@@ -246,3 +247,20 @@ def test_the_options_of_the_first_command_are_those_of_the_next(exported):
     assert (options.format, options.scheme) == (("tflite",), (OPTIONS[3], OPTIONS[5]))
     assert options.epochs == int(QUICK[1])
     assert Path(read_run(exported[0]).recipe).name == "recipe.py"
+
+
+def test_qat_alone_trains_the_usual_epochs_and_a_later_export_uses_the_weights(run, edgecompress):
+    """Of the artifacts the int8-static one is made anew, from the trained weights."""
+
+    def weights():
+        return {a.path: a.weights_sha256 for a in read_record(run / "export.json", ExportResult).artifacts}
+
+    before = weights()
+    answer = edgecompress("qat", run, "--json")
+    assert answer.code == 0, answer.err
+    assert [epoch.epoch for epoch in parsed(answer, records.QatResult).epochs] == [1, 2, 3]
+    assert read_run(run).options.qat_epochs == QAT_COMMAND_EPOCHS == 3
+    again = edgecompress("export", run)
+    assert again.code == 0, again.err
+    assert re.search(r"^  qat .* reused$", again.err, re.MULTILINE)
+    assert {name for name, digest in weights().items() if digest != before[name]} == {ARTIFACTS[2]}

@@ -54,7 +54,7 @@ def test_what_is_given_replaces_and_none_keeps():
         ({"resolution": -8}, "resolution -8: must be at least 0; 0 takes the recipe's"),
         ({"speedup": 0.5}, "speedup 0.5: must be at least 1; leave it out to set none"),
         ({"cost_scheme": "int4"}, "unknown cost scheme 'int4'; choose from int8-static, "),
-        ({"scheme": ("fp32", "int4")}, "unknown scheme 'int4'; choose from fp32, "),
+        ({"scheme": ("fp32", "int4")}, "unknown scheme 'int4'; choose from int8-static, "),
     ],
 )
 def test_a_wrong_option_is_refused(given, message):

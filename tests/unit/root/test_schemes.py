@@ -11,7 +11,7 @@ from edgecompress.network.analyze import analyze
 from edgecompress.network.exported import to_program
 from edgecompress.network.parity import measure_parity, sqnr_db
 from edgecompress.network.subgraph import graph_of
-from edgecompress.options import Options, cost_scheme_of, limits_of, parse_layer_schemes, select_outputs, update_options
+from edgecompress.options import Options, cost_scheme_of, gate_of, parse_layer_schemes, select_outputs, update_options
 from edgecompress.planning.constraints import LAYER_OVERHEAD_BYTES, make_constraints
 from edgecompress.quantization.quantize import quant_spec
 from edgecompress.quantization.simulation import Simulation, can_simulate, run_graph
@@ -70,12 +70,12 @@ def test_a_simulation_has_its_bits() -> None:
 
 
 def test_its_gate_decides() -> None:
-    assert limits_of(NAME, Options()) == SCHEMES[NAME].gate
+    assert gate_of(NAME, Options()) == SCHEMES[NAME].gate
     scores = torch.eye(10)
     wrong = scores.roll(1, 0)
-    require_parity(measure_parity((scores,), (scores,)), limits_of(NAME, Options()), subject="net.tflite")
+    require_parity(measure_parity((scores,), (scores,)), gate_of(NAME, Options()), subject="net.tflite")
     with pytest.raises(ParityError, match=r"top-1 agreement 0.00% on 10 samples, 90% required"):
-        require_parity(measure_parity((wrong,), (scores,)), limits_of(NAME, Options()), subject="net.tflite")
+        require_parity(measure_parity((wrong,), (scores,)), gate_of(NAME, Options()), subject="net.tflite")
 
 
 def test_the_report_names_it() -> None:
