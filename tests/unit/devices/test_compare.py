@@ -12,7 +12,7 @@ from rich.console import Console
 from support import report_records as records
 from support.runs import complaint
 
-from edgecompress.cli import tables
+from edgecompress.cli.views import artifacts as views
 from edgecompress.devices.bench import bench
 from edgecompress.devices.cooling import cool_down
 from edgecompress.devices.statistics import comparable, differing_conditions, find_noise, mad, medians_of_repeats, ratio, speed_up
@@ -145,15 +145,15 @@ def test_statistics_report_and_command_line_agree_on_what_may_be_compared(change
     report = reported(dense, fast)
     row = next(row for group in report.groups for row in group.rows if row.artifact == fast.artifact)
     artifacts = [records.artifact(result.artifact, sha256=result.artifact_sha256) for result in (dense, fast)]
-    told = [shown(tables.results([dense, fast])), shown(tables.artifacts(artifacts, [dense, fast]))]
+    told = [shown(views.tabulate_results([dense, fast])), shown(views.tabulate_artifacts(artifacts, [dense, fast]))]
     if reason is None:
         assert speed_up(dense, fast) == row.speed_up == 2.0
         assert ratio(fast, dense).ratio == 0.5
-        assert all("2.0" in text for text in told)
+        assert all("2.0×" in text for text in told)
     else:
         assert row.speed_up is None
         assert row.speed_reason == f"no ratio: the dense fp32 file was measured {reason}"
-        assert not any("2.0" in text for text in told)
+        assert not any("2.0×" in text for text in told)
         for divide in (speed_up, ratio):
             with pytest.raises(ConfigError, match=f"was measured {reason} than .*; measure both in one"):
                 divide(dense, fast)
