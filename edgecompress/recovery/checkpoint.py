@@ -1,4 +1,4 @@
-"""Training state in one safetensors file: weights, optimizer state and the epochs so far. No pickle."""
+"""Checkpoints of training: weights, optimizer state and epoch records in one safetensors file, without pickle."""
 
 import hashlib
 from pathlib import Path
@@ -10,18 +10,18 @@ from torch import nn
 
 from edgecompress.errors import ConfigError
 from edgecompress.network.weights import State, fingerprint, save_state
-from edgecompress.records import Epoch, Record
+from edgecompress.records import Epoch
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 
 
-def key_of(model: nn.Module, options: Record, data: str) -> str:
-    """Return a hash of everything that training depends on; a checkpoint of another key is not continued."""
+def make_key(model: nn.Module, options: object, data: str) -> str:
+    """Return a hash of all that training depends on; a checkpoint with another key is not continued."""
     return hashlib.sha256(f"{fingerprint(model)}{msgspec.json.encode(options)!r}{data}".encode()).hexdigest()
 
 
-def save(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[Epoch]) -> None:
-    """Write the state after an epoch, atomically."""
+def save_checkpoint(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: list[Epoch]) -> None:
+    """Write the state of training after an epoch, atomically."""
     state: State = {MODEL + k: v for k, v in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -30,8 +30,8 @@ def save(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimize
     save_state(state, path, {"key": key, "epochs": msgspec.json.encode(epochs).decode()})
 
 
-def resume(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Epoch, ...]:
-    """Load the state of `path` into the model and optimizer and return its epochs; () when there is none of this key.
+def resume_training(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Epoch, ...]:
+    """Load a checkpoint into the model and optimizer; return its epochs, () when no file has this key.
 
     Raises:
         ConfigError: The file is damaged.

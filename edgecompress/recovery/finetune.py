@@ -1,4 +1,4 @@
-"""Recover accuracy: re-estimate BatchNorm, then distil from the dense model. Resumable after every epoch, deterministic for a seed."""
+"""Fine-tuning: re-estimate BatchNorm statistics, then distil from the dense network. Resumable after every epoch, deterministic by seed."""
 
 import copy
 import math
@@ -21,23 +21,25 @@ from edgecompress.network.surgery import is_decomposed, set_memory_format
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
-from edgecompress.recovery import checkpoint
-from edgecompress.recovery.schedule import MAX_GRAD_NORM, chunks, distillation_loss, epoch_seed, learning_rate_fraction, shuffled_batches
+from edgecompress.recovery.loop import TrainingTask, run_epochs
+from edgecompress.recovery.schedule import chunks, epoch_seed, shuffled_batches
 
-BATCHNORM_SAMPLES: Final = 2048
-EVAL_BATCH: Final = 250
-NOTHING: Final = Samples(torch.empty(0), None, source="no data")
+BATCHNORM_SAMPLES: Final = 2048  # bounds the time of a pass; statistics of more samples hardly differ
+EVAL_BATCH: Final = 250  # without gradients, so many samples take no more memory than a training batch
+USUAL_RATE: Final = {"sgd": 0.01, "adamw": 1e-3}  # usual for networks that have been trained before
+NO_DATA: Final = Samples(torch.empty(0), None, source="no data")
 
 
 class FinetuneOptions(Record, frozen=True, kw_only=True):
     """How to fine-tune.
 
     Attributes:
-        samples: Training samples an epoch; a larger set is drawn from anew each epoch.
+        samples: Training samples per epoch; from a larger set each epoch draws others.
         learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one.
         distill: Weight of the distillation loss; the rest is cross-entropy with the labels.
-        precision: Of the forward and backward pass; "auto" is bf16 where the processor multiplies in it, else fp32. Weights are fp32.
-        threads: 0 for torch's own number. The same seed gives the same weights for the same number.
+        precision: Number format of the forward and backward pass; "auto" is bf16 where the processor multiplies in it, otherwise fp32.
+            Weights are always fp32.
+        threads: Threads that torch uses; 0 for its own number. A seed gives the same weights for the same number of threads.
     """
 
     epochs: int = 8
@@ -53,9 +55,6 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
     seed: int = 0
 
 
-USUAL_RATE: Final = {"sgd": 0.01, "adamw": 1e-3}
-
-
 def finetune(
     model: nn.Module,
     train_data: "Dataset[Any] | None",
@@ -67,53 +66,32 @@ def finetune(
     checkpoint_path: Path | None = None,
     track: Track = track_silently,
 ) -> tuple[nn.Module, FinetuneResult]:
-    """Return a fine-tuned copy of `model` and the accuracies on the way.
+    """Return a fine-tuned copy of `model`, and the record of losses and accuracies.
 
     Args:
-        model: The decomposed model; left untouched.
-        train_data: Items as `edgecompress.data.recipe` says, or None to train nothing; without labels only the teacher is learnt from.
-        teacher: The dense model.
-        example_inputs: What the model takes; by default whatever the first sample is.
-        eval_data: Labelled, for the accuracies; without it they are None.
-        checkpoint_path: Written after each epoch; an existing one of the same start and options is continued.
+        model: The decomposed network; stays unchanged.
+        train_data: Items as `edgecompress.data.recipe` describes them; None trains nothing. Without labels, only the teacher teaches.
+        teacher: The dense network.
+        example_inputs: One sample of each input; by default the inputs of the data's first sample.
+        eval_data: Labelled data for the accuracies; without it they are None.
+        checkpoint_path: Written after each epoch; an existing checkpoint of the same start and options is continued.
 
     Raises:
-        ConfigError: Options out of range, no data, or the loss became NaN.
+        ConfigError: Options are out of range, data are missing, or the loss became NaN.
     """
     options = options or FinetuneOptions()
-    _check(options)
-    data = NOTHING if train_data is None else train_data
-    repair = has_batchnorm(model) and is_decomposed(model)
-    if (options.epochs > 0 or repair) and len(data) < 2:  # type: ignore[arg-type]
+    _check_options(options)
+    data = NO_DATA if train_data is None else train_data
+    repairs = has_batchnorm(model) and is_decomposed(model)
+    if (options.epochs > 0 or repairs) and len(data) < 2:  # type: ignore[arg-type]
         raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
-    # Channels last: the convolution kernels of CPUs are faster in it; shapes and results are the same.
+    # Channels last: CPUs' convolution kernels are faster in it; shapes and results are the same.
     model = set_memory_format(copy.deepcopy(model), torch.channels_last)
     teacher = set_memory_format(copy.deepcopy(teacher), torch.channels_last).eval()
-    dense_top1 = measure_top1(teacher, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
-    key = checkpoint.key_of(model, options, describe_dataset(data))
-    optimizer = _optimizer(model, options)
-    epochs = list(checkpoint.resume(checkpoint_path, key, model, optimizer)) if checkpoint_path else []
-    with torch.random.fork_rng(devices=[]), use_threads(options.threads):
-        if not epochs:
-            started = time.perf_counter()
-            torch.manual_seed(epoch_seed(options.seed, 0))
-            if repair:
-                dense = record_statistics(teacher, _inputs(data, example_inputs, track))
-                torch.manual_seed(epoch_seed(options.seed, 0))  # the same samples
-                reestimate_batchnorm(model, _inputs(data, example_inputs, track), since=dense)
-            score = measure_top1(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
-            epochs.append(Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started))
-        for number in range(len(epochs), options.epochs + 1):
-            started = time.perf_counter()
-            torch.manual_seed(epoch_seed(options.seed, number))
-            loss = _epoch(model, teacher, data, example_inputs, optimizer, options, number, track)
-            if number == options.epochs and repair:  # running averages follow the last few batches; what ships must not
-                reestimate_batchnorm(model, _inputs(data, example_inputs, track))
-            score = measure_top1(model, eval_data, track, example_inputs=example_inputs) if eval_data is not None else None
-            rate = float(optimizer.param_groups[0]["lr"])
-            epochs.append(Epoch(epoch=number, loss=loss, top1=score, learning_rate=rate, seconds=time.perf_counter() - started))
-            if checkpoint_path:
-                checkpoint.save(checkpoint_path, key, model, optimizer, epochs)
+    task = FinetuneTask(model, teacher, data, eval_data, example_inputs, options, repairs=repairs, track=track)
+    dense_top1 = task.measure_accuracy(teacher)
+    with use_threads(options.threads):
+        epochs = run_epochs(task, data, example=example_inputs, options=options, checkpoint_path=checkpoint_path, track=track)
     return set_memory_format(model, torch.contiguous_format).eval(), FinetuneResult(
         dense_top1=dense_top1,
         before_top1=epochs[0].top1,
@@ -126,18 +104,85 @@ def finetune(
     )
 
 
+class FinetuneTask(TrainingTask):
+    """Distillation of the dense network into the decomposed one, with BatchNorm statistics re-estimated before and after.
+
+    Args:
+        repairs: Whether BatchNorm statistics are re-estimated, because layers were replaced.
+    """
+
+    name = "fine-tuning"
+    title = "epoch"
+    remedy = "lower --learning-rate"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        data: "Dataset[Any]",
+        eval_data: "Dataset[Any] | None",
+        example: Batch | None,
+        options: FinetuneOptions,
+        *,
+        repairs: bool,
+        track: Track,
+    ) -> None:
+        self.model, self.teacher, self.data, self.eval_data, self.example = model, teacher, data, eval_data, example
+        self.options, self.repairs, self.track = options, repairs, track
+        self.optimizer = _make_optimizer(model, options)
+        self.peak_rate = options.learning_rate or USUAL_RATE[options.optimizer]
+        self.low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
+
+    def evaluate_start(self) -> list[Epoch]:
+        started = time.perf_counter()
+        torch.manual_seed(epoch_seed(self.options.seed, 0))
+        if self.repairs:
+            statistics = record_statistics(self.teacher, self._draw_inputs())
+            torch.manual_seed(epoch_seed(self.options.seed, 0))  # the same samples
+            reestimate_batchnorm(self.model, self._draw_inputs(), since=statistics)
+        score = self.measure_accuracy(self.model)
+        return [Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started)]
+
+    def start_epoch(self) -> int | None:
+        outputs = _example_outputs(self.teacher, self.data, self.example)
+        self.clips_gradients = not all(is_scores(y) for y in outputs)
+        self.model.train()
+        return _count_classes(outputs)
+
+    def compute_outputs(self, x: Batch) -> tuple[Batch, Batch]:
+        x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            with torch.no_grad():
+                wanted = _to_float32(batches.run_model(self.teacher, x))
+            return _to_float32(batches.run_model(self.model, x)), wanted
+
+    def finish_epoch(self, number: int) -> float | None:
+        if number == self.options.epochs and self.repairs:  # running averages follow the last few batches; the final statistics must not
+            reestimate_batchnorm(self.model, self._draw_inputs())
+        return self.measure_accuracy(self.model)
+
+    def measure_accuracy(self, model: nn.Module) -> float | None:
+        """Return the top-1 accuracy on the evaluation data; None without any."""
+        return None if self.eval_data is None else measure_top1(model, self.eval_data, self.track, example_inputs=self.example)
+
+    def _draw_inputs(self) -> Iterator[Batch]:
+        order = shuffled_batches(len(self.data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
+        for indices in self.track(order, "re-estimating BatchNorm", len(order)):
+            yield fetch_samples(self.data, indices, example=self.example, labelled=False)[0]
+
+
 @torch.inference_mode()
 def measure_top1(
     model: nn.Module, data: "Dataset[Any]", track: Track = track_silently, *, example_inputs: Batch | None = None
 ) -> float | None:
-    """Return the top-1 accuracy of `model` on labelled data as a fraction; None when there are no labels, or no one output is scores."""
+    """Return the top-1 accuracy of `model` on labelled data as a fraction; None without labels, or without one output of class scores."""
     model.eval()
-    classes = _classes(model, data, example_inputs) if len(data) else None  # type: ignore[arg-type]
+    classes = _count_classes(_example_outputs(model, data, example_inputs)) if len(data) else None  # type: ignore[arg-type]
     if classes is None:
         return None
     right = total = 0
-    orders = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
-    for indices in track(orders, "evaluating", len(orders)):
+    order = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    for indices in track(order, "evaluating", len(order)):
         x, labels = fetch_samples(data, indices, example=example_inputs, classes=classes)
         scores = scores_of(batches.run_model(model, x))
         if labels is None or scores is None:
@@ -147,76 +192,36 @@ def measure_top1(
     return right / total
 
 
-def _epoch(
-    model: nn.Module,
-    teacher: nn.Module,
-    data: "Dataset[Any]",
-    example: Batch | None,
-    optimizer: torch.optim.Optimizer,
-    options: FinetuneOptions,
-    number: int,
-    track: Track,
-) -> float:
-    """Train for one epoch, the first being 1; return the mean loss."""
-    classes = _classes(teacher, data, example)
-    model.train()
-    losses = []
-    title = f"epoch {number}/{options.epochs}"
-    orders = shuffled_batches(len(data), options.samples, options.batch_size)  # type: ignore[arg-type]
-    peak = options.learning_rate or USUAL_RATE[options.optimizer]
-    low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
-    for step, indices in enumerate(track(orders, title, len(orders))):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * learning_rate_fraction((number - 1 + (step + 1) / len(orders)) / options.epochs)
-        x, labels = fetch_samples(data, indices, example=example, labelled=classes is not None, classes=classes)
-        x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
-        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-            with torch.no_grad():
-                wanted = _in_full(batches.run_model(teacher, x))
-            outputs = _in_full(batches.run_model(model, x))
-        loss = distillation_loss(outputs, wanted, labels, temperature=options.temperature, distill=options.distill)
-        if not bool(loss.isfinite()):
-            raise ConfigError(f"fine-tuning: the loss became {float(loss.detach())} in {title}; lower --learning-rate")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not all(is_scores(y) for y in wanted):
-            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return sum(losses) / len(losses)
-
-
-def _in_full(outputs: Batch) -> Batch:
-    return tuple(y.float() if y.is_floating_point() else y for y in outputs)
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16, which makes training faster."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @torch.inference_mode()
-def _classes(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> int | None:
-    """Return how many classes a model in eval mode scores; labels of one that gives no scores may be anything, e.g. images."""
-    scores = scores_of(batches.run_model(model, example or fetch_samples(data, [0], labelled=False)[0]))
+def _example_outputs(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> Batch:
+    """Return the outputs of a network in eval mode for one sample."""
+    return batches.run_model(model, example or fetch_samples(data, [0], labelled=False)[0])
+
+
+def _count_classes(outputs: Batch) -> int | None:
+    """Return the number of classes; None where no output is class scores, and labels may be anything, e.g. images."""
+    scores = scores_of(outputs)
     return None if scores is None else scores.shape[1]
 
 
-def _inputs(data: "Dataset[Any]", example: Batch | None, track: Track) -> Iterator[Batch]:
-    orders = shuffled_batches(len(data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
-    for indices in track(orders, "re-estimating BatchNorm", len(orders)):
-        yield fetch_samples(data, indices, example=example, labelled=False)[0]
+def _to_float32(outputs: Batch) -> Batch:
+    return tuple(y.float() if y.is_floating_point() else y for y in outputs)
 
 
-def _optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
+def _make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
     rate = USUAL_RATE[options.optimizer]
     if options.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=options.weight_decay, nesterov=True)
     return torch.optim.AdamW(model.parameters(), rate, weight_decay=options.weight_decay)
 
 
-def has_fast_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16; training is then faster."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _check(options: FinetuneOptions) -> None:
+def _check_options(options: FinetuneOptions) -> None:
     if options.epochs < 0 or options.samples < 2 or options.batch_size < 2 or not 0 <= options.learning_rate < math.inf:
         raise ConfigError("fine-tuning: epochs must be ≥ 0, samples ≥ 2, batch size ≥ 2, learning rate ≥ 0")
     if options.optimizer not in USUAL_RATE:
