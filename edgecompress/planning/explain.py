@@ -47,7 +47,7 @@ def assemble_plan(known: Candidates, picked: Sequence[int], budget: Budget, sche
         candidate = known.candidates[layer.name][i]
         if candidate.method == DENSE:
             ms = known.latencies.dense_ms(layer.name, candidate.scheme) if known.latencies else None
-            why = "; ".join(filter(None, (_why_float(known, layer.name, candidate), _why_dense(known, layer))))
+            why = "; ".join(filter(None, (_reason_float(known, layer.name, candidate), _reason_dense(known, layer))))
             skipped.append(SkippedLayer(layer=layer.name, macs=layer.macs, reason=why, latency_ms=ms, scheme=candidate.scheme))
         else:
             chosen.append(_layer_plan(known, layer, candidate))
@@ -86,7 +86,7 @@ def _layer_plan(known: Candidates, layer: LayerStats, candidate: Candidate) -> L
     name = layer.name
     found = known.candidates[name]
     best = f"best of {len(found)} within the budget" if known.by_loss else f"by {known.allocator}, of {len(found)}"
-    why = ("as asked" if name in known.fixed else best, _why_float(known, name, candidate), candidate.note)
+    why = ("as asked" if name in known.fixed else best, _reason_float(known, name, candidate), candidate.note)
     return LayerPlan(
         layer=name,
         method=candidate.method,
@@ -119,11 +119,11 @@ def _describe_rivals(known: Candidates, name: str, chosen: Candidate) -> list[st
         rival = min(as_good, key=lambda c: _cost_of(known, name, c)) if as_good else min(alike, key=lambda c: _loss_of(known, name, c))
         if method == chosen.method and as_good:
             continue  # higher ranks of the same method cost more, as everyone expects
-        said.append(f"{_describe_candidate(rival)}: {_format_cost(known, name, rival)}, {_why_not(known, name, rival, chosen)}")
+        said.append(f"{_describe_candidate(rival)}: {_format_cost(known, name, rival)}, {_reason_against(known, name, rival, chosen)}")
     return [*said, *(f"{method}: at each rank another form has a smaller error for fewer MACs" for method in known.fitted.beaten[name])]
 
 
-def _why_not(known: Candidates, name: str, rival: Candidate, chosen: Candidate) -> str:
+def _reason_against(known: Candidates, name: str, rival: Candidate, chosen: Candidate) -> str:
     latencies = known.latencies
     if latencies and latencies.is_measured(name, rival) and latencies.ms_of(name, rival) >= latencies.dense_ms(name):
         return f"slower than dense {latencies.scheme}"
@@ -137,7 +137,7 @@ def _why_not(known: Candidates, name: str, rival: Candidate, chosen: Candidate) 
     return f"{theirs / mine:.2g}× the loss" if mine > 0 else "a higher loss"
 
 
-def _why_dense(known: Candidates, layer: LayerStats) -> str:
+def _reason_dense(known: Candidates, layer: LayerStats) -> str:
     name, latencies = layer.name, known.latencies
     if known.fitted.reasons[name]:
         return known.fitted.reasons[name]
@@ -158,7 +158,7 @@ def _why_dense(known: Candidates, layer: LayerStats) -> str:
     return f"dense is worth its {unit}: {_describe_candidate(mildest)} would save {saving:.0%} and cost {loss:.2g} of loss"
 
 
-def _why_float(known: Candidates, name: str, candidate: Candidate) -> str:
+def _reason_float(known: Candidates, name: str, candidate: Candidate) -> str:
     if not candidate.scheme:
         return ""
     return f"kept in {candidate.scheme}: rounding it would cost {known.int8_losses.get(name, 0.0):.2g} of loss"

@@ -208,11 +208,11 @@ def test_a_layer_that_a_method_rejects_is_refused_with_the_reason(method, name):
 REASONS = {
     ("svd", "3x3"): "kernel 3×3, svd takes Linear and kernels of size 1",
     ("svd", "conv3d"): "kernel 2×3×2",
-    ("spatial_svd", "1x3-stride"): "kernel 1×3, spatial_svd needs two axes to part",
+    ("spatial_svd", "1x3-stride"): "kernel 1×3, spatial_svd needs two axes to split",
     ("spatial_svd", "linear"): "kernel of a Linear",
     ("channel_svd", "1x1"): "it mixes channels at one position only",
     ("grouped_svd", "linear"): "Linear, grouped_svd takes convolutions",
-    ("grouped_svd", "depthwise"): "one input channel a group",
+    ("grouped_svd", "depthwise"): "one input channel per group",
     ("tucker2", "depthwise"): "groups=6, a depthwise kernel has no channels to mix",
     ("tucker2", "1x1"): "it mixes channels at one position only",
     ("cp3", "depthwise"): "groups=6, a depthwise kernel is a CP form already",

@@ -48,7 +48,7 @@ def reject(layer: nn.Module, *, separable: bool = False) -> str | None:
         return f"groups={cast(Convolution, layer).groups}, a depthwise kernel is a CP form already"
     size = kernel_size(cast(DenseLayer, layer))
     if separable and sum(k > 1 for k in size) < 2:
-        return f"kernel {'×'.join(map(str, size))} has one axis to part, use cp3"
+        return f"kernel {'×'.join(map(str, size))} has one axis to split, use cp3"
     return None
 
 

@@ -34,7 +34,7 @@ def unsupported_reason(layer: nn.Module) -> str | None:
     if not known:
         return f"{type(layer).__name__} is neither a Linear nor a convolution of torch.nn itself"
     if cast(DenseLayer, layer).weight.numel() == group_count(cast(DenseLayer, layer)):
-        return "it has one weight a group, there is nothing to factorize"
+        return "it has one weight per group, there is nothing to factorize"
     return None
 
 

@@ -47,7 +47,7 @@ def reject(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.Linear):
         return "Linear, grouped_svd takes convolutions; use svd"
     if channels_per_group(cast(DenseLayer, layer))[1] == 1:
-        return "one input channel a group, there is nothing to slice"
+        return "one input channel per group, there is nothing to slice"
     return None
 
 

@@ -37,7 +37,7 @@ def reject(layer: nn.Module) -> str | None:
         return reason
     size = kernel_size(cast(DenseLayer, layer))
     if sum(k > 1 for k in size) < 2:
-        return f"kernel {'×'.join(map(str, size)) or 'of a Linear'}, spatial_svd needs two axes to part; use svd or channel_svd"
+        return f"kernel {'×'.join(map(str, size)) or 'of a Linear'}, spatial_svd needs two axes to split; use svd or channel_svd"
     return None
 
 

@@ -82,7 +82,7 @@ def reject(layer: nn.Module) -> str | None:
     if is_pointwise(cast(DenseLayer, layer)):
         return "it mixes channels at one position only, tensor_train would be svd"
     if channels_per_group(cast(DenseLayer, layer)) == (1, 1) and sum(k > 1 for k in kernel_size(cast(DenseLayer, layer))) == 1:
-        return "a depthwise kernel along one axis has nothing to part"
+        return "a depthwise kernel along one axis has nothing to split"
     return None
 
 
@@ -235,7 +235,7 @@ def _layout(layer: DenseLayer, options: Options) -> Layout:
         return _linear_layout(*_linear_modes(layer, options))
     if options.in_modes or options.out_modes:
         raise ConfigError(
-            f"in_modes={options.in_modes}, out_modes={options.out_modes}: a convolution is parted along its axes; leave them out"
+            f"in_modes={options.in_modes}, out_modes={options.out_modes}: a convolution is split along its axes; leave them out"
         )
     out, inside = channels_per_group(layer)
     size = kernel_size(layer)

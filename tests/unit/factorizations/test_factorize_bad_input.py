@@ -103,7 +103,7 @@ OTHERS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ONE_WEIGHT)
 def test_a_layer_with_one_weight_per_group(method, name):
-    refusal_of(ONE_WEIGHT[name](), method, "it has one weight a group, there is nothing to factorize", rank=(1,), error=UnsupportedError)
+    refusal_of(ONE_WEIGHT[name](), method, "it has one weight per group, there is nothing to factorize", rank=(1,), error=UnsupportedError)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")

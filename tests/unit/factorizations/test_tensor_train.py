@@ -294,7 +294,7 @@ def test_options_that_do_not_fit_are_refused(name):
 
 
 def test_modes_of_a_convolution_are_refused():
-    with pytest.raises(ConfigError, match=r"conv: in_modes=\(2, 3\), .*: a convolution is parted along its axes; leave them out"):
+    with pytest.raises(ConfigError, match=r"conv: in_modes=\(2, 3\), .*: a convolution is split along its axes; leave them out"):
         factorize(nn.Conv2d(6, 4, 3), "tensor_train", (1, 1, 1), name="conv", options={"in_modes": (2, 3)})
 
 
