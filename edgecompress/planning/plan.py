@@ -79,7 +79,7 @@ def plan(
     budget = check_budget(budget or Budget(macs_ratio=DEFAULT_MACS_RATIO if macs_ratio is None else macs_ratio))
     if costs is None and (budget.latency_ms is not None or budget.speedup is not None):
         asked = constraints.describe_budget(budget)
-        raise ConfigError(f"{asked}: milliseconds are a device's; give costs measured there, or a MACs ratio")
+        raise ConfigError(f"{asked}: latencies belong to a device; give costs measured there, or a MACs ratio")
     chooser = get_allocator(allocator)
     forms = methods_to_try(method, options, measured=costs is not None)
     fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}

@@ -219,7 +219,7 @@ def _linear_modes(layer: nn.Linear, options: Options) -> tuple[tuple[int, ...], 
         if min(modes) < 1 or math.prod(modes) != features:
             raise ConfigError(f"{name}={modes}: the product is not {features}, the features of the layer; give factors of that")
     if len(ins) != len(outs):
-        raise ConfigError(f"in_modes={ins}, out_modes={outs}: not as many of the one as of the other; fill up with 1")
+        raise ConfigError(f"in_modes={ins}, out_modes={outs}: their lengths differ; fill up with 1")
     pairs = [(n, m) for n, m in zip(ins, outs, strict=True) if given or n * m > 1]
     return tuple(n for n, _ in pairs), tuple(m for _, m in pairs)
 

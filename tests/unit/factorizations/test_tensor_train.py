@@ -279,7 +279,7 @@ OPTIONS = {
     "product": ({"in_modes": (3, 5)}, r"in_modes=\(3, 5\): the product is not 12, .*; give factors of that"),
     "outputs": ({"out_modes": (2, 2, 2)}, r"out_modes=\(2, 2, 2\): the product is not 10"),
     "negative": ({"in_modes": (-3, -4)}, r"in_modes=\(-3, -4\): the product is not 12"),
-    "lengths": ({"in_modes": (3, 4), "out_modes": (1, 2, 5)}, r"not as many of the one as of the other; fill up with 1"),
+    "lengths": ({"in_modes": (3, 4), "out_modes": (1, 2, 5)}, r"their lengths differ; fill up with 1"),
     "run": ({"run": "sparse"}, r"tensor_train: .*sparse.*\$\.run.*; its defaults are"),
     "type": ({"cores": 2.5}, r"tensor_train: .*\$\.cores"),
     "unknown": ({"modes": (3, 4)}, "unknown option 'modes'; choose from cores, in_modes, out_modes, run"),

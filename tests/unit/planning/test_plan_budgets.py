@@ -158,7 +158,7 @@ def test_of_several_budgets_the_unreachable_one_is_named(net, stats):
 
 
 def test_a_latency_without_a_device_is_refused(net, stats):
-    with pytest.raises(ConfigError, match="speed-up 2: milliseconds are a device's; give costs measured there"):
+    with pytest.raises(ConfigError, match="speed-up 2: latencies belong to a device; give costs measured there"):
         plan(net, stats, budget=Budget(speedup=2.0))
 
 
