@@ -78,7 +78,9 @@ def measure_undisturbed(
         if noisy or not busy:
             return results
         LOG.info("%s: measured again: %s", device.url, "; ".join(busy))
-    raise DeviceError(f"{device.url}: {busy[0]} in each of {ATTEMPTS} runs; a table measured now would be wrong; stop the other programs there")
+    raise DeviceError(
+        f"{device.url}: {busy[0]} in each of {ATTEMPTS} runs; a table measured now would be wrong; stop the other programs there"
+    )
 
 
 def net_latency_ms(call: BenchmarkResult, result: BenchmarkResult) -> float:
