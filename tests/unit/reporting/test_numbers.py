@@ -1,13 +1,19 @@
 """One number has one text, in the terminal and in the report."""
 
+import html
+import re
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import report_records as run
 
+from edgecompress.cli.views.artifacts import tabulate_artifacts, tabulate_results
+from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.reporting import numbers
+from edgecompress.reporting.render import render_report
 
 WRITTEN = [
     (numbers.format_size, 131_704, "132 kB"),
@@ -83,3 +89,33 @@ def test_a_change_is_described_by_a_factor_above_one(factor, words):
 def test_the_command_line_may_import_the_formatter_before_anything_heavy():
     code = "import sys, edgecompress.reporting.numbers; print(*{'torch', 'numpy', 'jinja2', 'msgspec'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+LOCAL_RESULTS = [result for result in run.results() if result.device == run.LOCAL]
+SHOWN_BY_BOTH = {
+    "analyze": (run.stats, ("weight", "MACs", "ms")),
+    "plan": (run.plan, ("rank", "MACs", "ratio", "error", "loss")),
+    "decompose": (run.decomposed, ("relative error",)),
+    "finetune": (run.finetuned, ("loss", "top-1", "s")),
+    "quantize": (run.quantized, ("int8 per channel, dB", "per tensor, dB", "alone in int8, dB", "agrees")),
+    "qat": (run.trained, ("loss", "top-1", "agrees", "SQNR, dB")),
+    "export": (None, ("size", "top-1", "change", "median ms", "speed-up")),
+    "bench": (None, ("median ms", "min–max", "peak memory")),
+}
+
+
+@pytest.mark.parametrize("step", SHOWN_BY_BOTH)
+def test_the_terminal_writes_each_number_as_the_report_does(step):
+    make, headings = SHOWN_BY_BOTH[step]
+    if step == "export":
+        table = tabulate_artifacts(run.artifacts(), LOCAL_RESULTS)
+    else:
+        table = tabulate_results(LOCAL_RESULTS) if make is None else STEP_VIEWS[step].tabulate(make())
+    page = html.unescape(re.sub(r"<[^>]*>", " ", render_report(run.report_of(**run.all_records()))))
+    columns = {column.header: [cell.plain for cell in column.cells] for column in table.columns}
+    rows = (
+        slice(len(run.stats().layers)) if step == "analyze" else slice(None)
+    )  # the page does not show the total of layers timed in PyTorch
+    cells = [cell for heading in headings for cell in columns[heading][rows] if cell not in {"", "–", "1.00"}]
+    assert cells
+    assert [cell for cell in cells if not re.search(rf"(?<![\w.,]){re.escape(cell)}(?![\w.,]\w)", page)] == []
