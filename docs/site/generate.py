@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: the table of rooms, the records, and the files of a run.
+"""Write the generated pages of docs/: the table of rooms, the commands, the options, the records, and the files of a run.
 
 `python docs/site/generate.py` writes them; with `--check` it names the pages that are not up to date and exits with 1.
 """
@@ -12,6 +12,8 @@ import formats_page
 import records_page
 import rooms
 
+from edgecompress.cli.reference import make_pages
+
 DOCS = Path(__file__).resolve().parents[1]
 
 
@@ -22,6 +24,7 @@ def pages() -> dict[Path, str]:
         design: rooms.insert_table(design.read_text()),
         DOCS / "reference" / "records.md": records_page.render(),
         DOCS / "reference" / "formats.md": formats_page.render(),
+        **{DOCS / "reference" / name: text for name, text in make_pages().items()},
     }
 
 

@@ -68,7 +68,7 @@ def type_text(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     if not isinstance(annotation, str) and "[" in str(annotation):
         text = str(annotation)
-    return text.replace("typing.", "").replace("edgecompress.records.", "").replace("|", "\\|").strip("'\"")
+    return text.replace("typing.", "").replace("edgecompress.records.", "").replace(" | ", " or ").strip("'\"")
 
 
 def default_text(field: Any) -> str:

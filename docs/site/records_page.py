@@ -20,7 +20,7 @@ def render() -> str:
     parts = [HEAD]
     for module in modules():
         if found := records_of(module):
-            parts.append(f"## {module.__name__}\n\n{first_sentence(module.__doc__)}\n")
+            parts.append(f"## {module.__name__.removeprefix('edgecompress.').replace('.', '/')}\n\n{first_sentence(module.__doc__)}\n")
             parts += [render_record(record) for record in found]
     return "\n".join(parts)
 
