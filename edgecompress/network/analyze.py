@@ -74,20 +74,20 @@ def _time_layers(model: nn.Module, inputs: tuple[Tensor, ...], track: Track) -> 
     def make_hooks(name: str) -> tuple[Any, Any]:
         started = 0.0
 
-        def before(*_: object) -> None:
+        def start_clock(*_: object) -> None:
             nonlocal started
             started = time.perf_counter()
 
-        def after(*_: object) -> None:
+        def stop_clock(*_: object) -> None:
             spent[name] += 1e3 * (time.perf_counter() - started)
 
-        return before, after
+        return start_clock, stop_clock
 
     handles = []
     for name, module in model.named_modules():
         if name and not list(module.children()):
-            before, after = make_hooks(name)
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+            start, stop = make_hooks(name)
+            handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
     try:
         for _ in track(range(REPETITIONS), "timing layers", REPETITIONS):
             spent.clear()

@@ -19,7 +19,7 @@ MAX_INPUT_BYTES: Final = 4_000_000  # feature maps of larger batches are given b
 
 
 def check_batch(batch: object, subject: str) -> Batch:
-    """Return `batch` if it is one.
+    """Return `batch` if it is a batch.
 
     Raises:
         ConfigError: `batch` is not a tuple of at least one tensor, all with the same number of samples.
@@ -90,10 +90,10 @@ def run_model(model: nn.Module, inputs: Batch) -> Batch:
 
 
 def _check_indices(name: str, embedding: nn.Embedding) -> Callable[[nn.Module, Batch], None]:
-    def hook(_: nn.Module, args: Batch) -> None:
+    def check_call(_: nn.Module, args: Batch) -> None:
         indices, rows = args[0], embedding.num_embeddings
         bad = indices[(indices < 0) | (indices >= rows)]
         if len(bad):
             raise ConfigError(f"{name}: index {int(bad[0])} in an embedding of {rows} rows; give indices from 0 to {rows - 1}")
 
-    return hook
+    return check_call

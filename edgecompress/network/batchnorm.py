@@ -84,14 +84,14 @@ def _shift_statistics(model: nn.Module, inputs: Iterable[Batch], since: Recorded
     moves: dict[str, list[Statistics]] = {name: [] for name in layers}
     modes = {m: m.training for m in model.modules()}
 
-    def move(name: str, layer: _BatchNorm, x: Tensor) -> None:
+    def shift_layer(name: str, layer: _BatchNorm, x: Tensor) -> None:
         if len(moves[name]) < len(since.read[name]):
             (mean, var), (mean_before, var_before) = _input_statistics(x), since.read[name][len(moves[name])]
             # a channel that is silent on these inputs keeps its variance
             moves[name].append((mean - mean_before, (var + layer.eps) / (var_before + layer.eps)))
             _set_statistics(layer, since.known[name], *moves[name][-1])
 
-    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: move(name, m, args[0])) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: shift_layer(name, m, args[0])) for name, layer in layers.items()]
     model.eval()
     try:
         for x in inputs if layers else ():

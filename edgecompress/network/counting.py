@@ -44,7 +44,7 @@ def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str,
     seen: dict[str, LayerCosts] = {}
 
     def make_hook(name: str) -> object:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+        def record_call(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
             one = seen.setdefault(name, LayerCosts())
             one.calls += 1
@@ -52,7 +52,7 @@ def record_layer_costs(model: nn.Module, samples: int = 1) -> Iterator[dict[str,
             one.activation_bytes += 4 * (x.numel() + y.numel()) // samples
             one.input_shape, one.output_shape = tuple(x.shape[1:]), tuple(y.shape[1:])
 
-        return hook
+        return record_call
 
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, WEIGHTED_MODULES)]
     handles = [m.register_forward_hook(make_hook(n), with_kwargs=True) for n, m in layers]  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """A quantization scheme is one record: adding one to `SCHEMES` makes it known to every room."""
 
+import msgspec
 import pytest
 import torch
 from support import report_records
@@ -67,6 +68,15 @@ def test_a_simulation_has_its_bits() -> None:
     assert all(len(row.unique()) <= 2**6 - 1 for weight in weights for row in weight)
     sqnrs = [sqnr_db(one.run((x,))[0], exact) for one in simulations]
     assert sqnrs == sorted(sqnrs)
+
+
+def test_a_scheme_per_tensor_has_one_scale_for_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEMES, NAME, msgspec.structs.replace(SCHEMES[NAME], per_channel=False))
+    model, x = network()
+    simulation = Simulation(to_program(model, (x[:1],)), quant_spec(NAME, len(x)), (x,), format="tflite")
+    (weight,) = (value for value in simulation.graph.state_dict().values() if value.shape == (24, 12))
+    steps = 31 * weight / weight.abs().amax()
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
 
 
 def test_its_gate_decides() -> None:
