@@ -6,7 +6,7 @@ import pytest
 from golden_file import GoldenFile
 
 from edgecompress.devices import open_device
-from edgecompress.records.measurement import USUAL_MEASURING
+from edgecompress.records.measurement import BENCHMARK_DEFAULTS
 
 LINES = pytest.StashKey[list[str]]()
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
@@ -19,7 +19,7 @@ def pytest_addoption(parser):
     group.addoption("--python", default=None, help="the interpreter on the device that has the runtime")
     group.addoption("--runner", type=Path, default=None, help="an executable for the device that obeys runners/README.md")
     group.addoption("--threads", type=int, default=1)
-    group.addoption("--repetitions", type=int, default=USUAL_MEASURING.repetitions)
+    group.addoption("--repetitions", type=int, default=BENCHMARK_DEFAULTS.repetitions)
     group.addoption("--results", type=Path, default=None, help="write every raw value to this JSON file")
     group.addoption("--golden", type=Path, default=None, help="compare with this JSON file, or write it where it does not exist")
     group.addoption("--max-slowdown", type=float, default=None, help="how many times as long as the golden latency is allowed")
