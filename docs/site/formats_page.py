@@ -1,4 +1,4 @@
-"""The page of files: what a run folder, a search and a cost table hold, and the formats and schemes of artifacts."""
+"""The page of files: what a run folder, a search and a latency table hold, and the formats and schemes of artifacts."""
 
 from typing import Final, NamedTuple
 
@@ -35,7 +35,7 @@ RUN_FILES: Final = (
 )
 OTHER_FILES: Final = (
     File("searches/NAME/search.json", "SearchResult", "search"),
-    File("a cost table", "CostTable", "profile"),
+    File("a latency table", "CostTable", "profile"),
 )
 TENSOR_FILES: Final = {
     "decomposed.safetensors": "the weights after `decompose`",

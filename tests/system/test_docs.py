@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -94,6 +95,12 @@ def test_every_path_of_the_repository_exists(page: Path) -> None:
         if re.search(r"[A-Z]{3}", path.removesuffix("README.md")):
             continue  # `tests/unit/ROOM`: a placeholder
         assert (REPOSITORY / path).exists() or (page.parent / path).exists(), f"{short(page)}: no {path}"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=short)
+def test_every_name_of_the_package_exists(page: Path) -> None:
+    for name in re.findall(r"`(edgecompress(?:\.[a-zA-Z_]\w*)+)(?:\([^`]*\))?`", prose(page)):
+        pkgutil.resolve_name(name)
 
 
 # --- commands ---
