@@ -39,23 +39,37 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "median": (lambda: Placed(Median()), ((3, 8, 8),)),
     "spectrum": (lambda: Placed(Spectrum()), ((3, 8, 8),)),
 }
-TFLITE_SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int16x8", "int4-weights")
-# Batch: (format, [(model, route, scheme), …]); one process each.
+# Batch: (format, [(model, route, scheme), …]); one process each. What a batch "-more" converts is left to the slow tests.
 BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "litert-torch": (
         "tflite",
         [
-            *(("residual", "litert-torch", scheme) for scheme in TFLITE_SCHEMES),
-            *((model, "litert-torch", scheme) for model in ("heads", "sound") for scheme in ("fp32", "int8-static")),
+            *(("residual", "litert-torch", scheme) for scheme in ("fp32", "fp16", "int8-static", "int4-weights")),
+            ("heads", "litert-torch", "int8-static"),
             ("clamped", "litert-torch", "int8-static"),
             ("median", "litert-torch", "fp32"),
+        ],
+    ),
+    "litert-torch-more": (
+        "tflite",
+        [
+            *(("residual", "litert-torch", scheme) for scheme in ("int8-dynamic", "int16x8")),
+            *((model, "litert-torch", "fp32") for model in ("heads", "sound")),
+            ("sound", "litert-torch", "int8-static"),
         ],
     ),
     "onnx2tf": (
         "tflite",
         [
-            *(("residual", "onnx2tf", scheme) for scheme in TFLITE_SCHEMES if scheme != "int4-weights"),
-            *((model, "onnx2tf", "fp32") for model in ("heads", "sound", "median", "spectrum")),
+            *(("residual", "onnx2tf", scheme) for scheme in ("fp32", "fp16", "int8-static")),
+            *((model, "onnx2tf", "fp32") for model in ("median", "spectrum")),
+        ],
+    ),
+    "onnx2tf-more": (
+        "tflite",
+        [
+            *(("residual", "onnx2tf", scheme) for scheme in ("int8-dynamic", "int16x8")),
+            *((model, "onnx2tf", "fp32") for model in ("heads", "sound")),
         ],
     ),
     "torchscript": (
@@ -67,7 +81,12 @@ BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         ],
     ),
 }
-CASES = [(batch, *case) for batch, (_, cases) in BATCHES.items() for case in cases if case[0] not in ("median", "spectrum")]
+CASES = [
+    pytest.param(batch, *case, marks=pytest.mark.slow if batch.endswith("-more") else ())
+    for batch, (_, cases) in BATCHES.items()
+    for case in cases
+    if case[0] not in ("median", "spectrum")
+]
 CALIBRATED = ("int8-static", "int16x8", "int4-weights")
 # Signal to noise that a scheme leaves at least: 11 bits of fp16, 8 or 4 bits through a dozen layers. In decibels.
 FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 20.0, "int16x8": 40.0, "int4-weights": 20.0}
