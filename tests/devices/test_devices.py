@@ -21,7 +21,7 @@ from edgecompress.records import BenchmarkOptions
 KINDS = ("local", "ssh", "adb")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[KINDS[0], *(pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS[1:])])
 def device(request, tmp_path):
     """A device of each kind without files of other runs."""
     if request.param == "adb":

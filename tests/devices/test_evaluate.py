@@ -33,7 +33,9 @@ FP32 = PREBUILT / "resnet20_fashion_mnist-fp32.tflite"
 OLD_RUNTIME = ROOT / ".venv-tflite-runtime/bin/python"
 
 
-@pytest.fixture(params=["local", "ssh", "adb"])
+@pytest.fixture(
+    params=["local", pytest.param("ssh", marks=pytest.mark.xdist_group("ssh")), pytest.param("adb", marks=pytest.mark.xdist_group("adb"))]
+)
 def url(request):
     if request.param == "local":
         return "local://"

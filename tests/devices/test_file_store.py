@@ -6,7 +6,9 @@ from edgecompress.devices import open_device
 from edgecompress.devices.runners.file_store import send_files
 
 
-@pytest.fixture(params=["adb", "ssh"])
+@pytest.fixture(
+    params=[pytest.param("adb", marks=pytest.mark.xdist_group("adb")), pytest.param("ssh", marks=pytest.mark.xdist_group("ssh"))]
+)
 def remote(request, tmp_path):
     url = request.getfixturevalue("adb_end")().url if request.param == "adb" else request.getfixturevalue("ssh_server").url
     with open_device(url) as device:

@@ -18,7 +18,7 @@ from edgecompress.errors import ConfigError
 TTL_S = 1.5  # a holder on a busy machine renews in time
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.xdist_group("postgres"))])
 def place(request, tmp_path):
     return str(tmp_path / "state" / "leases.sqlite3") if request.param == "sqlite" else request.getfixturevalue("postgres")
 

@@ -20,9 +20,13 @@ TIERS: Final = {
     "laws": "rules that every method, allocator or source file obeys",
 }
 SERVERS: Final = {
-    "pi_device": "raspberry-pi", "adb_environment": "adb", "bundled_adb_environment": "adb", "sshd": "ssh", "postgres": "postgres",
+    "pi_device": "raspberry-pi",
+    "adb_server": "adb",
+    "bundled_adb_server": "adb",
+    "sshd": "ssh",
+    "postgres": "postgres",
     "browser": "browser",
-}  # fmt: skip
+}
 # Expensive fixtures of a module: the tests of that file that use one stay together.
 EXPENSIVE: Final = {
     "answers", "bench", "converted", "covered", "folder", "golden", "inspected", "large", "made", "measured", "searched", "staged",

@@ -83,6 +83,7 @@ def test_a_changed_source_or_checkpoint_is_seen(recipe, edgecompress, change):
     assert steps(edgecompress("analyze", "r"), reused=False) == ["analyze"]
 
 
+@pytest.mark.slow
 def test_another_gate_converts_anew_and_what_fails_it_is_set_aside(run, edgecompress):
     before = contents(run)
     answer = edgecompress("export", run, "--max-rel", "1e-12", "--tflite-route", "litert-torch")

@@ -209,6 +209,7 @@ def eval_data(resolution=8):
 """
 
 
+@pytest.mark.slow
 def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accuracy(postgres, edgecompress, tmp_path):
     """The study lies on a server, the run folders here."""
     (tmp_path / "sized.py").write_text(SIZED)

@@ -20,7 +20,12 @@ from edgecompress.records.evaluation import Evaluation
 SCHEMES = ("fp32", "int8-static")
 
 
-@pytest.fixture(params=["android", "raspberry-pi"])
+@pytest.fixture(
+    params=[
+        pytest.param("android", marks=pytest.mark.xdist_group("adb")),
+        pytest.param("raspberry-pi", marks=pytest.mark.xdist_group("raspberry-pi")),
+    ]
+)
 def target(request, tmp_path, monkeypatch):
     """(name of the target, URL of a device of that kind, options for what it cannot do by itself)."""
     if request.param == "android":

@@ -129,6 +129,7 @@ def network_of(net, tmp_path):
     return NetworkToMeasure("net", "0" * 64, 1000, form_pairs(net, stats), write)
 
 
+@pytest.mark.slow
 def test_a_profile_measures_each_form_once_and_all_that_plans_need(tmp_path):
     net = trained(Net(), epochs=1)
     stats = analyze(net, IMAGE, measure=False)

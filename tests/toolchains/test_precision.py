@@ -131,6 +131,7 @@ def test_layer_schemes_given_by_hand_are_parsed():
         update_options(Options(), {"qat_epochs": -1})
 
 
+@pytest.mark.slow
 def test_an_export_takes_the_schemes_and_the_trained_weights(edgecompress, digits_recipe, tmp_path):
     few = ("--epochs", "0", "--epoch-samples", "128", "--calibration-samples", "32", "--verify-samples", "64", "--macs-ratio", "1")
     asked = ("--format", "tflite", "--scheme", "int8-static", "--qat-epochs", "1", "--layer-scheme", "stem=fp32", "--mixed-precision")

@@ -27,7 +27,7 @@ from edgecompress.studies.study import summarize_study
 from edgecompress.targets import SAMPLERS as NAMES
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.xdist_group("postgres"))])
 def place(request, tmp_path):
     if request.param == "sqlite":
         return str(tmp_path / "study.sqlite3")
