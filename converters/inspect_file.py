@@ -1,6 +1,6 @@
-"""Say what a model file holds: a program, see README.md beside it.
+"""Describe the contents of a model file. A program that keeps the contract in README.md.
 
-The file is anybody's: it is read, and loaded where that tells more, and never run.
+The file may come from anyone: the program parses it, and loads it where that tells more, but never runs it.
 """
 
 import hashlib
@@ -17,12 +17,13 @@ from edgecompress.records import Inspection, InspectionRequest
 
 
 class Reader(NamedTuple):
-    """How files of a format are read.
+    """The reader of a format.
 
     Attributes:
-        module: Has `inspect(content) -> Inspection`.
-        extra: The extra of edgecompress that holds its toolchain.
-        mark: What every such file holds at `place`.
+        module: A module with `inspect(content) -> Inspection`.
+        extra: The extra of edgecompress that installs its toolchain.
+        place: Offset of `mark` in a file.
+        mark: Bytes that every file of the format has there.
     """
 
     module: str
@@ -37,15 +38,15 @@ READERS: Final = {
     "onnx": Reader("converters.onnx.inspection", "onnx"),
     "executorch": Reader("converters.executorch.inspection", "executorch", 4, b"ET"),
 }
-LARGEST: Final = 10  # constants that are told
-KINDS: Final = 1000  # of ops, inputs, labels: what a reply has room for
+MAX_CONSTANTS: Final = 10  # the largest constants make up most of a file, and a table stays readable
+MAX_ENTRIES: Final = 1000  # ops, inputs, outputs and labels beyond 1000 each would exceed the size of a reply
 
 
 def inspect(request: InspectionRequest) -> Inspection:
-    """Return what the file holds, bounded in size.
+    """Return the contents of the file, bounded in size.
 
     Raises:
-        ConfigError: It is damaged, or of another format.
+        ConfigError: The file is damaged or of another format.
     """
     if request.format not in READERS:
         raise ConfigError(f"unknown format {request.format!r}; choose from {', '.join(READERS)}")
@@ -70,11 +71,11 @@ def inspect(request: InspectionRequest) -> Inspection:
         format=request.format,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        inputs=found.inputs[:KINDS],
-        outputs=found.outputs[:KINDS],
-        ops=dict(list(found.ops.items())[:KINDS]),
-        constants=tuple(sorted(found.constants, key=lambda constant: -constant.size_bytes)[:LARGEST]),
-        labels=found.labels[:KINDS],
+        inputs=found.inputs[:MAX_ENTRIES],
+        outputs=found.outputs[:MAX_ENTRIES],
+        ops=dict(list(found.ops.items())[:MAX_ENTRIES]),
+        constants=tuple(sorted(found.constants, key=lambda constant: -constant.size_bytes)[:MAX_CONSTANTS]),
+        labels=found.labels[:MAX_ENTRIES],
     )
 
 

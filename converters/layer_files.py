@@ -1,8 +1,8 @@
-"""Write TFLite files of single layers, dense and factorized, for measuring what they cost: a program, see README.md beside it.
+"""Write TFLite files of single layers, dense and factorized, whose latency is measured. A program that keeps the contract in README.md.
 
-Forms that are chains of convolutions or Linears are written directly, op by op as litert-torch lowers them, which takes milliseconds where
-litert-torch takes a second; a planner asks for hundreds. Other forms go through litert-torch. All have the ReLU that mostly follows a layer
-and that kernels compute for nothing, and values drawn at random: only shapes matter to time.
+Chains of convolutions or Linears are written directly, op by op as litert-torch lowers them. That takes milliseconds where litert-torch
+takes a second, and a planner requests hundreds of files. Other forms go through litert-torch. Every file ends in a ReLU, as most layers do,
+which kernels compute at no cost. Values are random, since only shapes affect the time.
 """
 
 import sys
@@ -13,26 +13,27 @@ from typing import Any, Final, cast
 from edgecompress.artifacts.converter_process import answer_request
 from edgecompress.errors import EdgeCompressError, UnsupportedError
 from edgecompress.records import ConversionRequest, LayerFile, LayerForm, LayersReply, LayersRequest
+from edgecompress.targets import FLOAT32, FORMATS, SCHEMES
 
 PACKAGES: Final = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 SEED: Final = 0
 
 
-def write(request: LayersRequest) -> LayersReply:
-    """Write every file that is asked for; those a scheme cannot have are left out and named in the reply."""
+def write_files(request: LayersRequest) -> LayersReply:
+    """Write every requested file; files that a scheme cannot have are left out and named in the reply."""
     refused = {}
     lowered: tuple[LayerForm, bytes] | None = None
     for file in request.files:
         try:
             if lowered is None or lowered[0] != file.layer:  # one form's schemes come after each other
                 lowered = file.layer, _lower(file.layer)
-            Path(file.output).write_bytes(_quantized(lowered[1], file))
+            Path(file.output).write_bytes(_quantize(lowered[1], file))
         except EdgeCompressError as error:
             refused[file.output] = str(error)
     return LayersReply(toolchain={package: version(package) for package in PACKAGES}, refused=refused)
 
 
-def _module(form: LayerForm) -> Any:
+def _make_module(form: LayerForm) -> Any:
     """Return the layers of a form, with values, and a ReLU behind them."""
     import torch
     from torch import nn
@@ -57,10 +58,10 @@ def _lower(form: LayerForm) -> bytes:
     """Return the float file; images are NHWC."""
     import torch
 
-    from converters.tflite.chain import lower
+    from converters.tflite.chain import write_chain
 
-    module = _module(form)
-    content = lower(list(module)[:-1], form.input_shape)
+    module = _make_module(form)
+    content = write_chain(list(module)[:-1], form.input_shape)
     if content is not None:
         return content
     from converters.tflite.litert_torch_route import lower_program
@@ -69,22 +70,21 @@ def _lower(form: LayerForm) -> bytes:
     return cast(bytes, lower_program(to_program(module, (torch.zeros(1, *form.input_shape),)), "NHWC"))
 
 
-def _quantized(content: bytes, file: LayerFile) -> bytes:
-    if file.scheme == "fp32":
+def _quantize(content: bytes, file: LayerFile) -> bytes:
+    if file.scheme == FLOAT32:
         return content
     import numpy as np
 
     from converters.tflite.file import to_layout
-    from converters.tflite.recipe import quantize
+    from converters.tflite.recipe import quantize_file
 
     shape = (1, *file.layer.input_shape)
     sample = to_layout(np.random.default_rng(SEED).normal(size=shape).astype(np.float32), "NHWC")
-    # Integers in and out, as inside a network.
-    io = "int8" if file.scheme == "int8-static" else "float32"
-    if file.scheme not in ("int8-dynamic", "int8-static", "fp16", "int16x8", "int4-weights"):
+    if file.scheme not in FORMATS["tflite"].schemes:
         raise UnsupportedError(f"cost tables know no scheme {file.scheme}")
-    return quantize(content, None, ConversionRequest(program="", output="", scheme=file.scheme, io=io), [[sample]])
+    io = "int8" if SCHEMES[file.scheme].can_have_int8_io else "float32"  # as between the layers of a network
+    return quantize_file(content, None, ConversionRequest(program="", output="", scheme=file.scheme, io=io), [[sample]])
 
 
 if __name__ == "__main__":
-    sys.exit(answer_request("layer_files.py", write, LayersRequest, extra=lambda _: "tflite"))
+    sys.exit(answer_request("layer_files.py", write_files, LayersRequest, extra=lambda _: "tflite"))

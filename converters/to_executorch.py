@@ -1,113 +1,68 @@
-"""Convert an exported program to ExecuTorch (`.pte`) for XNNPACK: a program, see README.md beside it.
+"""Convert an exported program to ExecuTorch (`.pte`) for XNNPACK. A converter program: see README.md in this folder.
 
-int8 is quantization of the exported graph (PT2E) with XNNPACK's quantizer. Inputs and outputs are float32 and NCHW in every scheme. Name,
-labels and preprocessing are methods of the file that give constants: `name`, `labels` (a JSON list), `preprocessing` (a JSON object).
+int8 files are made by quantization of the exported graph (PT2E) with XNNPACK's quantizer. Inputs and outputs are float32 and NCHW in every
+scheme. Name, labels and preprocessing are methods of the file that return constants: `name`, `labels` (a JSON list), `preprocessing` (a
+JSON object).
 """
 
 import sys
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
+from converters.shared.requests import check_no_bytecode, check_schemes, check_single_route, metadata_texts, package_versions
 from edgecompress.artifacts.converter_process import serve_conversion
-from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
-from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
+from edgecompress.errors import ToolchainError
+from edgecompress.records import ConversionReply, ConversionRequest
 
-SCHEMES: Final = ("fp32", "int8-dynamic", "int8-static")
-IMAGE_AXES: Final = 4
-ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on EfficientNet-Lite0
+PACKAGES: Final = ("torch", "torchao", "executorch")
+REASONS: Final = {"fp16": "XNNPACK would compute in float16, which few ARM cores can; choose fp32 or int8-static"}
+TOOLCHAIN: Final = "converters.executorch.quantization"
 
 
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
-    """Return the `.pte` file and what it takes and gives."""
-    _check(request)
-    from converters.executorch.lowering import lower
+    """Return the `.pte` file and the description of its inputs, outputs and ops."""
+    check_schemes(request, "executorch", REASONS)
+    check_single_route(request, "executorch")
+    check_no_bytecode(request, "executorch")
+    from converters.executorch.lowering import lower_program
     from converters.executorch.quantization import quantize
-    from converters.shared import attention_masks, layer_schemes
-    from edgecompress.network.exported import example_inputs, read_program
+    from converters.shared.layer_schemes import scheme_of
+    from converters.shared.programs import prepare_program
+    from edgecompress.network.exported import example_inputs
     from edgecompress.network.subgraph import enclosing_modules
-    from edgecompress.quantization.calibration import read_calibration
-    from edgecompress.quantization.gptq import round_weights
 
-    program = read_program(Path(request.program))
-    scheme = layer_schemes.quantized_scheme(request, program, subject="executorch")
-    inputs, notes, lowered = example_inputs(program), (), program
-    if scheme != "fp32":
-        seen = read_calibration(request.calibration, program) if scheme == "int8-static" or request.calibration else []
+    prepared = prepare_program(request, "executorch")
+    program, scheme, notes = prepared.program, prepared.scheme, ()
+    if scheme.has_integer_weights:
+        inputs = example_inputs(program)
 
-        def wanted(node: Any) -> bool:
-            return layer_schemes.scheme_of(enclosing_modules(node), request) == scheme
+        def is_quantized(node: Any) -> bool:
+            return scheme_of(enclosing_modules(node), request) == scheme.name
 
-        if scheme == "int8-static":
-            lowered = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
-        if seen:
-            lowered = round_weights(lowered, seen[:ROUNDING_SAMPLES], bits_of=lambda node: 8 if wanted(node) else None)
-        # For int8-dynamic one sample of anything: the weights' ranges are taken when the graph runs.
-        lowered, notes = quantize(lowered, scheme, seen if scheme == "int8-static" else [inputs], inputs, wanted)
-    content, ops, undelegated, planned = lower(lowered, _metadata(request))
+        # With dynamic activations one sample of anything does: the quantizer then reads the ranges of weights alone.
+        samples = prepared.samples if scheme.has_static_activations else [inputs]
+        program, notes = quantize(program, samples, inputs, dynamic=scheme.dynamic, is_quantized=is_quantized)
+    content, ops, undelegated, planned = lower_program(program, metadata_texts(request))
     notes += (f"{planned} bytes of memory planned for tensors outside XNNPACK, inputs and outputs among them",)
-    return content, _describe(content, program, notes, {"ops": ops, "undelegated": undelegated})
+    return content, _describe_file(content, prepared.original, notes, {"ops": ops, "undelegated": undelegated})
 
 
-def _check(request: ConversionRequest) -> None:
-    for scheme in (request.scheme, *request.layers.values()):
-        if scheme == "fp16":
-            raise UnsupportedError(
-                "executorch: fp16: XNNPACK would compute in float16, which few ARM cores can; choose fp32 or int8-static"
-            )
-        if scheme not in SCHEMES:
-            raise ConfigError(f"executorch: unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
-    if request.route:
-        raise ConfigError(f"executorch: unknown route {request.route!r}; there is only one, leave it out")
-    if request.io != "float32":
-        raise UnsupportedError(
-            f"executorch: {request.io} inputs and outputs: a file does not tell their scale; take float32 or format tflite"
-        )
-    if request.bytecode_version:
-        raise UnsupportedError("executorch: bytecode version: only a TorchScript file has one; leave it out")
-
-
-def _metadata(request: ConversionRequest) -> dict[str, str]:
-    given = {"name": request.name}
-    if request.labels:
-        given["labels"] = msgspec.json.encode(request.labels).decode()
-    if request.preprocessing:
-        given["preprocessing"] = msgspec.json.encode(request.preprocessing).decode()
-    return {key: value for key, value in given.items() if value}
-
-
-def _describe(content: bytes, program: Any, notes: tuple[str, ...], found: dict[str, Any]) -> ConversionReply:
-    """Load the file as a phone does, run it once, and say what it took and gave."""
+def _describe_file(content: bytes, program: Any, notes: tuple[str, ...], found: dict[str, Any]) -> ConversionReply:
+    """Load the file as a phone does, run it once, and return the reply."""
     from executorch.runtime import Runtime
 
-    from edgecompress.network.exported import example_inputs, example_outputs, first_line
+    from converters.shared.programs import check_output_shapes, input_specs, output_specs
+    from edgecompress.errors import first_line
+    from edgecompress.network.exported import example_inputs
 
-    inputs = example_inputs(program)
     try:
-        outputs = Runtime.get().load_program(content).load_method("forward").execute(list(inputs))
-    except Exception as error:  # its errors have no common class
+        outputs = Runtime.get().load_program(content).load_method("forward").execute(list(example_inputs(program)))
+    except Exception as error:  # executorch's errors have no common class
         raise ToolchainError(f"executorch: the runtime refuses the file: {first_line(error)}; choose another format") from error
-    shapes, due = [tuple(y.shape) for y in outputs], [tuple(y.shape) for y in example_outputs(program)]
-    if shapes != due:
-        raise ToolchainError(f"executorch: the file gives shapes {shapes}, {due} were due; choose another format")
-    names = program.graph_signature.user_inputs
+    check_output_shapes(outputs, program, subject="executorch", remedy="choose another format")
     return ConversionReply(
-        inputs=tuple(_spec(str(name), x) for name, x in zip(names, inputs, strict=True)),
-        outputs=tuple(_spec(f"output_{i}", y) for i, y in enumerate(outputs)),
-        toolchain={package: version(package) for package in ("torch", "torchao", "executorch")},
-        notes=notes,
-        **found,
+        inputs=input_specs(program), outputs=output_specs(outputs), toolchain=package_versions(PACKAGES), notes=notes, **found
     )
-
-
-def _spec(name: str, x: Any) -> TensorSpec:
-    layout = "NCHW" if x.ndim == IMAGE_AXES else ""
-    return TensorSpec(name=name, shape=tuple(x.shape), dtype=str(x.dtype).removeprefix("torch."), layout=layout)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        serve_conversion("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: "converters.executorch.quantization")
-    )
+    sys.exit(serve_conversion("to_executorch.py", convert, extra=lambda _: "executorch", ahead=lambda _: TOOLCHAIN))

@@ -1,96 +1,64 @@
-"""Convert an exported program to ONNX for onnxruntime: a program, see README.md beside it.
+"""Convert an exported program to ONNX for onnxruntime. A converter program: see README.md in this folder.
 
-torch.onnx writes the float model and onnxslim simplifies it. Weights of fp16 files are cast to float32 when they are loaded. int8-static
-quantizes in QDQ form from calibration data, which every execution provider reads; int8-dynamic quantizes activations as they come. Inputs
-and outputs are float32 and NCHW in every scheme. Labels and preprocessing stand in the file's metadata.
+torch.onnx writes the float model and onnxslim simplifies it. Weights of fp16 files are cast to float32 when a runtime loads them.
+int8-static files are quantized in QDQ form, which every execution provider reads, from calibration data; int8-dynamic files quantize
+activations while they run. Inputs and outputs are float32 and NCHW in every scheme. Labels and preprocessing stand in the file's metadata.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
+from converters.shared.requests import check_no_bytecode, check_schemes, check_single_route, metadata_texts, package_versions
 from edgecompress.artifacts.converter_process import serve_conversion
-from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
+from edgecompress.errors import ToolchainError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
-SCHEMES: Final = ("fp32", "fp16", "int8-dynamic", "int8-static")
-IMAGE_AXES: Final = 4
-ROUNDING_SAMPLES: Final = 192  # as for TFLite: more changed nothing on EfficientNet-Lite0
 PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+COMPARED_SAMPLES: Final = 4  # a simplification that changes the outputs changes those of the first samples
 
 
 def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
-    """Return the ONNX file and what it takes and gives."""
-    _check(request)
+    """Return the ONNX file and the description of its inputs, outputs and ops."""
+    check_schemes(request, "onnx")
+    check_single_route(request, "onnx")
+    check_no_bytecode(request, "onnx")
     import onnx
 
-    from converters.onnx.export import export, name_nodes
-    from converters.onnx.quantization import quantized, simplified, with_half_weights
-    from converters.shared import attention_masks, layer_schemes
-    from edgecompress.network.exported import example_inputs, read_program
-    from edgecompress.network.subgraph import enclosing_modules
-    from edgecompress.quantization.calibration import read_calibration
-    from edgecompress.quantization.gptq import round_weights
+    from converters.onnx.export import export_program, name_nodes
+    from converters.onnx.quantization import halve_weights, quantize, simplify
+    from converters.shared.layer_schemes import scheme_of
+    from converters.shared.programs import prepare_program
+    from edgecompress.network.exported import example_inputs
 
-    program = read_program(Path(request.program))
-    scheme = layer_schemes.quantized_scheme(request, program, subject="onnx")
-    seen = read_calibration(request.calibration, program) if scheme == "int8-static" or request.calibration else []
+    prepared = prepare_program(request, "onnx")
+    program, scheme = prepared.program, prepared.scheme
 
-    def wanted(inside: Sequence[str]) -> bool:
-        return layer_schemes.scheme_of(inside, request) == scheme
+    def is_quantized(inside: Sequence[str]) -> bool:
+        return scheme_of(inside, request) == scheme.name
 
-    if scheme == "int8-static":
-        program = attention_masks.with_finite_masks(program, seen[:ROUNDING_SAMPLES])
-    if seen and scheme.startswith("int8"):
-        rounded = seen[:ROUNDING_SAMPLES]
-        program = round_weights(program, rounded, bits_of=lambda node: 8 if wanted(enclosing_modules(node)) else None)
-    model = export(program, subject="onnx", instead="choose another format")
+    model = export_program(program, subject="onnx", instead="choose another format")
     inside = name_nodes(model)
-    feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in seen or [example_inputs(program)]]
-    model, notes = simplified(model, feeds[:4])
-    kept = [node.name for node in model.graph.node if not wanted(inside.get(node.name, ()))]
-    if scheme == "fp16":
-        model = with_half_weights(model, kept)
-    elif scheme != "fp32":
-        model, found = quantized(model, scheme, feeds, kept)
+    feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in prepared.samples or [example_inputs(program)]]
+    model, notes = simplify(model, feeds[:COMPARED_SAMPLES])
+    kept = [node.name for node in model.graph.node if not is_quantized(inside.get(node.name, ()))]
+    if scheme.has_integer_weights:
+        model, found = quantize(model, feeds, kept, dynamic=scheme.dynamic)
         notes += found
-    _write_metadata(model, request)
-    content = _checked(model)
-    return content, _describe(onnx.load_from_string(content), program, notes)
+    elif scheme.weight_bits == 16:
+        model = halve_weights(model, kept)
+    for key, value in (metadata_texts(request) | {"layout": "NCHW"}).items():
+        model.metadata_props.add(key=key, value=value)
+    content = _serialize_checked(model)
+    return content, _describe_file(onnx.load_from_string(content), program, notes)
 
 
-def _check(request: ConversionRequest) -> None:
-    for scheme in (request.scheme, *request.layers.values()):
-        if scheme not in SCHEMES:
-            raise ConfigError(f"onnx: unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
-    if request.route:
-        raise ConfigError(f"onnx: unknown route {request.route!r}; there is only one, leave it out")
-    if request.io != "float32":
-        raise UnsupportedError(f"onnx: {request.io} inputs and outputs: a file has no place for their scale; take float32 or format tflite")
-    if request.bytecode_version:
-        raise UnsupportedError("onnx: bytecode version: only a TorchScript file has one; leave it out")
-
-
-def _write_metadata(model: Any, request: ConversionRequest) -> None:
-    given = {"name": request.name, "layout": "NCHW"}
-    if request.labels:
-        given["labels"] = msgspec.json.encode(request.labels).decode()
-    if request.preprocessing:
-        given["preprocessing"] = msgspec.json.encode(request.preprocessing).decode()
-    for key, value in given.items():
-        if value:
-            model.metadata_props.add(key=key, value=value)
-
-
-def _checked(model: Any) -> bytes:
+def _serialize_checked(model: Any) -> bytes:
+    """Return the content of the file, once onnx has checked the model."""
     import onnx
 
-    from edgecompress.network.exported import first_line
+    from edgecompress.errors import first_line
 
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -100,7 +68,7 @@ def _checked(model: Any) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _describe(model: Any, program: Any, notes: tuple[str, ...]) -> ConversionReply:
+def _describe_file(model: Any, program: Any, notes: tuple[str, ...]) -> ConversionReply:
     from edgecompress.network.exported import example_inputs, example_outputs
 
     inputs, outputs = ([_spec(value) for value in values] for values in (model.graph.input, model.graph.output))
@@ -111,7 +79,7 @@ def _describe(model: Any, program: Any, notes: tuple[str, ...]) -> ConversionRep
     return ConversionReply(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        toolchain={package: version(package) for package in PACKAGES},
+        toolchain=package_versions(PACKAGES),
         notes=notes,
         ops=dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
     )
@@ -119,6 +87,8 @@ def _describe(model: Any, program: Any, notes: tuple[str, ...]) -> ConversionRep
 
 def _spec(value: Any) -> TensorSpec:
     from onnx import helper
+
+    from converters.shared.programs import IMAGE_AXES
 
     tensor = value.type.tensor_type
     shape = tuple(size.dim_value for size in tensor.shape.dim)

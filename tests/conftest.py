@@ -23,6 +23,7 @@ pytest_plugins = (
     "support.tiny_models",
     "support.runs",
     "support.trained_net",
+    "support.converter_session",
 )
 
 

@@ -1,4 +1,4 @@
-"""Lowering to ExecuTorch for to_executorch.py: what XNNPACK takes to XNNPACK, the rest to portable kernels, with the reasons."""
+"""Lower a program to ExecuTorch: ops that XNNPACK takes to XNNPACK, the others to portable kernels, with the reason for each."""
 
 import logging
 import operator
@@ -23,7 +23,7 @@ NOT_CORE: Final = re.compile(r"Operator torch\._ops\.([\w.]+) is not in Core ATe
 
 
 class _Reasons(logging.Handler):
-    """Collects what XNNPACK's partitioner says, at level debug, about each node it leaves out."""
+    """Collects the reasons that XNNPACK's partitioner logs, at level debug, for each node that it leaves out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class _Reasons(logging.Handler):
             self.by_node[node.name] = record.msg.reason
 
 
-def lower(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int], tuple[UndelegatedOp, ...], int]:
-    """Return the file, how often each op stands in it, what XNNPACK does not take, and the bytes planned for what is outside it.
+def lower_program(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int], tuple[UndelegatedOp, ...], int]:
+    """Return the file, the count of each op, the ops that XNNPACK does not take, and the bytes planned for tensors outside XNNPACK.
 
     Args:
-        metadata: Constants that the file gives as methods beside `forward`.
+        metadata: Constants that methods of the file return, beside `forward`.
 
     Raises:
-        UnsupportedError: An op has no kernel; names it and its layer.
+        UnsupportedError: An op has no kernel; the message names the op and its layer.
     """
     log, reasons = logging.getLogger(PARTITIONER_LOG), _Reasons()
     log.addHandler(reasons)
@@ -51,19 +51,19 @@ def lower(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[str, int]
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=metadata)
         graph = edge.exported_program().graph_module
         outside = [node for node in graph.graph.nodes if _is_op(node) and node.target is not executorch_call_delegate]
-        undelegated = _undelegated(outside, reasons.by_node)
+        undelegated = _list_undelegated(outside, reasons.by_node)
         inside = [m.original_module.graph_module for m in graph.modules() if isinstance(m, LoweredBackendModule)]
-        ops = Counter(_name(node) for node in (*outside, *(node for m in inside for node in m.graph.nodes if _is_op(node))))
+        ops = Counter(_op_name(node) for node in (*outside, *(node for m in inside for node in m.graph.nodes if _is_op(node))))
         made = edge.to_executorch()
     except Exception as error:  # executorch raises errors of many classes
         if found := NOT_CORE.search(str(error)):
-            layer = layer_schemes.place(program.graph.nodes, found[1])
+            layer = layer_schemes.name_layer(program.graph.nodes, found[1])
             raise UnsupportedError(f"executorch: {layer}there is no {found[1]}; replace that op") from error
         raise ToolchainError(f"executorch: lowering failed: {first_line(error)}; choose another format") from error
     finally:
         log.removeHandler(reasons)
     # Where a program was exported before executorch was imported, lowering drops quantization without a word (torch 2.13).
-    if ops[WEIGHTS] < sum(_name(node) == WEIGHTS for node in program.graph.nodes):
+    if ops[WEIGHTS] < sum(_op_name(node) == WEIGHTS for node in program.graph.nodes):
         raise ToolchainError("executorch: lowering lost the quantization of weights; choose fp32 or format tflite")
     plan = next(method for method in made.executorch_program.execution_plan if method.name == "forward")
     _check_kernels(plan, outside)
@@ -74,13 +74,13 @@ def _is_op(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is not operator.getitem
 
 
-def _name(node: fx.Node) -> str:
+def _op_name(node: fx.Node) -> str:
     return str(getattr(node.target, "_op", node.target))
 
 
-def _undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[UndelegatedOp, ...]:
+def _list_undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[UndelegatedOp, ...]:
     found = Counter(
-        (_name(node), reasons.get(node.name, "XNNPACK has no kernel for it, as executorch's partitioner knows")) for node in outside
+        (_op_name(node), reasons.get(node.name, "XNNPACK has no kernel for it, as executorch's partitioner knows")) for node in outside
     )
     return tuple(UndelegatedOp(op=op, count=count, reason=reason) for (op, reason), count in sorted(found.items()))
 
@@ -92,4 +92,4 @@ def _check_kernels(plan: Any, outside: list[fx.Node]) -> None:
         if name in known:
             continue
         base = op.name.replace("::", ".")
-        raise UnsupportedError(f"executorch: {layer_schemes.place(outside, base)}there is no kernel for {base}; replace that op")
+        raise UnsupportedError(f"executorch: {layer_schemes.name_layer(outside, base)}there is no kernel for {base}; replace that op")

@@ -1,4 +1,4 @@
-"""int8 of an exported program for XNNPACK, by quantization of the exported graph (PT2E), for to_executorch.py."""
+"""Quantize an exported program to int8 for XNNPACK by quantization of its graph (PT2E)."""
 
 import dataclasses
 import operator
@@ -28,30 +28,38 @@ CONVOLUTIONS: Final = {
 }
 LAYERS: Final = {*CONVOLUTIONS, aten.linear.default}
 CLAMPS: Final = {aten.relu6.default, aten.hardtanh.default, aten.clamp.default}
-DEQUANTIZE: Final = torch.ops.quantized_decomposed.dequantize_per_tensor.tensor  # by a scale and a zero point found at run time
-SMALLEST_SCALE: Final = 2.0**-20  # the quantizer's own 2⁻¹² leaves a factor whose weights stay below 0.03 with fewer than 8 bits
+DEQUANTIZE: Final = torch.ops.quantized_decomposed.dequantize_per_tensor.tensor  # with a scale and a zero point computed at run time
+MIN_SCALE: Final = 2.0**-20  # with the quantizer's own 2⁻¹², weights below 0.03, as factors have, get fewer than 8 bits
 
 
 def quantize(
-    program: Any, scheme: str, samples: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...], wanted: Callable[[fx.Node], bool]
+    program: Any,
+    samples: list[tuple[Tensor, ...]],
+    inputs: tuple[Tensor, ...],
+    *,
+    dynamic: bool,
+    is_quantized: Callable[[fx.Node], bool],
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the int8 program, and notes about what stayed float.
+    """Return the int8 program, and a note on the layers that stayed float.
 
     Args:
-        wanted: Whether a node may be quantized.
+        samples: Calibration inputs.
+        inputs: Example inputs.
+        dynamic: Activations take their ranges while the file runs, rather than from `samples`.
+        is_quantized: Whether a node may be quantized.
     """
     module = program.module(check_guards=False)
-    _write_clamps(module)
+    _rewrite_clamps(module)
     _hide_batch_norms(module)
     layers = sum(node.target in LAYERS for node in module.graph.nodes)
-    quantizer = _Quantizer(scheme == "int8-dynamic", wanted)
+    quantizer = _Quantizer(dynamic, is_quantized)
     try:
         with torch.no_grad():
             prepared = prepare_pt2e(module, quantizer)
             for sample in samples:
                 prepared(*sample)
             converted = convert_pt2e(prepared)
-            _quantize_for_each(converted)
+            _unshare_quantized_inputs(converted)
             remove_unused_constants(converted)  # the float weights
             made = torch.export.export(converted, inputs, strict=False)
     except Exception as error:  # PT2E fails with assertions and errors of every class
@@ -66,19 +74,19 @@ class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no t
     Its own fuses ReLU alone. It would give the layer before a ReLU6 one scale for everything that the ReLU6 then cuts off.
     """
 
-    def __init__(self, dynamic: bool, wanted: Callable[[fx.Node], bool]) -> None:
+    def __init__(self, dynamic: bool, is_quantized: Callable[[fx.Node], bool]) -> None:
         super().__init__()
         config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
-        weight = PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE)
+        weight = PerChannelMinMaxObserver.with_args(eps=MIN_SCALE)
         config = dataclasses.replace(config, weight=dataclasses.replace(config.weight, observer_or_fake_quant_ctr=weight))
         if not dynamic:
-            activation = MinMaxObserver.with_args(eps=SMALLEST_SCALE)
+            activation = MinMaxObserver.with_args(eps=MIN_SCALE)
             spec = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=activation)
             config = dataclasses.replace(config, input_activation=spec, output_activation=spec)
         self.output_spec = config.output_activation
         self.set_global(config)
         # Constants are part of each pattern; they belong to no layer and are never the reason to leave one out.
-        self.set_filter_function(lambda node: node.op != "call_function" or wanted(node))
+        self.set_filter_function(lambda node: node.op != "call_function" or is_quantized(node))
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         model = super().annotate(model)
@@ -94,10 +102,10 @@ class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no t
         return model
 
 
-def _quantize_for_each(module: fx.GraphModule) -> None:
-    """Give each layer that reads an input whose range is found at run time a quantization of that input of its own.
+def _unshare_quantized_inputs(module: fx.GraphModule) -> None:
+    """Quantize an input once for each layer that reads it, where its range is computed at run time.
 
-    XNNPACK lays the integers out for the kernel that reads them; a pointwise convolution and another one that read the same were at 7 dB.
+    XNNPACK lays the integers out for one kernel; a pointwise convolution and another one that shared them had an SQNR of 7 dB.
     """
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=DEQUANTIZE):
@@ -113,9 +121,9 @@ def _quantize_for_each(module: fx.GraphModule) -> None:
 
 
 def _hide_batch_norms(module: fx.GraphModule) -> None:
-    """Keep PT2E from folding a BatchNorm into the convolution before it, whatever else reads that: what is left here must not be folded."""
+    """Keep PT2E from folding a BatchNorm into the convolution before it, whose output another op reads as well."""
     for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        node.target = _batch_norm  # the export that follows writes the op again
+        node.target = _batch_norm  # the export that follows restores the op
     module.recompile()
 
 
@@ -124,7 +132,7 @@ def _batch_norm(*arguments: Any) -> Tensor:
     return result
 
 
-def _write_clamps(module: fx.GraphModule) -> None:
+def _rewrite_clamps(module: fx.GraphModule) -> None:
     """Write ReLU6 and clamps between two numbers as hardtanh, the one form that XNNPACK fuses."""
     for node in module.graph.nodes:
         if node.target not in CLAMPS:

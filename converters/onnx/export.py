@@ -1,4 +1,4 @@
-"""An exported program as an ONNX model, and the names of its layers in it."""
+"""Export a program to an ONNX model, and name the nodes of the model by the program's layers."""
 
 import ast
 import re
@@ -13,15 +13,16 @@ from converters.shared import layer_schemes
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.network.exported import example_inputs, example_outputs
 
-LACKING = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
+MISSING_OP = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes a node's modules, as the text of a Python list that ends in the node
 
 
-def export(program: Any, *, subject: str, instead: str) -> onnx.ModelProto:
+def export_program(program: Any, *, subject: str, instead: str) -> onnx.ModelProto:
     """Return the model, with inputs `input_0`, … and outputs `output_0`, ….
 
     Args:
-        instead: The remedy that errors end with.
+        subject: First word of error messages.
+        instead: Remedy at the end of error messages.
 
     Raises:
         ToolchainError: The exporter failed.
@@ -33,8 +34,8 @@ def export(program: Any, *, subject: str, instead: str) -> onnx.ModelProto:
         made = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
     except Exception as error:  # OnnxExporterError and what its passes let through
         causes = list(_causes(error))
-        if found := next(filter(None, (LACKING.search(str(cause)) for cause in causes)), None):
-            layer = layer_schemes.place(program.graph.nodes, found[1])
+        if found := next(filter(None, (MISSING_OP.search(str(cause)) for cause in causes)), None):
+            layer = layer_schemes.name_layer(program.graph.nodes, found[1])
             raise UnsupportedError(f"{subject}: {layer}ONNX has no {found[1]}; replace that op or {instead}") from error
         raise ToolchainError(f"{subject}: torch.onnx failed: {first_line(causes[-1])}; {instead}") from error
     assert made is not None
@@ -51,7 +52,7 @@ def name_nodes(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Name each node `layer/op`, and drop the exporter's notes, which hold lines and paths of the user's source.
 
     Returns:
-        Name of a node → the modules it stands in, the outermost first.
+        The name of each node → the names of the modules around the node, the outermost first.
     """
     used: Counter[str] = Counter()
     inside = {}

@@ -1,4 +1,4 @@
-"""Read an ONNX file for inspect_file.py; onnx checks it and infers the shapes, nothing is run."""
+"""Describe the contents of an ONNX file, which onnx checks and infers the shapes of; nothing is run."""
 
 import math
 from collections import Counter
@@ -8,21 +8,21 @@ import msgspec
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
+from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summarize_quantized
 from edgecompress.records import ConstantTensor, Inspection, Preprocessing, TensorSpec
 
 QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
 def inspect(content: bytes) -> Inspection:
-    """Return what the file holds."""
+    """Return the contents of an ONNX file."""
     model = onnx.load_from_string(content)
     onnx.checker.check_model(model)
     graph = onnx.shape_inference.infer_shapes(model).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output) if value.name not in constants}
     inputs, outputs = [v for v in graph.input if v.name not in constants], list(graph.output)
-    sizes = {name: _bytes(value) for name, value in values.items()}
+    sizes = {name: _size_bytes(value) for name, value in values.items()}
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     unknown = sum(name not in sizes for node in graph.node for name in node.output if name)
     given = metadata.get("preprocessing")
@@ -36,8 +36,8 @@ def inspect(content: bytes) -> Inspection:
         inputs=tuple(_spec(value) for value in inputs),
         outputs=tuple(_spec(value) for value in outputs),
         ops=dict(Counter(node.op_type for node in graph.node).most_common()),
-        constants=_constants(graph, constants),
-        quantized=summary(_quantized(graph, constants)),
+        constants=_list_constants(graph, constants),
+        quantized=summarize_quantized(_list_quantized(graph, constants)),
         peak_activation_bytes=None
         if unknown
         else peak_bytes(((list(n.input), list(n.output)) for n in graph.node), sizes, [v.name for v in inputs], [v.name for v in outputs]),
@@ -64,7 +64,7 @@ def _spec(value: Any) -> TensorSpec:
     )
 
 
-def _bytes(value: Any) -> int:
+def _size_bytes(value: Any) -> int:
     sizes = [max(1, n) for n in _shape(value)]
     return math.prod(sizes) * helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).itemsize
 
@@ -78,8 +78,8 @@ def _scale_of(node: Any, constants: dict[str, Any]) -> list[float]:
     return [] if tensor is None else [float(x) for x in numpy_helper.to_array(tensor).reshape(-1)]
 
 
-def _quantized(graph: Any, constants: dict[str, Any]) -> list[tuple[str, bool, list[float]]]:
-    """Return (dtype, constant, scales) of what is quantized: constants by their DequantizeLinear, others by their QuantizeLinear."""
+def _list_quantized(graph: Any, constants: dict[str, Any]) -> list[tuple[str, bool, list[float]]]:
+    """Return (dtype, whether it is a constant, scales) of each quantized tensor, by its DequantizeLinear or QuantizeLinear."""
     found = []
     for node in graph.node:
         if node.op_type not in QUANTIZING or not (scales := _scale_of(node, constants)):
@@ -93,13 +93,13 @@ def _quantized(graph: Any, constants: dict[str, Any]) -> list[tuple[str, bool, l
     return found
 
 
-def _constants(graph: Any, constants: dict[str, Any]) -> tuple[ConstantTensor, ...]:
+def _list_constants(graph: Any, constants: dict[str, Any]) -> tuple[ConstantTensor, ...]:
     readers: dict[str, str] = {}
     scales: dict[str, int] = {}
     for node in reversed(graph.node):
         for name in node.input:
             readers[name] = node.op_type
-        if node.op_type == "DequantizeLinear":  # the layer that reads the weights, and not what unpacks them
+        if node.op_type == "DequantizeLinear":  # the reader of weights is the layer, not the op that unpacks them
             readers[node.input[0]] = readers.get(node.output[0], node.op_type)
             scales[node.input[0]] = len(_scale_of(node, constants))
     return tuple(

@@ -1,4 +1,4 @@
-"""What to_onnx.py does to the float model: simplify it, store weights as fp16, quantize it with onnxruntime."""
+"""Simplify a float ONNX model with onnxslim, store its weights as fp16, or quantize it with onnxruntime."""
 
 import tempfile
 from collections.abc import Collection, Iterator
@@ -16,24 +16,24 @@ from edgecompress.errors import ToolchainError, first_line
 
 Feeds = list[dict[str, np.ndarray]]
 LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")
-SAME: Final = 1e-5  # of the output range: float32 rounding in another order
-LARGEST_FP16: Final = 65504.0
+MAX_SIMPLIFIED_REL: Final = 1e-5  # of the output range: float32 sums in another order differ by less
+FP16_MAX: Final = 65504.0
 
 
-def simplified(model: onnx.ModelProto, feeds: Feeds) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model as onnxslim makes it, or as it is with a note when that changes what it computes on `feeds`."""
-    before = _run(model, feeds)
+def simplify(model: onnx.ModelProto, feeds: Feeds) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model simplified by onnxslim, or unchanged with a note where simplification changes the outputs on `feeds`."""
+    before = _compute_outputs(model, feeds)
     try:
         slim = onnxslim.slim(onnx.ModelProto.FromString(model.SerializeToString()))
-        after = _run(slim, feeds)
+        after = _compute_outputs(slim, feeds)
     except Exception as error:  # onnxslim raises errors of every class, onnxruntime those of its own
         return model, (f"not simplified: onnxslim failed: {first_line(error)}",)
-    if not all(np.abs(a - b).max(initial=0) <= SAME * max(np.ptp(a), 1e-6) for a, b in zip(before, after, strict=True)):
+    if not all(np.abs(a - b).max(initial=0) <= MAX_SIMPLIFIED_REL * max(np.ptp(a), 1e-6) for a, b in zip(before, after, strict=True)):
         return model, ("not simplified: onnxslim changed what the model computes",)
     return slim, ()
 
 
-def _run(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
+def _compute_outputs(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
@@ -43,10 +43,10 @@ def _run(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
         raise ToolchainError(f"onnx: onnxruntime does not run the file: {first_line(error)}; report it with the model") from error
 
 
-def with_half_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
-    """Return the model with weights stored as fp16 and cast to float32, which runtimes do once, when they load it.
+def halve_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """Return the model with its weights stored as fp16 and cast to float32, which a runtime does once, when it loads the file.
 
-    Activations stay float32: on CPUs onnxruntime has few fp16 kernels, and would cast around each of the others.
+    Activations stay float32: onnxruntime has few fp16 kernels for CPUs, and would cast around each of the other ops.
 
     Args:
         kept: Nodes whose weights stay float32.
@@ -55,7 +55,7 @@ def with_half_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.Mod
     casts = []
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
-        if tensor.name in stay or value.dtype != np.float32 or value.ndim < 2 or np.abs(value).max(initial=0) > LARGEST_FP16:
+        if tensor.name in stay or value.dtype != np.float32 or value.ndim < 2 or np.abs(value).max(initial=0) > FP16_MAX:
             continue
         name, half = tensor.name, f"{tensor.name}_fp16"
         tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), half))
@@ -66,7 +66,7 @@ def with_half_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.Mod
     return model
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class _CalibrationFeeds(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, feeds: Feeds) -> None:
         self.feeds: Iterator[dict[str, Any]] = iter(feeds)
 
@@ -74,21 +74,23 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return next(self.feeds, None)
 
 
-def quantized(model: onnx.ModelProto, scheme: str, feeds: Feeds, kept: Collection[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the int8 model, with weights per output channel, and notes about what stayed float.
+def quantize(model: onnx.ModelProto, feeds: Feeds, kept: Collection[str], *, dynamic: bool) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the int8 model, whose weights have a scale for each output channel, and a note on the layers that stayed float.
 
     Args:
+        feeds: Calibration samples, by input name.
         kept: Nodes that stay float32.
+        dynamic: Activations take their ranges while the file runs, rather than from `feeds`.
     """
     tempfile.tempdir = str(Path.cwd())  # the working directory is ours and removed afterwards, whatever happens to this process
     before, after = Path("float.onnx"), Path("quantized.onnx")
     onnx.save(model, before)
     try:
-        if scheme == "int8-static":
+        if not dynamic:
             quantize_static(
                 before,
                 after,
-                _Reader(feeds),
+                _CalibrationFeeds(feeds),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
@@ -101,14 +103,15 @@ def quantized(model: onnx.ModelProto, scheme: str, feeds: Feeds, kept: Collectio
     except Exception as error:  # onnxruntime's errors have no common class
         raise ToolchainError(f"onnx: onnxruntime.quantization failed: {first_line(error)}; choose fp32 or another format") from error
     made = onnx.load(after)
-    _unshare(made)
-    return made, _stayed_float(made)
+    _unshare_constants(made)
+    return made, _note_float_layers(made)
 
 
-def _unshare(model: onnx.ModelProto) -> None:
-    """Give each reader of a quantized constant one of its own: onnxruntime refuses shared ones where it has to be told to be precise.
+def _unshare_constants(model: onnx.ModelProto) -> None:
+    """Give each reader of a quantized constant a copy of its own.
 
-    That is on x86 without VNNI, see the runner. Weights of layers stay shared: two of them would take twice the space.
+    onnxruntime refuses shared constants in its precise mode, which the runner sets on x86 without VNNI. Weights of layers stay shared:
+    copies would double their space.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants}
@@ -120,7 +123,7 @@ def _unshare(model: onnx.ModelProto) -> None:
                 prefix = f"{node.name}/{i}"
                 node.input[i] = f"{prefix}/constant"
                 copies = [(constants[each], f"{prefix}/{each}") for each in makers[name].input]
-                model.graph.initializer.extend(_renamed(constant, copy) for constant, copy in copies)
+                model.graph.initializer.extend(_copy_renamed(constant, copy) for constant, copy in copies)
                 own = helper.make_node("DequantizeLinear", [copy for _, copy in copies], [node.input[i]], name=f"{prefix}/dequantize")
                 own.attribute.extend(makers[name].attribute)
                 nodes.append(own)
@@ -130,14 +133,14 @@ def _unshare(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def _renamed(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+def _copy_renamed(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     copy.name = name
     return copy
 
 
-def _stayed_float(model: onnx.ModelProto) -> tuple[str, ...]:
+def _note_float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     integers = {tensor.name for tensor in model.graph.initializer if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8)}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in integers:

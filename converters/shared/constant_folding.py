@@ -1,4 +1,4 @@
-"""What a program computes from its constants alone, computed once: a mask, say, that some converters leave to each inference."""
+"""Fold constants: compute once the parts of a program that depend on no input, such as masks."""
 
 from typing import Any, Final
 
@@ -7,11 +7,11 @@ from torch import Tensor, fx
 
 from edgecompress.network.constants import get_constant
 
-LARGEST_FOLDED: Final = 1 << 22  # elements; beyond it a computed constant stays computed, the file would grow
+MAX_FOLDED_ELEMENTS: Final = 1 << 22  # a larger constant would make the file grow by more than 16 MiB
 
 
 def fold_constants(graph: fx.GraphModule) -> None:
-    """Put what does not depend on the inputs in the place of its computation."""
+    """Replace each computation that depends on no input by its result, in place."""
     values: dict[fx.Node, Any] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
@@ -19,7 +19,7 @@ def fold_constants(graph: fx.GraphModule) -> None:
         elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _is_pure(node):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
             made = node.target(*args, **kwargs)
-            if isinstance(made, Tensor) and made.numel() <= LARGEST_FOLDED:
+            if isinstance(made, Tensor) and made.numel() <= MAX_FOLDED_ELEMENTS:
                 values[node] = made
     for number, node in enumerate([n for n in values if n.op != "get_attr"]):
         if any(user not in values for user in node.users):
@@ -30,7 +30,7 @@ def fold_constants(graph: fx.GraphModule) -> None:
 
 
 def add_constant(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    """Keep `value` as the buffer `name`; return a node that gives it, where nodes are being inserted."""
+    """Register `value` as the buffer `name`; return a node that reads the buffer, at the current insertion point."""
     graph.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
     made = graph.graph.get_attr(name)
     made.meta["val"] = value

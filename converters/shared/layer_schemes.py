@@ -1,4 +1,4 @@
-"""Layers of an exported program, for every converter program: which one a node belongs to, and which scheme it has (mixed precision)."""
+"""Find the layer of a node in an exported program, and the scheme of a layer (mixed precision)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.records import ConversionRequest
+from edgecompress.targets import FLOAT32
 
 
 def layer_of(node: Any) -> str:
@@ -13,22 +14,22 @@ def layer_of(node: Any) -> str:
     return enclosing_modules(node)[-1] if enclosing_modules(node) else ""
 
 
-def place(nodes: Iterable[Any], op: str) -> str:
-    """Return `layer: ` of the first node that computes the aten op, "" where that is not known."""
+def name_layer(nodes: Iterable[Any], op: str) -> str:
+    """Return `LAYER: ` for the first node that computes the aten op, as a prefix for error messages; "" where the layer is unknown."""
     layer = next((layer_of(node) for node in nodes if f"{node.target}.".startswith(f"{op}.")), "")
     return f"{layer}: " if layer else ""
 
 
 def scheme_of(inside: Sequence[str], request: ConversionRequest) -> str:
-    """Return the scheme of what stands `inside` these modules: the innermost that the request names decides."""
+    """Return the scheme of an op inside the given modules, outermost first: the innermost module that the request names decides."""
     return next((request.layers[name] for name in reversed(inside) if name in request.layers), request.scheme)
 
 
 def check_layers(request: ConversionRequest, program: Any, *, subject: str) -> None:
-    """Refuse a request that names a layer which the program has not.
+    """Raise an error unless the program has every layer that the request names.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: A layer is missing.
     """
     known = {name for node in program.graph.nodes for name in enclosing_modules(node)} - {""}
     if missing := [name for name in request.layers if name not in known]:
@@ -36,14 +37,14 @@ def check_layers(request: ConversionRequest, program: Any, *, subject: str) -> N
 
 
 def quantized_scheme(request: ConversionRequest, program: Any, *, subject: str) -> str:
-    """Return the one scheme, beside fp32, of the request's layers; fp32 when there is none.
+    """Return the one scheme of the request's layers other than fp32; fp32 without one.
 
     Raises:
-        ConfigError: The request names a layer that the program has not.
-        UnsupportedError: It names two schemes beside fp32.
+        ConfigError: The request names a layer that the program does not have.
+        UnsupportedError: The request names two schemes other than fp32.
     """
     check_layers(request, program, subject=subject)
-    wanted = {request.scheme, *request.layers.values()} - {"fp32"}
+    wanted = {request.scheme, *request.layers.values()} - {FLOAT32}
     if len(wanted) > 1:
         raise UnsupportedError(f"{subject}: {' and '.join(sorted(wanted))} in one file; beside fp32 a file has one scheme, choose one")
-    return wanted.pop() if wanted else "fp32"
+    return wanted.pop() if wanted else FLOAT32

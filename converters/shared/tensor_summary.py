@@ -1,4 +1,4 @@
-"""What the readers of inspect_file.py ask of tensors, whatever the format."""
+"""Summaries of tensors for the inspection of files of every format: layout, peak memory, quantization."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -11,7 +11,7 @@ BY_LIFETIMES: Final = "the tensors alive at once in the file's order, at most; a
 
 
 def layout_of(shape: Sequence[int]) -> str:
-    """Return the layout that the number of channels tells, "" where it does not."""
+    """Return the layout of an image by its number of channels, "" where both layouts are possible."""
     if len(shape) != IMAGE_AXES or (shape[1] in COLORS) == (shape[3] in COLORS):
         return ""
     return "NHWC" if shape[3] in COLORS else "NCHW"
@@ -23,12 +23,12 @@ def peak_bytes(
     taken: Sequence[int | str],
     given: Sequence[int | str],
 ) -> int:
-    """Return the most bytes of tensors that are alive at once.
+    """Return the largest sum of bytes of tensors that are alive at once.
 
     Args:
-        steps: What each op reads and makes, in order.
-        sizes: Of the tensors that are no constants; others are left out.
-        taken, given: The network's inputs, alive from the start to their last use, and outputs, alive to the end.
+        steps: The tensors that each op reads and writes, in order.
+        sizes: Bytes of each tensor that is no constant; other tensors are left out.
+        taken, given: The network's inputs, alive from the start to their last use, and its outputs, alive to the end.
     """
     steps = list(steps)
     last = {t: i for i, (reads, makes) in enumerate(steps) for t in (*reads, *makes)} | dict.fromkeys(given, len(steps))
@@ -41,8 +41,8 @@ def peak_bytes(
     return most
 
 
-def summary(quantized: Iterable[tuple[str, bool, Sequence[float]]]) -> tuple[QuantizedTensors, ...]:
-    """Sum up quantized tensors, each as (dtype, whether it is a constant, its scales)."""
+def summarize_quantized(quantized: Iterable[tuple[str, bool, Sequence[float]]]) -> tuple[QuantizedTensors, ...]:
+    """Count quantized tensors by type; each is given as (dtype, whether it is a constant, its scales)."""
     groups: dict[tuple[str, bool], list[Sequence[float]]] = {}
     for dtype, constant, scales in quantized:
         groups.setdefault((dtype, constant), []).append(scales)

@@ -1,4 +1,4 @@
-"""What is changed in a TFLite file that a converter made: names that are too long, and what the converter got wrong."""
+"""Edit a TFLite file that a converter made: shorten the names of tensors, and correct faults of the converter."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,14 +8,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from converters.tflite.file import OF_LAYERS, op_name
+from converters.tflite.file import LAYER_OPS, op_name
 
 INT32: Final = np.iinfo(np.int32)
 
 
-def edit(content: bytes, *changes: Callable[[Any], None]) -> bytes:
-    """Return the file after changes, each of which is given the parsed model."""
-    model = _parsed(content)
+def edit_file(content: bytes, *changes: Callable[[Any], None]) -> bytes:
+    """Return the file after changes, each of which edits the parsed model in place."""
+    model = _parse(content)
     for change in changes:
         change(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
@@ -39,16 +39,16 @@ def name_tensors(model: Any) -> None:
             tensor.name = names.get(t, f"unused_{t}")
 
 
-def part_weights(model: Any) -> None:
-    """Give ops of different kinds that read the same weights weights of their own: each kind has its scales along another axis.
+def unshare_weights(model: Any) -> None:
+    """Give ops of different kinds that share weights a copy each, since each kind has its scales along another axis.
 
-    Converters keep equal constants once, and factors of a symmetric kernel may be equal.
+    Converters store equal constants once, and factors of a symmetric kernel may be equal.
     """
     for graph in model.subgraphs:
         kinds: dict[int, str] = {}
         for op in graph.operators:
             kind, t = op_name(model, op), int(op.inputs[1]) if len(op.inputs) > 1 else -1
-            if kind not in OF_LAYERS or t < 0 or kinds.setdefault(t, kind) == kind:
+            if kind not in LAYER_OPS or t < 0 or kinds.setdefault(t, kind) == kind:
                 continue
             own = copy.copy(graph.tensors[t])
             own.buffer = len(model.buffers)
@@ -57,8 +57,8 @@ def part_weights(model: Any) -> None:
             op.inputs[1] = len(graph.tensors) - 1
 
 
-def scale_zeros(model: Any) -> None:
-    """Give zeros with the scale 0, of which the runtime dies, the scale of what is computed with them: one channel, or a whole constant."""
+def fill_zero_scales(model: Any) -> None:
+    """Replace a scale of 0, which zeros get and of which the runtime dies, by the scale of the op's output."""
     for graph in model.subgraphs:
         for op in graph.operators:
             for tensor in (graph.tensors[t] for t in op.inputs if t >= 0):
@@ -69,15 +69,15 @@ def scale_zeros(model: Any) -> None:
 
 
 def widen_biases(content: bytes) -> Callable[[Any], None]:
-    """Return the change that gives biases of 64 bits, beside 16-bit activations, the numbers they have in the float file `content`.
+    """Return the change that restores 64-bit biases, which 16-bit activations have, to their values in the float file `content`.
 
-    ai-edge-quantizer clips them to 32 bits. Their scale is that of the input times that of the weights, 10⁻⁹ where both are small, and a
-    bias of 3.5 was 2 then.
+    ai-edge-quantizer clips them to 32 bits. Their scale is that of the input times that of the weights. Where that was 10⁻⁹, a bias of 3.5
+    became 2.
     """
-    given = {tensor.name: data.view(np.float32) for tensor, data in _constants(_parsed(content), schema.TensorType.FLOAT32)}
+    given = {tensor.name: data.view(np.float32) for tensor, data in _iterate_constants(_parse(content), schema.TensorType.FLOAT32)}
 
     def change(model: Any) -> None:
-        for tensor, data in _constants(model, schema.TensorType.INT64):
+        for tensor, data in _iterate_constants(model, schema.TensorType.INT64):
             scales = tensor.quantization.scale if tensor.quantization is not None else None
             if scales is not None and tensor.name in given and np.isin(data.view(np.int64), (INT32.min, INT32.max)).any():
                 wide = np.rint(given[tensor.name].astype(np.float64) / np.asarray(scales, np.float64)).astype(np.int64)
@@ -86,7 +86,7 @@ def widen_biases(content: bytes) -> Callable[[Any], None]:
     return change
 
 
-def _constants(model: Any, kind: int) -> Iterator[tuple[Any, np.ndarray]]:
+def _iterate_constants(model: Any, kind: int) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield the tensors of a type that hold data, with their bytes."""
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -95,5 +95,5 @@ def _constants(model: Any, kind: int) -> Iterator[tuple[Any, np.ndarray]]:
                 yield tensor, np.asarray(data, np.uint8)
 
 
-def _parsed(content: bytes) -> Any:
+def _parse(content: bytes) -> Any:
     return flatbuffer_utils.read_model_from_bytearray(bytearray(content))

@@ -1,4 +1,4 @@
-"""What to_tflite.py reads in a TFLite file: a layer's ops, what the file takes, gives and computes."""
+"""Read a TFLite file: the ops of a layer, the tensors that it takes and returns, and the number of its ops."""
 
 import hashlib
 from collections import Counter
@@ -21,16 +21,16 @@ from edgecompress.records import ConversionRequest, TensorSpec
 SIGNATURE: Final = "serving_default"
 IMAGE_AXES: Final = 4
 OP_NAMES: Final = {code: name.lower() for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-OF_LAYERS: Final = {"conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected", "batch_matmul"}
+LAYER_OPS: Final = {"conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected", "batch_matmul"}
 
 
 def to_layout(x: np.ndarray, layout: str) -> np.ndarray:
-    """Return images `(n, c, h, w)` in `layout`, anything else as it is."""
+    """Return images `(n, c, h, w)` in `layout`, other arrays unchanged."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if layout == "NHWC" and x.ndim == IMAGE_AXES else x
 
 
 def count_ops(content: bytes) -> dict[str, int]:
-    """Return how often each op stands in the file, by TFLite's names, the most frequent first."""
+    """Return the count of each op by TFLite's names, the most frequent first."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     return dict(Counter(op_name(model, op).upper() for graph in model.subgraphs for op in graph.operators).most_common())
 
@@ -40,7 +40,7 @@ def op_name(model: Any, op: Any) -> str:
     return OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
-def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[str, list[str]]:
+def find_layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[str, list[str]]:
     """Return, for each scheme that some layers have instead of the file's, the names of the output tensors of their ops.
 
     An op belongs to the layer whose weights it reads: the same numbers, in whatever order the lowering has put them.
@@ -52,7 +52,7 @@ def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[
         UnsupportedError: No op reads such a layer's weights as they are.
     """
     ops: dict[str, list[str]] = {}
-    for name, digest in _weighted_ops(content):
+    for name, digest in _iterate_weighted_ops(content):
         ops.setdefault(digest, []).append(name)
     found: dict[str, list[str]] = {}
     graph = program.module(check_guards=False)
@@ -62,28 +62,28 @@ def layer_ops(content: bytes, program: Any, request: ConversionRequest) -> dict[
             [a for a in node.all_input_nodes if a.op == "get_attr"] if scheme != request.scheme and node.target in WEIGHTED_OPS else []
         )
         for value in (get_constant(graph, str(a.target)) for a in constants[:1]):
-            if (digest := _digest(value.numpy())) not in ops:
+            if (digest := _hash_weights(value.numpy())) not in ops:
                 raise UnsupportedError(f"tflite: {layer_of(node)}: no op of the file reads its weights as they are; leave its scheme out")
             found.setdefault(scheme, []).extend(ops[digest])
     return found
 
 
-def _weighted_ops(content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the name of each op's output tensor and what tells its weights."""
+def _iterate_weighted_ops(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the name of each op's output tensor and the hash of its weights."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     for graph in model.subgraphs:
         for op in graph.operators:
-            for t in op.inputs if op_name(model, op) in OF_LAYERS else ():
+            for t in op.inputs if op_name(model, op) in LAYER_OPS else ():
                 data = model.buffers[graph.tensors[t].buffer].data if t >= 0 else None
                 if data is not None and len(data) and graph.tensors[t].type == schema.TensorType.FLOAT32:
-                    yield graph.tensors[op.outputs[0]].name.decode(), _digest(np.asarray(data, np.uint8).view(np.float32))
+                    yield graph.tensors[op.outputs[0]].name.decode(), _hash_weights(np.asarray(data, np.uint8).view(np.float32))
 
 
-def _digest(weights: np.ndarray) -> str:
+def _hash_weights(weights: np.ndarray) -> str:
     return hashlib.sha256(np.sort(weights + 0.0, axis=None).tobytes()).hexdigest()  # −0.0, which sorts as 0.0, becomes 0.0
 
 
-def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def describe_tensors(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Load the file as a phone does, run it once, and return inputs and outputs as it has them, in the program's order.
 
     Raises:
@@ -103,20 +103,20 @@ def describe(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpe
         raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")
     runner = interpreter.get_signature_runner(SIGNATURE)
     return (
-        _specs(runner.get_input_details(), example_inputs(program), layout),
-        _specs(runner.get_output_details(), example_outputs(program), layout),
+        _read_specs(runner.get_input_details(), example_inputs(program), layout),
+        _read_specs(runner.get_output_details(), example_outputs(program), layout),
     )
 
 
-def _specs(details: dict[str, dict[str, Any]], expected: tuple[Any, ...], layout: str) -> tuple[TensorSpec, ...]:
-    found = tuple(_spec(name, details[name], layout) for name in sorted(details, key=_trailing_number))
+def _read_specs(details: dict[str, dict[str, Any]], expected: tuple[Any, ...], layout: str) -> tuple[TensorSpec, ...]:
+    found = tuple(_read_spec(name, details[name], layout) for name in sorted(details, key=_trailing_number))
     wanted = [to_layout(x.numpy(), layout).shape for x in expected]
     if [spec.shape for spec in found] != wanted:
         raise ToolchainError(f"tflite: the file has tensors of shape {[s.shape for s in found]}, {wanted} were due; take another route")
     return found
 
 
-def _spec(name: str, detail: dict[str, Any], layout: str) -> TensorSpec:
+def _read_spec(name: str, detail: dict[str, Any], layout: str) -> TensorSpec:
     shape = tuple(int(n) for n in detail["shape"])
     scale, zero_point = detail["quantization"]
     quantized = np.issubdtype(detail["dtype"], np.integer) and scale > 0

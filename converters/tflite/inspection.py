@@ -1,4 +1,4 @@
-"""Read a TFLite file for inspect_file.py: its flatbuffer, its metadata, and what the interpreter hands to XNNPACK when it loads it."""
+"""Describe the contents of a TFLite file: its flatbuffer, its metadata, and the ops that the interpreter gives to XNNPACK."""
 
 import math
 from collections import Counter
@@ -9,9 +9,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
-from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summary
+from converters.shared.tensor_summary import BY_LIFETIMES, layout_of, peak_bytes, summarize_quantized
 from converters.tflite import metadata_reader
-from converters.tflite.delegation import Plan, undelegated
+from converters.tflite.delegation import Delegates, list_undelegated
 from edgecompress.records import ConstantTensor, Delegation, Inspection, TensorSpec
 
 OPS: Final = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -20,13 +20,13 @@ BITS: Final = {"int4": 4, "int2": 2, "bool": 8, "complex64": 64, "complex128": 1
 
 
 def inspect(content: bytes) -> Inspection:
-    """Return what the file holds."""
+    """Return the contents of a TFLite file."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     graph = model.subgraphs[0]
-    plan = Plan(content)  # first: the interpreter checks the whole flatbuffer
-    sizes = {t: _bytes(tensor) for t, tensor in enumerate(graph.tensors) if not _is_constant(model, tensor)}
-    metadata = metadata_reader.read(content, model)
-    left = undelegated(plan)
+    delegates = Delegates(content)  # first: the interpreter checks the whole flatbuffer
+    sizes = {t: _size_bytes(tensor) for t, tensor in enumerate(graph.tensors) if not _is_constant(model, tensor)}
+    metadata = metadata_reader.read_metadata(content, model)
+    remaining = list_undelegated(delegates)
     steps = [(_indices(op.inputs), _indices(op.outputs)) for op in graph.operators]
     return Inspection(
         path="",
@@ -34,12 +34,14 @@ def inspect(content: bytes) -> Inspection:
         sha256="",
         size_bytes=0,
         weights_bytes=sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) - metadata.size_bytes,
-        inputs=_specs(graph, graph.inputs, _names(content, "inputs")),
-        outputs=_specs(graph, graph.outputs, _names(content, "outputs")),
+        inputs=_tensor_specs(graph, graph.inputs, _signature_names(content, "inputs")),
+        outputs=_tensor_specs(graph, graph.outputs, _signature_names(content, "outputs")),
         ops=dict(Counter(_op_name(model, op) for part in model.subgraphs for op in part.operators).most_common()),
-        constants=_constants(model, graph),
-        quantized=summary((TYPES[x.type], _is_constant(model, x), _scales(x)) for x in graph.tensors if len(_scales(x))),
-        delegation=Delegation(partitions=len(plan.delegates), taken=len(plan.ops) - sum(found.count for found in left), undelegated=left),
+        constants=_list_constants(model, graph),
+        quantized=summarize_quantized((TYPES[x.type], _is_constant(model, x), _scales(x)) for x in graph.tensors if len(_scales(x))),
+        delegation=Delegation(
+            partitions=len(delegates.delegates), taken=len(delegates.ops) - sum(found.count for found in remaining), undelegated=remaining
+        ),
         peak_activation_bytes=peak_bytes(steps, sizes, _indices(graph.inputs), _indices(graph.outputs)),
         peak_from=BY_LIFETIMES,
         name=metadata.name,
@@ -53,13 +55,13 @@ def _indices(tensors: Any) -> list[int]:
     return [int(t) for t in tensors]
 
 
-def _names(content: bytes, end: str) -> dict[int, str]:
+def _signature_names(content: bytes, end: str) -> dict[int, str]:
     """Return the names of the signature's inputs or outputs, by tensor."""
     signatures = Interpreter(model_content=content, num_threads=1)._get_full_signature_list()
     return {int(t): name for signature in list(signatures.values())[:1] for name, t in signature[end].items()}
 
 
-def _specs(graph: Any, indices: Any, names: dict[int, str]) -> tuple[TensorSpec, ...]:
+def _tensor_specs(graph: Any, indices: Any, names: dict[int, str]) -> tuple[TensorSpec, ...]:
     made = []
     for t in map(int, indices):
         tensor, scales = graph.tensors[t], _scales(graph.tensors[t])
@@ -77,14 +79,18 @@ def _specs(graph: Any, indices: Any, names: dict[int, str]) -> tuple[TensorSpec,
     return tuple(made)
 
 
-def _constants(model: Any, graph: Any) -> tuple[ConstantTensor, ...]:
+def _list_constants(model: Any, graph: Any) -> tuple[ConstantTensor, ...]:
     readers: dict[int, str] = {}
     for op in graph.operators:
         for t in op.inputs:
             readers.setdefault(int(t), _op_name(model, op))
     return tuple(
         ConstantTensor(
-            op=readers.get(t, ""), shape=_shape(tensor), dtype=TYPES[tensor.type], size_bytes=_bytes(tensor), scales=len(_scales(tensor))
+            op=readers.get(t, ""),
+            shape=_shape(tensor),
+            dtype=TYPES[tensor.type],
+            size_bytes=_size_bytes(tensor),
+            scales=len(_scales(tensor)),
         )
         for t, tensor in enumerate(graph.tensors)
         if _is_constant(model, tensor)
@@ -106,7 +112,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in tensor.shape) if tensor.shape is not None else ()
 
 
-def _bytes(tensor: Any) -> int:
+def _size_bytes(tensor: Any) -> int:
     kind = TYPES[tensor.type]
     bits = BITS.get(kind) or 8 * (np.dtype(kind).itemsize if kind not in ("string", "resource", "variant") else 1)
     return (math.prod(_shape(tensor)) * bits + 7) // 8

@@ -1,4 +1,4 @@
-"""Route litert-torch of to_tflite.py: lower the program with litert-torch, quantize the float file with ai-edge-quantizer."""
+"""Convert by route litert-torch: lower the program with litert-torch, quantize the float file with ai-edge-quantizer."""
 
 import re
 from typing import Any
@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from converters.shared import layer_schemes
-from converters.tflite.edits import edit, name_tensors, part_weights
+from converters.tflite.edits import edit_file, name_tensors, unshare_weights
 from converters.tflite.file import IMAGE_AXES
-from converters.tflite.recipe import quantize
+from converters.tflite.recipe import quantize_file
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.network.exported import example_inputs, example_outputs
 from edgecompress.records import ConversionRequest
+from edgecompress.targets import FLOAT32
 
-LACKING = re.compile(r"(?i)(?:lowering not found|no lowering|not supported|not implemented|unsupported)[^\n]*?((?:aten|prims)[.:]+\w+)")
+MISSING_OP = re.compile(r"(?i)(?:lowering not found|no lowering|not supported|not implemented|unsupported)[^\n]*?((?:aten|prims)[.:]+\w+)")
 
 
 def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndarray]]) -> bytes:
@@ -24,10 +25,10 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    content = edit(lower_program(program, request.layout), part_weights, name_tensors)
-    if request.scheme == "fp32" and not request.layers:
+    content = edit_file(lower_program(program, request.layout), unshare_weights, name_tensors)
+    if request.scheme == FLOAT32 and not request.layers:
         return content
-    return quantize(content, program, request, samples)
+    return quantize_file(content, program, request, samples)
 
 
 def lower_program(program: Any, layout: str) -> bytes:
@@ -48,8 +49,8 @@ def lower_program(program: Any, layout: str) -> bytes:
         with torch.no_grad():
             return bytes(litert_torch.convert(module, inputs).model_content())
     except Exception as error:  # MLIR, lowering and torch errors of many classes
-        if found := LACKING.search(str(error)):
+        if found := MISSING_OP.search(str(error)):
             op = re.sub(r"[.:]+", ".", found[1])
-            layer = layer_schemes.place(program.graph.nodes, op)
+            layer = layer_schemes.name_layer(program.graph.nodes, op)
             raise UnsupportedError(f"tflite: {layer}litert-torch has no {op}; replace that op or take route onnx2tf") from error
         raise ToolchainError(f"tflite: litert-torch failed: {first_line(error)}; take route onnx2tf") from error

@@ -1,4 +1,4 @@
-"""Route onnx2tf of to_tflite.py: program → ONNX → Keras model → TFLite by TensorFlow's converter."""
+"""Convert by route onnx2tf: program → ONNX → Keras model → TFLite by TensorFlow's converter."""
 
 import os
 
@@ -16,17 +16,19 @@ import onnxsim
 import tensorflow as tf
 import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would fail later
 
-from converters.onnx.export import export, name_nodes
+from converters.onnx.export import export_program, name_nodes
 from converters.tflite.file import IMAGE_AXES
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
 from edgecompress.network.exported import example_inputs
 from edgecompress.records import ConversionRequest
+from edgecompress.targets import SCHEMES
 
+# Activation bits → the ops that TensorFlow's converter may use.
 INTEGER_OPS = {
-    "int8-static": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-    "int16x8": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+    8: tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    16: tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
 }
-LACKING = re.compile(r"not (?:yet )?supported for op: '(\w+)'")
+MISSING_OP = re.compile(r"not (?:yet )?supported for op: '(\w+)'")
 # onnx2tf fetches this sample from the network unless the working directory, which is ours, holds one. It only steers its self-check.
 SELF_CHECK_SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -37,31 +39,32 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
     Args:
         samples: The inputs of each calibration sample in that layout, for schemes that need them.
     """
-    keras = keras_model(program)
-    function = _function(keras, request.layout)
+    keras = make_keras_model(program)
+    function = _make_function(keras, request.layout)
     owner = tf.Module()  # the model does not own the weights of convolutions in groups, and without an owner the file has no signature
     owner.model, owner.weights = keras, list(function.variables)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], owner)
-    if request.scheme != "fp32":
+    scheme = SCHEMES[request.scheme]
+    if scheme.weight_bits < 32:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if request.scheme == "fp16":
+    if scheme.weight_bits == 16:
         converter.target_spec.supported_types = [tf.float16]
-    if request.scheme in INTEGER_OPS:
+    if scheme.has_static_activations:
         converter.representative_dataset = lambda: iter(samples)
-        converter.target_spec.supported_ops = [INTEGER_OPS[request.scheme]]
+        converter.target_spec.supported_ops = [INTEGER_OPS[scheme.activation_bits]]
     if request.io == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
         return bytes(converter.convert())
     except Exception as error:  # the converter's own class, ValueError and RuntimeError
-        if found := LACKING.search(str(error)):
+        if found := MISSING_OP.search(str(error)):
             raise UnsupportedError(
                 f"tflite: TensorFlow's converter has no {found[1].lower()} in {request.scheme}; replace that op or take route litert-torch"
             ) from error
         raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; take route litert-torch") from error
 
 
-def keras_model(program: Any) -> Any:
+def make_keras_model(program: Any) -> Any:
     """Return the float model, of layers that keep their data NHWC.
 
     Raises:
@@ -71,7 +74,7 @@ def keras_model(program: Any) -> Any:
     np.save(SELF_CHECK_SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
     # onnx2tf would also make (n, c, l) into (n, l, c); this project's layouts are about images alone.
     kept = [f"input_{i}" for i, x in enumerate(example_inputs(program)) if x.ndim != IMAGE_AXES]
-    path = _onnx(program)
+    path = _write_onnx(program)
     try:
         return onnx2tf.convert(
             input_onnx_file_path=str(path),
@@ -85,31 +88,31 @@ def keras_model(program: Any) -> Any:
         raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; take route litert-torch") from error
 
 
-def _onnx(program: Any) -> Path:
-    model = export(program, subject="tflite", instead="take route litert-torch")
-    if lacking := _lacking(model):
-        inside = name_nodes(model)[lacking.name]
+def _write_onnx(program: Any) -> Path:
+    model = export_program(program, subject="tflite", instead="take route litert-torch")
+    if missing := _find_missing_op(model):
+        inside = name_nodes(model)[missing.name]
         layer = f"{inside[-1]}: " if inside and inside[-1] else ""
-        raise UnsupportedError(f"tflite: {layer}onnx2tf has no {lacking.op_type}; replace that op or take route litert-torch")
+        raise UnsupportedError(f"tflite: {layer}onnx2tf has no {missing.op_type}; replace that op or take route litert-torch")
     path = Path("model.onnx")
-    onnx.save(_simplified(model), path)
+    onnx.save(_simplify(model), path)
     return path
 
 
-def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model by onnxsim; itself where that fails, or joins ops to one that onnx2tf lacks, as it does with attention."""
     try:
         simplified, _ = onnxsim.simplify(model)
     except Exception:  # of C++
         return model
-    return model if _lacking(simplified) else simplified
+    return model if _find_missing_op(simplified) else simplified
 
 
-def _lacking(model: onnx.ModelProto) -> onnx.NodeProto | None:
+def _find_missing_op(model: onnx.ModelProto) -> onnx.NodeProto | None:
     return next((node for node in model.graph.node if find_spec(f"onnx2tf.ops.{node.op_type}") is None), None)
 
 
-def _function(keras: Any, layout: str) -> Any:
+def _make_function(keras: Any, layout: str) -> Any:
     """Return the model as a function with inputs `input_0`, … and outputs `output_0`, … in the program's order, images in `layout`."""
     order = sorted(range(len(keras.inputs)), key=lambda i: keras.input_names[i])
     turned = layout == "NCHW"

@@ -1,15 +1,15 @@
-"""Read a lite interpreter's file for inspect_file.py, without torch: nothing of it is loaded or run."""
+"""Describe the contents of a file of the lite interpreter without torch: no part of the file is loaded or run."""
 
 import msgspec
 
-from converters.torchscript.file import EXTRA_FILE, Described, read_bytecode, read_entry
+from converters.torchscript.file import EXTRA_FILE, FileDescription, read_bytecode, read_entry
 from edgecompress.records import ConstantTensor, Inspection, QuantizedTensors, TensorSpec
 
 
 def inspect(content: bytes) -> Inspection:
-    """Return what the file holds."""
+    """Return the contents of a TorchScript file."""
     bytecode = read_bytecode(content)
-    described = _described(content)
+    described = _read_description(content)
     notes = () if described.inputs else ("TorchScript keeps no shapes, and this file has no edgecompress.json that tells them",)
     packed = [constant for constant in bytecode.constants if constant.scales]
     kinds = sorted({constant.dtype for constant in packed})
@@ -43,8 +43,8 @@ def inspect(content: bytes) -> Inspection:
     )
 
 
-def _described(content: bytes) -> Described:
+def _read_description(content: bytes) -> FileDescription:
     try:
-        return msgspec.json.decode(read_entry(content, f"extra/{EXTRA_FILE}"), type=Described)
+        return msgspec.json.decode(read_entry(content, f"extra/{EXTRA_FILE}"), type=FileDescription)
     except KeyError:
-        return Described()
+        return FileDescription()

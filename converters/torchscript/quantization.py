@@ -1,7 +1,7 @@
-"""FX quantization of an exported program for to_torchscript.py.
+"""Quantize an exported program to int8 by FX graph mode quantization.
 
-FX quantization knows `torch.nn.functional` calls and not the aten ops of an exported program, so the graph is first written again with
-the former. An aten op without an entry in FUNCTIONAL stays and computes in float.
+FX quantization handles calls of `torch.nn.functional`, not the aten ops of an exported program; the graph is therefore first rewritten with
+such calls. An aten op without an entry in FUNCTIONAL stays in the graph and computes in float.
 """
 
 import operator
@@ -76,11 +76,11 @@ LAYERS: Final = {*CONVOLUTIONS, aten.linear.default, aten.add.Tensor}
 RESHAPE: Final = {aten.view.default, aten.reshape.default}
 
 
-def functional_module(program: torch.export.ExportedProgram, kept: Callable[[fx.Node], bool]) -> fx.GraphModule:
+def to_functional_module(program: torch.export.ExportedProgram, stays_float: Callable[[fx.Node], bool]) -> fx.GraphModule:
     """Return the program as a plain module of functional calls: tensors in, one tensor or a tuple out.
 
     Args:
-        kept: Says of an aten node that it computes in float in any case.
+        stays_float: Whether an aten node computes in float in any case.
     """
     source = program.module(check_guards=False)
     assert isinstance(source, fx.GraphModule)
@@ -93,13 +93,13 @@ def functional_module(program: torch.export.ExportedProgram, kept: Callable[[fx.
             continue
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].type = None
-        if kept(node):
+        if stays_float(node):
             continue
         if node.target in CONVOLUTIONS:
             _write_convolution(node, copies[node])
         elif node.target in RESHAPE:
             copies[node].op, copies[node].target = "call_method", "reshape"
-        elif node.target in ATEN_CLAMPS and (not _can_fuse_clamp(node) or kept(node.args[0])):
+        elif node.target in ATEN_CLAMPS and (not _can_fuse_clamp(node) or stays_float(node.args[0])):
             continue
         elif node.target in FUNCTIONAL and not (node.target is aten.add.Tensor and node.kwargs):  # add has an alpha, + has none
             copies[node].target = FUNCTIONAL[node.target]
@@ -110,7 +110,7 @@ def _write_convolution(node: fx.Node, copy: fx.Node) -> None:
     """Make `copy` the functional call, with every argument and padding in numbers, which is what the quantized kernels take."""
     arguments = [*copy.args, *CONVOLUTION_DEFAULTS[len(copy.args) :]]
     sizes = node.args[1].meta["val"].shape[2:] if isinstance(node.args[1], fx.Node) else ()
-    stride, padding, dilation = (_each(value, len(sizes)) for value in arguments[3:6])
+    stride, padding, dilation = (_repeat_for_axes(value, len(sizes)) for value in arguments[3:6])
     if padding[0] == "valid":
         padding = [0] * len(sizes)
     elif padding[0] == "same":
@@ -122,7 +122,7 @@ def _write_convolution(node: fx.Node, copy: fx.Node) -> None:
     copy.target = CONVOLUTIONS[node.target]
 
 
-def _each(value: Any, axes: int) -> list[Any]:
+def _repeat_for_axes(value: Any, axes: int) -> list[Any]:
     values = [value] if isinstance(value, int | str) else list(value)
     return values * axes if len(values) == 1 else values
 
@@ -144,31 +144,31 @@ def choose_engine() -> str:
 
 
 def quantize(
-    module: fx.GraphModule, scheme: str, samples: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
+    module: fx.GraphModule, samples: list[tuple[Tensor, ...]], inputs: tuple[Tensor, ...], *, dynamic: bool
 ) -> tuple[fx.GraphModule, list[str]]:
-    """Return the int8 module, and notes about what stayed float.
+    """Return the int8 module, and a note on the layers that stayed float.
 
     Raises:
         UnsupportedError: int8-dynamic of a network without a linear layer: torch has dynamic kernels for nothing else.
     """
-    before = _count(module, (F.linear, F.conv1d, F.conv2d, F.conv3d))
-    if scheme == "int8-dynamic":
-        if not _count(module, (F.linear,)):
+    before = _count_calls(module, (F.linear, F.conv1d, F.conv2d, F.conv3d))
+    if dynamic:
+        if not _count_calls(module, (F.linear,)):
             raise UnsupportedError("torchscript: int8-dynamic quantizes linear layers alone and there is none; choose int8-static")
         mapping = QConfigMapping().set_object_type(F.linear, QConfig(default_dynamic_quant_observer, WEIGHTS))
     else:
-        mapping = _static_mapping(torch.backends.quantized.engine)
+        mapping = _make_static_mapping(torch.backends.quantized.engine)
     try:
         with torch.no_grad():
             prepared = quantize_fx.prepare_fx(module, mapping, inputs)
-            if scheme == "int8-static":
+            if not dynamic:
                 _fuse_clamps(prepared)
             for sample in samples:
                 prepared(*sample)
             quantized = quantize_fx.convert_fx(prepared)
     except Exception as error:  # FX quantization fails with assertions and errors of every class
         raise ToolchainError(f"torchscript: FX quantization failed: {first_line(error)}; choose fp32 or format tflite") from error
-    left = _count(quantized, (F.linear, F.conv1d, F.conv2d, F.conv3d))
+    left = _count_calls(quantized, (F.linear, F.conv1d, F.conv2d, F.conv3d))
     notes = [f"{left} of {before} convolution and linear layers stayed float32"] if left else []
     return quantized, notes
 
@@ -201,14 +201,14 @@ def _fuse_clamps(prepared: fx.GraphModule) -> None:
         if not (isinstance(observer, HistogramObserver) and after.op == "call_module" and len(node.users) == 1):
             continue  # the layer stays float, and so does the clamp
         reduce_range = observer.reduce_range
-        prepared.set_submodule(str(before.target), _ClampingObserver(*_bounds(node), reduce_range=reduce_range))
+        prepared.set_submodule(str(before.target), _ClampingObserver(*_clamp_bounds(node), reduce_range=reduce_range))
         after.replace_all_uses_with(before)
         prepared.graph.erase_node(after)
         prepared.graph.erase_node(node)
     prepared.recompile()
 
 
-def _bounds(node: fx.Node) -> tuple[float, float]:
+def _clamp_bounds(node: fx.Node) -> tuple[float, float]:
     if node.target is F.relu6 or node.target is aten.relu6.default:
         return 0.0, 6.0
     given = [*node.args[1:3], *(node.kwargs[key] for key in ("min_val", "max_val") if key in node.kwargs)]
@@ -219,11 +219,11 @@ def _bounds(node: fx.Node) -> tuple[float, float]:
 def _can_fuse_clamp(node: fx.Node) -> bool:
     """Whether a clamp of the aten graph reads a layer that nothing else reads, and keeps zero."""
     layer = node.args[0]
-    low, high = _bounds(node)
+    low, high = _clamp_bounds(node)
     return isinstance(layer, fx.Node) and layer.target in LAYERS and len(layer.users) == 1 and low <= 0 <= high
 
 
-def _static_mapping(engine: str) -> QConfigMapping:
+def _make_static_mapping(engine: str) -> QConfigMapping:
     """Histogram activation ranges, on the engine's defaults for ops whose range is known."""
     half_range = engine in ("x86", "fbgemm")  # their int16 accumulators overflow on CPUs without VNNI otherwise
     qconfig = QConfig(activation=HistogramObserver.with_args(reduce_range=half_range), weight=WEIGHTS)
@@ -235,5 +235,5 @@ def _static_mapping(engine: str) -> QConfigMapping:
     return mapping
 
 
-def _count(module: fx.GraphModule, functions: tuple[Callable[..., Any], ...]) -> int:
+def _count_calls(module: fx.GraphModule, functions: tuple[Callable[..., Any], ...]) -> int:
     return sum(node.op == "call_function" and node.target in functions for node in module.graph.nodes)

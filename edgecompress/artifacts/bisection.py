@@ -1,7 +1,8 @@
-"""Which layer of an artifact is the first to depart from the model: programs cut off behind some layers, converted alike, run, compared.
+"""Find the first layer of an artifact whose output departs from the model's, by converting and running parts of the program.
 
-A cut has several layers as its outputs, so that a few conversions are enough. What reads a layer can change how a converter treats it, so
-the layer that is found is converted once more with nothing behind it, and when it then agrees, all is done again with one layer a cut.
+A part ends in several layers as its outputs, so that a few conversions are enough. A converter may treat a layer differently because of the
+ops that read its output. The layer found is therefore converted once more as the only output; if it then agrees with the model, the search
+starts again with one layer in each part.
 """
 
 import time
@@ -20,101 +21,101 @@ from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.simulation import Simulation, run_graph
 from edgecompress.records import Departure
 
-LAYERS_A_CUT: Final = 8
-SAMPLES: Final = 16
-VALUES_BYTES: Final = 1 << 26  # of one layer's outputs, all samples together
-# How far an artifact may lie below what the scheme alone leaves: both are noise of the same grids, drawn in another way. Measured: 6 dB.
+LAYERS_PER_CUT: Final = 8  # divides the layers into ninths with each conversion, and keeps the outputs of one in memory
+MAX_SAMPLES: Final = 16  # the samples that differ most show the fault; more of them take longer and show nothing new
+MAX_LAYER_BYTES: Final = 1 << 26  # keeps the outputs of one layer on all samples within 64 MiB
+# An artifact and its simulation differ by noise of the same kind, and correct converters lay at most 6 dB below the simulation.
 GAP_DB: Final = 10.0
-# Above this a layer has no fault, however much better a simulation may be.
+# A layer with 50 dB has no fault, however much better its simulation may be.
 FAULTLESS_DB: Final = 50.0
-# What float32 leaves of the worst healthy layer is 100 dB; a largest difference of 1e-4 of the range is some 76 dB.
+# Correct float32 layers have at least 100 dB; a largest difference of 1e-4 of the range is about 76 dB.
 FLOAT_DB: Final = 85.0
 HEALTHY_DB: Final = 100.0
-HARMLESS_DB: Final = 20.0  # quantization noise that networks bear at every layer
-LOSS_DB: Final = 3.0  # a layer with at most half of the final noise is not where that comes from
+HARMLESS_DB: Final = 20.0  # networks bear quantization noise of 20 dB at every layer
+LOSS_DB: Final = 3.0  # a layer with at most half of the final noise does not cause that noise
 
 
 class ConvertCut(Protocol):
-    """Convert a cut program and return what its file gives on the samples, each output `(n, …)` in the model's layout.
+    """Converts a part of a program and returns its file's outputs on the samples, each `(n, …)` in the model's layout.
 
-    `taken` are the inputs of the whole program that the cut one still takes.
+    `taken` are the indices of the whole program's inputs that the part still takes.
     """
 
     def __call__(self, program: ExportedProgram, taken: tuple[int, ...], *, timeout_s: float) -> Batch: ...
 
 
-class Blame(NamedTuple):
-    """What the artifact as a whole, and a simulation of its scheme, leave of the model's signal; None where nothing is quantized."""
+class SignalLoss(NamedTuple):
+    """The SQNR of the artifact, and of its scheme simulated in PyTorch; the latter is None where nothing is quantized."""
 
     artifact_db: float
     simulated_db: float | None = None
 
     @property
-    def scheme_alone(self) -> bool | None:
-        """Whether the scheme does as much harm without the converter, or leaves more noise than signal: how much more says nothing."""
+    def is_scheme_at_fault(self) -> bool | None:
+        """Whether the simulated scheme loses as much as the artifact, or leaves more noise than signal; None where nothing is quantized."""
         return None if self.simulated_db is None else self.simulated_db < max(0.0, self.artifact_db + GAP_DB)
 
     @property
-    def rounding_alone(self) -> bool:
-        """Whether what is lost is the rounding of float32, which no layer is at fault for."""
+    def is_only_rounding(self) -> bool:
+        """Whether the loss is float32 rounding, which no layer is at fault for."""
         return self.simulated_db is None and self.artifact_db >= HEALTHY_DB
 
 
-def worst_samples(outputs: Sequence[Tensor], reference: Sequence[Tensor], graph_values: int) -> list[int]:
-    """Return the samples that differ most, the worst first, as many as bisection looks at.
+def worst_samples(outputs: Sequence[Tensor], reference: Sequence[Tensor], layer_size: int) -> list[int]:
+    """Return the indices of the samples that differ most, the worst first, as many as bisection uses.
 
     Args:
-        graph_values: The most values of any layer for one sample.
+        layer_size: Number of values of the largest layer output for one sample.
     """
     noise = sum((y.double() - wanted.double()).square().flatten(1).sum(1) for y, wanted in zip(outputs, reference, strict=True))
     assert isinstance(noise, Tensor)
-    count = max(1, min(SAMPLES, VALUES_BYTES // max(1, 4 * graph_values)))
+    count = max(1, min(MAX_SAMPLES, MAX_LAYER_BYTES // max(1, 4 * layer_size)))
     return noise.nan_to_num(torch.inf, torch.inf).argsort(descending=True, stable=True)[:count].tolist()
 
 
 def largest_layer_size(program: ExportedProgram) -> int:
-    """Return the most values that any layer of `program` gives for one sample."""
+    """Return the number of values of the largest layer output of `program` for one sample."""
     names = {layer.node for layer in layers_of(graph_of(program))}
     return max((node.meta["val"].numel() for node in program.graph.nodes if node.name in names), default=1)
 
 
 def find_first_departure(
     program: ExportedProgram,
-    attempt: ConvertCut,
+    convert_cut: ConvertCut,
     batch: Batch,
     *,
-    blame: Blame,
+    loss: SignalLoss,
     simulation: Simulation | None = None,
     samples: Sequence[int] = (),
     timeout_s: float = 120.0,
     track: Track = track_silently,
 ) -> Departure | None:
-    """Return the first layer whose output departs from the model's; None when each by itself agrees, or none could be converted.
+    """Return the first layer whose output departs from the model's; None where every layer by itself agrees, or none could be converted.
 
     Args:
-        program: What the artifact was converted from.
-        batch: Samples on which the artifact departs, `(n, …)` each.
-        blame: Of the whole artifact, on these samples.
-        samples: What number each of them has among all.
-        timeout_s: No conversion is started after this; the best answer until then is given, `exact` false.
+        program: The program that the artifact was converted from.
+        batch: Samples on which the artifact departs, each input `(n, …)`.
+        loss: Of the whole artifact on these samples.
+        samples: Index of each sample in the evidence.
+        timeout_s: No conversion starts after this time; the best result until then is returned with `exact` false.
     """
-    if blame.rounding_alone:
+    if loss.is_only_rounding:
         return None
-    search = _Search(program, attempt, batch, blame, simulation, time.monotonic() + timeout_s)
-    if blame.scheme_alone:
-        search.simulate()
-        single = search.attempt([search.found]) if search.found else None
+    search = _Search(program, convert_cut, batch, loss, simulation, time.monotonic() + timeout_s)
+    if loss.is_scheme_at_fault:
+        search.search_simulation()
+        single = search.run_cut([search.found]) if search.found else None
     else:
-        for layers_a_cut in (LAYERS_A_CUT, 1):
+        for layers_per_cut in (LAYERS_PER_CUT, 1):
             search.start()
-            for _ in track(search.rounds(layers_a_cut), "looking for the layer that departs", None):
+            for _ in track(search.narrow_down(layers_per_cut), "looking for the layer that departs", None):
                 pass
-            single = search.attempt([search.found]) if search.found else None
-            if search.found is None or single is None or search.departs(search.found, single[search.found]):
+            single = search.run_cut([search.found]) if search.found else None
+            if search.found is None or single is None or search.has_departed(search.found, single[search.found]):
                 break
     if search.found is None or search.found not in search.seen:
         return None
-    return search.departure(search.found, search.seen[search.found], samples or range(len(batch[0])))
+    return search.describe(search.found, search.seen[search.found], samples or range(len(batch[0])))
 
 
 class _Search:
@@ -122,21 +123,21 @@ class _Search:
 
     Attributes:
         found: The earliest layer known to depart.
-        remaining: Layers before it that may depart too.
-        seen: What the artifacts gave for each layer that was looked at.
+        remaining: Layers before `found` that may depart too.
+        seen: Outputs of the artifacts for each layer that was checked.
     """
 
     def __init__(
         self,
         program: ExportedProgram,
-        attempt: ConvertCut,
+        convert_cut: ConvertCut,
         batch: Batch,
-        blame: Blame,
+        loss: SignalLoss,
         simulation: Simulation | None,
         deadline: float,
     ) -> None:
-        self.program, self._attempt, self.batch, self.deadline = program, attempt, batch, deadline
-        self.simulation, self.blame = simulation, blame
+        self.program, self._convert_cut, self.batch, self.deadline = program, convert_cut, batch, deadline
+        self.simulation, self.loss = simulation, loss
         self.graph = graph_of(program)
         self.before = ancestors_of(self.graph)
         self.layers: Mapping[str, ProgramLayer] = {layer.node: layer for layer in layers_of(self.graph)}
@@ -145,38 +146,38 @@ class _Search:
         self.start()
 
     def start(self) -> None:
-        """Forget what was found: the output departs, and any layer before it may."""
+        """Start the search anew: the output departs, and any layer before the output may."""
         self.found = self.outputs[0] if len(self.outputs) == 1 else None
         self.remaining = [name for name in self.layers if name != self.found]
 
-    def rounds(self, layers_a_cut: int) -> Iterator[int]:
-        """Narrow the search until one layer is left, or the time is over."""
+    def narrow_down(self, layers_per_cut: int) -> Iterator[int]:
+        """Narrow the search until one layer is left or the time is over; yield the number of conversions."""
         done = 0
         while self.remaining and time.monotonic() < self.deadline:
-            chosen = _spread(self.remaining, layers_a_cut)
-            values = self.attempt(chosen)
+            chosen = _choose_evenly(self.remaining, layers_per_cut)
+            values = self.run_cut(chosen)
             if values is None and len(chosen) > 1:
-                layers_a_cut = 1  # one of them is not to be had alone
+                layers_per_cut = 1  # one of these layers cannot be an output
                 continue
             self._narrow(chosen, values or {})
             done += 1
             yield done
 
-    def simulate(self) -> None:
-        """Find the first layer by the simulation alone: the scheme is at fault."""
-        for chosen in (list(self.layers)[i : i + LAYERS_A_CUT] for i in range(0, len(self.layers), LAYERS_A_CUT)):
+    def search_simulation(self) -> None:
+        """Find the first layer that departs in the simulation, where the scheme is at fault."""
+        for chosen in (list(self.layers)[i : i + LAYERS_PER_CUT] for i in range(0, len(self.layers), LAYERS_PER_CUT)):
             simulated, expected = self._simulated(chosen), self._expected(chosen)
             for name in chosen:
                 if sqnr_db(simulated[name], expected[name]) < self._limit_db():
                     self.found, self.remaining = name, []
                     return
 
-    def attempt(self, names: list[str]) -> dict[str, Tensor] | None:
-        """Return what an artifact of the program cut off behind `names` gives for them; None when it cannot be made or run."""
+    def run_cut(self, names: list[str]) -> dict[str, Tensor] | None:
+        """Return the outputs of the layers `names` by an artifact of the program that ends in them; None where it cannot be made or run."""
         program, taken = extract_subgraph(self.program, names)
-        left = max(10.0, self.deadline - time.monotonic())
+        remaining_s = max(10.0, self.deadline - time.monotonic())
         try:
-            found = self._attempt(program, taken, timeout_s=left)
+            found = self._convert_cut(program, taken, timeout_s=remaining_s)
         except EdgeCompressError:
             return None
         expected = self._expected(names)
@@ -184,16 +185,16 @@ class _Search:
         self.seen |= values
         return values
 
-    def departs(self, name: str, values: Tensor) -> bool:
+    def has_departed(self, name: str, values: Tensor) -> bool:
         """Whether a layer's output is worse than its scheme explains."""
-        left_db = sqnr_db(values, self._expected([name])[name])
-        if self.simulation is None or self.blame.scheme_alone:
-            return left_db < self._limit_db()
+        layer_db = sqnr_db(values, self._expected([name])[name])
+        if self.simulation is None or self.loss.is_scheme_at_fault:
+            return layer_db < self._limit_db()
         simulated_db = sqnr_db(self._simulated([name])[name], self._expected([name])[name])
-        return left_db < min(FAULTLESS_DB, simulated_db - GAP_DB)
+        return layer_db < min(FAULTLESS_DB, simulated_db - GAP_DB)
 
-    def departure(self, name: str, values: Tensor, samples: Sequence[int]) -> Departure:
-        """Return what there is to say about a layer that departs."""
+    def describe(self, name: str, values: Tensor, samples: Sequence[int]) -> Departure:
+        """Return the record of a layer that departs."""
         expected = self._expected([name])[name].double()
         difference = (values.double() - expected).nan_to_num(torch.inf, torch.inf, torch.inf).abs()
         difference[values.double() == expected] = 0.0  # −inf in a mask
@@ -212,21 +213,21 @@ class _Search:
             max_rel=float(difference.max()) / (spread or 1.0) if is_number else None,
             sqnr_db=sqnr_db(values, expected),
             simulated_db=None if self.simulation is None else sqnr_db(self._simulated([name])[name], expected),
-            scheme_alone=self.blame.scheme_alone,
+            scheme_alone=self.loss.is_scheme_at_fault,
             exact=not self.remaining,
         )
 
     def _narrow(self, chosen: list[str], values: dict[str, Tensor]) -> None:
-        bad = next((name for name in chosen if name in values and self.departs(name, values[name])), None)
+        bad = next((name for name in chosen if name in values and self.has_departed(name, values[name])), None)
         if bad is not None:
             self.found = bad
             self.remaining = [name for name in self.remaining if name in self.before[bad]]
-        good = {name for name in chosen if name in values and not self.departs(name, values[name]) and bad not in self.before[name]}
+        good = {name for name in chosen if name in values and not self.has_departed(name, values[name]) and bad not in self.before[name]}
         clear = good.union(*(self.before[name] for name in good), chosen)
         self.remaining = [name for name in self.remaining if name not in clear]
 
     def _limit_db(self) -> float:
-        known_db = [db for db in self.blame if db is not None]
+        known_db = [db for db in self.loss if db is not None]
         return max(HARMLESS_DB if self.simulation else FLOAT_DB, max(known_db) + LOSS_DB)
 
     def _expected(self, names: list[str]) -> dict[str, Tensor]:
@@ -237,8 +238,8 @@ class _Search:
         return dict(zip(names, self.simulation.run(self.batch, names), strict=True))
 
 
-def _spread(names: list[str], count: int) -> list[str]:
-    """Return at most `count` of `names`, evenly apart, in order."""
+def _choose_evenly(names: list[str], count: int) -> list[str]:
+    """Return at most `count` of `names` at even distances, in order."""
     if len(names) <= count:
         return list(names)
     return [names[(i + 1) * len(names) // (count + 1)] for i in range(count)]

@@ -1,9 +1,9 @@
-"""Start a converter program in a process of its own: both sides of the contract that converters/README.md describes.
+"""Run converter programs in processes of their own: both sides of the contract in converters/README.md.
 
-The parent (`convert`, `ask`) sends a JSON request and bounds what comes back; the program (`serve`, `answer`) keeps its standard output for
-the reply alone, so that a toolchain may print what it likes. TensorFlow and its kin load and crash over there, within the time and memory
-that confinement.py grants. No torch is imported here: so `converting` can start a program, whose toolchain takes seconds to load, before
-the caller loads what it makes the request with.
+The caller (`run_converter`, `run_program`) sends a JSON request and bounds the size of the reply. The program (`serve_conversion`,
+`answer_request`) keeps its standard output for the reply alone, so that its toolchain may print anything. TensorFlow and other toolchains
+load and crash in the program's process, within the limits of time and memory that `sandbox` sets. This module does not import torch:
+`start_converter` can thus start a program, whose toolchain takes seconds to load, before the caller imports torch for the request.
 """
 
 import json
@@ -38,11 +38,11 @@ R = TypeVar("R", bound=Record)
 
 
 class ProgramDied(ToolchainError):
-    """The program was ended by a signal that nobody here sent."""
+    """The program died by a signal that edgecompress did not send."""
 
 
 class _Failure(msgspec.Struct):
-    """What a converter program prints instead of a reply. `package` and `extra` are set when an import failed."""
+    """The line that a program prints instead of a reply. `package` and `extra` are set where an import failed."""
 
     error: str
     package: str = ""
@@ -58,19 +58,19 @@ def run_converter(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> ConversionReply:
-    """Convert by the program of `format` and leave the file at `request.output`; on any failure there is none.
+    """Run the converter program of `format` on one request; the file is at `request.output`, and absent after a failure.
 
     Args:
-        memory_gb: What the program and all it starts may hold together.
-        log: Where everything the program and its toolchain print is kept.
+        memory_gb: Limit on the memory of the program and all processes that it starts, together.
+        log: File that keeps everything the program and its toolchain print.
 
     Raises:
-        ConfigError: Unknown format, scheme or route, or the request's files are unusable.
-        UnsupportedError: The format has no such op or scheme; says which.
-        ToolchainError: A package is missing, the program crashed, was killed, took too long or too much memory, or answered nonsense.
+        ConfigError: The format, scheme or route is unknown, or a file of the request is unusable.
+        UnsupportedError: The format lacks an op or a scheme, which the message names.
+        ToolchainError: A package is missing, or the program crashed, was killed, reached a limit or printed no valid reply.
     """
-    with start_converter(format, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as converted:
-        return converted(request)
+    with start_converter(format, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as convert:
+        return convert(request)
 
 
 @contextmanager
@@ -83,18 +83,18 @@ def start_converter(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> Iterator[Callable[[ConversionRequest], ConversionReply]]:
-    """Start the program of `format`; give the `convert` of one request by it, which takes `timeout_s` at most.
+    """Start the converter program of `format`; yield the function that converts one request within `timeout_s`.
 
     Args:
-        ahead: The route, or "" for the format's only or usual one, whose toolchain is loaded until the request comes; None for none.
+        ahead: Route whose toolchain the program loads while it waits for the request, "" for the default route; None loads nothing.
     """
     program = toolchains.converter(format)
-    with start_program(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
+    with start_program(program, ConversionReply, ahead=ahead, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as ask:
 
-        def converted(request: ConversionRequest) -> ConversionReply:
+        def convert(request: ConversionRequest) -> ConversionReply:
             with files.replace_atomically(Path(request.output)) as temporary:
                 try:
-                    reply = asked(msgspec.structs.replace(request, output=str(temporary)))
+                    reply = ask(msgspec.structs.replace(request, output=str(temporary)))
                 except LimitReached as error:
                     raise LimitReached(f"{error}; allow more with --convert-timeout-s or --convert-memory-gb") from error
                 if not temporary.stat().st_size:
@@ -102,7 +102,7 @@ def start_converter(
                     raise ToolchainError(f"{program.name}: reported success and wrote an empty file{kept}")
             return reply
 
-        yield converted
+        yield convert
 
 
 def run_program(
@@ -115,14 +115,14 @@ def run_program(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> R:
-    """Run `program` in an empty folder of its own with `request` on standard input; return the reply, of `kind`.
+    """Run `program` in an empty folder of its own with `request` on standard input; return its reply, a `kind`.
 
     Raises:
-        EdgeCompressError: What the program's exit status stands for.
-        ToolchainError: It crashed, was killed, reached a limit or answered nonsense.
+        EdgeCompressError: The program reported an error; its exit status selects the class.
+        ToolchainError: The program crashed, was killed, reached a limit or printed no valid reply.
     """
-    with start_program(program, kind, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as asked:
-        return asked(request)
+    with start_program(program, kind, timeout_s=timeout_s, memory_gb=memory_gb, python=python, log=log) as ask:
+        return ask(request)
 
 
 @contextmanager
@@ -136,35 +136,35 @@ def start_program(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> Iterator[Callable[[Record], R]]:
-    """Start `program`; give the `ask` of one request. A log of a program that was never asked is not kept."""
+    """Start `program`; yield the function that sends it one request. Without a request the log is deleted."""
     argv, was_asked = [python, "-P", str(program), *([] if ahead is None else [ahead])], False
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch, ExitStack() as opened:
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as scratch, ExitStack() as stack:
         kept, work = log or Path(scratch, "log"), Path(scratch, "work")
         for folder in (work, kept.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        stdout = opened.enter_context(Path(scratch, "stdout").open("w+b"))
-        stderr = opened.enter_context(kept.open("w+b"))
+        stdout = stack.enter_context(Path(scratch, "stdout").open("w+b"))
+        stderr = stack.enter_context(kept.open("w+b"))
 
-        @opened.callback
-        def forget() -> None:
+        @stack.callback
+        def delete_unused_log() -> None:
             if not was_asked:
                 kept.unlink()
 
         process = sandbox.start_process(
             argv, name=program.name, stdout=stdout, stderr=stderr, cwd=work, environment=_environment(), memory_gb=memory_gb
         )
-        finish = opened.enter_context(process)
+        finish = stack.enter_context(process)
 
-        def asked(request: Record) -> R:
+        def ask(request: Record) -> R:
             nonlocal was_asked
             was_asked = True
             code = finish(msgspec.json.encode(request), timeout_s)
-            last, tail = _last_line(stdout), _tail(stderr)
+            last, tail = _last_line(stdout), _log_tail(stderr)
             if code != 0:
-                raise _error(code, last, tail, argv)
-            return _reply(last, kind, argv, tail)
+                raise _error_of(code, last, tail, argv)
+            return _parse_reply(last, kind, argv, tail)
 
-        yield asked
+        yield ask
 
 
 def _environment() -> dict[str, str]:
@@ -179,40 +179,40 @@ def _last_line(stdout: IO[bytes]) -> bytes:
     return stdout.read().rstrip().rpartition(b"\n")[2]
 
 
-def _tail(stderr: IO[bytes]) -> str:
+def _log_tail(stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - (1 << 14)))
     lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
     return " | ".join(line[:300] for line in lines[-LOG_TAIL_LINES:]) or "nothing"
 
 
-def _said(argv: list[str]) -> str:
+def _program_name(argv: list[str]) -> str:
     return Path(argv[2]).name
 
 
-def _error(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressError:
-    """Return the error for a program that did not exit with 0."""
+def _error_of(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressError:
+    """Return the error that a nonzero exit status stands for."""
     command = " ".join(argv)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         why = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        return ProgramDied(f"{_said(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
+        return ProgramDied(f"{_program_name(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
     try:
         failure = msgspec.json.decode(last, type=_Failure)
     except msgspec.MsgspecError:
-        return ToolchainError(f"{_said(argv)}: exit status {code}; command: {command}; its log ends: {tail}")
+        return ToolchainError(f"{_program_name(argv)}: exit status {code}; command: {command}; its log ends: {tail}")
     if code == MISSING_PACKAGE:
         install = f"pip install 'edgecompress[{failure.extra}]'" if failure.extra else "pip install edgecompress"
-        return ToolchainError(f"{_said(argv)}: {failure.package} is not installed for {argv[0]}; {install}")
+        return ToolchainError(f"{_program_name(argv)}: {failure.package} is not installed for {argv[0]}; {install}")
     kind = EXIT_CODES.get(code, ToolchainError)
     return kind(failure.error if kind is not ToolchainError else f"{failure.error}; command: {command}; its log ends: {tail}")
 
 
-def _reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
+def _parse_reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
     try:
-        return from_json(last, kind, source=_said(argv))
+        return from_json(last, kind, source=_program_name(argv))
     except ConfigError as error:
-        raise ToolchainError(f"{_said(argv)}: its last line is no reply ({last[:80]!r}); its log ends: {tail}") from error
+        raise ToolchainError(f"{_program_name(argv)}: its last line is no reply ({last[:80]!r}); its log ends: {tail}") from error
 
 
 def serve_conversion(
@@ -222,34 +222,34 @@ def serve_conversion(
     extra: Callable[[ConversionRequest], str],
     ahead: Callable[[str], str],
 ) -> int:
-    """Be a converter program: read a request, convert, write the file, print the reply; return the exit status.
+    """Serve one request as a converter program: read it, convert, write the file, print the reply; return the exit status.
 
     Args:
-        program: Its name in messages.
-        handle: Returns the file's content and the reply. Imports its toolchain itself, so that a missing package is reported.
-        extra: The extra of edgecompress that holds the toolchain for a request.
-        ahead: Returns the module that brings the toolchain of a route with it; imported before the request where the caller names a route.
+        program: Name of the program in messages.
+        handle: Returns the file's content and the reply. It imports the toolchain itself, so that a missing package is reported.
+        extra: Returns the extra of edgecompress that installs the toolchain for a request.
+        ahead: Returns the module whose import loads a route's toolchain; it is imported before the request where the caller names a route.
     """
 
-    def converted(request: ConversionRequest) -> ConversionReply:
+    def convert_and_write(request: ConversionRequest) -> ConversionReply:
         started = time.monotonic()
         content, reply = handle(request)
         sys.stderr.write(f"{program}: {len(content)} bytes after {time.monotonic() - started:.1f} s\n")
-        _write(Path(request.output), content)
+        _write_file(Path(request.output), content)
         return reply
 
-    return answer_request(program, converted, ConversionRequest, extra=extra, ahead=ahead)
+    return answer_request(program, convert_and_write, ConversionRequest, extra=extra, ahead=ahead)
 
 
 def answer_request(
     program: str, handle: Callable[[Q], Record], kind: type[Q], *, extra: Callable[[Q], str], ahead: Callable[[str], str] = str
 ) -> int:
-    """Be a program that `ask` starts: read a request of `kind`, print what `handle` makes of it; return the exit status."""
+    """Answer one request as a program that `run_program` starts: read a `kind`, print the reply of `handle`; return the exit status."""
     reply_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the toolchain prints, from Python or C++, goes to the log
     asked = None
     for route in sys.argv[1:]:
-        with suppress(Exception):  # `handle` meets it again and says so to whoever asks
+        with suppress(Exception):  # `handle` runs into the same error, and reports it
             import_module(ahead(route))
     try:
         asked = from_json(sys.stdin.buffer.read(REQUEST_BYTES), kind, source=f"{program}: standard input")
@@ -265,7 +265,7 @@ def answer_request(
     return code
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Prove a converted file against the model it was made from, and when that fails say who is at fault and where.
+"""Decide whether a converted file passes its gate, and where it does not, find the cause and the first layer that departs.
 
-A quantized file is also held against a simulation of its scheme, so that a scheme that hurts and a converter that is wrong are told apart;
-the first layer that departs is found by bisection. Nothing here decides what becomes of the file.
+A quantized file is also compared with a simulation of its scheme in PyTorch, which tells a harmful scheme from a wrong converter. Bisection
+finds the first layer that departs. This module does not publish or remove files.
 """
 
 import tempfile
@@ -12,10 +12,17 @@ import msgspec
 import torch
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.bisection import GAP_DB, Blame, ConvertCut, find_first_departure, largest_layer_size, worst_samples
+from edgecompress.artifacts.bisection import (
+    GAP_DB,
+    ConvertCut,
+    SignalLoss,
+    find_first_departure,
+    largest_layer_size,
+    worst_samples,
+)
 from edgecompress.artifacts.converter_process import run_converter
-from edgecompress.artifacts.execution import check_other_runtime, run_artifact
-from edgecompress.errors import ParityError
+from edgecompress.artifacts.execution import require_interpreter, run_artifact
+from edgecompress.errors import ConfigError, ParityError, ToolchainError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import write_program
@@ -25,22 +32,32 @@ from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.simulation import Simulation, can_simulate
-from edgecompress.records import ConversionReply, ConversionRequest, Departure, Parity, QuantSpec
+from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Departure, Parity, QuantSpec
 from edgecompress.targets import FORMATS, Gate
 
-SIMULATED_SAMPLES: Final = 64
-NOISE_DB: Final = 10.0  # of what remains a third is noise
-CALIBRATION_SAMPLES: Final = 64  # of the calibration data an artifact is held to as well
+SIMULATED_SAMPLES: Final = 64  # a simulation in PyTorch is slow, and the SQNR of 64 samples varies by less than 1 dB
+NOISE_DB: Final = 10.0  # below 10 dB, a third of the output's amplitude is noise
+CALIBRATION_SAMPLES: Final = 64  # enough to find a converter that fails on its own calibration data
 
 
 class Divergence(ParityError):
-    """A file disagrees with its model. `departure` is the first layer that does, where one could be found."""
+    """The outputs of a file differ too much from the model's.
 
-    departure: Departure | None = None
+    Attributes:
+        departure: The first layer whose output departs, where bisection found one.
+    """
+
+    def __init__(self, message: str, departure: Departure | None = None) -> None:
+        super().__init__(message)
+        self.departure = departure
 
 
 class ConversionSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file was made, so that parts of its program can be converted alike. `calibration` is `(samples, …)` for each input."""
+    """The conversion that made a file, with all that is needed to convert parts of its program in the same way.
+
+    Attributes:
+        calibration: `(samples, …)` for each input, in the model's layout; None without calibration.
+    """
 
     program: ExportedProgram
     format: str
@@ -51,14 +68,48 @@ class ConversionSetup(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: float = DEFAULTS.convert_memory_gb
 
 
-class ArtifactCheck(msgspec.Struct, kw_only=True):
-    """What running a file showed. `error` is set when it does not pass; `outputs` are those for the evidence."""
+class ArtifactCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of checking a file.
+
+    Attributes:
+        outputs: The file's outputs on the evidence.
+        parity: The file against the model; None where they cannot be compared.
+        simulated: The file against the simulation of its scheme.
+        error: The reason why the file does not pass; None where it passes.
+    """
 
     outputs: Batch
     parity: Parity | None = None
     simulated: Parity | None = None
     error: Divergence | None = None
     notes: tuple[str, ...] = ()
+
+
+def gate_failure(parity: Parity, limits: Gate, loss: SignalLoss | None = None) -> str:
+    """Return why a file does not pass the gate, "" when it passes.
+
+    Args:
+        parity: The file's outputs against the model's.
+        loss: Of the file and of its simulated scheme; None where the scheme was not simulated.
+    """
+    return describe_shortfalls(parity, limits) or (noise_failure(loss) if loss is not None else "")
+
+
+def noise_failure(loss: SignalLoss) -> str:
+    """Return the failure of a file that is mostly noise though its scheme is not, even where top-1 agrees; "" for any other file."""
+    if loss.simulated_db is None or loss.artifact_db >= NOISE_DB or loss.artifact_db >= loss.simulated_db - GAP_DB:
+        return ""
+    return f"SQNR {loss.artifact_db:.1f} dB, its scheme simulated in PyTorch leaves {loss.simulated_db:.1f} dB"
+
+
+def require_parity(parity: Parity, limits: Gate, *, subject: str, remedy: str = "export it again") -> None:
+    """Raise an error unless an artifact passes the gate.
+
+    Raises:
+        ParityError: A number is beyond its limit; the message has both.
+    """
+    if failed := gate_failure(parity, limits):
+        raise ParityError(f"{subject}: departs from the model: {failed}; {remedy}")
 
 
 def check_artifact(
@@ -74,53 +125,94 @@ def check_artifact(
     also_python: str = "",
     track: Track = track_silently,
 ) -> ArtifactCheck:
-    """Run a file on the evidence, and on some of its calibration data, and compare with the model.
+    """Run a file on the evidence and on part of its calibration data, and compare the outputs with the model's.
 
     Args:
-        reference: What the model gives for `inputs`.
-        calibration_reference: What it gives for the first `CALIBRATION_SAMPLES` of the calibration data.
-        also_python: An interpreter whose runtime must agree too; "" for none.
+        subject: Name of the file in messages.
+        inputs: The evidence.
+        reference: The model's outputs on the evidence.
+        calibration_reference: The model's outputs on the first `CALIBRATION_SAMPLES` of the calibration data.
+        also_python: Interpreter whose runtime must agree too; "" for none.
 
     Raises:
-        ToolchainError: The file's runtime died of it.
+        ToolchainError: The runtime died of the file.
     """
     n, every, wanted = batches.count_samples(inputs), inputs, reference
     if made.calibration is not None and calibration_reference is not None:
-        every = _joined(inputs, batches.take_samples(made.calibration, slice(batches.count_samples(calibration_reference))))
-        wanted = _joined(reference, calibration_reference)
+        every = _concatenate(inputs, batches.take_samples(made.calibration, slice(batches.count_samples(calibration_reference))))
+        wanted = _concatenate(reference, calibration_reference)
     outputs, _ = run_artifact(path, reply.inputs, reply.outputs, every)
-    proof = ArtifactCheck(outputs=batches.take_samples(outputs, slice(n)))
-    simulation = _simulation(made)
-    failed = ""
+    simulation = _make_simulation(made)
+    parity = simulated = None
     try:
-        proof.parity = measure_parity(proof.outputs, reference)
-        failed = describe_shortfalls(proof.parity, limits)
-        if not failed and batches.count_samples(outputs) > n:
-            seen = measure_parity(batches.take_samples(outputs, slice(n, None)), batches.take_samples(wanted, slice(n, None)))
-            on_calibration = describe_shortfalls(seen, relax_gate(limits, seen.samples))
-            failed = f"on calibration data: {on_calibration}" if on_calibration else ""
+        parity = measure_parity(batches.take_samples(outputs, slice(n)), reference)
+        loss = None
         if simulation is not None:
-            few = slice(SIMULATED_SAMPLES)
-            outputs_few, simulated = batches.take_samples(proof.outputs, few), simulation.run(batches.take_samples(inputs, few))
-            proof.simulated = measure_parity(outputs_few, simulated)
-            left_db = [worst_sqnr_db(ys, batches.take_samples(reference, few)) for ys in (outputs_few, simulated)]
-            failed = failed or noise_failure(*left_db)
+            given, few, expected = (batches.take_samples(xs, slice(min(n, SIMULATED_SAMPLES))) for xs in (inputs, outputs, reference))
+            ideal = simulation.run(given)
+            simulated = measure_parity(few, ideal)
+            loss = SignalLoss(worst_sqnr_db(few, expected), worst_sqnr_db(ideal, expected))
+        failed = gate_failure(parity, limits, loss) or _calibration_failure(outputs, wanted, n, limits)
     except ParityError as error:
         failed = str(error)
-        if not batches.has_same_shapes(outputs, wanted) or not batches.is_finite(wanted):
-            proof.error = Divergence(f"{subject}: {failed}")
-            return proof
+    checked = ArtifactCheck(outputs=batches.take_samples(outputs, slice(n)), parity=parity, simulated=simulated)
+    if failed and (not batches.has_same_shapes(outputs, wanted) or not batches.is_finite(wanted)):
+        return msgspec.structs.replace(checked, error=Divergence(f"{subject}: {failed}"))
     if failed:
-        proof.error = _explained(failed, made, simulation, every, outputs, wanted, subject=subject, track=track)
-    elif also_python:
+        divergence = _explain_failure(failed, made, simulation, every, outputs, wanted, subject=subject, track=track)
+        return msgspec.structs.replace(checked, error=divergence)
+    if also_python:
         try:
-            proof.notes = (check_other_runtime(path, reply, also_python, inputs, reference, limits, subject=subject),)
+            note = check_other_runtime(path, reply, also_python, inputs, reference, limits, subject=subject)
         except ParityError as error:
-            proof.error = Divergence(str(error))
-    return proof
+            return msgspec.structs.replace(checked, error=Divergence(str(error)))
+        return msgspec.structs.replace(checked, notes=(note,))
+    return checked
 
 
-def _explained(
+def _calibration_failure(outputs: Batch, wanted: Batch, start: int, limits: Gate) -> str:
+    """Return why the samples from `start` on, which are calibration data, do not pass; "" when they pass or there are none."""
+    if batches.count_samples(outputs) <= start:
+        return ""
+    parity = measure_parity(batches.take_samples(outputs, slice(start, None)), batches.take_samples(wanted, slice(start, None)))
+    failed = gate_failure(parity, relax_gate(limits, parity.samples))
+    return f"on calibration data: {failed}" if failed else ""
+
+
+def check_other_runtime(
+    path: Path,
+    manifest: Artifact | ConversionReply,
+    python: str,
+    inputs: Batch,
+    reference: Batch,
+    limits: Gate,
+    *,
+    subject: str,
+) -> str:
+    """Check an artifact, which passes here, in another interpreter's runtime by the same limits; return a note on the result.
+
+    Raises:
+        ConfigError: There is no such interpreter.
+        ParityError: That runtime computes wrong outputs.
+        ToolchainError: The interpreter has no runtime for the file, or its runtime refused the file or died of it.
+    """
+    require_interpreter(python)
+    try:
+        outputs, runtime = run_artifact(path, manifest.inputs, manifest.outputs, inputs, python=str(Path(python).absolute()))
+    except ConfigError as error:  # the file runs here, so the user's input is right
+        raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
+    named = f"{subject} in {runtime}"
+    try:
+        parity = measure_parity(outputs, reference)
+    except ParityError as error:
+        raise ParityError(f"{named}: {error}") from error
+    remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"
+    require_parity(parity, limits, subject=named, remedy=remedy)
+    told = f"top-1 agreement {parity.top1_agreement:.2%}" if parity.top1_agreement is not None else f"SQNR {parity.sqnr_db:.1f} dB"
+    return f"also verified in {runtime}: {told} on {parity.samples} samples"
+
+
+def _explain_failure(
     failed: str,
     made: ConversionSetup,
     simulation: Simulation | None,
@@ -131,37 +223,27 @@ def _explained(
     subject: str,
     track: Track,
 ) -> Divergence:
-    """Return the error that says what failed, who is at fault, and which layer departs first."""
+    """Return the error with the failure, its cause, and the first layer that departs."""
     chosen = worst_samples(outputs, reference, largest_layer_size(made.program))
     batch, expected = (tuple(x[chosen] for x in xs) for xs in (inputs, reference))
     artifact_db = worst_sqnr_db(tuple(y[chosen] for y in outputs), expected)
-    blame = Blame(artifact_db, None if simulation is None else worst_sqnr_db(simulation.run(batch), expected))
+    loss = SignalLoss(artifact_db, None if simulation is None else worst_sqnr_db(simulation.run(batch), expected))
     departure = find_first_departure(
         made.program,
-        _attempt(made, batch),
+        _make_cut_converter(made, batch),
         batch,
-        blame=blame,
+        loss=loss,
         simulation=simulation,
         samples=chosen,
         track=track,
     )
     found = f"; {describe_departure(departure)}" if departure else ""
-    error = Divergence(
-        f"{subject}: departs from the model: {failed}{found}; {_verdict(blame, made.request.scheme, made.format, len(chosen))}"
-    )
-    error.departure = departure
-    return error
-
-
-def noise_failure(artifact_db: float, simulated_db: float) -> str:
-    """Return what is wrong with a file that is mostly noise where its scheme is not, though top-1 may agree; "" when nothing is."""
-    if artifact_db >= NOISE_DB or artifact_db >= simulated_db - GAP_DB:
-        return ""
-    return f"SQNR {artifact_db:.1f} dB, its scheme simulated in PyTorch leaves {simulated_db:.1f} dB"
+    verdict = _describe_cause(loss, made.request.scheme, made.format, len(chosen))
+    return Divergence(f"{subject}: departs from the model: {failed}{found}; {verdict}", departure)
 
 
 def describe_departure(departure: Departure) -> str:
-    """Return a departure in words."""
+    """Return a sentence about a departure for an error message."""
     found = "NaN or infinity" if departure.found is None else f"{departure.found:.4g}"
     first = "the first layer that departs is" if departure.exact else "in the time there was, the first layer found to depart is"
     return (
@@ -170,28 +252,28 @@ def describe_departure(departure: Departure) -> str:
     )
 
 
-def _verdict(blame: Blame, scheme: str, format_name: str, samples: int) -> str:
+def _describe_cause(loss: SignalLoss, scheme: str, format_name: str, samples: int) -> str:
     other = "another --tflite-route" if format_name == "tflite" else "another format"
-    if blame.rounding_alone:
+    if loss.is_only_rounding:
         return "that is the rounding of float32 and no layer is at fault: allow more with --max-rel"
-    if blame.simulated_db is None:
+    if loss.simulated_db is None:
         return f"nothing is quantized, so the converter or its runtime is wrong: try {other}"
-    told = f"of {scheme} simulated in PyTorch leave {blame.simulated_db:.1f} dB where the artifact leaves {blame.artifact_db:.1f} dB"
-    if blame.scheme_alone:
+    told = f"of {scheme} simulated in PyTorch leave {loss.simulated_db:.1f} dB where the artifact leaves {loss.artifact_db:.1f} dB"
+    if loss.is_scheme_at_fault:
         return f"the weights and activations {told}, so the scheme hurts: try more calibration samples or another scheme"
     return f"the weights and activations {told} on the {samples} worst samples, so the converter is wrong: try {other}"
 
 
-def _simulation(made: ConversionSetup) -> Simulation | None:
+def _make_simulation(made: ConversionSetup) -> Simulation | None:
     request = made.request
     quant = QuantSpec(scheme=request.scheme, layers=request.layers)
     return Simulation(made.program, quant, made.calibration or (), format=made.format) if can_simulate(quant) else None
 
 
-def _attempt(made: ConversionSetup, batch: Batch) -> ConvertCut:
-    """Return what converts a part of the program as the whole was and runs it on `batch`, the whole program's inputs."""
+def _make_cut_converter(made: ConversionSetup, batch: Batch) -> ConvertCut:
+    """Return the function that converts a part of the program like the whole one and runs it on `batch`, the whole program's inputs."""
 
-    def attempt(program: ExportedProgram, taken: tuple[int, ...], *, timeout_s: float) -> Batch:
+    def convert_cut(program: ExportedProgram, taken: tuple[int, ...], *, timeout_s: float) -> Batch:
         with tempfile.TemporaryDirectory(prefix="edgecompress-") as name:
             work = Path(name)
             write_program(program, work / "program.pt2")
@@ -212,8 +294,8 @@ def _attempt(made: ConversionSetup, batch: Batch) -> ConvertCut:
             part = tuple(batch[i] for i in taken)
             return run_artifact(Path(request.output), reply.inputs, reply.outputs, part, timeout_s=timeout_s)[0]
 
-    return attempt
+    return convert_cut
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def _concatenate(first: Batch, second: Batch) -> Batch:
     return tuple(torch.cat([x, y]) for x, y in zip(first, second, strict=True))

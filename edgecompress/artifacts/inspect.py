@@ -1,4 +1,4 @@
-"""Say what a model file holds, from the file alone."""
+"""Describe the contents of a model file from the file alone."""
 
 import sys
 from pathlib import Path
@@ -14,40 +14,40 @@ from edgecompress.errors import ConfigError
 from edgecompress.records import Inspection, InspectionRequest
 from edgecompress.targets import FORMATS
 
-LARGEST_BYTES: Final = 1 << 31  # of a flatbuffer, and of a protobuf
+MAX_FILE_BYTES: Final = 1 << 31  # no flatbuffer and no protobuf can be larger
 TIMEOUT_S: Final = 180.0
-MEMORY_GB: Final = 12.0  # Python holds a flatbuffer of 2 GB as several times its size
-TEXT: Final = 200  # letters of a name
+MEMORY_GB: Final = 12.0  # parsed in Python, a flatbuffer of 2 GB takes several times its size
+MAX_TEXT_LENGTH: Final = 200  # keeps a table readable whatever names a file holds
 
 
 def inspect(path: Path, *, python: str = sys.executable) -> Inspection:
-    """Return what a model file holds: ops, shapes, quantization, what XNNPACK takes, sizes, memory and metadata.
+    """Return the contents of a model file: ops, shapes, quantization, ops that XNNPACK takes, sizes, memory and metadata.
 
-    No manifest is needed. The file may be anybody's: a process of its own reads it, and no text in the result can move a cursor.
+    No manifest is needed. The file may come from anyone: a process of its own reads it, and the result has no control characters.
 
     Args:
-        path: The file; its ending says its format.
-        python: The interpreter that has the format's toolchain.
+        path: The file, whose ending tells its format.
+        python: Interpreter that has the format's toolchain.
 
     Raises:
-        ConfigError: No such file, an unknown ending, an empty or damaged file.
-        ToolchainError: The format's toolchain is not installed; says how to install it.
+        ConfigError: The file is missing, empty or damaged, or has an unknown ending.
+        ToolchainError: The format's toolchain is not installed; the message says how to install it.
     """
     path = Path(path)
-    form = _format_of(path)
+    form = _detect_format(path)
     request = InspectionRequest(path=str(path.resolve()), format=form)
     try:
         found = run_program(toolchains.inspector(), request, Inspection, timeout_s=TIMEOUT_S, memory_gb=MEMORY_GB, python=python)
     except (ProgramDied, LimitReached) as error:
         raise ConfigError(f"{path}: reading it ended badly ({error}); it is damaged or hostile, copy or export it again") from error
-    return msgspec.convert(_cleaned(msgspec.to_builtins(found)), Inspection)
+    return msgspec.convert(_clean_text(msgspec.to_builtins(found)), Inspection)
 
 
-def _format_of(path: Path) -> str:
-    """Return the format that the file's ending says, once there is something to read.
+def _detect_format(path: Path) -> str:
+    """Return the format of a readable file by its ending.
 
     Raises:
-        ConfigError: There is not.
+        ConfigError: The ending is unknown, or the file is missing, empty or too large.
     """
     form = next((name for name, known in FORMATS.items() if known.suffix == path.suffix.lower()), None)
     if form is None:
@@ -61,17 +61,17 @@ def _format_of(path: Path) -> str:
         raise ConfigError(f"{path}: is no file; give the path of a model file")
     if size == 0:
         raise ConfigError(f"{path}: is empty; export it again")
-    if size > LARGEST_BYTES:
-        raise ConfigError(f"{path}: has {size} bytes, more than the {LARGEST_BYTES} that any format allows; give the model file itself")
+    if size > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: has {size} bytes, more than the {MAX_FILE_BYTES} that any format allows; give the model file itself")
     return form
 
 
-def _cleaned(value: Any) -> Any:
-    """Return `value` with all its text on one line, bounded, and without control characters."""
+def _clean_text(value: Any) -> Any:
+    """Return a copy of `value` in which every text is one line of bounded length without control characters."""
     if isinstance(value, str):
-        return sanitize(" ".join(value.split()), limit=TEXT)
+        return sanitize(" ".join(value.split()), limit=MAX_TEXT_LENGTH)
     if isinstance(value, dict):
-        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+        return {_clean_text(key): _clean_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_cleaned(item) for item in value]
+        return [_clean_text(item) for item in value]
     return value

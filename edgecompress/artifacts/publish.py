@@ -1,4 +1,4 @@
-"""Convert a model to one artifact, prove it against the model, and only then publish it with its manifest."""
+"""Convert a model to one artifact, check it against the model, and publish it with its manifest only if it passes the gate."""
 
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from edgecompress.targets import FORMATS, Gate
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What an artifact is proved on: real inputs, each `(n, …)`, their labels if there are any, and where they came from."""
+    """The data that artifacts are checked on: real inputs, each `(n, …)`, their labels where known, and the name of their source."""
 
     inputs: Batch
     labels: Tensor | None = None
@@ -36,7 +36,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Description(Record, frozen=True, kw_only=True):
-    """What an artifact and its manifest say of the model. `variant` is "dense" or "compressed": which of the run's models it is."""
+    """The description of the model in an artifact and its manifest. `variant` is "dense" or "compressed"."""
 
     name: str
     variant: str
@@ -47,12 +47,13 @@ class Description(Record, frozen=True, kw_only=True):
 
 
 class ConversionOptions(Record, frozen=True, kw_only=True):
-    """How a model is converted.
+    """Options of one conversion.
 
     Attributes:
-        route, layout, io, bytecode_version: As the `ConversionRequest` has them.
-        python: The interpreter that has the toolchain.
-        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
+        route, layout, io, bytecode_version: See `ConversionRequest`.
+        timeout_s, memory_gb: Limits of the converter's process.
+        python: Interpreter that has the toolchain.
+        also_python: Interpreter, e.g. of an environment with tflite-runtime, whose runtime must agree on a TFLite file too.
     """
 
     route: str = ""
@@ -84,15 +85,15 @@ def export_artifact(
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
 
     Args:
-        limits: The gate. A file that fails it is kept aside as `….rejected`, and nothing is published.
-        program: What `to_program` makes of `model`, where that is known already.
-        reference: What `model` gives for the evidence, where that is known already.
-        calibration: Each `(samples, …)` in the model's layout.
+        limits: The gate. A file that does not pass is kept as `….rejected`, and nothing is published.
+        program: The result of `to_program` for `model`; computed where it is None.
+        reference: The outputs of `model` on the evidence; computed where it is None.
+        calibration: Calibration inputs, each `(samples, …)` in the model's layout.
 
     Raises:
-        UnsupportedError: The model or the scheme cannot be expressed in the format.
+        UnsupportedError: The format lacks an op of the model, or the scheme.
         ToolchainError: The converter is missing or failed; its log stays in `folder/logs`.
-        ParityError: The artifact disagrees with the model; says whether the scheme or the converter is at fault, and where.
+        Divergence: The artifact does not pass; the message tells whether the scheme or the converter is at fault, and in which layer.
     """
     options = options or ConversionOptions()
     if options.also_python:
@@ -105,14 +106,14 @@ def export_artifact(
         replace_atomically(path) as made,
         start_converter(format, ahead=options.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
     ):
-        request = _request(Path(work), made, quant, about, options, calibrated=calibration is not None)
+        request = _make_request(Path(work), made, quant, about, options, calibrated=calibration is not None)
         if program is None:
             program = to_program(model, example_inputs, name=about.name)
         write_program(program, Path(request.program))
         if calibration is not None:
             save_calibration(calibration, Path(request.calibration))
         reply = convert(request)
-        proof = check_artifact(
+        checked = check_artifact(
             made,
             ConversionSetup(program=program, format=format, request=request, calibration=calibration, **within),
             reply,
@@ -124,18 +125,18 @@ def export_artifact(
             also_python=options.also_python if format == "tflite" else "",
             track=track,
         )
-        manifest = _manifest(path, made, reply, proof, format=format, quant=quant, about=about, options=options, evidence=evidence)
-        if proof.error is not None:
+        manifest = _make_manifest(path, made, reply, checked, format=format, quant=quant, about=about, options=options, evidence=evidence)
+        if checked.error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
-            _withdraw(path)
-            raise proof.error
+            _remove_artifact(path)
+            raise checked.error
     write_atomically(manifest_path(path), to_json(manifest))
-    _withdraw(rejected)
+    _remove_artifact(rejected)
     return manifest
 
 
-def _request(
+def _make_request(
     work: Path, output: Path, quant: QuantSpec, about: Description, options: ConversionOptions, *, calibrated: bool
 ) -> ConversionRequest:
     return ConversionRequest(
@@ -154,11 +155,11 @@ def _request(
     )
 
 
-def _manifest(
+def _make_manifest(
     path: Path,
     made: Path,
     reply: ConversionReply,
-    proof: ArtifactCheck,
+    checked: ArtifactCheck,
     *,
     format: str,  # noqa: A002
     quant: QuantSpec,
@@ -166,8 +167,8 @@ def _manifest(
     options: ConversionOptions,
     evidence: Evidence,
 ) -> Artifact:
-    """Return what there is to say of the file `made` that shall be `path`."""
-    scores = scores_of(proof.outputs)
+    """Return the manifest of the file `made`, which will be published as `path`."""
+    scores = scores_of(checked.outputs)
     return Artifact(
         path=path.name,
         name=path.stem,
@@ -184,21 +185,21 @@ def _manifest(
         plan_sha256=about.plan_sha256,
         weights_sha256=about.weights_sha256,
         toolchain=reply.toolchain,
-        notes=(*reply.notes, *proof.notes),
+        notes=(*reply.notes, *checked.notes),
         ops=reply.ops,
         undelegated=reply.undelegated,
         bytecode_version=reply.bytecode_version,
-        parity=proof.parity,
-        simulated=proof.simulated,
-        departure=proof.error.departure if proof.error else None,
+        parity=checked.parity,
+        simulated=checked.simulated,
+        departure=checked.error.departure if checked.error else None,
         top1=top1(scores, evidence.labels) if evidence.labels is not None and scores is not None else None,
         data=evidence.data,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _withdraw(path: Path) -> None:
-    """Remove a file of an earlier export that the one just made has made out of date."""
+def _remove_artifact(path: Path) -> None:
+    """Remove an artifact of an earlier export, which the new one has made out of date, with its manifest."""
     path.unlink(missing_ok=True)
     manifest_path(path).unlink(missing_ok=True)
 

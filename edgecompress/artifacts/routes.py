@@ -1,4 +1,4 @@
-"""Which of TFLite's two toolchains an artifact comes from, where nobody said."""
+"""Choose which of TFLite's two toolchains makes an artifact, where the user left the choice open."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,57 +14,57 @@ from edgecompress.files import write_atomically
 from edgecompress.records import Artifact, to_json
 from edgecompress.targets import TFLITE_TOOLCHAINS
 
-Make = Callable[[str, Path], Artifact]
-Medians = Callable[[Sequence[Path]], Sequence[float]]
+ExportBy = Callable[[str, Path], Artifact]  # (route, folder): converts, checks and publishes one artifact
+MeasureMedians = Callable[[Sequence[Path]], Sequence[float]]
 REFUSALS = (ParityError, UnsupportedError, ToolchainError)
 FIRST, SECOND = TFLITE_TOOLCHAINS
-MISSING = f"{SECOND} is not installed, so {FIRST} had no rival; pip install 'edgecompress[{SECOND}]'"
+SECOND_IS_MISSING = f"{SECOND} is not installed, so {FIRST} had no rival; pip install 'edgecompress[{SECOND}]'"
 
 
-def is_installed(route: str = SECOND) -> bool:
-    """Whether the toolchain of a route is there."""
-    return all(find_spec(package) is not None for package in {"onnx2tf": ("onnx2tf", "tensorflow")}.get(route, ()))
+def is_second_installed() -> bool:
+    """Whether the packages of the second toolchain can be imported."""
+    return all(find_spec(package) is not None for package in ("onnx2tf", "tensorflow"))
 
 
-def export_by_route(asked: str, make: Make, *, folder: Path, medians: Medians, second: bool | None = None) -> Artifact:
-    """Return the artifact that `make` publishes in `folder` by the route that was asked for.
+def export_by_route(route: str, make: ExportBy, *, folder: Path, medians: MeasureMedians, second: bool | None = None) -> Artifact:
+    """Return the artifact that `make` publishes in `folder` by the chosen toolchain.
 
     Args:
-        asked: A toolchain; "auto" for the first whose file passes the gate; "fastest" for the faster file of those that pass.
-        make: Converts by a toolchain, proves the file and publishes it in a folder with its manifest.
+        route: A toolchain; "auto" for the first whose file passes the gate; "fastest" for the faster file of those that pass.
+        make: Converts by a toolchain, checks the file, and publishes it in a folder with its manifest.
         medians: Measures files, interleaved, and returns the median latency of each.
-        second: Whether the second toolchain is there; None looks.
+        second: Whether the second toolchain is installed; None finds out.
 
     Raises:
-        ParityError, UnsupportedError, ToolchainError: No route gives a file that passes; says why of each.
+        ParityError, UnsupportedError, ToolchainError: No toolchain makes a file that passes; the message has the reason of each.
     """
-    second = is_installed() if second is None else second
-    if asked == "fastest" and second:
-        return _fastest(make, folder, medians)
-    if asked == "fastest":
-        return _noted(make(FIRST, folder), folder, MISSING)
-    return _first(make, folder, second=second) if asked == "auto" else make(asked, folder)
+    second = is_second_installed() if second is None else second
+    if route == "fastest" and second:
+        return _export_fastest(make, folder, medians)
+    if route == "fastest":
+        return _add_note(make(FIRST, folder), folder, SECOND_IS_MISSING)
+    return _export_first(make, folder, second=second) if route == "auto" else make(route, folder)
 
 
-def _first(make: Make, folder: Path, *, second: bool) -> Artifact:
+def _export_first(make: ExportBy, folder: Path, *, second: bool) -> Artifact:
     try:
         return make(FIRST, folder)
     except REFUSALS as error:
-        if not second or _scheme_is_at_fault(error):
+        if not second or _is_scheme_at_fault(error):
             raise
         try:
             made = make(SECOND, folder)
         except REFUSALS as other:
-            raise _both(error, other) from other
-        return _noted(made, folder, f"route {SECOND}, because {FIRST} gave no file that passes: {error}")
+            raise _join_errors(error, other) from other
+        return _add_note(made, folder, f"route {SECOND}, because {FIRST} gave no file that passes: {error}")
 
 
-def _scheme_is_at_fault(error: EdgeCompressError) -> bool:
+def _is_scheme_at_fault(error: EdgeCompressError) -> bool:
     return isinstance(error, Divergence) and error.departure is not None and error.departure.scheme_alone is True
 
 
-def _fastest(make: Make, folder: Path, medians: Medians) -> Artifact:
-    """Make a file by each route, in a folder of its own, and publish the faster one of those that pass."""
+def _export_fastest(make: ExportBy, folder: Path, medians: MeasureMedians) -> Artifact:
+    """Make a file by each toolchain, in a folder of its own, and publish the faster one of those that pass."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".routes-") as rivals:
         made: dict[str, Artifact] = {}
@@ -75,31 +75,33 @@ def _fastest(make: Make, folder: Path, medians: Medians) -> Artifact:
             except REFUSALS as error:
                 refused.append(error)
         if not made:
-            raise _both(*refused)
+            raise _join_errors(*refused)
         if len(made) == 1:
             (route,) = made
             note = f"route {route}, because the other gave no file that passes: {refused[0]}"
         else:
-            route, note = _faster({route: Path(rivals, route, artifact.path) for route, artifact in made.items()}, medians)
+            route, note = _choose_faster({route: Path(rivals, route, artifact.path) for route, artifact in made.items()}, medians)
         for source in (Path(rivals, route, made[route].path), manifest_path(Path(rivals, route, made[route].path))):
             source.replace(folder / source.name)
-    return _noted(made[route], folder, note)
+    return _add_note(made[route], folder, note)
 
 
-def _faster(paths: dict[str, Path], medians: Medians) -> tuple[str, str]:
+def _choose_faster(paths: dict[str, Path], medians: MeasureMedians) -> tuple[str, str]:
+    """Return the route whose file is faster, and a note with both latencies."""
     times = dict(zip(paths, medians(list(paths.values())), strict=True))
     best, other = sorted(times, key=lambda route: times[route])
     return best, f"route {best}: {times[best]:.3g} ms, {other} {times[other]:.3g} ms, interleaved on this machine"
 
 
-def _noted(made: Artifact, folder: Path, note: str) -> Artifact:
+def _add_note(made: Artifact, folder: Path, note: str) -> Artifact:
     made = msgspec.structs.replace(made, notes=(*made.notes, note))
     write_atomically(manifest_path(folder / made.path), to_json(made))
     return made
 
 
-def _both(first: EdgeCompressError, second: EdgeCompressError) -> EdgeCompressError:
-    """Return the first route's error, which also tells the second's."""
-    if str(first) != str(second):
-        first.args = (f"{first}; {SECOND} as well: {second}",)
-    return first
+def _join_errors(first: EdgeCompressError, second: EdgeCompressError) -> EdgeCompressError:
+    """Return the first toolchain's error with the second's message added."""
+    if str(first) == str(second):
+        return first
+    message = f"{first}; {SECOND} as well: {second}"
+    return Divergence(message, first.departure) if isinstance(first, Divergence) else type(first)(message)

@@ -1,8 +1,8 @@
-"""Run a program in a process group of its own within a time and a memory limit; nothing of it outlives the call.
+"""Run a program in a process group of its own, within limits of time and memory; none of its processes outlives the call.
 
-Memory is what the group holds that cannot be dropped (anonymous and shared pages, and what was swapped out), looked at ten times a second.
-Not RLIMIT_AS: TensorFlow and XLA reserve tens of gigabytes of addresses that they never touch. Not a cgroup: making one needs rights that
-users and containers rarely have.
+The memory of a group is its pages that the system cannot drop: anonymous, shared and swapped ones, counted ten times a second. RLIMIT_AS
+would not do, since TensorFlow and XLA reserve tens of gigabytes of addresses that they never use. Neither would a cgroup, since users and
+containers rarely have the right to make one.
 """
 
 import os
@@ -16,9 +16,10 @@ from typing import IO, Final
 
 from edgecompress.errors import ToolchainError
 
-MACHINE_SHARE: Final = 0.9  # of a machine with less memory than that: the rest is for whoever started us
+# A machine with less memory than the limit keeps a tenth for the processes that were there before.
+MAX_MACHINE_FRACTION: Final = 0.9
 POLL_S: Final = 0.1
-HELD: Final = ("RssAnon:", "RssShmem:", "VmSwap:")
+UNDROPPABLE: Final = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 
 class LimitReached(ToolchainError):
@@ -39,17 +40,19 @@ def start_process(
     environment: Mapping[str, str],
     memory_gb: float,
 ) -> Iterator[Finish]:
-    """Start `argv`, which may load what it needs; give the function that sends it a message and waits for its end.
+    """Start a program; yield the function that sends it a message and waits for its end.
+
+    That function takes the message for standard input and a time limit in seconds, and returns the exit status, which is negative after
+    death by a signal. It raises LimitReached. When the context ends, the program and all processes that it started are killed.
 
     Args:
-        name: What errors call the program.
-
-    That function takes the message for standard input and a time limit in seconds from then on, and returns the exit status, negative after
-    death by a signal. It raises LimitReached. When the context is left, by whatever way, the program and all it started are dead.
+        argv: The command line; no shell reads it.
+        name: Name of the program in messages.
+        memory_gb: Limit on the memory of the whole process group.
 
     Raises:
-        ToolchainError: It cannot be started.
-        LimitReached: It was stopped; says at which limit.
+        ToolchainError: The program cannot be started.
+        LimitReached: The program was stopped at its limit of time or memory.
     """
     try:
         process = subprocess.Popen(
@@ -58,10 +61,10 @@ def start_process(
     except OSError as error:
         raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
     assert process.stdin is not None
-    os.set_blocking(process.stdin.fileno(), False)  # a message that the pipe does not hold must not keep us from watching the clock
+    os.set_blocking(process.stdin.fileno(), False)  # writing a long message must not block the watch on the limits
 
     def finish(message: bytes, timeout_s: float) -> int:
-        _watch(process, memoryview(message), name, timeout_s=timeout_s, memory_gb=memory_gb)
+        _wait_within_limits(process, memoryview(message), name, timeout_s=timeout_s, memory_gb=memory_gb)
         return process.returncode
 
     try:
@@ -73,11 +76,11 @@ def start_process(
         process.wait()
 
 
-def _watch(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, timeout_s: float, memory_gb: float) -> None:
+def _wait_within_limits(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, timeout_s: float, memory_gb: float) -> None:
     end = time.monotonic() + timeout_s
-    allowed_gb = min(memory_gb, MACHINE_SHARE * physical_memory_bytes() / 1e9)
+    allowed_gb = min(memory_gb, MAX_MACHINE_FRACTION * physical_memory_bytes() / 1e9)
     while True:
-        unsent = _send(process, unsent)
+        unsent = _send_some(process, unsent)
         try:
             process.wait(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
         except subprocess.TimeoutExpired:
@@ -91,8 +94,8 @@ def _watch(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, t
             raise LimitReached(f"{name}: not finished after {timeout_s:g} s and was stopped")
 
 
-def _send(process: subprocess.Popen[bytes], unsent: memoryview) -> memoryview:
-    """Write what the pipe takes and return the rest; close it behind the last byte, or when nobody reads."""
+def _send_some(process: subprocess.Popen[bytes], unsent: memoryview) -> memoryview:
+    """Write as much as the pipe takes and return the rest; close the pipe after the last byte, or where the program has closed it."""
     assert process.stdin is not None
     try:
         while unsent and (count := process.stdin.write(unsent)):
@@ -110,11 +113,11 @@ def physical_memory_bytes() -> int:
 
 
 def group_memory_bytes(group: int) -> int:
-    """Return what a process group holds: the sum over its processes, each page as often as it is mapped."""
+    """Return the memory of a process group: the sum over its processes, which counts a shared page once for each."""
     if not Path("/proc/self/status").exists():  # macOS
         return _resident_bytes(group)
     processes = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return sum(_held_by(process) for process in processes if _is_in(process, group))
+    return sum(_process_memory_bytes(process) for process in processes if _is_in(process, group))
 
 
 def _is_in(process: int, group: int) -> bool:
@@ -124,15 +127,15 @@ def _is_in(process: int, group: int) -> bool:
         return False
 
 
-def _held_by(process: int) -> int:
+def _process_memory_bytes(process: int) -> int:
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:  # it has ended meanwhile
         return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(HELD))
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(UNDROPPABLE))
 
 
 def _resident_bytes(group: int) -> int:
-    """Return the same as `ps` knows it, which also counts the pages of program files."""
+    """Return the resident memory of a process group by `ps`, which also counts the pages of program files."""
     rows = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     return sum(int(rss) << 10 for pgid, rss in (row.split() for row in rows) if int(pgid) == group)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgecompress.artifacts.execution import check_other_runtime, require_parity, run_artifact
+from edgecompress.artifacts.execution import run_artifact
+from edgecompress.artifacts.gate import check_other_runtime, require_parity
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import hash_file
@@ -19,15 +20,15 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
 
     Args:
         path: The artifact; `PATH.json` is its manifest, `reference.safetensors` in its folder the inputs and eager outputs.
-        limits: The gate; default is that of its scheme, or what the file was published with where a run asked for less.
-        also_python: An interpreter, e.g. of an environment with tflite-runtime, whose runtime a TFLite file must agree in as well.
+        limits: The gate; the default is that of the scheme, or the numbers that the file was published with where these are worse.
+        also_python: Interpreter, e.g. of an environment with tflite-runtime, whose runtime must agree on a TFLite file too.
 
     Returns:
         The manifest with the parity measured now.
 
     Raises:
         ConfigError: The artifact, its manifest or the reference is missing.
-        ParityError: The file is not the one the manifest describes, or its outputs depart from the model's.
+        ParityError: The manifest describes another file, or the outputs depart from the model's.
         ToolchainError: The runtime died of the file.
     """
     manifest = read_record(manifest_path(path), Artifact)
@@ -41,7 +42,7 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
         parity = measure_parity(outputs, reference)
     except ParityError as error:
         raise ParityError(f"{path}: {error}") from error
-    limits = limits or _usual(manifest, parity.samples)
+    limits = limits or _limits_of(manifest, parity.samples)
     require_parity(parity, limits, subject=str(path))
     notes = manifest.notes
     if also_python and manifest.format == "tflite":
@@ -49,8 +50,8 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
     return msgspec.structs.replace(manifest, parity=parity, notes=notes)
 
 
-def _usual(manifest: Artifact, samples: int) -> Gate:
-    """Return the gate for as few as `samples`, by what was measured on many."""
+def _limits_of(manifest: Artifact, samples: int) -> Gate:
+    """Return the gate of a published artifact on `samples` samples, relaxed to the numbers that it was published with."""
     limits, published = SCHEMES[manifest.quant.scheme].gate, manifest.parity
     max_rel, share, sqnr_db = limits.max_rel, limits.min_agreement, limits.min_sqnr_db
     if published is not None:

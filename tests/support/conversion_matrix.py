@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.bisection import Blame
-from edgecompress.artifacts.gate import noise_failure
+from edgecompress.artifacts.bisection import SignalLoss
+from edgecompress.artifacts.gate import gate_failure
 from edgecompress.devices.layouts import to_model_layout
 from edgecompress.errors import ParityError
 from edgecompress.factorizations import METHODS
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import to_program, write_program
-from edgecompress.network.parity import describe_shortfalls, measure_parity, sqnr_db
+from edgecompress.network.parity import measure_parity, worst_sqnr_db
 from edgecompress.network.surgery import forward
 from edgecompress.quantization.simulation import Simulation, can_simulate
 from edgecompress.records import ConversionReply, ConversionRequest, Parity, QuantSpec, Record, from_json, to_json
@@ -206,12 +206,12 @@ class Matrix:
             parity = measure_parity(outputs, model.reference)
         except ParityError as error:
             return _result(cell, "wrong", str(error), **told)
-        failed, blame = gate(cell.output, model, outputs, parity)
+        failed, loss = gate(cell.output, model, outputs, parity)
         if not failed:
             return _result(cell, "passed", parity=parity, **told)
-        if blame.simulated_db is not None:
-            failed += f"; simulated in PyTorch the scheme leaves {blame.simulated_db:.1f} dB"
-        return _result(cell, "scheme" if blame.scheme_alone else "wrong", failed, parity=parity, **told)
+        if loss.simulated_db is not None:
+            failed += f"; simulated in PyTorch the scheme leaves {loss.simulated_db:.1f} dB"
+        return _result(cell, "scheme" if loss.is_scheme_at_fault else "wrong", failed, parity=parity, **told)
 
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self.folder / f"{'-'.join((cell.network, cell.method, *filter(None, cell.output)))}.{suffix}"
@@ -241,18 +241,16 @@ def quick() -> list[Cell]:
     return [Cell(*pair, output) for pair, output in zip(COVERING, OUTPUTS, strict=True)]
 
 
-def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[str, Blame]:
-    """Return what is beyond its limit, "" when nothing is, and how far the artifact and its scheme alone depart."""
-    failed = describe_shortfalls(parity, SCHEMES[output.scheme].gate)
-    quant = QuantSpec(scheme=output.scheme)
-    blame = Blame(parity.sqnr_db)
-    if can_simulate(quant) and (failed or noise_failure(parity.sqnr_db, np.inf)):
-        simulation = Simulation(model.program, quant, model.calibration, format=output.format)
-        given = simulation.run(model.inputs)
-        left_db = min(sqnr_db(y, wanted) for y, wanted in zip(given, model.reference, strict=True))
-        blame = Blame(parity.sqnr_db, left_db)
-        failed = failed or noise_failure(parity.sqnr_db, left_db)
-    return failed, blame
+def gate(output: Output, model: Model, outputs: Batch, parity: Parity) -> tuple[str, SignalLoss]:
+    """Return why a cell does not pass the gate, "" when it passes, and the SQNR of its file and of its simulated scheme.
+
+    The scheme is simulated, which is slow, only where that may change the result.
+    """
+    limits, quant, loss = SCHEMES[output.scheme].gate, QuantSpec(scheme=output.scheme), SignalLoss(parity.sqnr_db)
+    if can_simulate(quant) and gate_failure(parity, limits, SignalLoss(parity.sqnr_db, np.inf)):
+        simulated = Simulation(model.program, quant, model.calibration, format=output.format).run(model.inputs)
+        loss = SignalLoss(parity.sqnr_db, worst_sqnr_db(simulated, model.reference))
+    return gate_failure(parity, limits, loss), loss
 
 
 def _result(cell: Cell, outcome: str, reason: str = "", **told: Any) -> Result:

@@ -1,11 +1,6 @@
-"""Conversions of small networks by one converter program, all in one process, with what the runner's runtime computes from each file.
-
-Importing a toolchain takes longer than converting a small network.
-"""
+"""Conversions of small networks to one format, with the outputs that the runner's runtime computes from each file."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,49 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgecompress.artifacts.execution import run_artifact
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, EdgeCompressError
 from edgecompress.network.exported import to_program, write_program
-from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
-from edgecompress.toolchains import program_root, runner_parts
+from edgecompress.records import ConversionReply, ConversionRequest
 from support.converter_models import Attention, Branching, Clamped, Forked, Heads, Median, Placed, Residual, Sound, causal, settled
+from support.converter_session import ConverterSessions
 
 SAMPLES = 32
-DRIVER = """
-import importlib, json, os, sys
-from pathlib import Path
-sys.path[:1] = sys.argv[1:3]
-form, paths = sys.argv[3], [Path(path) for path in sys.argv[4:]]
-program = importlib.import_module(f"converters.to_{form}")
-from edgecompress.errors import EdgeCompressError
-from edgecompress.records import ConversionRequest, from_json, to_json
-from runner_backends import BACKENDS
-import numpy as np
-from safetensors.numpy import load_file
-
-threads = {}
-for path in paths:
-    request = from_json(path.read_bytes(), ConversionRequest, source=str(path))
-    try:
-        content, reply = program.convert(request)
-    except EdgeCompressError as error:
-        path.with_suffix(".refused").write_text(f"{type(error).__name__}: {error}")
-        continue
-    Path(request.output).write_bytes(content)
-    path.with_suffix(".reply").write_bytes(to_json(reply))
-    model = BACKENDS[form](Path(request.output), 1, [], [])
-    data = list(load_file(path.with_suffix(".data")).values())
-    runs = [model.run([x[k : k + 1] for x in data]) for k in range(len(data[0]))]
-    np.savez(path.with_suffix(".npz"), *(np.concatenate(each) for each in zip(*runs)))
-    constants = sorted(model.program.method_names - {"forward"}) if form == "executorch" else []
-    path.with_suffix(".constants").write_text(json.dumps({name: model.program.load_method(name).execute([]) for name in constants}))
-    for count in (1, 3):
-        del model
-        model = BACKENDS[form](Path(request.output), count, [], [])
-        threads[count] = len(os.listdir("/proc/self/task"))
-paths[0].with_name("threads.json").write_text(json.dumps(threads[3] - threads[1]))
-"""
-
-
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "residual": (Residual, ((1, 28, 28),)),
     "heads": (Heads, ((3, 10, 14), (5,))),
@@ -87,6 +46,7 @@ class Converted(NamedTuple):
     outputs: list[Tensor]
     references: list[Tensor]
     constants: dict[str, list[Any]]
+    further_threads: int
 
     def max_rel(self) -> float:
         pairs = zip(self.outputs, self.references, strict=True)
@@ -99,33 +59,41 @@ class Converted(NamedTuple):
 
 
 class Conversions:
-    """Converts every case when it is made."""
+    """Cases of one format; each network is exported, and each case converted, when a test first asks."""
 
-    def __init__(self, folder: Path, form: str, cases: dict[str, Case]) -> None:
-        self.folder, self.form, self.cases = folder, form, cases
+    def __init__(self, folder: Path, form: str, cases: dict[str, Case], sessions: ConverterSessions) -> None:
+        self.folder, self.form, self.cases, self.sessions = folder, form, cases, sessions
         self.references: dict[str, list[Tensor]] = {}
-        for name in dict.fromkeys(case.net for case in cases.values()):
-            build, shapes = NETS[name]
-            torch.manual_seed(0)
-            data = tuple(torch.randn(SAMPLES, *shape) for shape in shapes)
-            model = settled(build(), data)
-            with torch.no_grad():
-                given = [model(*(x[k : k + 1] for x in data)) for k in range(SAMPLES)]
-            outputs = [y if isinstance(y, tuple) else (y,) for y in given]
-            self.references[name] = [torch.cat(each) for each in zip(*outputs, strict=True)]
-            save_file({f"input_{i}": x for i, x in enumerate(data)}, folder / f"{name}.safetensors")
-            write_program(to_program(model, tuple(x[:1] for x in data)), folder / f"{name}.pt2")
-        for key, case in cases.items():
-            (folder / f"{key}.json").write_bytes(to_json(self.request(case, f"{key}.file")))
-            (folder / f"{key}.data").symlink_to(folder / f"{case.net}.safetensors")
-        work = folder / "work"
-        work.mkdir()
-        folders = (str(program_root()), str(runner_parts()[0].parent))
-        argv = [sys.executable, "-c", DRIVER, *folders, form, *(str(folder / f"{key}.json") for key in cases)]
-        done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=280)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        self.converted: dict[str, ConversionReply | EdgeCompressError] = {}
+
+    def export(self, net: str) -> None:
+        """Write the program of a network and its inputs, and keep its outputs."""
+        if net in self.references:
+            return
+        build, shapes = NETS[net]
+        torch.manual_seed(0)
+        data = tuple(torch.randn(SAMPLES, *shape) for shape in shapes)
+        model = settled(build(), data)
+        with torch.no_grad():
+            given = [model(*(x[k : k + 1] for x in data)) for k in range(SAMPLES)]
+        outputs = [y if isinstance(y, tuple) else (y,) for y in given]
+        save_file({f"input_{i}": x for i, x in enumerate(data)}, self.folder / f"{net}.safetensors")
+        write_program(to_program(model, tuple(x[:1] for x in data)), self.folder / f"{net}.pt2")
+        self.references[net] = [torch.cat(each) for each in zip(*outputs, strict=True)]
+
+    def convert(self, key: str) -> ConversionReply | EdgeCompressError:
+        """Convert a case unless that is done; return the reply or the refusal."""
+        if key not in self.converted:
+            case = self.cases[key]
+            request = self.request(case, f"{key}.file")
+            try:
+                self.converted[key] = self.sessions.convert(self.form, request, self.folder / f"{case.net}.safetensors")
+            except EdgeCompressError as error:
+                self.converted[key] = error
+        return self.converted[key]
 
     def request(self, case: Case, output: str) -> ConversionRequest:
+        self.export(case.net)
         return ConversionRequest(
             program=str(self.folder / f"{case.net}.pt2"),
             output=str(self.folder / output),
@@ -137,15 +105,16 @@ class Conversions:
         )
 
     def __getitem__(self, key: str) -> Converted:
-        file = self.folder / f"{key}.json"
-        with np.load(file.with_suffix(".npz")) as arrays:
+        reply = self.convert(key)
+        assert isinstance(reply, ConversionReply), reply
+        path = self.folder / f"{key}.file"
+        with np.load(f"{path}.npz") as arrays:
             outputs = [torch.from_numpy(arrays[name]) for name in arrays.files]
-        reply = from_json(file.with_suffix(".reply").read_bytes(), ConversionReply, source=key)
-        constants = json.loads(file.with_suffix(".constants").read_text())
-        return Converted(self.folder / f"{key}.file", reply, outputs, self.references[self.cases[key].net], constants)
+        seen = json.loads(Path(f"{path}.run").read_text())
+        return Converted(path, reply, outputs, self.references[self.cases[key].net], seen["constants"], seen["further_threads"])
 
     def damaged(self, key: str, how: str, path: Path) -> str:
-        """Return what proving a file says of the "half" or the "start" of it, or of "noise" behind its first bytes; write it to `path`."""
+        """Write the "half" or the "start" of a file, or "noise" after its first bytes, to `path`; return the error of running that."""
         whole, reply = self[key].path.read_bytes(), self[key].reply
         noise = np.random.default_rng(0).bytes(len(whole) - 64)
         path.write_bytes({"half": whole[: len(whole) // 2], "start": whole[:20], "noise": whole[:64] + noise}[how])
@@ -155,9 +124,7 @@ class Conversions:
         return str(caught.value)
 
     def refusal(self, key: str) -> str:
-        """Return `Class: message` of a case that was refused."""
-        return (self.folder / f"{key}.refused").read_text()
-
-    def further_threads(self) -> int:
-        """Return how many threads more there were with 3 than with 1 asked for."""
-        return int(json.loads((self.folder / "threads.json").read_text()))
+        """Return `Class: message` of a case that is refused."""
+        error = self.convert(key)
+        assert isinstance(error, EdgeCompressError), error
+        return f"{type(error).__name__}: {error}"

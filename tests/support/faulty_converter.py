@@ -1,6 +1,6 @@
-"""A converter program with a fault: `faulty_converter.py LAYER to_FORMAT.py` is that program, but spoils LAYER's weight on the way.
+"""Run a converter program with a fault: `faulty_converter.py LAYER [OPTION…] to_FORMAT.py` spoils the weight of LAYER before conversion.
 
-Half of the layer's output channels have the sign of their weights changed, whichever part of the network is converted.
+The weights of every other output channel change their sign, in whichever part of the network is converted.
 """
 
 import runpy

@@ -10,7 +10,7 @@ from support.converter_models import CausalBlock, Heads, Residual, settled
 from support.paths import TESTS
 from torch import nn
 
-from edgecompress.artifacts.bisection import Blame, find_first_departure
+from edgecompress.artifacts.bisection import SignalLoss, find_first_departure
 from edgecompress.artifacts.gate import Divergence, noise_failure
 from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
 from edgecompress.errors import ParityError, ToolchainError
@@ -78,7 +78,7 @@ class Spoiled:
         return run_graph(graph, tuple(self.batch[i] for i in taken))
 
 
-def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_needs():
+def test_a_part_of_a_program_computes_the_same_values_and_takes_only_the_inputs_it_needs():
     torch.manual_seed(0)
     inputs = torch.randn(1, 3, 10, 14), torch.randn(1, 5)
     program = to_program(Heads().eval(), inputs)
@@ -92,7 +92,7 @@ def test_a_cut_gives_what_the_whole_program_computes_there_and_takes_what_it_nee
     assert [tuple(y.shape) for y in example_outputs(two)] == [(1, 4, 5, 7)] * 2
 
 
-def test_layers_carry_the_names_of_modules_and_end_behind_their_activation(residual):
+def test_layers_have_the_names_of_modules_and_include_their_activation(residual):
     found = [(layer.name, layer.op) for layer in layers_of(graph_of(residual[2]))]
     assert found[:2] == [("stem.0", "conv2d + relu"), ("blocks.0.main.0", "conv2d + relu")]
     assert ("blocks.0", "add + relu") in found
@@ -100,7 +100,7 @@ def test_layers_carry_the_names_of_modules_and_end_behind_their_activation(resid
     assert len({name for name, _ in found}) == len(found)
 
 
-def test_scores_with_a_mask_are_no_place_to_cut():
+def test_masked_scores_are_never_the_end_of_a_part():
     x = (torch.randn(1, 12, 16),)
     for block, op in ((CausalBlock(), "baddbmm"), (unfuse_attention(CausalBlock()), "add")):
         graph = graph_of(to_program(block.eval(), x))
@@ -118,7 +118,7 @@ def test_a_fault_in_any_layer_is_found_with_few_conversions(residual, every):
     layers = [layer.name for layer in layers_of(graph)]
     for layer, target in list(weighted(graph).items())[::every]:
         attempt = Spoiled(batch, target)
-        departure = find_first_departure(program, attempt, batch, blame=Blame(0.0), samples=[7, 5, 3, 1])
+        departure = find_first_departure(program, attempt, batch, loss=SignalLoss(0.0), samples=[7, 5, 3, 1])
         assert departure.layer == layer
         assert departure.exact
         assert len(attempt.cuts) <= 4
@@ -131,36 +131,36 @@ def test_a_fault_in_any_layer_is_found_with_few_conversions(residual, every):
     assert len(layers) == 16
 
 
-def test_where_several_outputs_cannot_be_converted_one_at_a_time_finds_it_too(residual):
+def test_bisection_falls_back_to_one_output_where_several_cannot_be_converted(residual):
     _, x, program = residual
     batch = (x[:2],)
     layer, target = next(item for item in weighted(graph_of(program)).items() if item[0] == "blocks.0.side.0")
     attempt = Spoiled(batch, target, refused=("several",))
-    assert find_first_departure(program, attempt, batch, blame=Blame(0.0)).layer == layer
+    assert find_first_departure(program, attempt, batch, loss=SignalLoss(0.0)).layer == layer
     assert attempt.cuts.count(1) >= 4
 
 
-def test_when_the_time_is_over_the_best_answer_says_that_it_is_not_exact(residual):
+def test_bisection_out_of_time_returns_a_result_marked_inexact(residual):
     _, x, program = residual
     batch = (x[:2],)
     target = weighted(graph_of(program))["stem.0"]
-    departure = find_first_departure(program, Spoiled(batch, target), batch, blame=Blame(0.0), timeout_s=0)
+    departure = find_first_departure(program, Spoiled(batch, target), batch, loss=SignalLoss(0.0), timeout_s=0)
     assert (departure.layer, departure.exact) == ("fc", False)
 
 
 def test_a_program_without_a_fault_has_no_layer_that_departs():
     heads = to_program(Heads().eval(), (torch.randn(1, 3, 10, 14), torch.randn(1, 5)))
     batch = torch.randn(2, 3, 10, 14), torch.randn(2, 5)
-    assert find_first_departure(heads, Spoiled(batch, "none"), batch, blame=Blame(0.0)) is None
+    assert find_first_departure(heads, Spoiled(batch, "none"), batch, loss=SignalLoss(0.0)) is None
 
 
-def test_the_rounding_of_float32_is_no_layers_fault_and_nothing_is_converted_to_learn_that(residual):
+def test_no_layer_is_at_fault_for_float32_rounding_and_nothing_is_converted(residual):
     _, x, program = residual
     batch = (x[:2],)
     attempt = Spoiled(batch, weighted(graph_of(program))["stem.0"])
-    assert find_first_departure(program, attempt, batch, blame=Blame(100.0)) is None
+    assert find_first_departure(program, attempt, batch, loss=SignalLoss(100.0)) is None
     assert attempt.cuts == []
-    assert find_first_departure(program, attempt, batch, blame=Blame(99.0)) is not None
+    assert find_first_departure(program, attempt, batch, loss=SignalLoss(99.0)) is not None
 
 
 def test_nan_is_a_departure_without_a_value(residual):
@@ -174,15 +174,15 @@ def test_nan_is_a_departure_without_a_value(residual):
             spoiled = self.target in graph_of(program).state_dict()
             return tuple(torch.full_like(y, torch.nan) for y in found) if spoiled and len(found) == 1 else found
 
-    departure = find_first_departure(program, Nan(batch, target), batch, blame=Blame(-200.0))
+    departure = find_first_departure(program, Nan(batch, target), batch, loss=SignalLoss(-200.0))
     assert departure.layer == "blocks.1.main.0"
     assert departure.found is None
     assert departure.max_rel is None
 
 
 @pytest.mark.parametrize(("artifact_db", "simulated_db", "wrong"), [(9.0, 25.0, True), (9.0, 15.0, False), (12.0, 40.0, False)])
-def test_a_file_that_is_mostly_noise_where_its_scheme_is_not_fails_whatever_its_top_1(artifact_db, simulated_db, wrong):
-    assert bool(noise_failure(artifact_db, simulated_db)) == wrong
+def test_a_noisy_file_of_an_accurate_scheme_fails_even_where_top_1_agrees(artifact_db, simulated_db, wrong):
+    assert bool(noise_failure(SignalLoss(artifact_db, simulated_db))) == wrong
 
 
 # Real converters
@@ -229,7 +229,7 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
         pytest.param("tflite", "int8-static", "middle", marks=pytest.mark.slow),
     ],
 )
-def test_a_converter_that_spoils_one_layer_is_found_out_with_the_layer(residual, tmp_path, form, scheme, layer):
+def test_the_layer_that_a_faulty_converter_spoils_is_named(residual, tmp_path, form, scheme, layer):
     model, x = chain() if layer == "middle" else residual[:2]
     message, manifest = refusal(tmp_path, model, x, form, scheme, layer=layer)
     departure = manifest.departure
@@ -246,7 +246,7 @@ def test_a_converter_that_spoils_one_layer_is_found_out_with_the_layer(residual,
 
 
 @pytest.mark.parametrize("form", ["torchscript", pytest.param("tflite", marks=pytest.mark.slow)])
-def test_a_scheme_that_destroys_a_value_is_told_from_a_wrong_converter_though_the_classes_beside_it_agree(tmp_path, form):
+def test_a_harmful_scheme_is_distinguished_from_a_wrong_converter_where_top_1_agrees(tmp_path, form):
     """The value is the small difference of two large ones, of which 8 bits leave nothing."""
 
     class Valued(nn.Module):
@@ -275,5 +275,7 @@ def test_a_scheme_that_destroys_a_value_is_told_from_a_wrong_converter_though_th
     ("artifact_db", "simulated_db", "alone"),
     [(12.0, 14.0, True), (2.0, 14.0, False), (-37.0, -25.0, True), (-20.0, 5.0, False), (-2.6, 15.2, False)],
 )
-def test_a_scheme_is_to_blame_that_does_as_much_harm_or_leaves_mostly_noise(artifact_db: float, simulated_db: float, alone: bool) -> None:
-    assert Blame(artifact_db, simulated_db).scheme_alone is alone
+def test_a_scheme_is_at_fault_that_loses_as_much_as_the_artifact_or_leaves_mostly_noise(
+    artifact_db: float, simulated_db: float, alone: bool
+) -> None:
+    assert SignalLoss(artifact_db, simulated_db).is_scheme_at_fault is alone

@@ -48,16 +48,16 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return run
 
 
-def left(tmp_path: Path) -> list[str]:
+def list_outputs(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "out").glob("*")) + sorted(path.name for path in (tmp_path / "out").glob(".*"))
 
 
-def test_a_good_program_leaves_its_file_and_reply(start: Start, tmp_path: Path) -> None:
+def test_a_successful_program_leaves_its_file_and_reply(start: Start, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     reply = start(WRITE + "print('chatter')\nprint('noise', file=sys.stderr)\n" + REPLY, log=log)
     assert reply == ConversionReply(inputs=(), outputs=(), toolchain={})
     assert (tmp_path / "out" / "model.fake").read_bytes() == b"model"
-    assert left(tmp_path) == ["model.fake"]
+    assert list_outputs(tmp_path) == ["model.fake"]
     assert "noise" in log.read_text()
 
 
@@ -87,10 +87,12 @@ def test_a_toolchain_is_loaded_before_the_request_is_made(tmp_path: Path, monkey
             assert time.monotonic() < end
             time.sleep(0.01)
         converted(ConversionRequest(program="", output=str(tmp_path / "out" / "a"), scheme="fp32"))
-    assert left(tmp_path) == ["a"]
+    assert list_outputs(tmp_path) == ["a"]
 
 
-def test_a_toolchain_that_cannot_be_loaded_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_for_the_request_where_the_toolchain_was_loaded_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "to_fake.py").write_text(SERVE)
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
     with (
@@ -100,7 +102,7 @@ def test_a_toolchain_that_cannot_be_loaded_is_told_to_who_asks(tmp_path: Path, m
         converted(ConversionRequest(program="", output=str(tmp_path / "out" / "a"), scheme="missing"))
 
 
-def test_a_program_that_is_never_asked_ends_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_without_a_request_is_killed_and_leaves_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "to_fake.py").write_text(f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)")
     monkeypatch.setattr(toolchains, "converter", lambda _: tmp_path / "to_fake.py")
     with start_converter("fake", log=tmp_path / "log"):
@@ -142,12 +144,12 @@ FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failure_is_told_in_one_line_and_leaves_no_file(start: Start, tmp_path: Path, name: str) -> None:
+def test_a_failure_is_reported_in_one_line_and_leaves_no_file(start: Start, tmp_path: Path, name: str) -> None:
     source, kind, message = FAILURES[name]
     with pytest.raises(kind, match=message) as caught:
         start(source)
     assert "\n" not in str(caught.value)
-    assert left(tmp_path) == []
+    assert list_outputs(tmp_path) == []
 
 
 def test_a_failure_keeps_the_earlier_file(start: Start, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_after_the_timeout_program_and_children_are_dead(start: Start, tmp_path:
     with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 5.0 s and was stopped; allow more with --convert-timeout-s"):
         start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP, timeout_s=5.0)
     assert is_gone(int(pid.read_text()))
-    assert left(tmp_path) == []
+    assert list_outputs(tmp_path) == []
 
 
 @pytest.mark.parametrize("holder", ["program", "child"])
@@ -190,10 +192,10 @@ def test_beyond_the_memory_limit_program_and_children_are_dead(start: Start, tmp
     with pytest.raises(ToolchainError, match=r"to_fake\.py: held 0\.\d+ GB of memory, 0.2 GB allowed, and was stopped; allow more with"):
         start(WRITE + child + (hoard if holder == "program" else SLEEP), memory_gb=0.2)
     assert is_gone(int(pid.read_text()))
-    assert left(tmp_path) == []
+    assert list_outputs(tmp_path) == []
 
 
-def test_addresses_that_are_only_reserved_are_no_memory(start: Start) -> None:
+def test_reserved_addresses_do_not_count_as_memory(start: Start) -> None:
     """XLA reserves far more than it uses."""
     start(WRITE + "import mmap\nmap = mmap.mmap(-1, 8 << 30)\ntime.sleep(0.5)\n" + REPLY, memory_gb=0.5)
 
@@ -204,7 +206,7 @@ def test_no_program_may_hold_more_than_the_machine_has(start: Start, monkeypatch
         start(WRITE + HOARD.format(size=400_000_000))
 
 
-def test_both_ways_of_asking_for_memory_agree() -> None:
+def test_memory_by_proc_and_by_ps_agree() -> None:
     """A group's resident memory by `ps`, as on macOS, is what /proc says and the pages of program files."""
     with subprocess.Popen([sys.executable, "-c", "held = b'x' * 200_000_000; print(flush=True); input()"],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:  # fmt: skip
@@ -214,7 +216,7 @@ def test_both_ways_of_asking_for_memory_agree() -> None:
         process.kill()
 
 
-def test_after_success_no_child_lives_on(start: Start, tmp_path: Path) -> None:
+def test_children_of_a_successful_program_are_killed(start: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + REPLY)
     assert is_gone(int(pid.read_text()))
@@ -234,7 +236,7 @@ def test_ctrl_c_stops_the_program(start: Start, tmp_path: Path) -> None:
         start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP)
     thread.join()
     assert is_gone(int(pid.read_text()))
-    assert left(tmp_path) == []
+    assert list_outputs(tmp_path) == []
 
 
 def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_an_unknown_format_lists_the_known(tmp_path: Path) -> None:
         run_converter("coreml", request)
 
 
-def test_a_python_that_is_not_there_is_named(start: Start) -> None:
+def test_a_missing_interpreter_is_named(start: Start) -> None:
     with pytest.raises(ToolchainError, match="/no/python: cannot be started"):
         start(WRITE + REPLY, python="/no/python")
 
@@ -269,7 +271,7 @@ def served(scheme: str, output: Path, message: bytes | None = None) -> subproces
     return subprocess.run([sys.executable, "-c", SERVE], input=request, capture_output=True, check=False, timeout=300)
 
 
-def test_serve_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
+def test_a_program_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
     done = served("fp32", tmp_path / "a")
     assert done.returncode == 0
     assert done.stdout.count(b"\n") == 1
@@ -288,25 +290,25 @@ def test_serve_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
         ("fp32", b"", ConfigError.exit_code, b"not a ConversionRequest"),
     ],
 )
-def test_serve_answers_by_its_exit_codes(tmp_path: Path, scheme: str, message: bytes | None, code: int, said: bytes) -> None:
+def test_a_program_reports_errors_by_its_exit_status(tmp_path: Path, scheme: str, message: bytes | None, code: int, said: bytes) -> None:
     done = served(scheme, tmp_path / "a", message)
     assert done.returncode == code
     assert said in done.stdout
     assert not (tmp_path / "a").exists()
 
 
-def test_serve_says_when_the_disk_refuses(tmp_path: Path) -> None:
+def test_a_program_reports_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     done = served("fp32", tmp_path / "no" / "such" / "a")
     assert done.returncode == ConfigError.exit_code
     assert b"cannot be written" in done.stdout
 
 
-def test_conversion_starts_without_torch() -> None:
+def test_converter_process_does_not_import_torch() -> None:
     code = "import sys, edgecompress.artifacts.converter_process; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
 
 
-def test_a_spec_travels_whole() -> None:
+def test_a_reply_is_read_back_unchanged() -> None:
     spec = TensorSpec(name="x", shape=(1, 2), dtype="int8", layout="", scale=0.5, zero_point=-3)
     reply = ConversionReply(inputs=(spec,), outputs=(), toolchain={"a": "1"})
-    assert converter_process._reply(to_json(reply), ConversionReply, ["python", "-P", "to_fake.py"], "") == reply
+    assert converter_process._parse_reply(to_json(reply), ConversionReply, ["python", "-P", "to_fake.py"], "") == reply

@@ -49,14 +49,14 @@ def test_a_cell_passes_the_gate_or_is_refused_with_a_reason(covered, cell):
     assert (result.layers > 0) == (cell.method != "dense")
 
 
-def test_the_quick_part_has_every_network_every_factorization_and_every_output():
+def test_the_quick_cells_cover_every_network_every_factorization_and_every_output():
     cells = quick()
     assert {cell.network for cell in cells} == set(NETWORKS)
     assert {cell.method for cell in cells} == set(VARIANTS)
     assert [cell.output for cell in cells] == list(OUTPUTS)
 
 
-def test_every_cell_is_in_one_part_dense_networks_first_and_a_model_stays_together():
+def test_each_cell_is_in_one_part_dense_networks_first_and_cells_of_a_model_together():
     dense, factorized = parts(every())
     assert {cell.method for cell in dense} == {"dense"}
     assert {cell.output for cell in dense} == set(OUTPUTS)
@@ -77,13 +77,13 @@ def test_every_cell_passes_the_gate_or_is_refused_with_a_reason(network, toolcha
     assert not [result for result in results if result.outcome not in EXPLAINED]
 
 
-def test_outputs_that_are_off_do_not_pass(tmp_path):
+def test_wrong_outputs_do_not_pass(tmp_path):
     model = Matrix(tmp_path).model(Cell("audio", "dense", FP32))
     for scheme, factor in (("fp32", 1.001), ("int8-static", -1.0)):
         outputs = tuple(factor * y for y in model.reference)
-        failed, blame = gate(Output("tflite", "litert-torch", scheme), model, outputs, measure_parity(outputs, model.reference))
+        failed, loss = gate(Output("tflite", "litert-torch", scheme), model, outputs, measure_parity(outputs, model.reference))
         assert failed
-        assert not blame.scheme_alone
+        assert not loss.is_scheme_at_fault
     failed, _ = gate(FP32, model, model.reference, measure_parity(model.reference, model.reference))
     assert not failed
 
@@ -93,7 +93,7 @@ def test_a_factorization_that_takes_no_layer_says_so(tmp_path):
     assert (result.outcome, result.reason, result.layers) == ("unsupported", "svd takes no layer of audio", 0)
 
 
-def test_a_toolchain_that_dies_takes_one_cell_with_it(tmp_path, monkeypatch):
+def test_a_toolchain_that_dies_breaks_one_cell_only(tmp_path, monkeypatch):
     mortal = tmp_path / "worker.py"
     mortal.write_text(
         "import os, sys\nfrom pathlib import Path\n"
@@ -116,7 +116,7 @@ def result(method, outcome, reason="", *, layers=0):
     return Result(network="vgg", method=method, **FP32._asdict(), outcome=outcome, reason=reason, layers=layers)
 
 
-def test_the_table_counts_what_passed_of_what_was_run_and_says_why_not(tmp_path, monkeypatch):
+def test_the_table_counts_the_cells_that_passed_and_explains_the_others(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     from conversion_table import BEGIN, END, write_table
 
@@ -142,7 +142,7 @@ def test_the_table_counts_what_passed_of_what_was_run_and_says_why_not(tmp_path,
     assert "2026-01-02" in text
 
 
-def test_the_page_has_the_table_of_the_kept_results(monkeypatch):
+def test_the_page_shows_the_table_of_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     from conversion_matrix import DOCS, RESULTS, read
     from conversion_table import rows_of

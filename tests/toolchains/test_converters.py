@@ -1,11 +1,10 @@
-"""What the converter programs write computes what the model computes, in every route and scheme.
+"""Files of the converter programs compute what the model computes, in every route and scheme.
 
-Most conversions run in one process for each toolchain, because importing a toolchain takes longer than converting a small net; what
-goes through `edgecompress.artifacts.converter_process.convert`, as in use, says so.
+Most conversions share a process for each toolchain (`converter_sessions`), because importing a toolchain takes longer than converting a
+small network; the others start a program by `run_converter`, as in use.
 """
 
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,19 +13,19 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from safetensors.torch import save_file
-from support.converter_driver import DRIVER
 from support.converter_models import Clamped, Heads, Median, Placed, Residual, Sound, Spectrum, settled
+from support.converter_session import ConverterSessions
 from torch import Tensor, nn
 
 from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ConfigError, ToolchainError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
-from edgecompress.records import ConversionReply, ConversionRequest, from_json, to_json
-from edgecompress.toolchains import converter, program_root
+from edgecompress.records import ConversionReply, ConversionRequest
+from edgecompress.toolchains import converter
 
 pytestmark = [
-    pytest.mark.timeout(900),  # the first test of a batch converts for all, on however busy a machine
+    pytest.mark.timeout(900),  # a test may load TensorFlow, on however busy a machine
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel and other:UserWarning"),
 ]
@@ -39,7 +38,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "median": (lambda: Placed(Median()), ((3, 8, 8),)),
     "spectrum": (lambda: Placed(Spectrum()), ((3, 8, 8),)),
 }
-# Batch: (format, [(model, route, scheme), …]); one process each. What a batch "-more" converts is left to the slow tests.
+# Batch: (format, [(model, route, scheme), …]). The tests of batches "-more" are slow.
 BATCHES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "litert-torch": (
         "tflite",
@@ -95,9 +94,9 @@ FLOOR_DB = {"fp16": 50.0, "int8-dynamic": 25.0, "int8-static": 20.0, "int16x8": 
 class Bench:
     """Programs, calibration data, references and conversions of the session, each made once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.converted: set[str] = set()
+    def __init__(self, folder: Path, sessions: ConverterSessions) -> None:
+        self.folder, self.sessions = folder, sessions
+        self.replies: dict[str, ConversionReply] = {}
         self.references: dict[str, tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]] = {}
         for name, (build, shapes) in MODELS.items():
             torch.manual_seed(0)
@@ -119,34 +118,17 @@ class Bench:
             calibration=str(self.folder / f"{model}.safetensors") if scheme in CALIBRATED else "",
         )
 
-    def convert_all(self, batch: str) -> None:
-        """Convert a batch unless that is done."""
-        if batch in self.converted:
-            return
-        form, cases = BATCHES[batch]
-        paths = []
-        for case in cases:
-            request = self.request(*case)
-            paths.append(Path(request.output + ".json"))
-            paths[-1].write_bytes(to_json(request))
-        work = self.folder / batch
-        work.mkdir()
-        program = converter(form)
-        argv = [sys.executable, "-c", DRIVER, str(program_root()), program.stem, *map(str, paths)]
-        done = subprocess.run(argv, cwd=work, capture_output=True, check=False, timeout=800)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        self.converted.add(batch)
-
     def result(self, batch: str, model: str, route: str, scheme: str) -> tuple[Path, ConversionReply]:
-        """Return a converted file and its reply."""
-        self.convert_all(batch)
-        output = self.request(model, route, scheme).output
-        return Path(output), from_json(Path(output + ".json.reply").read_bytes(), ConversionReply, source=output)
+        """Return a converted file and its reply; the case is converted when a test first asks for it."""
+        request = self.request(model, route, scheme)
+        if request.output not in self.replies:
+            self.replies[request.output] = self.sessions.convert(BATCHES[batch][0], request)
+        return Path(request.output), self.replies[request.output]
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("converters"))
+def bench(tmp_path_factory: pytest.TempPathFactory, converter_sessions: ConverterSessions) -> Bench:
+    return Bench(tmp_path_factory.mktemp("converters"), converter_sessions)
 
 
 def run(path: Path, reply: ConversionReply, samples: list[tuple[Tensor, ...]], *, form: str) -> list[tuple[Tensor, ...]]:
@@ -253,11 +235,10 @@ def test_the_same_request_gives_the_same_torchscript(bench: Bench) -> None:
         ("spectrum", "onnx2tf", "tflite: middle: onnx2tf has no DFT; replace that op or take route litert-torch"),
     ],
 )
-def test_an_op_that_a_route_lacks_is_named_with_its_layer(bench: Bench, model: str, route: str, message: str) -> None:
-    bench.convert_all(route)
-    output = Path(bench.request(model, route, "fp32").output)
-    assert output.with_name(output.name + ".json.refused").read_text() == message
-    assert not output.exists()
+def test_a_missing_op_is_named_with_its_layer(bench: Bench, model: str, route: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"^{re.escape(message)}$"):
+        bench.result(route, model, route, "fp32")
+    assert not Path(bench.request(model, route, "fp32").output).exists()
 
 
 def test_dynamic_int8_without_a_linear_layer_is_refused(bench: Bench) -> None:
@@ -274,18 +255,16 @@ def test_dynamic_int8_without_a_linear_layer_is_refused(bench: Bench) -> None:
             "",
             "int3",
             ConfigError,
-            "unknown scheme 'int3'; choose from fp32, fp16, int8-dynamic, int8-static, int16x8, int4-weights",
+            "unknown scheme 'int3'; choose from int8-static, int8-dynamic, int16x8, int4-weights, fp16, fp32",
         ),
         ("tflite", "onnx2tf", "int4-weights", UnsupportedError, "TensorFlow's converter has no 4-bit weights; take route litert-torch"),
         ("tflite", "toco", "fp32", ConfigError, "unknown route 'toco'; choose from litert-torch, onnx2tf"),
-        ("torchscript", "", "int3", ConfigError, "unknown scheme 'int3'; choose from fp32, int8-dynamic, int8-static"),
+        ("torchscript", "", "int3", ConfigError, "unknown scheme 'int3'; choose from int8-static, int8-dynamic, fp32"),
         ("torchscript", "onnx2tf", "fp32", ConfigError, "unknown route 'onnx2tf'"),
         ("torchscript", "", "fp16", UnsupportedError, "fp16: the mobile CPU kernels compute in float32 or int8"),
     ],
 )
-def test_a_request_nobody_can_serve_is_refused(
-    bench: Bench, form: str, route: str, scheme: str, kind: type[Exception], message: str
-) -> None:
+def test_an_impossible_request_is_refused(bench: Bench, form: str, route: str, scheme: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         run_converter(form, bench.request("residual", route, scheme))
 
@@ -323,12 +302,12 @@ def test_bad_calibration_is_refused(bench: Bench, tmp_path: Path, name: str) -> 
         read_calibration("" if content is None else str(path), read_program(bench.folder / "residual.pt2"))
 
 
-def test_every_program_says_that_a_program_file_is_missing(bench: Bench) -> None:
+def test_a_missing_program_file_is_reported(bench: Bench) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.pt2: not a readable exported program"):
         run_converter("torchscript", bench.request("nowhere", "", "fp32"))
 
 
-def test_the_readme_names_every_program() -> None:
+def test_the_readme_lists_every_program() -> None:
     folder = converter("tflite").parent
     text = (folder / "README.md").read_text()
     assert all(f"`{path.name}`" in text for path in folder.glob("to_*.py"))

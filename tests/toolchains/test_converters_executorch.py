@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.conversions import NETS, Case, Conversions, Converted
+from support.converter_session import ConverterSessions
 
 from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ToolchainError
@@ -29,10 +30,10 @@ CASES = QUICK | LARGE
 KEYS = [*QUICK, *(pytest.param(key, marks=pytest.mark.slow) for key in LARGE)]
 REFUSED = {
     "op": (Case("placed", "fp32"), "UnsupportedError: executorch: middle: there is no aten.median.dim; replace that op"),
-    "scheme": (Case("sound", "int3"), "ConfigError: executorch: unknown scheme 'int3'; choose from fp32, int8-dynamic, int8-static"),
+    "scheme": (Case("sound", "int3"), "ConfigError: executorch: unknown scheme 'int3'; choose from int8-static, int8-dynamic, fp32"),
     "fp16": (Case("sound", "fp16"), "UnsupportedError: executorch: fp16: XNNPACK would compute in float16"),
     "route": (Case("sound", "fp32", {"route": "x"}), "ConfigError: executorch: unknown route 'x'; there is only one, leave it out"),
-    "io": (Case("sound", "int8-static", {"io": "int8"}), "UnsupportedError: executorch: int8 inputs and outputs: a file does not tell"),
+    "io": (Case("sound", "int8-static", {"io": "int8"}), "UnsupportedError: executorch: int8 inputs and outputs: a file has no place for"),
     "bytecode": (Case("sound", "fp32", {"bytecode_version": 5}), "UnsupportedError: executorch: bytecode version: only a TorchScript"),
     "layer": (Case("sound", "int8-static", {"layers": {"fx": "fp32"}}), "ConfigError: executorch: no layer is called 'fx'"),
     "two": (Case("sound", "int8-static", {"layers": {"fc": "int8-dynamic"}}), "UnsupportedError: executorch: int8-dynamic and int8-static"),
@@ -44,18 +45,14 @@ WEIGHTS = "quantized_decomposed.dequantize_per_channel.default"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("executorch"), "executorch", QUICK | {key: case for key, (case, _) in REFUSED.items()})
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("large"), "executorch", LARGE)
+def made(tmp_path_factory: pytest.TempPathFactory, converter_sessions: ConverterSessions) -> Conversions:
+    cases = CASES | {key: case for key, (case, _) in REFUSED.items()}
+    return Conversions(tmp_path_factory.mktemp("executorch"), "executorch", cases, converter_sessions)
 
 
 @pytest.fixture
-def converted(request: pytest.FixtureRequest, key: str) -> Converted:
-    return request.getfixturevalue("made" if key in QUICK else "large")[key]
+def converted(made: Conversions, key: str) -> Converted:
+    return made[key]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -76,26 +73,26 @@ def test_the_reply_tells_what_the_file_takes(converted: Converted, key: str) -> 
 
 
 @pytest.mark.slow
-def test_int8_is_in_the_file_and_shrinks_it(large: Conversions) -> None:
+def test_int8_is_in_the_file_and_shrinks_it(made: Conversions) -> None:
     """Lowering has kept float weights beside the quantized ones, and has dropped the quantization, both without a word."""
-    assert large["residual-int8-static"].reply.ops[WEIGHTS] == large["residual-int8-static"].reply.ops["aten.convolution.default"] + 1
-    sizes = {scheme: large[f"residual-{scheme}"].path.stat().st_size for scheme in ("fp32", "int8-static")}
+    assert made["residual-int8-static"].reply.ops[WEIGHTS] == made["residual-int8-static"].reply.ops["aten.convolution.default"] + 1
+    sizes = {scheme: made[f"residual-{scheme}"].path.stat().st_size for scheme in ("fp32", "int8-static")}
     assert sizes["int8-static"] < 0.7 * sizes["fp32"]
 
 
 @pytest.mark.slow
-def test_xnnpack_takes_the_whole_network(large: Conversions) -> None:
-    assert large["residual-fp32"].reply.undelegated == large["residual-int8-static"].reply.undelegated == ()
+def test_xnnpack_takes_the_whole_network(made: Conversions) -> None:
+    assert made["residual-fp32"].reply.undelegated == made["residual-int8-static"].reply.undelegated == ()
 
 
 @pytest.mark.slow
-def test_what_xnnpack_does_not_take_comes_with_the_partitioners_reason(large: Conversions) -> None:
-    assert large["clamped-int8-static"].reply.undelegated == (
+def test_ops_outside_xnnpack_have_the_partitioners_reason(made: Conversions) -> None:
+    assert made["clamped-int8-static"].reply.undelegated == (
         UndelegatedOp(op="aten.mean.dim", count=1, reason="mean.dim only supports keepdim=True"),
     )
 
 
-def test_layers_that_are_to_stay_float_do_and_no_others(made: Conversions) -> None:
+def test_only_the_requested_layers_stay_float(made: Conversions) -> None:
     mixed, plain = made["mixed"].reply, made["heads-int8-static"].reply
     assert (mixed.ops[WEIGHTS], plain.ops[WEIGHTS]) == (1, 2)
     assert "1 of 2 convolution and linear layers stayed float32" in mixed.notes
@@ -110,7 +107,7 @@ def test_labels_and_preprocessing_are_methods_of_the_file(made: Conversions) -> 
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_cannot_be_had_is_refused_by_name(made: Conversions, key: str) -> None:
+def test_an_impossible_request_is_refused_by_name(made: Conversions, key: str) -> None:
     assert made.refusal(key).startswith(REFUSED[key][1])
     assert not (made.folder / f"{key}.file").exists()
 
@@ -121,7 +118,7 @@ def test_a_damaged_file_is_refused_by_its_runtime(made: Conversions, tmp_path: P
 
 
 def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
-    assert made.further_threads() == 2
+    assert made["told"].further_threads == 2
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from support.conversions import NETS, Case, Conversions, Converted
+from support.converter_session import ConverterSessions
 
 from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.errors import ToolchainError
@@ -31,7 +32,7 @@ CASES = QUICK | LARGE
 KEYS = [*QUICK, *(pytest.param(key, marks=pytest.mark.slow) for key in LARGE)]
 REFUSED = {
     "op": (Case("placed", "fp32"), "UnsupportedError: onnx: middle: ONNX has no aten.median; replace that op"),
-    "scheme": (Case("sound", "int3"), "ConfigError: onnx: unknown scheme 'int3'; choose from fp32, fp16, int8-dynamic, int8-static"),
+    "scheme": (Case("sound", "int3"), "ConfigError: onnx: unknown scheme 'int3'; choose from int8-static, int8-dynamic, fp16, fp32"),
     "route": (Case("sound", "fp32", {"route": "x"}), "ConfigError: onnx: unknown route 'x'; there is only one, leave it out"),
     "io": (Case("sound", "int8-static", {"io": "int8"}), "UnsupportedError: onnx: int8 inputs and outputs: a file has no place for"),
     "bytecode": (Case("sound", "fp32", {"bytecode_version": 5}), "UnsupportedError: onnx: bytecode version: only a TorchScript file has"),
@@ -47,18 +48,14 @@ MASKED_DB = 20.0  # scores and GELUs in 8 bits, through two blocks; under a mask
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("onnx"), "onnx", QUICK | {key: case for key, (case, _) in REFUSED.items()})
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Conversions:
-    return Conversions(tmp_path_factory.mktemp("large"), "onnx", LARGE)
+def made(tmp_path_factory: pytest.TempPathFactory, converter_sessions: ConverterSessions) -> Conversions:
+    cases = CASES | {key: case for key, (case, _) in REFUSED.items()}
+    return Conversions(tmp_path_factory.mktemp("onnx"), "onnx", cases, converter_sessions)
 
 
 @pytest.fixture
-def converted(request: pytest.FixtureRequest, key: str) -> Converted:
-    return request.getfixturevalue("made" if key in QUICK else "large")[key]
+def converted(made: Conversions, key: str) -> Converted:
+    return made[key]
 
 
 def weights(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray, tuple[int, ...]]]:
@@ -92,9 +89,9 @@ def test_the_reply_tells_what_the_file_takes_and_holds(converted: Converted, key
 
 
 @pytest.mark.slow
-def test_smaller_types_make_smaller_files(made: Conversions, large: Conversions) -> None:
-    sizes = [file.path.stat().st_size for file in (made["residual-int8-static"], large["residual-int8-dynamic"], large["residual-fp16"])]
-    assert max(sizes) < 0.75 * large["residual-fp32"].path.stat().st_size
+def test_smaller_types_make_smaller_files(made: Conversions) -> None:
+    sizes = [file.path.stat().st_size for file in (made["residual-int8-static"], made["residual-int8-dynamic"], made["residual-fp16"])]
+    assert max(sizes) < 0.75 * made["residual-fp32"].path.stat().st_size
 
 
 def test_int8_weights_have_a_scale_for_each_output_channel(made: Conversions) -> None:
@@ -109,7 +106,7 @@ def test_int8_weights_have_a_scale_for_each_output_channel(made: Conversions) ->
 @pytest.mark.parametrize(
     ("key", "left", "small"), [("mixed", "blocks.0.", np.int8), pytest.param("mixed-fp16", "fc/", np.float16, marks=pytest.mark.slow)]
 )
-def test_layers_that_are_to_stay_float_do_and_no_others(converted: Converted, made: Conversions, key: str, left: str, small: type) -> None:
+def test_only_the_requested_layers_stay_float(converted: Converted, made: Conversions, key: str, left: str, small: type) -> None:
     found = list(weights(onnx.load(converted.path)))
     assert any(name.startswith(left) for name, _, _ in found)
     assert all(weight.dtype == (np.float32 if name.startswith(left) else small) for name, weight, _ in found)
@@ -118,7 +115,7 @@ def test_layers_that_are_to_stay_float_do_and_no_others(converted: Converted, ma
         assert converted.sqnr_db() > made["residual-int8-static"].sqnr_db()
 
 
-def test_labels_and_preprocessing_stand_in_the_file_and_the_users_source_does_not(made: Conversions) -> None:
+def test_the_file_has_labels_and_preprocessing_but_not_the_users_source(made: Conversions) -> None:
     file = onnx.load(made["told"].path)
     assert {entry.key: entry.value for entry in file.metadata_props} == {
         "name": "sound",
@@ -130,7 +127,7 @@ def test_labels_and_preprocessing_stand_in_the_file_and_the_users_source_does_no
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_cannot_be_had_is_refused_by_name(made: Conversions, key: str) -> None:
+def test_an_impossible_request_is_refused_by_name(made: Conversions, key: str) -> None:
     assert made.refusal(key).startswith(REFUSED[key][1])
     assert not (made.folder / f"{key}.file").exists()
 
@@ -141,7 +138,7 @@ def test_a_damaged_file_is_refused_by_its_runtime(made: Conversions, tmp_path: P
 
 
 def test_the_runner_uses_as_many_threads_as_asked(made: Conversions) -> None:
-    assert made.further_threads() == 2
+    assert made["told"].further_threads == 2
 
 
 @pytest.mark.slow

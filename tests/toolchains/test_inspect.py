@@ -70,7 +70,7 @@ def inspected(made: Made) -> Inspected:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_file_alone_tells_what_its_converter_knew(made: Made, inspected: Inspected, name: str) -> None:
+def test_inspection_agrees_with_the_converters_reply(made: Made, inspected: Inspected, name: str) -> None:
     (path, reply), found = made(name), inspected(name)
     assert (found.format, found.path, found.size_bytes) == (name, path.name, path.stat().st_size)
     assert [(spec.shape, spec.dtype, spec.layout) for spec in found.inputs] == [(s.shape, s.dtype, s.layout) for s in reply.inputs]
@@ -110,7 +110,7 @@ def test_activations_need_at_least_the_largest_layer_and_less_than_all_together(
     assert 2 * 16 * 28 * 28 <= peak <= 40 * 4 * 16 * 28 * 28  # two feature maps in int8; forty in float
 
 
-def test_the_most_that_is_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_the_largest_sum_of_tensors_alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(toolchains.program_root()))
     from converters.shared.tensor_summary import layout_of, peak_bytes
 
@@ -179,7 +179,7 @@ def test_a_file_with_changed_bytes_is_read_or_refused(tmp_path: Path, name: str)
             assert inspect(path).size_bytes == len(whole)
 
 
-def test_a_reader_that_dies_of_a_file_blames_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_dies_reports_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (program := tmp_path / "inspect_file.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(toolchains, "inspector", lambda: program)
     with pytest.raises(ConfigError, match=r"reading it ended badly .*died by SIGSEGV.*; it is damaged or hostile"):
@@ -195,7 +195,7 @@ WRONG: dict[str, tuple[str, bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_model_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_no_model_file_is_refused(tmp_path: Path, name: str) -> None:
     file, content, message = WRONG[name]
     if content is not None:
         (tmp_path / file).write_bytes(content)
@@ -203,7 +203,7 @@ def test_what_is_no_model_file_is_told(tmp_path: Path, name: str) -> None:
         inspect(tmp_path / file)
 
 
-def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_model_file(tmp_path: Path) -> None:
     (tmp_path / "a.tflite").mkdir()
     with pytest.raises(ConfigError, match="is no file"):
         inspect(tmp_path / "a.tflite")
@@ -251,7 +251,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
         inspect(path)
 
 
-def test_nothing_in_a_file_draws_on_the_terminal(tmp_path: Path, edgecompress: object) -> None:
+def test_texts_of_a_file_cannot_control_the_terminal(tmp_path: Path, edgecompress: object) -> None:
     described = json.dumps({"name": f"{ESCAPE}[2Jnice\n\u202emodel", "labels": [f"{ESCAPE}]0;title\a"]}).encode()
     path = changed(Path(f"{PREBUILT}.ptl"), tmp_path / "drawn.ptl", {"archive/extra/edgecompress.json": described})
     found = inspect(path)

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +14,6 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from safetensors.torch import save_file
-from support.converter_driver import DRIVER
 from support.converter_models import (
     Alike,
     Attention,
@@ -30,6 +28,7 @@ from support.converter_models import (
     causal,
     settled,
 )
+from support.converter_session import ConverterSessions
 from support.paths import REPOSITORY
 from support.require import unavailable
 from torch import Tensor, nn
@@ -39,7 +38,6 @@ from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.network.exported import to_program, write_program
 from edgecompress.network.parity import sqnr_db
 from edgecompress.records import ConversionReply, ConversionRequest, Preprocessing, from_json, to_json
-from edgecompress.toolchains import converter, program_root
 
 
 def biased() -> nn.Module:
@@ -155,44 +153,40 @@ def _out_of(y: np.ndarray, spec: Any) -> Tensor:
     return value.permute(0, 3, 1, 2) if spec.layout == "NHWC" else value
 
 
-class AllConverted:
-    """Programs and data of the nets; the quick or the slow cases are converted, all in one process, when the first of them is asked for."""
+class Conversions:
+    """The cases; each network is exported, and each case converted, when a test first asks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sessions: ConverterSessions) -> None:
+        self.folder, self.sessions = folder, sessions
         self.evidence: dict[str, tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]] = {}
-        self.made: dict[str, Converted] = {}
-        for name, (build, shapes) in NETS.items():
+        self.done: dict[str, Converted] = {}
+
+    def __getitem__(self, case: str) -> Converted:
+        if case not in self.done:
+            inputs, references = self.export(CASES[case][0])
+            reply = self.sessions.convert("tflite", request(self.folder, case))
+            self.done[case] = Converted(self.folder / f"{case}.tflite", reply, inputs, references)
+        return self.done[case]
+
+    def export(self, name: str) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+        """Write the program of a network and its inputs; return the inputs and the outputs."""
+        if name not in self.evidence:
+            build, shapes = NETS[name]
             torch.manual_seed(0)
             data = tuple(torch.randn(SAMPLES, *shape) for shape in shapes)
             model = settled(build(), data)
-            save_file({f"input_{i}": x for i, x in enumerate(data)}, folder / f"{name}.safetensors")
+            save_file({f"input_{i}": x for i, x in enumerate(data)}, self.folder / f"{name}.safetensors")
             inputs = [tuple(x[k : k + 1] for x in data) for k in range(SAMPLES)]
             with torch.no_grad():
-                self.evidence[name] = inputs, [y if isinstance(y, tuple) else (y,) for y in (model(*sample) for sample in inputs)]
-            write_program(to_program(model, inputs[0]), folder / f"{name}.pt2")
-
-    def __getitem__(self, case: str) -> Converted:
-        if case not in self.made:
-            self.convert([other for other in CASES if (other in SLOW) == (case in SLOW)])
-        return self.made[case]
-
-    def convert(self, cases: list[str]) -> None:
-        paths = {case: self.folder / f"{case}.tflite.json" for case in cases}
-        for case, path in paths.items():
-            path.write_bytes(to_json(request(self.folder, case)))
-        program = converter("tflite")
-        argv = [sys.executable, "-c", DRIVER, str(program_root()), program.stem, *map(str, paths.values())]
-        done = subprocess.run(argv, cwd=self.folder, capture_output=True, check=False, timeout=800)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        for case, path in paths.items():
-            reply = from_json(Path(f"{path}.reply").read_bytes(), ConversionReply, source=case)
-            self.made[case] = Converted(self.folder / f"{case}.tflite", reply, *self.evidence[CASES[case][0]])
+                outputs = [y if isinstance(y, tuple) else (y,) for y in (model(*sample) for sample in inputs)]
+            write_program(to_program(model, inputs[0]), self.folder / f"{name}.pt2")
+            self.evidence[name] = inputs, outputs
+        return self.evidence[name]
 
 
-@pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> AllConverted:
-    return AllConverted(tmp_path_factory.mktemp("tflite"))
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory, converter_sessions: ConverterSessions) -> Conversions:
+    return Conversions(tmp_path_factory.mktemp("tflite"), converter_sessions)
 
 
 def request(folder: Path, case: str) -> ConversionRequest:
@@ -203,7 +197,7 @@ def request(folder: Path, case: str) -> ConversionRequest:
 
 
 @pytest.mark.parametrize("case", marked(CASES))
-def test_the_file_agrees_with_the_model(converted: AllConverted, case: str) -> None:
+def test_the_file_agrees_with_the_model(converted: Conversions, case: str) -> None:
     net, scheme, _ = CASES[case]
     floor = {"fp32": 100.0, "int8-dynamic": 28.0, "int8-static": 28.0, "int16x8": 40.0}[scheme]
     if net in MASKS and scheme != "fp32":
@@ -212,7 +206,7 @@ def test_the_file_agrees_with_the_model(converted: AllConverted, case: str) -> N
     assert converted[case].sqnr_db() >= floor
 
 
-def test_integers_in_and_out_where_asked(converted: AllConverted) -> None:
+def test_int8_inputs_and_outputs_on_request(converted: Conversions) -> None:
     reply = converted["int8-io"].reply
     assert {(spec.dtype, spec.scale is not None) for spec in (*reply.inputs, *reply.outputs)} == {("int8", True)}
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(reply.ops)
@@ -220,7 +214,7 @@ def test_integers_in_and_out_where_asked(converted: AllConverted) -> None:
 
 
 @pytest.mark.parametrize("case", marked(["nchw", "nchw-int8"]))
-def test_channels_first_in_and_out_where_asked(converted: AllConverted, case: str) -> None:
+def test_channels_first_inputs_and_outputs_on_request(converted: Conversions, case: str) -> None:
     reply = converted[case].reply
     assert [spec.shape for spec in reply.inputs] == [(1, 3, 10, 14), (1, 5)]
     assert [spec.shape for spec in reply.outputs] == [(1, 4, 5, 7), (1, 6)]
@@ -228,18 +222,18 @@ def test_channels_first_in_and_out_where_asked(converted: AllConverted, case: st
 
 
 @pytest.mark.parametrize("case", marked(["meaned", "flattened", "patches"]))
-def test_no_map_is_transposed_on_its_way(converted: AllConverted, case: str) -> None:
+def test_no_feature_map_is_transposed(converted: Conversions, case: str) -> None:
     assert "TRANSPOSE" not in converted[case].reply.ops
 
 
 @pytest.mark.parametrize("case", marked(["branching", "branching-int8", "branching-unscaled"]))
-def test_a_batch_norm_that_no_layer_takes_in_is_one_op(converted: AllConverted, case: str) -> None:
+def test_a_batch_norm_that_no_layer_absorbs_is_one_op(converted: Conversions, case: str) -> None:
     ops = converted[case].reply.ops
     assert (ops["DEPTHWISE_CONV_2D"], ops.get("MUL", 0), ops.get("SUB", 0)) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("case", marked(["pooled-int8", "pooled-by-onnx2tf"]))
-def test_padding_of_a_max_pooling_of_no_value_below_zero_is_delegated(converted: AllConverted, case: str) -> None:
+def test_padding_of_max_pooling_over_nonnegative_values_is_delegated(converted: Conversions, case: str) -> None:
     reply = converted[case].reply
     assert (reply.ops["MAX_POOL_2D"], reply.ops["PAD"], reply.ops["PADV2"]) == (2, 1, 1)
     assert [(entry.op, entry.count) for entry in reply.undelegated] == [("PADV2", 1)]
@@ -254,7 +248,7 @@ def test_padding_of_a_max_pooling_of_no_value_below_zero_is_delegated(converted:
     ],
     ids=["runtime", "converter"],
 )
-def test_what_has_no_kernel_in_a_scheme_is_refused(tmp_path: Path, net: nn.Module, said: str) -> None:
+def test_an_op_without_a_kernel_in_the_scheme_is_refused(tmp_path: Path, net: nn.Module, said: str) -> None:
     paths = {
         key: str(tmp_path / f"net.{suffix}") for key, suffix in (("program", "pt2"), ("output", "tflite"), ("calibration", "safetensors"))
     }
@@ -267,7 +261,7 @@ def test_what_has_no_kernel_in_a_scheme_is_refused(tmp_path: Path, net: nn.Modul
 
 
 @pytest.mark.parametrize("case", marked(CASES))
-def test_the_ops_told_are_those_of_the_file(converted: AllConverted, case: str) -> None:
+def test_the_ops_of_the_reply_are_those_of_the_file(converted: Conversions, case: str) -> None:
     path, reply, *_ = converted[case]
     interpreter = Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
@@ -275,7 +269,7 @@ def test_the_ops_told_are_those_of_the_file(converted: AllConverted, case: str) 
     assert reply.ops == {name: names.count(name) for name in names}
 
 
-def test_what_xnnpack_does_not_take_is_told_with_the_reason(converted: AllConverted) -> None:
+def test_ops_outside_xnnpack_have_a_reason(converted: Conversions) -> None:
     assert converted["int8"].reply.undelegated == ()
     left = converted["int16"].reply
     assert {u.op: u.count for u in left.undelegated} == left.ops
@@ -283,7 +277,7 @@ def test_what_xnnpack_does_not_take_is_told_with_the_reason(converted: AllConver
     assert "many times slower" in left.notes[0]
 
 
-def test_each_layer_has_the_scheme_it_was_given(converted: AllConverted) -> None:
+def test_each_layer_has_its_requested_scheme(converted: Conversions) -> None:
     interpreter = Interpreter(str(converted["mixed"].path), num_threads=1)
     interpreter.allocate_tensors()
     types = {detail["index"]: detail["dtype"] for detail in interpreter.get_tensor_details()}
@@ -309,7 +303,7 @@ def test_each_layer_has_the_scheme_it_was_given(converted: AllConverted) -> None
         ),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(converted: AllConverted, asked: dict[str, Any], kind: type, message: str) -> None:
+def test_an_impossible_request_is_refused(converted: Conversions, asked: dict[str, Any], kind: type, message: str) -> None:
     folder = converted["int8"].path.parent
     wanted = {"program": str(folder / "residual.pt2"), "output": str(folder / "never"), "scheme": "int8-static"}
     calibration = str(folder / "residual.safetensors")
@@ -318,14 +312,14 @@ def test_what_cannot_be_asked_for_is_refused(converted: AllConverted, asked: dic
     assert not (folder / "never").exists()
 
 
-def test_labels_are_an_archive_at_the_end_of_the_file(converted: AllConverted) -> None:
+def test_labels_are_an_archive_at_the_end_of_the_file(converted: Conversions) -> None:
     with zipfile.ZipFile(converted["meaned"].path) as archive:
         assert archive.testzip() is None
         assert archive.read("labels.txt").decode().splitlines() == list(LABELS)
     assert not zipfile.is_zipfile(converted["int8"].path)
 
 
-def test_labels_and_metadata_are_the_same_bytes_each_time(converted: AllConverted) -> None:
+def test_labels_and_metadata_are_the_same_bytes_each_time(converted: Conversions) -> None:
     path = converted["meaned"].path
     asked = request(path.parent, "meaned")
     again = path.with_name("again.tflite")
@@ -336,14 +330,13 @@ def test_labels_and_metadata_are_the_same_bytes_each_time(converted: AllConverte
 
 
 READ_METADATA = """
-import sys
 from tensorflow_lite_support.metadata.python.metadata import MetadataDisplayer
 shown = MetadataDisplayer.with_model_file(sys.argv[1])
 print(shown.get_metadata_json())
 """
 
 
-def test_standard_tooling_reads_the_metadata(converted: AllConverted) -> None:
+def test_standard_tools_read_the_metadata(converted: Conversions) -> None:
     found = OLD_PYTHON.exists() and list(OLD_PYTHON.parents[1].glob("lib/*/site-packages/tensorflow_lite_support"))
     if not found:
         unavailable("tflite-support is missing; run make .venv-tflite-runtime/installed")

@@ -102,16 +102,16 @@ def held_out(model: str) -> Tensor:
     return images(128) if model == "mobile" else torch.randn(128, 1, 28, 28)
 
 
-def test_weights_rounded_with_care_stand_in_the_file(folder: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_has_the_weights_that_gptq_rounded(folder: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network was rounded on a grid; what FX then observes is the same grid, so that its rounding changes nothing."""
-    from converters.torchscript.quantization import choose_engine, functional_module, quantize
+    from converters.torchscript.quantization import choose_engine, quantize, to_functional_module
 
     program = read_program(folder / "mobile.pt2")
     x = torch.split(images(32), 1)
     rounded = round_weights(program, [(sample,) for sample in x])
     choose_engine()
-    module = functional_module(rounded, lambda _: False)
-    quantized, _ = quantize(module, "int8-static", [(sample,) for sample in x], example_inputs(program))
+    module = to_functional_module(rounded, lambda _: False)
+    quantized, _ = quantize(module, [(sample,) for sample in x], example_inputs(program), dynamic=False)
     modules = [layer for layer in quantized.modules() if hasattr(layer, "_weight_bias")]
     packed = [value for value in vars(quantized).values() if isinstance(value, torch.ScriptObject)]
     found = [layer._weight_bias()[0].dequantize() for layer in modules] + [value.unpack()[0].dequantize() for value in packed]  # type: ignore[operator, attr-defined]
@@ -136,7 +136,7 @@ def test_dynamic_int8_has_a_scale_for_each_output_channel(convert: Convert) -> N
     assert (weight.shape, weight.scales) == ((10, 16), 10)
 
 
-def test_what_dynamic_int8_leaves_float_keeps_its_weights(folder: Path, convert: Convert) -> None:
+def test_layers_that_dynamic_int8_leaves_float_keep_their_weights(folder: Path, convert: Convert) -> None:
     """torch has dynamic kernels for linear layers alone; convolutions on an int8 grid would lose for nothing."""
     given = read_program(folder / "mobile.pt2").state_dict
     content, _ = convert("mobile", "int8-dynamic", calibration=str(folder / "mobile.safetensors"))
@@ -147,7 +147,7 @@ def test_what_dynamic_int8_leaves_float_keeps_its_weights(folder: Path, convert:
     assert all(a.equal(b) for pair, other in zip(found, wanted, strict=True) for a, b in zip(pair, other, strict=True))
 
 
-def test_care_in_rounding_gains_in_a_dynamic_file_too(folder: Path, convert: Convert) -> None:
+def test_gptq_rounding_helps_a_dynamic_file_too(folder: Path, convert: Convert) -> None:
     x = held_out("mobile")
     expected = reference(folder, "mobile", x)
     plain, _ = convert("mobile", "int8-dynamic")
@@ -155,7 +155,7 @@ def test_care_in_rounding_gains_in_a_dynamic_file_too(folder: Path, convert: Con
     assert sqnr_db(expected, run(careful, x)) > sqnr_db(expected, run(plain, x)) + 1
 
 
-def test_a_layer_that_is_to_stay_float_does(folder: Path, convert: Convert) -> None:
+def test_only_the_requested_layers_stay_float(folder: Path, convert: Convert) -> None:
     x = held_out("residual")
     expected = reference(folder, "residual", x)
     whole, all_int8 = convert("residual", "int8-static")
@@ -167,7 +167,7 @@ def test_a_layer_that_is_to_stay_float_does(folder: Path, convert: Convert) -> N
     assert sqnr_db(expected, run(mixed, x)) > sqnr_db(expected, run(whole, x)) - 1
 
 
-def test_a_block_is_named_as_a_layer_is_and_an_inner_name_decides(convert: Convert) -> None:
+def test_the_innermost_named_module_decides_the_scheme_of_a_layer(convert: Convert) -> None:
     _, reply = convert("residual", "fp32", layers={"blocks.0.main": "int8-static", "blocks.0.main.4": "fp32"})
     assert sum(n for name, n in reply.ops.items() if name.startswith("quantized::conv2d")) == 3
     assert reply.ops["aten::_convolution"] == 11 - 3
@@ -176,14 +176,14 @@ def test_a_block_is_named_as_a_layer_is_and_an_inner_name_decides(convert: Conve
 REFUSED: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "layer": ({"layers": {"stem.7": "fp32"}}, ConfigError, r"torchscript: no layer is called 'stem\.7'; layers are blocks, blocks\.0"),
     "layer-fp16": ({"layers": {"stem.0": "fp16"}}, UnsupportedError, "fp16: the mobile CPU kernels compute in float32 or int8"),
-    "io": ({"io": "int8"}, UnsupportedError, "int8 inputs and outputs: a file quantizes inside; take float32 or format tflite"),
+    "io": ({"io": "int8"}, UnsupportedError, "int8 inputs and outputs: a file has no place for their scale; take float32 or format tflite"),
     "bytecode-3": ({"bytecode_version": 3}, ConfigError, "bytecode version 3 cannot be written; choose from 4, 5, 6, 7, 8"),
     "bytecode-9": ({"bytecode_version": 9}, ConfigError, "bytecode version 9 cannot be written; choose from 4, 5, 6, 7, 8"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_format_lacks_is_refused(convert: Convert, name: str) -> None:
+def test_an_impossible_request_is_refused(convert: Convert, name: str) -> None:
     more, kind, message = REFUSED[name]
     with pytest.raises(kind, match=message):
         convert("residual", "fp32", **more)
@@ -200,7 +200,7 @@ def test_every_bytecode_version_computes_the_same(convert: Convert, version: int
     assert run(content, x).equal(run(newest, x))
 
 
-def test_a_mask_of_infinities_in_a_buffer_is_kept(folder: Path, convert: Convert) -> None:
+def test_an_infinite_mask_in_a_buffer_is_kept_in_fp32(folder: Path, convert: Convert) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 12, 8)
     write_program(to_program(Attention("buffer").eval(), (x[:1],)), folder / "masked.pt2")
@@ -208,7 +208,7 @@ def test_a_mask_of_infinities_in_a_buffer_is_kept(folder: Path, convert: Convert
     assert sqnr_db(reference(folder, "masked", x), run(content, x)) > 100
 
 
-def test_static_int8_bears_a_mask_of_infinities(folder: Path, convert: Convert) -> None:
+def test_static_int8_handles_an_infinite_mask(folder: Path, convert: Convert) -> None:
     torch.manual_seed(0)
     x = torch.randn(SAMPLES, 12, 16)
     write_program(to_program(causal().eval(), (x[:1],)), folder / "causal.pt2")
@@ -224,7 +224,7 @@ def test_the_operators_in_the_reply_are_those_that_torch_finds(convert: Convert,
     assert list(reply.ops) == sorted(reply.ops)
 
 
-def test_the_file_says_what_it_takes_and_what_its_classes_are(convert: Convert) -> None:
+def test_the_file_describes_its_inputs_and_labels(convert: Convert) -> None:
     preprocessing, labels = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), crop=16), tuple("abcdefghij")
     content, reply = convert("mobile", "fp32", name="mobile", preprocessing=preprocessing, labels=labels)
     extra = {"edgecompress.json": ""}

@@ -1,4 +1,4 @@
-"""Laws of choosing between TFLite's two toolchains."""
+"""The choice between TFLite's two toolchains keeps its rules."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from support.converter_models import Meaned
 
 from edgecompress.artifacts.gate import Divergence
 from edgecompress.artifacts.publish import ConversionOptions, Description, Evidence, export_artifact
-from edgecompress.artifacts.routes import FIRST, MISSING, SECOND, export_by_route
+from edgecompress.artifacts.routes import FIRST, SECOND, SECOND_IS_MISSING, export_by_route
 from edgecompress.devices.bench import bench
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
@@ -22,7 +22,7 @@ NAME = "net-fp32.tflite"
 
 
 def publisher(asked: list[str], **errors: EdgeCompressError) -> Callable[[str, Path], Artifact]:
-    """Return what publishes a file that holds its route's name, or fails as told."""
+    """Return a function that publishes a file holding its route's name, or raises the error given for the route."""
 
     def make(route: str, folder: Path) -> Artifact:
         asked.append(route)
@@ -60,7 +60,7 @@ def published(folder: Path) -> tuple[str, Artifact]:
 
 
 @pytest.mark.parametrize("route", [FIRST, SECOND, ""])
-def test_a_route_that_was_named_is_the_only_one_tried(tmp_path: Path, route: str) -> None:
+def test_a_named_route_is_the_only_one_tried(tmp_path: Path, route: str) -> None:
     asked: list[str] = []
     made = export_by_route(route, publisher(asked), folder=tmp_path, medians=never, second=True)
     assert asked == [made.route] == [route]
@@ -82,17 +82,17 @@ def test_auto_takes_the_second_where_the_first_fails_and_says_why(tmp_path: Path
     assert manifest.notes == (f"route {SECOND}, because {FIRST} gave no file that passes: no aten.erfinv",)
 
 
-def test_a_scheme_that_hurts_is_not_tried_by_another_route(tmp_path: Path) -> None:
-    error, asked = Divergence("the scheme hurts"), []
+def test_a_scheme_at_fault_is_not_tried_by_the_second_route(tmp_path: Path) -> None:
+    asked: list[str] = []
     place = {"expected": 1.0, "found": 2.0, "index": (0,), "sample": 0, "max_rel": 1.0, "sqnr_db": 1.0}
-    error.departure = Departure(layer="conv", op="conv2d", scheme_alone=True, **place)
+    error = Divergence("the scheme hurts", Departure(layer="conv", op="conv2d", scheme_alone=True, **place))
     with pytest.raises(ParityError, match=r"^the scheme hurts$"):
         export_by_route("auto", publisher(asked, litert_torch=error), folder=tmp_path, medians=never, second=True)
     assert asked == [FIRST]
 
 
 @pytest.mark.parametrize("asked", ["auto", "fastest"])
-def test_both_reasons_are_told_where_no_route_passes(tmp_path: Path, asked: str) -> None:
+def test_the_error_has_both_reasons_where_no_route_passes(tmp_path: Path, asked: str) -> None:
     make = publisher([], litert_torch=ToolchainError("one crashed"), onnx2tf=ParityError("two departs"))
     with pytest.raises(ToolchainError, match="one crashed; onnx2tf as well: two departs"):
         export_by_route(asked, make, folder=tmp_path, medians=never, second=True)
@@ -110,7 +110,7 @@ def test_the_faster_of_two_that_pass_is_published(tmp_path: Path, times: dict[st
     assert f"route {best}: 2 ms" in manifest.notes[0]
 
 
-def test_the_only_one_that_passes_is_published_unmeasured(tmp_path: Path) -> None:
+def test_the_only_file_that_passes_is_published_without_measurement(tmp_path: Path) -> None:
     make = publisher([], litert_torch=ParityError("it departs"))
     export_by_route("fastest", make, folder=tmp_path, medians=never, second=True)
     content, manifest = published(tmp_path)
@@ -118,15 +118,15 @@ def test_the_only_one_that_passes_is_published_unmeasured(tmp_path: Path) -> Non
     assert manifest.notes == (f"route {SECOND}, because the other gave no file that passes: it departs",)
 
 
-def test_a_rival_that_is_not_installed_is_told(tmp_path: Path) -> None:
+def test_a_note_says_that_the_second_toolchain_is_not_installed(tmp_path: Path) -> None:
     asked: list[str] = []
     made = export_by_route("fastest", publisher(asked), folder=tmp_path, medians=never, second=False)
     assert asked == [FIRST]
-    assert made.notes == (MISSING,)
+    assert made.notes == (SECOND_IS_MISSING,)
 
 
 @pytest.mark.slow
-def test_both_toolchains_race_and_the_winner_is_proved(tmp_path: Path) -> None:
+def test_both_toolchains_race_and_the_faster_file_passes_the_gate(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 3, 12, 16)
     make = partial(

@@ -16,7 +16,7 @@ from support.require import unavailable
 from support.runs import QUICK
 from torch import nn
 
-from edgecompress.artifacts.execution import require_parity
+from edgecompress.artifacts.gate import require_parity
 from edgecompress.artifacts.verify import verify
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
@@ -35,7 +35,7 @@ def test_equal_outputs_are_perfect():
     assert parity == Parity(max_abs=0.0, max_rel=0.0, sqnr_db=200.0, top1_agreement=1.0, samples=2)
 
 
-def test_numbers_by_hand():
+def test_parity_numbers_equal_those_computed_by_hand():
     outputs = REFERENCE.clone()
     outputs[1, 0] = -2.0  # differs by 4, and changes the arg-max of the second sample
     parity = measure_parity((outputs,), (REFERENCE,))
@@ -65,7 +65,7 @@ def test_each_of_several_outputs_is_judged_by_its_kind():
     )
 
 
-def test_noise_without_signal_is_no_perfect_ratio():
+def test_sqnr_of_a_zero_reference():
     assert measure_parity((torch.ones(2, 3),), (torch.zeros(2, 3),)).sqnr_db == -200
     assert measure_parity((torch.zeros(2, 3),), (torch.zeros(2, 3),)).sqnr_db == 200
 
@@ -89,7 +89,7 @@ def test_other_dtypes_are_compared_in_double(dtype):
         (torch.full((2, 3), math.nan), torch.full((2, 3), math.nan), "the model's own outputs hold NaN"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(outputs, reference, message):
+def test_incomparable_outputs_are_refused(outputs, reference, message):
     with pytest.raises(ParityError, match=message):
         measure_parity((outputs,), (reference,))
 
@@ -120,7 +120,7 @@ def test_the_limit_itself_passes(scheme, numbers):
         ("int8-dynamic", {"top1_agreement": None, "values_sqnr_db": 19.9}, "SQNR 19.9 dB, 20 dB required"),
     ],
 )
-def test_beyond_the_limit_is_refused_with_both_numbers(scheme, numbers, message):
+def test_a_number_beyond_its_limit_is_refused_with_both_numbers(scheme, numbers, message):
     with pytest.raises(ParityError, match=rf"net\.tflite: departs from the model: .*{re.escape(message)}.*; export it again"):
         require_parity(parity(**numbers), SCHEMES[scheme].gate, subject="net.tflite")
 
@@ -177,7 +177,7 @@ def forge(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny.tflite", "tiny-int8.tflite", "tiny.ptl"])
-def test_a_file_that_is_not_its_manifests_fails_by_its_hash_and_its_whole_self_passes(published, name):
+def test_a_changed_file_fails_by_its_hash_and_the_original_passes(published, name):
     path = published / name
     assert verify(path).parity.samples == 16
     path.write_bytes(path.read_bytes()[:-1])
@@ -187,7 +187,7 @@ def test_a_file_that_is_not_its_manifests_fails_by_its_hash_and_its_whole_self_p
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "head", "tail"])
 @pytest.mark.parametrize("name", ["tiny.tflite", "tiny.ptl"])
-def test_a_damaged_file_with_a_manifest_to_match_is_refused_by_its_runtime_and_nothing_is_written(published, name, how):
+def test_a_damaged_file_with_a_matching_hash_is_refused_by_its_runtime(published, name, how):
     path = published / name
     forge(path, damaged(path.read_bytes())[how])
     before = {file.name: file.read_bytes() for file in published.iterdir()}
@@ -196,7 +196,7 @@ def test_a_damaged_file_with_a_manifest_to_match_is_refused_by_its_runtime_and_n
     assert {file.name: file.read_bytes() for file in published.iterdir()} == before
 
 
-def test_other_weights_in_a_whole_file_are_a_departure(published):
+def test_a_file_with_other_weights_departs_from_the_model(published):
     path = published / "tiny.tflite"
     content = bytearray(path.read_bytes())
     model = flatbuffer_utils.read_model_from_bytearray(content)
@@ -207,7 +207,7 @@ def test_other_weights_in_a_whole_file_are_a_departure(published):
         verify(path)
 
 
-def test_a_runtime_that_dies_is_a_toolchains_failure_and_its_signal_is_named(published, tmp_path):
+def test_a_runtime_that_dies_is_a_toolchain_error_that_names_the_signal(published, tmp_path):
     runtime = tmp_path / "python"
     runtime.write_text("#!/bin/sh\nkill -SEGV $$\n")
     runtime.chmod(0o755)
@@ -225,7 +225,7 @@ def old_runtime() -> str:
     return str(OLD_RUNTIME)
 
 
-def test_the_gate_finds_what_tflite_runtime_computes_wrongly():
+def test_the_gate_finds_wrong_outputs_of_tflite_runtime():
     """tflite-runtime 2.14.0 loads today's int8-dynamic files, says nothing, and answers at random."""
     path = PREBUILT / "resnet20_fashion_mnist-int8-dynamic.tflite"
     assert verify(path).parity.top1_agreement > 0.95
@@ -233,12 +233,12 @@ def test_the_gate_finds_what_tflite_runtime_computes_wrongly():
         verify(path, also_python=old_runtime())
 
 
-def test_a_file_that_another_runtime_computes_rightly_says_so():
+def test_a_note_tells_that_another_runtime_agrees():
     found = verify(PREBUILT / "resnet20_fashion_mnist-fp32.tflite", also_python=old_runtime())
     assert found.notes[-1] == "also verified in tflite-runtime 2.14.0: top-1 agreement 100.00% on 64 samples"
 
 
-def test_a_file_that_another_runtime_is_too_old_for_is_not_bad_input(tmp_path):
+def test_a_runtime_too_old_for_the_file_is_a_toolchain_error(tmp_path):
     for name in ("reference.safetensors", "resnet20_fashion_mnist-fp32.tflite", "resnet20_fashion_mnist-fp32.tflite.json"):
         shutil.copy(PREBUILT / name, tmp_path)
     path = tmp_path / "resnet20_fashion_mnist-fp32.tflite"
@@ -251,20 +251,18 @@ def test_a_file_that_another_runtime_is_too_old_for_is_not_bad_input(tmp_path):
         verify(path, also_python=old_runtime())
 
 
-def test_an_interpreter_that_is_not_there_is_refused():
+def test_a_missing_interpreter_is_refused():
     with pytest.raises(ConfigError, match=r"^nowhere/python: no such interpreter"):
         verify(PREBUILT / "resnet20_fashion_mnist-fp32.tflite", also_python="nowhere/python")
 
 
-def test_few_samples_are_allowed_two_standard_errors():
+def test_limits_on_few_samples_allow_two_standard_errors():
     assert relax_gate(SCHEMES["int8-static"].gate, 64).min_agreement == pytest.approx(0.98 - 2 * math.sqrt(0.98 * 0.02 / 64))
     assert relax_gate(SCHEMES["fp32"].gate, 64) == SCHEMES["fp32"].gate
 
 
 @pytest.mark.slow
-def test_export_proves_tflite_files_in_the_other_runtime_too_and_publishes_those_alone_that_it_computes_rightly(
-    edgecompress, recipe, tmp_path
-):
+def test_export_publishes_only_tflite_files_that_the_other_runtime_agrees_on(edgecompress, recipe, tmp_path):
     asked = ("--format", "tflite", "--tflite-route", "litert-torch", "--scheme", "fp32", "--scheme", "int8-dynamic", "--run", "r")
     said = edgecompress("export", recipe, *asked, "--also-python", old_runtime(), *QUICK)
     made = {path.name: read_record(path, Artifact) for path in (tmp_path / "r" / "artifacts").glob("*.tflite.json")}

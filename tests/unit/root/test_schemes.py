@@ -6,7 +6,7 @@ import torch
 from support import report_records
 from torch import nn
 
-from edgecompress.artifacts.execution import require_parity
+from edgecompress.artifacts.gate import require_parity
 from edgecompress.errors import ParityError
 from edgecompress.network.analyze import analyze
 from edgecompress.network.exported import to_program

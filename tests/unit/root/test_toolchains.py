@@ -11,7 +11,7 @@ def test_every_format_has_a_program():
     assert all(toolchains.converter(name).is_file() for name in toolchains.converter_formats())
 
 
-def test_runner_and_example_are_there():
+def test_runner_and_example_are_found():
     assert toolchains.runner().is_file()
     assert toolchains.example().is_dir()
 
