@@ -118,7 +118,11 @@ def test_each_fault_is_a_device_error_that_says_what_to_do(bench, adb_end, impat
 
 
 FULL, LOCKED = ("no-space", r"No space left on device.*free some space"), ("read-only", r"Read-only file system.*check the disk")
-REFUSED = [*((server, *row) for server in SERVERS for row in (FULL, LOCKED)), (SERVERS[0], "noexec", "noexec")]  # a command's own status
+REFUSED = [
+    *((SERVERS[0], *row) for row in (FULL, LOCKED)),
+    *(pytest.param(SERVERS[1], *row, marks=pytest.mark.slow) for row in (FULL, LOCKED)),
+    (SERVERS[0], "noexec", "noexec"),  # a command's own status
+]
 
 
 @pytest.mark.parametrize(("adb_server", "fault", "message"), REFUSED, indirect=["adb_server"])

@@ -180,7 +180,13 @@ LARGER_LAYERS = {
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [(m, n) for m in METHODS for n, made in LARGER_LAYERS.items() if METHODS[m].reject(made()) is None]
+    ("method", "name"),
+    [
+        pytest.param(m, n, marks=() if n in ("linear", "3x3") else pytest.mark.slow)
+        for m in METHODS
+        for n, made in LARGER_LAYERS.items()
+        if METHODS[m].reject(made()) is None
+    ],
 )
 def test_error_falls_as_any_rank_rises(method, name):
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """The tiers of the tests, and which tests one worker of pytest-xdist runs together.
 
 A test's tier is the folder of `tests/` that its file stands in. Two workers each make the fixtures of a session or a module for themselves.
-Where that takes seconds, or where the fixture is a server, the tests that use the fixture stand in one `xdist_group`: one worker runs them
-all. Results on disk that tests of several groups read are shared between workers instead (`support.shared`).
+The tests of a file that use such a fixture of that file stand in one `xdist_group`, which one worker runs, and so do all tests that use a
+server. Results on disk that tests of several files read are shared between workers instead (`support.shared`).
 """
 
 from typing import Final
@@ -27,11 +27,6 @@ SERVERS: Final = {
     "postgres": "postgres",
     "browser": "browser",
 }
-# Expensive fixtures of a module: the tests of that file that use one stay together.
-EXPENSIVE: Final = {
-    "answers", "bench", "converted", "covered", "folder", "golden", "inspected", "large", "made", "measured", "searched", "staged",
-    "uneven", "uninterrupted", "written_files",
-}  # fmt: skip
 
 
 def tier_of(item: pytest.Item) -> str:
@@ -40,9 +35,12 @@ def tier_of(item: pytest.Item) -> str:
 
 def group_of(item: pytest.Item) -> str:
     """Return the name of the group that the test's fixtures put it in, "" for none."""
-    fixtures = set(getattr(item, "fixturenames", ()))
-    servers = sorted({SERVERS[name] for name in fixtures & set(SERVERS)})
-    return "-".join(servers) or (item.path.stem if fixtures & EXPENSIVE else "")
+    found = getattr(item, "_fixtureinfo", None)
+    definitions = {name: known[-1] for name, known in found.name2fixturedefs.items()} if found else {}
+    if servers := sorted({SERVERS[name] for name in definitions.keys() & SERVERS.keys()}):
+        return "-".join(servers)
+    own = [fixture for fixture in definitions.values() if fixture.scope != "function" and fixture.baseid.endswith(item.path.name)]
+    return item.path.stem if own else ""
 
 
 def pytest_configure(config: pytest.Config) -> None:

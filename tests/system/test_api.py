@@ -152,6 +152,7 @@ def test_the_verbs_one_by_one(net, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_layers_are_measured_into_a_table_once(net, tmp_path):
     before = copy.deepcopy(net.state_dict())
     table = tmp_path / "costs.json"

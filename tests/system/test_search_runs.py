@@ -110,6 +110,7 @@ def search(searched, tmp_path):
     return Path(shutil.copytree(searched[0], tmp_path / "search"))
 
 
+@pytest.mark.slow
 def test_what_is_noisy_is_measured_again_thrice_at_most(search, digits_recipe):
     run = search / "trials/0000"
     before = len(attempts(run, DENSE))

@@ -70,7 +70,7 @@ def test_the_whole_job_from_python(name, format_name, schemes, tmp_path, monkeyp
     ("form", "dtype"),
     [
         ("torchscript", "int64"),
-        ("onnx", "int64"),
+        pytest.param("onnx", "int64", marks=pytest.mark.slow),
         pytest.param("executorch", "int64", marks=pytest.mark.slow),
         pytest.param("tflite", "int32", marks=pytest.mark.slow),
     ],

@@ -61,10 +61,12 @@ def test_what_is_exported_for_a_target_computes_there_what_it_computes_here(targ
     assert [(record.problem, record.samples) for record in records] == [("", 20)] * len(SCHEMES)
 
 
+@pytest.mark.slow
 def test_the_suite_for_people_with_hardware_passes_on_a_phone(adb_end):
     suite(adb_end(userland="arm64").url, "--runner", build_native_runner())
 
 
+@pytest.mark.slow
 def test_the_suite_for_people_with_hardware_passes_on_a_pi(pi):
     suite(pi)
 

@@ -103,6 +103,7 @@ def vision():
     return trained(Vision(), epochs=3)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_from_python_to_tflite(vision, tmp_path):
     train, test = digits()
     before, kinds = fingerprint(vision), [type(m) for m in vision.modules()]

@@ -92,7 +92,12 @@ def converted_files(tmp_path_factory):
     return by_converter
 
 
-CONVERTED = [("plain", "tucker2", (4, 4)), ("strided", "cp3", (6,)), ("strided-odd", "dense", ()), ("linear", "svd", (4,))]
+CONVERTED = [
+    ("plain", "tucker2", (4, 4)),
+    ("linear", "svd", (4,)),
+    pytest.param(("strided", "cp3", (6,)), marks=pytest.mark.slow),
+    pytest.param(("strided-odd", "dense", ()), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("case", CONVERTED, ids=str)

@@ -83,6 +83,7 @@ def test_a_gate_that_float_layers_cannot_reach_is_noted_and_approached(uneven, c
     assert "expand" not in {layer.layer for layer in found.layers}
 
 
+@pytest.mark.slow
 def test_the_file_fails_the_gate_in_int8_and_passes_it_in_mixed_precision(uneven, calibration, precision_plan, tmp_path):
     held_out = digits()[1]
     for layers in ({}, precision_plan.schemes):

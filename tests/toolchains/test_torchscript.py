@@ -190,7 +190,7 @@ def test_an_impossible_request_is_refused(convert: Convert, name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-static"])
-@pytest.mark.parametrize("version", [4, 5, 6, 7, 8, None])
+@pytest.mark.parametrize("version", [*(pytest.param(version, marks=pytest.mark.slow) for version in (4, 6, 7)), 5, 8, None])
 def test_every_bytecode_version_computes_the_same(convert: Convert, version: int | None, scheme: str) -> None:
     newest, _ = convert("mobile", scheme)
     content, reply = convert("mobile", scheme, bytecode_version=version)
@@ -236,7 +236,7 @@ def test_the_file_describes_its_inputs_and_labels(convert: Convert) -> None:
     assert described["inputs"][0]["shape"] == list(reply.inputs[0].shape) == [1, 3, 16, 16]
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
+@pytest.mark.parametrize("scheme", ["fp32", pytest.param("int8-dynamic", marks=pytest.mark.slow)])
 def test_the_same_request_gives_the_same_bytes(folder: Path, tmp_path: Path, scheme: str) -> None:
     """int8-static is in test_converters.py."""
     requests = [request(folder, "mobile", scheme, output=str(tmp_path / f"{k}.ptl"), labels=("a",)) for k in range(2)]

@@ -185,7 +185,7 @@ def test_a_changed_file_fails_by_its_hash_and_the_original_passes(published, nam
         verify(path)
 
 
-@pytest.mark.parametrize("how", ["empty", "truncated", "head", "tail"])
+@pytest.mark.parametrize("how", ["empty", "truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in ("head", "tail"))])
 @pytest.mark.parametrize("name", ["tiny.tflite", "tiny.ptl"])
 def test_a_damaged_file_with_a_matching_hash_is_refused_by_its_runtime(published, name, how):
     path = published / name

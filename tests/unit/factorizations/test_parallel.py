@@ -98,7 +98,7 @@ def jobs_with_one_wrong(name, *job):
     ]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("job", "kind", "message"),
     [

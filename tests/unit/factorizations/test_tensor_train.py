@@ -174,6 +174,7 @@ def test_a_parametrized_weight_of_the_user_is_a_constant_in_the_program(wrap):
     assert "parametrizations" in dict(model[0].named_children())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
 def test_tflite_computes_the_same_as_both_run_modes(tmp_path):
     torch.manual_seed(0)

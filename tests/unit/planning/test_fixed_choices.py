@@ -22,6 +22,7 @@ def stats(net):
     return analyze(net, (torch.zeros(1, 12),), measure=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "rank", "run"), [("2", (1, 1), "chain"), ("0", (48, 32), "dense")])
 def test_a_tensor_train_gets_the_run_mode_that_is_measured_faster(net, stats, layer, rank, run):
     made = plan(net, stats, macs_ratio=1.0, layers={layer: ("tensor_train", rank)})

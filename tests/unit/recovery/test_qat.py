@@ -93,6 +93,7 @@ def test_a_layer_without_bias_gets_one_and_a_float_layer_is_not_quantized(calibr
     assert float((steps - steps.round()).abs().max()) > 0.1
 
 
+@pytest.mark.slow
 def test_the_file_agrees_better_than_one_with_rounded_weights(uneven, calibration, tmp_path):
     train, held_out = digits()
     options = QatOptions(epochs=4, samples=1400, threads=1)
