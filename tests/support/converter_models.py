@@ -1,4 +1,4 @@
-"""Networks for test_converters.py: small, and each with something that a converter has got wrong before."""
+"""Small networks for the tests of converters, each with a construct that a converter once got wrong."""
 
 import torch
 from torch import Tensor, nn

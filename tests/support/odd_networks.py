@@ -1,4 +1,4 @@
-"""Networks that take or give other than one image and its class scores, with data they learn in a second."""
+"""Networks with other inputs and outputs than one image and its class scores, and data that they learn in a second."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -1,4 +1,4 @@
-"""Bisection names the layer that is at fault: faults put into every layer, a faulty converter program, a scheme that destroys a layer."""
+"""Bisection names the layer at fault: a fault in each layer, a faulty converter program, a scheme that destroys one value."""
 
 import sys
 from collections import OrderedDict

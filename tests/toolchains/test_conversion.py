@@ -1,4 +1,4 @@
-"""A converter program is started, bounded, believed only when it keeps the contract, and never leaves anything behind."""
+"""A converter program runs within its limits, must keep the contract, and leaves no files or processes behind."""
 
 import os
 import signal

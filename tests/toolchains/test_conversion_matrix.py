@@ -1,4 +1,4 @@
-"""The conversion matrix: every cell passes the gate or is refused with a reason; and what judges and tells it."""
+"""Every cell of the conversion matrix passes the gate or is refused with a reason; the judging and the table of the matrix are correct."""
 
 import itertools
 from datetime import date

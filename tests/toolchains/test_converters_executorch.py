@@ -1,4 +1,4 @@
-"""What to_executorch.py writes computes in ExecuTorch's runtime what the model computes, and says what XNNPACK does not take."""
+"""ExecuTorch files compute in their runtime what the model computes, and their replies list the ops outside XNNPACK."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What to_onnx.py writes computes in onnxruntime what the model computes, in every scheme, and is honest about what it is."""
+"""ONNX files compute in onnxruntime what the model computes, in every scheme, and their replies and metadata are true."""
 
 from collections.abc import Iterator
 from pathlib import Path

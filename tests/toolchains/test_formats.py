@@ -1,4 +1,4 @@
-"""ONNX and ExecuTorch files from export to accuracy: converted, proved, measured and scored as the targets' own formats are."""
+"""ONNX and ExecuTorch files from export to accuracy: converted, checked, measured and scored as the formats of the targets are."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from edgecompress.records import QuantSpec
 from edgecompress.targets import FORMATS, SCHEMES
 
 
-def test_a_toolchain_that_is_not_installed_leaves_nothing_but_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_toolchain_leaves_only_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onnxslim.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxslim'\", name='onnxslim')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ToolchainError, match=r"onnxslim is not installed for .*; pip install 'edgecompress\[onnx\]'"):
@@ -34,7 +34,7 @@ def test_a_toolchain_that_is_not_installed_leaves_nothing_but_its_log(tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("form", ["onnx", "executorch"])
-def test_every_scheme_is_proved_measured_and_scored(form: str, tmp_path: Path) -> None:
+def test_every_scheme_is_checked_measured_and_scored(form: str, tmp_path: Path) -> None:
     net, (train, test) = trained(Net()), digits()
     evidence = Evidence(inputs=(test.inputs,), labels=test.labels, data="digits")
     manifests = [

@@ -1,4 +1,4 @@
-"""What `inspect` says of a file is what its converter knew, and no file, however damaged or hostile, does more than be refused."""
+"""Inspection of a file agrees with its converter's reply; a damaged or hostile file is refused and does nothing else."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What TFLite files offer beyond their scheme: types, layouts, mixed precision, metadata, no stray ops, and attention with a mask."""
+"""Options and details of TFLite files: types, layouts, mixed precision, metadata, ops outside XNNPACK, masked attention."""
 
 import json
 import re

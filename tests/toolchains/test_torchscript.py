@@ -1,4 +1,4 @@
-"""What to_torchscript.py writes: the grid of the weights, layers kept float, older bytecode, what the file says of itself."""
+"""Details of TorchScript files: the grid of weights, float layers, older bytecode, the description of inputs and labels."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The arithmetic of proof: what compare says, and what the gate lets pass."""
+"""Parity numbers, the gate that they must pass, and the check of published artifacts."""
 
 import math
 import re
