@@ -62,6 +62,16 @@ def test_what_the_guide_to_python_shows_runs(net, tmp_path, monkeypatch, capsys)
     assert (tmp_path / "runs" / "framed" / "report.html").exists()
 
 
+def test_the_steps_that_the_guide_to_python_shows_run(net, capsys):
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if b.startswith("# step by step")]
+    train, test = digits()
+    names = {"model": net, "train": train, "test": test}
+    exec(compile(block, GUIDE.name, "exec"), names)
+    ratio, before, after = map(float, capsys.readouterr().out.split())
+    assert ratio <= 0.4
+    assert after > before
+
+
 def test_one_call_leaves_the_model_alone_and_continues_where_it_was(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train, test = digits()
