@@ -21,7 +21,7 @@ from edgecompress.targets import FORMATS, TARGETS
 
 
 def find_artifacts(paths: list[Path]) -> tuple[Path, ...]:
-    """Return the artifacts that `paths` name: those of a run's last export, those of another folder sorted.
+    """Return the artifacts at `paths`: a run folder stands for those of its last export, another folder for its model files, sorted.
 
     Raises:
         ConfigError: A folder without artifacts.
@@ -36,12 +36,13 @@ def find_artifacts(paths: list[Path]) -> tuple[Path, ...]:
 
 
 def _list_exported(run: Path) -> list[Path]:
-    """Return what the last export of a run published; files of earlier options may lie beside them."""
+    """Return the files that the last export of a run published; files of earlier exports may lie beside them."""
     file = run / STEPS["export"].files[0]
     return [run / "artifacts" / artifact.path for artifact in read_record(file, ExportResult).artifacts] if file.is_file() else []
 
 
 def _list_models(folder: Path) -> list[Path]:
+    """Return the model files of a folder, sorted."""
     return sorted(file for file in folder.iterdir() if file.suffix in {known.suffix for known in FORMATS.values()})
 
 

@@ -4,6 +4,8 @@ from typing import Final, NamedTuple
 
 
 class CommandHelp(NamedTuple):
+    """The help of a command; the first sentence of the text stands in the list of commands."""
+
     text: str
     example: str
 

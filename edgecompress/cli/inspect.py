@@ -15,7 +15,7 @@ ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite, .ptl
 
 
 def run_inspect(file: ModelFile, json: p.Json = False) -> None:
-    """Print what a model file holds."""
+    """Print the facts and tables of a model file."""
     from edgecompress.artifacts.inspect import inspect
 
     found = inspect(file)

@@ -20,7 +20,7 @@ from edgecompress.errors import EdgeCompressError
 INTERRUPTED: Final = 130  # the exit code of a program that Ctrl-C ended
 MAX_SHORT_OPTIONS: Final = 14  # the help of so many options fits a screen, so that none is left out
 HELP_ALL: Final = "--help-all"
-# Typer brings its own click since 0.29, and used the package before; either way this is what it raises for a misspelt command line.
+# Typer has its own click since 0.29 and used the package before; a misspelt command line raises this exception of either one.
 UsageFault: Final[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -88,7 +88,7 @@ def take_common_options(
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Take the options of the program itself; `main` has removed the first two wherever they stood."""
+    """Declare the options of the program itself; `main` has removed the first two wherever they stood."""
 
 
 def main(argv: list[str] | None = None) -> None:

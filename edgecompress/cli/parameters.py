@@ -1,4 +1,4 @@
-"""Parameters of commands. Those of a record are made from its annotated fields; here stand the few that are no field of a record."""
+"""Parameters of commands: those made from the annotated fields of a record, and the few that are no field of a record."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from edgecompress.records import Record
 from edgecompress.records.fields import Option, OptionField, check_values, describe_option, option_fields
 
 R = TypeVar("R", bound=Record)
-Command = TypeVar("Command", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., None])
 
 Target = Annotated[str | None, typer.Argument(metavar="TARGET", help="Recipe (file, folder, module) or run folder.", show_default=False)]
 RunFolder = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="Run folder [runs/NAME].", show_default=False)]
@@ -36,14 +36,14 @@ def add_fields(
     can_negate: bool = False,
     instead: dict[str, Option] | None = None,
     also_rare: Iterable[str] = (),
-) -> Callable[[Command], Command]:
-    """Give a function that takes `**given` a parameter for each of the named fields of a record; for all its fields without names.
+) -> Callable[[F], F]:
+    """Return a decorator that gives a function with `**given` a parameter for each named field of a record; without names for all fields.
 
     The command line reads the function's signature: its keyword-only parameters come after those of the record.
 
     Args:
         can_negate: Whether switches have a `--no-` form, for values that a run folder keeps.
-        instead: What fields say of themselves in this command.
+        instead: Options that describe fields in this command in place of their own.
         also_rare: Fields that this command's `--help` leaves to `--help-all` beside the rare ones.
     """
     fields, names = option_fields(record), tuple(names)
@@ -51,7 +51,7 @@ def add_fields(
         field._replace(option=(instead or {}).get(name, field.option)) for name, field in fields.items() if not names or name in names
     ]
 
-    def add(function: Command) -> Command:
+    def add(function: F) -> F:
         own = [each for each in inspect.signature(function).parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
         first = [
             each.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in own if each.kind is not inspect.Parameter.KEYWORD_ONLY
@@ -76,7 +76,7 @@ def make_parameter(field: OptionField, *, can_negate: bool = False) -> inspect.P
 
 
 def make_record(record: type[R], given: dict[str, Any]) -> R:
-    """Return a record of what was given, with its defaults for the rest.
+    """Return a record with the given values, and its defaults where a value is None.
 
     Raises:
         ConfigError: A value out of its range.

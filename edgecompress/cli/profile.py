@@ -12,9 +12,9 @@ from edgecompress.records import ModelStats, to_json
 from edgecompress.records.fields import Option
 from edgecompress.targets import FORMATS
 
-Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the table holds already.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again the latencies that the table holds.")]
 Noisy = Annotated[bool, typer.Option("--noisy", help="Keep latencies measured while the device was busy.")]
-# `plan` uses what `profile` measures, so the same fields have other tasks here.
+# `plan` reads the latencies that `profile` measures, so the same fields have other tasks here.
 OPTIONS: Final = {
     "device": Option("Device on which the layers are measured", usual="local://"),
     "scheme": Option("Scheme of the TFLite files to measure", choices=FORMATS["tflite"].schemes, usual=", ".join(PROFILE_SCHEMES)),

@@ -70,7 +70,7 @@ def _write_cli_page() -> Iterator[str]:
     yield "`TARGET` is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used."
     yield (
         "`--debug` (show the traceback of an error) and `--verbose` (show the programs that are started) may stand anywhere. "
-        f"`--help` of a command shows what most people need, `{HELP_ALL}` every option. "
+        f"`--help` of a command shows the options that most people need, `{HELP_ALL}` every option. "
         "Exit codes: 0 success, 1 another error, 2 a wrong option or input, 3 something that cannot be handled, 4 a converter failed, "
         "5 an artifact disagrees with its model, 6 a device failed, 130 interrupted."
     )

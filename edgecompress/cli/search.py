@@ -1,4 +1,4 @@
-"""The command that searches what a run may be asked for."""
+"""The command that searches the options of a run for the best artifacts."""
 
 import sys
 from contextlib import redirect_stdout

@@ -62,7 +62,7 @@ def run_export(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json
 
 
 def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
-    """Say what was refused and what can be done next.
+    """Print the refused artifacts and the next commands.
 
     Raises:
         EdgeCompressError: An artifact was refused.

@@ -26,7 +26,7 @@ Count = Annotated[int, Limits(at_least=1)]
 
 
 class Option(NamedTuple):
-    """What a field of a record tells a user about itself: `epochs: Annotated[int, Limits(at_least=0), Option("Epochs of training")] = 8`.
+    """The help, choices and flag of an annotated field: `epochs: Annotated[int, Limits(at_least=0), Option("Epochs of training")] = 8`.
 
     Attributes:
         help: A sentence without its full stop, shown by `--help` with the choices and the default.

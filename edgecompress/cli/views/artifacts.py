@@ -1,4 +1,4 @@
-"""Views of artifacts and of what was measured on them."""
+"""Views of artifacts, and of their latencies and accuracies on a device."""
 
 from collections.abc import Sequence
 from typing import Final

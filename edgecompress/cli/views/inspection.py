@@ -34,6 +34,7 @@ def describe_file(found: Inspection) -> Iterator[str]:
 
 
 def tabulate_tensors(found: Inspection) -> Table:
+    """Return the inputs and outputs."""
     rows = [(end, *_describe_tensor(spec)) for end, specs in (("input", found.inputs), ("output", found.outputs)) for spec in specs]
     return make_table(("", "tensor", "shape", "dtype", "layout", "quantization"), rows, text_columns=2)
 
@@ -44,10 +45,12 @@ def _describe_tensor(spec: TensorSpec) -> tuple[str, ...]:
 
 
 def tabulate_ops(found: Inspection) -> Table:
+    """Return how often each op occurs."""
     return make_table(("op", "count"), [(name, str(n)) for name, n in found.ops.items()])
 
 
 def tabulate_quantization(found: Inspection) -> Table:
+    """Return the number of quantized tensors of each type."""
     rows = [
         (
             q.dtype,
@@ -62,6 +65,7 @@ def tabulate_quantization(found: Inspection) -> Table:
 
 
 def tabulate_constants(found: Inspection) -> Table:
+    """Return the largest constants with their sizes."""
     rows = [
         (c.op, format_shape(c.shape), c.dtype, format_size(c.size_bytes), str(c.scales) if c.scales else UNKNOWN) for c in found.constants
     ]

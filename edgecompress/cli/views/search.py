@@ -52,4 +52,5 @@ def tabulate_front(found: SearchResult) -> Table:
 
 
 def describe_value(value: Value) -> str:
+    """Return a value of a choice; numbers have three decimals at most."""
     return format_ratio(value) if isinstance(value, float) else str(value)
