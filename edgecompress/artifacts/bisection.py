@@ -107,7 +107,7 @@ def find_first_departure(
         single = search.run_cut([search.found]) if search.found else None
     else:
         for layers_per_cut in (LAYERS_PER_CUT, 1):
-            search.start()
+            search.reset()
             for _ in track(search.narrow_down(layers_per_cut), "looking for the layer that departs", None):
                 pass
             single = search.run_cut([search.found]) if search.found else None
@@ -143,9 +143,9 @@ class _Search:
         self.layers: Mapping[str, ProgramLayer] = {layer.node: layer for layer in layers_of(self.graph)}
         self.outputs = [name for name in program.graph_signature.user_outputs if name in self.layers]
         self.seen: dict[str, Tensor] = {}
-        self.start()
+        self.reset()
 
-    def start(self) -> None:
+    def reset(self) -> None:
         """Start the search anew: the output departs, and any layer before the output may."""
         self.found = self.outputs[0] if len(self.outputs) == 1 else None
         self.remaining = [name for name in self.layers if name != self.found]
@@ -159,14 +159,14 @@ class _Search:
             if values is None and len(chosen) > 1:
                 layers_per_cut = 1  # one of these layers cannot be an output
                 continue
-            self._narrow(chosen, values or {})
+            self._exclude_layers(chosen, values or {})
             done += 1
             yield done
 
     def search_simulation(self) -> None:
         """Find the first layer that departs in the simulation, where the scheme is at fault."""
         for chosen in (list(self.layers)[i : i + LAYERS_PER_CUT] for i in range(0, len(self.layers), LAYERS_PER_CUT)):
-            simulated, expected = self._simulated(chosen), self._expected(chosen)
+            simulated, expected = self._run_simulation(chosen), self._run_model(chosen)
             for name in chosen:
                 if sqnr_db(simulated[name], expected[name]) < self._limit_db():
                     self.found, self.remaining = name, []
@@ -180,22 +180,22 @@ class _Search:
             found = self._convert_cut(program, taken, timeout_s=remaining_s)
         except EdgeCompressError:
             return None
-        expected = self._expected(names)
+        expected = self._run_model(names)
         values = {name: y.reshape(expected[name].shape) for name, y in zip(names, found, strict=True)}
         self.seen |= values
         return values
 
     def has_departed(self, name: str, values: Tensor) -> bool:
         """Whether a layer's output is worse than its scheme explains."""
-        layer_db = sqnr_db(values, self._expected([name])[name])
+        layer_db = sqnr_db(values, self._run_model([name])[name])
         if self.simulation is None or self.loss.is_scheme_at_fault:
             return layer_db < self._limit_db()
-        simulated_db = sqnr_db(self._simulated([name])[name], self._expected([name])[name])
+        simulated_db = sqnr_db(self._run_simulation([name])[name], self._run_model([name])[name])
         return layer_db < min(FAULTLESS_DB, simulated_db - GAP_DB)
 
     def describe(self, name: str, values: Tensor, samples: Sequence[int]) -> Departure:
         """Return the record of a layer that departs."""
-        expected = self._expected([name])[name].double()
+        expected = self._run_model([name])[name].double()
         difference = (values.double() - expected).nan_to_num(torch.inf, torch.inf, torch.inf).abs()
         difference[values.double() == expected] = 0.0  # −inf in a mask
         place = [int(i) for i in torch.unravel_index(difference.argmax(), difference.shape)]
@@ -212,12 +212,12 @@ class _Search:
             sample=samples[place[0]],
             max_rel=float(difference.max()) / (spread or 1.0) if is_number else None,
             sqnr_db=sqnr_db(values, expected),
-            simulated_db=None if self.simulation is None else sqnr_db(self._simulated([name])[name], expected),
+            simulated_db=None if self.simulation is None else sqnr_db(self._run_simulation([name])[name], expected),
             scheme_alone=self.loss.is_scheme_at_fault,
             exact=not self.remaining,
         )
 
-    def _narrow(self, chosen: list[str], values: dict[str, Tensor]) -> None:
+    def _exclude_layers(self, chosen: list[str], values: dict[str, Tensor]) -> None:
         bad = next((name for name in chosen if name in values and self.has_departed(name, values[name])), None)
         if bad is not None:
             self.found = bad
@@ -230,10 +230,10 @@ class _Search:
         known_db = [db for db in self.loss if db is not None]
         return max(HARMLESS_DB if self.simulation else FLOAT_DB, max(known_db) + LOSS_DB)
 
-    def _expected(self, names: list[str]) -> dict[str, Tensor]:
+    def _run_model(self, names: list[str]) -> dict[str, Tensor]:
         return dict(zip(names, run_graph(self.graph, self.batch, names), strict=True))
 
-    def _simulated(self, names: list[str]) -> dict[str, Tensor]:
+    def _run_simulation(self, names: list[str]) -> dict[str, Tensor]:
         assert self.simulation is not None
         return dict(zip(names, self.simulation.run(self.batch, names), strict=True))
 

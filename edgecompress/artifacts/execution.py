@@ -59,8 +59,3 @@ def require_interpreter(python: str) -> None:
     """
     if not Path(python).is_file():
         raise ConfigError(f"{python}: no such interpreter; give the Python of an environment that has the other runtime")
-
-
-def manifest_path(path: Path) -> Path:
-    """Return the path of an artifact's manifest."""
-    return path.with_name(f"{path.name}.json")

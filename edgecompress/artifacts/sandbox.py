@@ -117,10 +117,10 @@ def group_memory_bytes(group: int) -> int:
     if not Path("/proc/self/status").exists():  # macOS
         return _resident_bytes(group)
     processes = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-    return sum(_process_memory_bytes(process) for process in processes if _is_in(process, group))
+    return sum(_process_memory_bytes(process) for process in processes if _is_in_group(process, group))
 
 
-def _is_in(process: int, group: int) -> bool:
+def _is_in_group(process: int, group: int) -> bool:
     try:
         return os.getpgid(process) == group
     except ProcessLookupError:
