@@ -1,4 +1,4 @@
-"""The shape of the whole: what imports what, how large files are, what a user's first command costs."""
+"""Laws of the whole package: imports, sizes of files, help of commands, and the cost of starting the program."""
 
 import ast
 import importlib
@@ -65,7 +65,7 @@ def test_importing_a_module_leaves_no_file_open():
 @pytest.mark.parametrize(
     "module", ["edgecompress", "edgecompress.cli", "edgecompress.records", "edgecompress.options", "edgecompress.runs"]
 )
-def test_importing_what_the_command_line_needs_first_imports_nothing_heavy(module):
+def test_modules_that_the_command_line_starts_with_import_nothing_heavy(module):
     assert loaded_after(f"import {module}") == []
 
 

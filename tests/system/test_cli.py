@@ -1,4 +1,4 @@
-"""The command line as it is typed: the whole path once, then each verb on what it left."""
+"""The command line as it is typed: one whole export, then each command on its run folder."""
 
 import json
 import re
@@ -58,14 +58,14 @@ def test_every_manifest_describes_its_file(exported, name):
     assert manifest in read_record(exported[0] / FILES["export"], ExportResult).artifacts
 
 
-def test_compressing_compresses(exported):
+def test_compressed_artifacts_are_smaller(exported):
     sizes = [(exported[0] / "artifacts" / name).stat().st_size for name in ARTIFACTS]
     assert sizes[0] > sizes[1] > sizes[2]
     plan = read_record(exported[0] / "plan.json", records.CompressionPlan)
     assert plan.macs <= 0.35 * plan.macs_before
 
 
-def test_what_is_piped_is_plain_and_data_stay_apart_from_notes(exported):
+def test_piped_output_is_plain_and_notes_go_to_stderr(exported):
     _, answer = exported
     assert ESCAPE not in answer.out + answer.err
     assert answer.out.splitlines()[0].split()[:3] == ["artifact", "size", "top-1"]
@@ -74,7 +74,7 @@ def test_what_is_piped_is_plain_and_data_stay_apart_from_notes(exported):
     assert "open digits/report.html" in answer.err
 
 
-def test_the_measured_results_are_kept_whole(exported):
+def test_every_sample_of_a_measurement_is_kept(exported):
     found = [read_record(path, BenchmarkResult) for path in (exported[0] / "results").glob("*/*.json")]
     assert {r.artifact for r in found} == set(ARTIFACTS)
     assert len({r.session for r in found}) == 1
@@ -125,7 +125,7 @@ def test_steps_are_made_one_at_a_time_each_with_what_is_missing_before_it(digits
     assert made == [["analyze"], ["analyze", "plan", "decompose"], ["analyze", "plan", "decompose", "finetune", "quantize"]]
 
 
-def test_a_run_is_gone_on_with_from_another_folder(digits_recipe, edgecompress, tmp_path, monkeypatch):
+def test_a_run_is_continued_from_another_folder(digits_recipe, edgecompress, tmp_path, monkeypatch):
     shutil.copytree(digits_recipe, tmp_path / "here")
     assert edgecompress("analyze", "here", "--run", "r", "--weights", "here/weights.safetensors").code == 0
     monkeypatch.chdir("/")
@@ -143,7 +143,7 @@ def test_artifacts_are_verified_one_by_one_or_by_the_folder(exported, edgecompre
     assert [line.split()[0] for line in every.out.splitlines()[1:]] == sorted(ARTIFACTS)
 
 
-def test_what_a_run_published_with_a_wider_gate_is_verified_with_it(run, edgecompress):
+def test_verify_uses_the_gate_that_the_artifact_was_published_with(run, edgecompress):
     manifest_file = run / "artifacts" / f"{ARTIFACTS[2]}.json"
     manifest = read_record(manifest_file, Artifact)
     assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
@@ -160,7 +160,7 @@ def test_what_a_run_published_with_a_wider_gate_is_verified_with_it(run, edgecom
     assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
 
 
-def test_a_changed_artifact_is_told(run, edgecompress):
+def test_verify_refuses_a_changed_artifact(run, edgecompress):
     path = run / "artifacts" / ARTIFACTS[1]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     answer = edgecompress("verify", path)
@@ -182,7 +182,7 @@ def test_bench_writes_every_sample_into_the_run_or_beside_you(run, edgecompress,
     assert str(kept.parent.relative_to(tmp_path)) in alone.err
 
 
-def test_the_report_says_its_verdict(run, edgecompress):
+def test_report_prints_its_verdict(run, edgecompress):
     for file in ("report.html", "report.json"):
         (run / file).unlink()
     answer = edgecompress("report", run)
@@ -221,8 +221,8 @@ def test_a_module_in_the_working_directory_is_a_recipe(recipe, tmp_path):
     assert again.err.rstrip().endswith("reused"), again.err
 
 
-def test_verify_and_bench_look_at_what_the_last_export_published(run, edgecompress):
-    """Files of earlier options stay beside it and are not mistaken for it."""
+def test_verify_and_bench_take_the_artifacts_of_the_last_export(run, edgecompress):
+    """Files of earlier exports lie beside those of the last one."""
     exported = read_record(run / "export.json", ExportResult)
     fewer = msgspec.structs.replace(exported, artifacts=exported.artifacts[:1])
     (run / "export.json").write_bytes(records.to_json(fewer))

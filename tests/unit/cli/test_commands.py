@@ -19,7 +19,7 @@ def options_of(name):
 
 
 @pytest.mark.parametrize("name", ["device", "table", "scheme"])
-def test_profile_says_of_an_option_what_profile_does_with_it(name):
+def test_profile_has_help_of_its_own_for_shared_options(name):
     assert options_of("profile")[name].help != options_of("export")[name].help
     assert "measured" in options_of("profile")["device"].help
 
@@ -50,7 +50,7 @@ def test_flags_are_the_fields(command, record):
         assert flags[name].multiple == field.is_repeatable
 
 
-def test_what_is_not_given_has_its_default_and_what_is_given_its_range():
+def test_missing_values_have_their_defaults_and_given_ones_their_ranges():
     assert make_record(BenchmarkOptions, {"threads": 2, "repetitions": None}) == BenchmarkOptions(threads=2)
     with pytest.raises(ConfigError, match="threads 0: must be at least 1; the default is 1"):
         make_record(BenchmarkOptions, {"threads": 0})

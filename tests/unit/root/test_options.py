@@ -1,4 +1,4 @@
-"""Options: what is taken, what is refused, and what they stand for."""
+"""The options of a run: values that are taken, values that are refused, and their meaning."""
 
 import inspect
 
@@ -18,7 +18,7 @@ from edgecompress.recovery.qat import QatOptions
 from edgecompress.targets import FORMATS, OPTIMIZERS, SCHEMES, TARGETS
 
 
-def test_what_is_given_replaces_and_none_keeps():
+def test_given_values_replace_and_none_keeps_the_old_one():
     first = update_options(Options(), {"macs_ratio": 0.5, "scheme": ["fp32"], "epochs": None})
     assert (first.macs_ratio, first.scheme, first.epochs) == (0.5, ("fp32",), 8)
     assert update_options(first, {"epochs": 2}).macs_ratio == 0.5
@@ -87,7 +87,7 @@ def test_a_format_that_the_target_leaves_out_is_exported_by_name():
         ({"format": ("coreml",)}, "unknown format 'coreml'; choose from tflite, torchscript"),
     ],
 )
-def test_what_no_format_has_is_refused(given, message):
+def test_a_scheme_that_no_format_has_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         select_outputs(update_options(Options(), given))
 
@@ -143,7 +143,7 @@ def test_a_malformed_fixed_layer_is_refused(text):
         parse_fixed_layers(update_options(Options(), {"layer": (text,)}))
 
 
-def test_names_that_stand_in_two_places_agree():
+def test_options_of_training_have_the_defaults_of_a_run():
     assert tuple(USUAL_RATE) == OPTIMIZERS
     assert "dense" not in METHODS
     assert "auto" not in METHODS
