@@ -21,7 +21,7 @@ def run(context: RunContext, last: str) -> Record:
     """
     _check_options(context, STEPS[last])
     record: Record | None = None
-    for step, stage in _ordered(context, last):
+    for step, stage in _order_steps(context, last):
         record = run_step(context.at_stage(stage), step)
     assert record is not None
     return record
@@ -47,7 +47,7 @@ def run_step(context: RunContext, step: Step) -> Record:
     return record
 
 
-def _ordered(context: RunContext, last: str) -> Iterator[tuple[Step, int]]:
+def _order_steps(context: RunContext, last: str) -> Iterator[tuple[Step, int]]:
     """Yield the steps up to `last`, each with its stage: all stages before the last are complete before the last one is planned."""
     final = context.options.stages
     for step in steps_up_to(last, context.options):

@@ -131,33 +131,34 @@ def draw_curve(
     low, high = low - room, high + room
     first, last = values[0][0], values[-1][0]
 
-    def at(x: float) -> str:
+    def to_x(x: float) -> str:
         share = (x - first) / (last - first) if last > first else 0.5
         return f"{LEFT + share * (WIDTH - LEFT - RIGHT):.1f}"
 
-    def up(y: float) -> str:
+    def to_y(y: float) -> str:
         return f"{HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
 
     marks = choose_ticks(low, high, 4)
     parts = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text x="{}" y="{y}" dy="4" text-anchor="end">{}</text>').format(
-            LEFT, WIDTH - RIGHT, LEFT - 6, text, y=up(y)
+            LEFT, WIDTH - RIGHT, LEFT - 6, text, y=to_y(y)
         )
         for y, text in zip(marks, label_ticks(marks), strict=True)
     ]
     whole = [x for x in choose_ticks(first, last, 7) if x == int(x)]
-    parts += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(at(x), HEIGHT - 8, f"{x:g}") for x in whole]
+    parts += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(to_x(x), HEIGHT - 8, f"{x:g}") for x in whole]
     if reference is not None:
         parts.append(
             Markup(
                 '<line class="reference" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
                 '<text class="label" x="{}" y="{y}" dy="-5" text-anchor="end">{}</text>'
-            ).format(LEFT, WIDTH - RIGHT, WIDTH - RIGHT, label, y=up(reference))
+            ).format(LEFT, WIDTH - RIGHT, WIDTH - RIGHT, label, y=to_y(reference))
         )
     parts += [
-        Markup('<polyline class="line" points="{}"/>').format(" ".join(f"{at(x)},{up(y)}" for x, y in run)) for run in split_at_gaps(values)
+        Markup('<polyline class="line" points="{}"/>').format(" ".join(f"{to_x(x)},{to_y(y)}" for x, y in run))
+        for run in split_at_gaps(values)
     ]
-    parts += [Markup('<circle class="full" cx="{}" cy="{}" r="3"/>').format(at(x), up(y)) for x, y in known]
+    parts += [Markup('<circle class="full" cx="{}" cy="{}" r="3"/>').format(to_x(x), to_y(y)) for x, y in known]
     return Markup('<svg class="plot curve" role="img" viewBox="0 0 {} {}"><title>{}</title><desc>{}</desc>{}</svg>').format(
         WIDTH, HEIGHT, title, desc, Markup("").join(parts)
     )

@@ -247,7 +247,7 @@ def test_items_of_two_inputs(item):
     assert (labels is None) == (len(item) == 1)
 
 
-def spoilt(inputs, sample, value):
+def with_value(inputs, sample, value):
     spoilt = inputs.clone()
     spoilt[sample] = value
     return spoilt
@@ -284,7 +284,7 @@ def test_inputs_of_differing_lengths_are_refused():
 
 def test_the_first_sample_that_is_not_finite_is_named_as_the_set_has_it():
     with pytest.raises(ConfigError, match="1 samples hold NaN or infinity, first 7"):
-        fetch_samples(Samples(spoilt(torch.zeros(9, 2), 7, torch.inf), None, source="s"), [8, 7])
+        fetch_samples(Samples(with_value(torch.zeros(9, 2), 7, torch.inf), None, source="s"), [8, 7])
 
 
 def archive(folder, **arrays):
@@ -338,13 +338,13 @@ def refusal(name, tmp_path, data):
 
 @pytest.mark.parametrize("index", [20, -1])
 def test_an_index_beyond_its_embedding_names_the_embedding(index, tmp_path):
-    bad = Samples(spoilt(case("tokens").inputs[0][:64], 40, index), case("tokens").labels[:64], source="s")
+    bad = Samples(with_value(case("tokens").inputs[0][:64], 40, index), case("tokens").labels[:64], source="s")
     assert f"embed: index {index} in an embedding of 20 rows; give indices from 0 to 19" in refusal("tokens", tmp_path, bad)
 
 
 def test_nan_in_one_input_of_two_names_sample_and_input(tmp_path):
     image, vector = (x[:64] for x in case("two").inputs)
-    bad = Samples((image, spoilt(vector, 40, torch.nan)), case("two").labels[:64], source="s")
+    bad = Samples((image, with_value(vector, 40, torch.nan)), case("two").labels[:64], source="s")
     assert "s: input 1: 1 samples hold NaN or infinity, first 40; remove or mend them" in refusal("two", tmp_path, bad)
 
 
@@ -356,7 +356,7 @@ def test_nan_in_one_input_of_two_names_sample_and_input(tmp_path):
         (lambda a, b: {"input_0": a, "input_1": b[:3]}, "its inputs have 5, 3 samples"),
         (lambda a, b: {"input_0": a, "input_1": b[:, :2].contiguous()}, r"input_1 has samples of shape \(2,\), the model takes \(4,\)"),
         (lambda a, b: {"input_0": a, "input_1": b.long()}, "input_1 is int64, the model takes float32"),
-        (lambda a, b: {"input_0": a, "input_1": spoilt(b, 3, torch.nan)}, "input_1 holds NaN or inf in 1 samples, first 3"),
+        (lambda a, b: {"input_0": a, "input_1": with_value(b, 3, torch.nan)}, "input_1 holds NaN or inf in 1 samples, first 3"),
     ],
 )
 def test_calibration_files_that_do_not_fit_are_refused(spoil, message, tmp_path):

@@ -118,14 +118,14 @@ def fit_als(layer: Convolution, compact: Factors, options: AlsOptions, *, separa
 def write_factors(compact: Factors, groups: Sequence[CP]) -> None:
     """Write the factors `[*area, in, out]` of each group into the layers."""
 
-    def stacked(mode: int) -> Tensor:
+    def stack_factors(mode: int) -> Tensor:
         return torch.stack([factors[mode] for factors in groups])  # (groups, n, rank)
 
     first, *depthwise, last = compact
-    write_kernel(first, stacked(-2).mT)
+    write_kernel(first, stack_factors(-2).mT)
     for mode, one in enumerate(depthwise):
-        write_kernel(one, stacked(mode).mT)
-    write_kernel(last, stacked(-1))
+        write_kernel(one, stack_factors(mode).mT)
+    write_kernel(last, stack_factors(-1))
 
 
 def describe_unsettled(run: CPResult, kernel: KernelTensor, what: str) -> str | None:

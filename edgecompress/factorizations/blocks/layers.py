@@ -136,15 +136,15 @@ def spatial_layer(
 def _geometry_along(layer: Convolution, axes: range | tuple[int, ...]) -> dict[str, Any]:
     """Return the stride, padding and so on of `layer` along `axes`, and neutral values along the others."""
 
-    def along(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+    def keep_along_axes(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
         return tuple(v if a in axes else neutral for a, v in enumerate(values))
 
     made: dict[str, Any] = {
-        "stride": along(layer.stride, 1),
-        "padding": layer.padding if isinstance(layer.padding, str) else along(layer.padding, 0),
-        "dilation": along(layer.dilation, 1),
+        "stride": keep_along_axes(layer.stride, 1),
+        "padding": layer.padding if isinstance(layer.padding, str) else keep_along_axes(layer.padding, 0),
+        "dilation": keep_along_axes(layer.dilation, 1),
         "padding_mode": layer.padding_mode,
     }
     if isinstance(layer, TRANSPOSED):
-        made["output_padding"] = along(layer.output_padding, 0)
+        made["output_padding"] = keep_along_axes(layer.output_padding, 0)
     return made

@@ -97,12 +97,12 @@ def approach_error(kernel: KernelTensor, start: CP, *, bound: float, sweeps: int
     found: tuple[float, float, CP] | None = None
     history: list[float] = []
 
-    def penalised(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
+    def solve_penalised(factors: CP, mode: int, normal: Tensor, product: Tensor) -> Tensor:
         return solve_ridge(normal, product, mu * cost_weights(factors, mode))
 
     done = 0
     for done in range(1, sweeps + 1):
-        made, now = sweep_factors(kernel, pace.point, penalised)
+        made, now = sweep_factors(kernel, pace.point, solve_penalised)
         made = balance_factors(made)
         cost = sensitivity_of(made)
         if done == 1:

@@ -14,7 +14,7 @@ from edgecompress.factorizations.blocks.layers import grouped_kernel
 
 F64 = {"dtype": torch.float64}
 # Each: a layer, the method and rank it is decomposed by, the method and rank it is decomposed by again, the shape of an input.
-AGAIN = {
+REFACTORIZED = {
     "conv": (lambda: nn.Conv2d(12, 14, 3, stride=2, padding=1, **F64), "tucker2", (9, 8), "tucker2", (5, 4), (12, 7, 7)),
     "no-bias-dilated": (lambda: nn.Conv2d(12, 14, 3, dilation=2, bias=False, **F64), "tucker2", (9, 8), "tucker2", (5, 4), (12, 7, 7)),
     "reflect-grouped": (
@@ -57,13 +57,13 @@ DENSE = {
     "svd-at-rank-1": (lambda: nn.Linear(1, 5, **F64), "svd", (1,), "svd", (1,), (1,)),
     "tucker2-at-rank-1": (lambda: nn.Conv2d(6, 8, 3, **F64), "tucker2", (1, 1), "tucker2", (1, 1), (6, 7, 7)),
 }
-each = pytest.mark.parametrize("name", [*AGAIN, *DENSE])
+each = pytest.mark.parametrize("name", [*REFACTORIZED, *DENSE])
 iterations = pytest.mark.filterwarnings("ignore::edgecompress.factorizations.FitWarning")
 
 
 def make_tuned_factors(name):
     """Return factors that are not orthonormal, as after fine-tuning, the arguments to refactorize them with, and an input."""
-    made, method, rank, again, lower, shape = (AGAIN | DENSE)[name]
+    made, method, rank, again, lower, shape = (REFACTORIZED | DENSE)[name]
     torch.manual_seed(0)
     compact = factorize(made(), method, rank).eval()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_refactorizing_equals_factorizing_the_dense_layer(name):
     assert all(p.is_contiguous() and p.requires_grad for p in again.parameters())
 
 
-@pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.parametrize("name", REFACTORIZED)
 def test_the_dense_kernel_is_not_built_if_a_core_can_be_factorized(name, monkeypatch):
     compact, method, rank, _ = make_tuned_factors(name)
     largest = max(part.weight.numel() for part in compact)
@@ -146,7 +146,7 @@ def test_truncating_the_core_of_factors_that_are_not_orthonormal_is_worse(name):
     )
 
 
-@pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.parametrize("name", REFACTORIZED)
 def test_a_split_core_has_orthonormal_outer_factors_and_equals_the_chain(name):
     compact, _, _, _ = make_tuned_factors(name)
     split = split_core(compact)

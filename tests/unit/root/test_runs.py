@@ -30,14 +30,14 @@ def folder(tmp_path):
     return tmp_path / "runs" / "net"
 
 
-def opened(folder):
+def open_net(folder):
     return open_run(folder, name="net", recipe="recipe.py")
 
 
 @pytest.fixture
 def planned(folder):
     """A folder whose step "plan" is done, from the inputs "abc"."""
-    with opened(folder) as run:
+    with open_net(folder) as run:
         run.set_options(Options())
         write_atomically(run.path("plan.json"), b"{}")
         write_atomically(run.path("deep/w.bin"), b"weights")
@@ -46,14 +46,14 @@ def planned(folder):
 
 
 def test_a_finished_step_is_reused_by_the_next_process(planned):
-    with opened(planned) as run:
+    with open_net(planned) as run:
         assert run.is_done("plan", "abc")
         assert run.record.steps["plan"].seconds == 1.235
 
 
 @pytest.mark.parametrize("change", ["made from", "edited", "removed", "deep file removed", "other step"])
 def test_a_step_is_not_reused_when_something_changed(planned, change):
-    with opened(planned) as run:
+    with open_net(planned) as run:
         if change == "edited":
             run.path("plan.json").write_bytes(b"{ }")
         elif change == "removed":
@@ -64,7 +64,7 @@ def test_a_step_is_not_reused_when_something_changed(planned, change):
 
 
 def test_a_step_done_again_replaces_its_entry_and_keeps_the_others(planned):
-    with opened(planned) as run:
+    with open_net(planned) as run:
         before = run.digest("plan")
         write_atomically(run.path("stats.json"), b"[]")
         run.finish("analyze", "x", ("stats.json",), 0.1)
@@ -77,9 +77,9 @@ def test_a_step_done_again_replaces_its_entry_and_keeps_the_others(planned):
 
 
 def test_options_are_kept(folder):
-    with opened(folder) as run:
+    with open_net(folder) as run:
         run.set_options(update_options(run.record.options, {"macs_ratio": 0.5}))
-    with opened(folder) as run:
+    with open_net(folder) as run:
         assert run.record.options.macs_ratio == 0.5
     assert is_run(folder)
     assert not is_run(folder.parent)
@@ -89,9 +89,9 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_may_come_lat
     with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=rf"net: in use by process {holder.pid}; wait for it, or give another folder with --run"):
-            opened(folder).__enter__()
+            open_net(folder).__enter__()
         holder.communicate("", timeout=300)
-    with opened(folder) as run:
+    with open_net(folder) as run:
         assert run.record.name == "net"
 
 
@@ -99,14 +99,14 @@ def test_a_process_that_was_killed_leaves_no_lock(folder):
     with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         holder.kill()
-    with opened(folder):
+    with open_net(folder):
         pass
 
 
 def test_the_lock_is_given_back_after_an_error(folder):
-    with pytest.raises(RuntimeError), opened(folder):
+    with pytest.raises(RuntimeError), open_net(folder):
         raise RuntimeError
-    with opened(folder):
+    with open_net(folder):
         pass
 
 
@@ -114,7 +114,7 @@ def test_the_lock_is_given_back_after_an_error(folder):
 def test_a_folder_of_another_recipe_is_refused_and_stays_usable(planned, name, recipe):
     with pytest.raises(ConfigError, match=rf"net: belongs to recipe\.py, not to {recipe}; give another folder with --run"):
         open_run(planned, name=name, recipe=recipe).__enter__()
-    with opened(planned) as run:
+    with open_net(planned) as run:
         assert run.is_done("plan", "abc")
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_ledger_is_refused_and_left_as_it_is(folder, text, message):
     folder.mkdir(parents=True)
     (folder / "run.json").write_bytes(text)
     with pytest.raises(ConfigError, match=message):
-        opened(folder).__enter__()
+        open_net(folder).__enter__()
     assert (folder / "run.json").read_bytes() == text
 
 
@@ -141,11 +141,11 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(ConfigError, match=r"cannot be written \(.*\); choose another folder or mend its permissions"):
-            opened(path).__enter__()
+            open_net(path).__enter__()
 
 
 def test_a_missing_file_of_the_user_is_not_called_a_folder_that_cannot_be_written(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cat\.jpg"), opened(folder):
+    with pytest.raises(FileNotFoundError, match=r"cat\.jpg"), open_net(folder):
         (tmp_path / "cat.jpg").read_bytes()
 
 
