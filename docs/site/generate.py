@@ -21,7 +21,7 @@ def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path."""
     design = DOCS / "design.md"
     return {
-        design: rooms.insert_table(design.read_text()),
+        design: rooms.insert_tables(design.read_text()),
         DOCS / "reference" / "records.md": records_page.render(),
         DOCS / "reference" / "formats.md": formats_page.render(),
         **{DOCS / "reference" / name: text for name, text in make_pages().items()},

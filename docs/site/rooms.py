@@ -1,19 +1,30 @@
-"""The table of the package's rooms: files, lines, and the imports between them, read from the source."""
+"""The table of the package's rooms, read from the source, and the layers, read from the contracts of import-linter."""
 
 import ast
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "edgecompress"
-BEGIN, END = "<!-- rooms: written by docs/site/rooms.py -->", "<!-- end of rooms -->"
+REPOSITORY: Final = PACKAGE.parent
 ROUNDING: Final = 100  # lines are rounded, so that a small change of the code leaves the page as it is
 
 
-def insert_table(page: str) -> str:
-    """Return the page with the table between its marks."""
-    head, _, rest = page.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+def insert_tables(page: str) -> str:
+    """Return the page with the table of rooms and the list of layers between their marks."""
+    for name, text in (("rooms", table()), ("layers", layers())):
+        begin, end = f"<!-- {name}: written by docs/site/rooms.py -->", f"<!-- end of {name} -->"
+        head, _, rest = page.partition(begin)
+        page = f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def layers() -> str:
+    """Return the layers of the package as a block of text, the highest first."""
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = [contract for contract in contracts if contract["type"] == "layers"]
+    return "\n".join(["```text", *contract["layers"], "```"])
 
 
 def table() -> str:
@@ -28,7 +39,13 @@ def table() -> str:
     for room in sorted(files, key=lambda room: (not is_folder(room), room)):
         count = sum(len(path.read_text().splitlines()) for path in files[room])
         title = f"`{room}/`" if is_folder(room) else f"`{room}`"
-        cells = (title, str(len(files[room])), f"{round(count, -2) or '< 100'}", join(imports[room]), str(len(importers[room])))
+        cells = (
+            title,
+            str(len(files[room])),
+            f"{round(count / ROUNDING) * ROUNDING or '< 100'}",
+            join(imports[room]),
+            str(len(importers[room])),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
