@@ -178,7 +178,7 @@ def is_gone(pid: int) -> bool:
 
 def test_after_the_timeout_program_and_children_are_dead(start: Start, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 5.0 s and was stopped; allow more with --convert-timeout-s"):
+    with pytest.raises(ToolchainError, match=r"to_fake\.py: not finished after 5 s and was stopped; allow more with --convert-timeout-s"):
         start(WRITE + CHILD.format(pid=str(pid), work=SLEEP) + SLEEP, timeout_s=5.0)
     assert is_gone(int(pid.read_text()))
     assert list_outputs(tmp_path) == []
