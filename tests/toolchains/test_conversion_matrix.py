@@ -144,10 +144,10 @@ def test_the_table_counts_the_cells_that_passed_and_explains_the_others(tmp_path
 
 def test_the_page_shows_the_table_of_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from conversion_matrix import DOCS, RESULTS, read
+    from conversion_matrix import PAGE, RESULTS, read
     from conversion_table import rows_of
 
-    page = DOCS.read_text()
+    page = PAGE.read_text()
     assert all(row in page for row in rows_of(read(RESULTS))[0])
 
 
