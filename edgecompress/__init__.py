@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgecompress.quantization.quantize import quantize
     from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
     from edgecompress.records.evaluation import Evaluation
+    from edgecompress.records.run_records import RunRecords
     from edgecompress.recovery.finetune import finetune
     from edgecompress.recovery.qat import qat
     from edgecompress.reporting.report import report
@@ -31,6 +32,7 @@ __all__ = [
     "Evaluation",
     "ModelStats",
     "Preprocessing",
+    "RunRecords",
     "analyze",
     "bench",
     "decompose",
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Evaluation": "records.evaluation",
+    "RunRecords": "records.run_records",
     "analyze": "network.analyze",
     "bench": "devices.bench",
     "decompose": "factorizations.decompose",
