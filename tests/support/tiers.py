@@ -48,13 +48,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{tier}: {contents}; set by the folder that the file stands in")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects, and before pytest-xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test with its tier and its group as soon as it is found: pytest-xdist reads the groups before other hooks see the whole list."""
+    if not item.path.is_relative_to(TESTS):
+        return
+    item.add_marker(tier_of(item))
+    if not item.get_closest_marker("xdist_group") and (group := group_of(item)):
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ours = [item for item in items if item.path.is_relative_to(TESTS)]
-    for item in ours:
-        item.add_marker(tier_of(item))
-        if not item.get_closest_marker("xdist_group") and (group := group_of(item)):
-            item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):
         order = list(TIERS)
-        items[:] = sorted(ours, key=lambda item: order.index(tier_of(item)))
+        items.sort(key=lambda item: order.index(tier_of(item)) if item.path.is_relative_to(TESTS) else -1)
