@@ -43,13 +43,20 @@ def group_of(item: pytest.Item) -> str:
     return item.path.stem if own else ""
 
 
+def write_group(item: pytest.Item) -> None:
+    """Append the group to the test's id, where the scheduler reads it; pytest-xdist 3.8.0 alone fails to with pytest 9.2."""
+    mark = item.get_closest_marker("xdist_group")
+    if mark and hasattr(item, "id") and "@" not in item.nodeid.rpartition("]")[2]:
+        item._id = type(item.id).parse(f"{item.nodeid}@{mark.args[0]}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for tier, contents in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {contents}; set by the folder that the file stands in")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test with its tier and its group as soon as it is found: pytest-xdist reads the groups before other hooks see the whole list."""
+    """Mark a test with its tier and its group as soon as it is found: pytest-xdist reads the groups before other hooks see the list."""
     if not item.path.is_relative_to(TESTS):
         return
     item.add_marker(tier_of(item))
@@ -59,5 +66,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
+        for item in items:
+            write_group(item)
         order = list(TIERS)
         items.sort(key=lambda item: order.index(tier_of(item)) if item.path.is_relative_to(TESTS) else -1)
