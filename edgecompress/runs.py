@@ -121,7 +121,7 @@ def open_run(folder: Path, *, name: str, recipe: str) -> Iterator[Run]:
         raise explain_write_error(error, folder) from error
     try:
         (folder / ".lock.pid").write_text(f"{os.getpid()}\n")
-        record = read_record(folder / RUN_FILE, RunRecord) if (folder / RUN_FILE).exists() else None
+        record = read_run(folder) if is_run(folder) else None
         if record is not None and (record.name, record.recipe) != (name, recipe):
             raise ConfigError(f"{folder}: belongs to {record.recipe}, not to {recipe}; give another folder with --run")
         yield Run(folder, record or RunRecord(name=name, recipe=recipe, options=Options()))
@@ -139,7 +139,11 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: The folder is no run folder.
     """
-    return read_record(folder / RUN_FILE, RunRecord)
+    try:
+        return read_record(folder / RUN_FILE, RunRecord)
+    except ConfigError as error:
+        fact, _, _ = str(error).rpartition("; ")  # run.json is of no single step, so the usual remedy does not help
+        raise ConfigError(f"{fact}; name the recipe, and another folder with --run: edgecompress plan RECIPE --run FOLDER") from error
 
 
 def is_run(folder: Path) -> bool:

@@ -31,9 +31,11 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
         ParityError: The manifest describes another file, or the outputs depart from the model's.
         ToolchainError: The runtime died of the file.
     """
-    manifest = read_record(manifest_path(path), Artifact)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such artifact; export it again")
+        raise ConfigError(f"{path}: no such artifact; name a file that was exported, or its run folder")
+    if not manifest_path(path).is_file():
+        raise ConfigError(f"{path}: its manifest {manifest_path(path).name} is not beside it; copy both, or export again")
+    manifest = read_record(manifest_path(path), Artifact)
     if (found := hash_file(path)) != manifest.sha256:
         raise ParityError(f"{path}: its SHA-256 is {found[:12]}…, the manifest says {manifest.sha256[:12]}…; export or copy it again")
     inputs, reference = read_reference(path.parent, manifest.model)

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 COMMAND_DEFAULTS: Final[dict[str, dict[str, Any]]] = {"qat": {"qat_epochs": QAT_COMMAND_EPOCHS}}
 
 
+# Options of a step that its command does not offer: fine-tuning has them too, and would silently be done again with other weights.
+NOT_OFFERED: Final[dict[str, tuple[str, ...]]] = {"qat": ("epoch_samples", "batch_size", "seed", "data")}
+
+
 def step_options(name: str) -> tuple[str, ...]:
     """Return the options that the command of a step takes; `export`, which runs all steps, takes those of all."""
     steps = STEPS.values() if name == "export" else (STEPS[name],)
-    return tuple(dict.fromkeys(option for step in steps for option in step.options))
+    return tuple(dict.fromkeys(option for step in steps for option in step.options if option not in NOT_OFFERED.get(name, ())))
 
 
 def make_step_command(name: str) -> Callable[..., None]:

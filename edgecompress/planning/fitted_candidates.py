@@ -93,7 +93,8 @@ def find_candidates(
     for name in fixed:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            raise ConfigError(f"{name}: no such layer; {'did you mean ' + ', '.join(near) if near else 'see `edgecompress analyze`'}?")
+            meant = f"did you mean {', '.join(near)}?" if near else "see `edgecompress analyze`"
+            raise ConfigError(f"{name}: no such layer; {meant}")
     tied = find_tied_layers(model)
     unfitted = [
         _lower_rank_candidates(layer, model.get_submodule(layer.name), current[layer.name], multiple, fixed=layer.name in fixed)

@@ -33,7 +33,8 @@ def from_json(data: bytes, kind: type[R], *, source: str | Path) -> R:
     try:
         record = msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{source}: not a {kind.__name__}: {error}; remove it and run the step again") from error
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ConfigError(f"{source}: not {article} {kind.__name__}: {error}; remove it and run the step again") from error
     if getattr(record, "schema", SCHEMA) != SCHEMA:
         raise ConfigError(f"{source}: schema {getattr(record, 'schema', None)}, this edgecompress reads {SCHEMA}; run the step again")
     return record

@@ -31,6 +31,11 @@ def is_baseline(artifact: Artifact) -> bool:
     return artifact.model == "dense" and artifact.quant.scheme == "fp32"
 
 
+def label_artifact(artifact: Artifact, artifacts: Iterable[Artifact]) -> str:
+    """Return the name of an artifact; with its suffix where a run has files of several formats, which would share the name."""
+    return artifact.path if len({other.format for other in artifacts}) > 1 else artifact.name
+
+
 def find_baseline(artifact: Artifact, artifacts: Iterable[Artifact]) -> Artifact | None:
     """Return the dense fp32 artifact of the same format, made by the same route where there is one."""
     same = [other for other in artifacts if is_baseline(other) and other.format == artifact.format]
@@ -75,7 +80,7 @@ def make_unmeasured_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> 
         else:
             change, top1_reason = 100 * (artifact.top1 - base.top1), ""
     return ArtifactRow(
-        artifact=artifact.name,
+        artifact=label_artifact(artifact, artifacts),
         model=artifact.model,
         format=artifact.format,
         scheme=artifact.quant.scheme,

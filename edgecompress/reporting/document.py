@@ -192,7 +192,7 @@ class LayerTable(Record, frozen=True, kw_only=True):
 
 
 class EpochPoint(Record, frozen=True, kw_only=True):
-    """One epoch of fine-tuning; a loss that was not finite is None."""
+    """One epoch of fine-tuning, epoch 0 being the network before it; the loss is None where it was not finite, and of epoch 0."""
 
     epoch: int
     loss: float | None

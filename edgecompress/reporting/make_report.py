@@ -56,7 +56,7 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
     points = tuple(
         EpochPoint(
             epoch=epoch.epoch,
-            loss=epoch.loss if math.isfinite(epoch.loss) else None,
+            loss=epoch.loss if epoch.epoch and math.isfinite(epoch.loss) else None,
             top1=epoch.top1,
             learning_rate=epoch.learning_rate,
             seconds=epoch.seconds,

@@ -23,12 +23,21 @@ MAX_STEADY_SPREAD = 1.5  # A larger ratio of p90 to p10 means that something els
 
 
 def choose_headline(groups: tuple[Group, ...], unmeasured: tuple[ArtifactRow, ...]) -> tuple[ArtifactRow, Group | None] | None:
-    """Return the artifact of the verdict: the fastest compressed one of the first group, else the smallest one; None without any."""
+    """Return the artifact of the verdict: the fastest compressed one on the first group's device, else the smallest; None without any.
+
+    Files of all formats are considered, since a device may run any of them; their times stand beside each other and give no ratio.
+    """
     for only_compressed in (True, False):
-        for group in groups:
-            rows = [row for row in group.rows if row.latency and not row.baseline and (row.model != "dense" or not only_compressed)]
-            if rows:
-                return min(rows, key=lambda row: (row.latency.median_ms if row.latency else math.inf, row.size_bytes)), group
+        for place in dict.fromkeys((group.device.url, group.device.serial, group.threads) for group in groups):
+            measured = [
+                (row, group)
+                for group in groups
+                if (group.device.url, group.device.serial, group.threads) == place
+                for row in group.rows
+                if row.latency and not row.baseline and (row.model != "dense" or not only_compressed)
+            ]
+            if measured:
+                return min(measured, key=lambda pair: (pair[0].latency.median_ms if pair[0].latency else math.inf, pair[0].size_bytes))
         rows = [row for row in unmeasured if not row.baseline and (row.model != "dense" or not only_compressed)]
         if rows:
             return min(rows, key=lambda row: row.size_bytes), None

@@ -5,9 +5,10 @@ import typer.main
 
 from edgecompress.cli import app
 from edgecompress.cli.parameters import make_record
-from edgecompress.cli.steps import COMMAND_DEFAULTS
+from edgecompress.cli.steps import COMMAND_DEFAULTS, NOT_OFFERED
 from edgecompress.errors import ConfigError
 from edgecompress.options import QAT_COMMAND_EPOCHS, Options
+from edgecompress.pipeline.steps import STEPS
 from edgecompress.records import BenchmarkOptions
 from edgecompress.records.fields import describe_option, option_fields
 
@@ -39,6 +40,12 @@ def test_the_help_of_qat_tells_the_epochs_that_qat_trains():
     assert COMMAND_DEFAULTS["qat"] == {"qat_epochs": QAT_COMMAND_EPOCHS}
     assert options_of("qat")["qat_epochs"].help.endswith(f"[{QAT_COMMAND_EPOCHS}].")
     assert options_of("export")["qat_epochs"].help.endswith("[0].")
+
+
+def test_qat_offers_no_option_that_would_do_fine_tuning_again():
+    shared = {*STEPS["qat"].options} & {*STEPS["finetune"].options}
+    assert shared == {*NOT_OFFERED["qat"]}
+    assert not {*options_of("qat")} & shared
 
 
 @pytest.mark.parametrize(("command", "record"), [("export", Options), ("bench", BenchmarkOptions)])

@@ -35,6 +35,27 @@ def rows(found: Report) -> dict[str, Any]:
 # --- the verdict ---
 
 
+def test_files_of_two_formats_with_one_name_are_told_apart_and_the_fastest_of_all_is_the_headline() -> None:
+    """The file that the verdict names is the one that the table marks, whichever format was measured first."""
+    stems = ("net-dense-fp32", "net-int8-static")
+    made = [replace(run.artifact(f"{stem}.{suffix}"), name=stem) for suffix in ("ptl", "tflite") for stem in stems]
+    measured = [run.result(a, ms, session=f"session of {a.format}") for a, ms in zip(made, (4.0, 2.0, 3.0, 0.5), strict=True)]
+    found = report_of(artifacts=tuple(made), results=tuple(measured))
+    assert found.verdict.artifact == "net-int8-static.tflite"
+    assert found.verdict.sentence.startswith("net-int8-static.tflite is ")
+    assert sorted(rows(found)) == sorted(a.path for a in made)
+    assert render_report(found).count('class="chosen"') == 1
+
+
+def test_the_network_before_training_has_no_loss() -> None:
+    trained = run.finetuned()
+    found = report_of(finetuned=replace(trained, epochs=(replace(trained.epochs[0], epoch=0, loss=0.0), *trained.epochs[1:])))
+    assert found.training is not None
+    assert found.training.epochs[0].loss is None
+    assert found.training.epochs[1].loss is not None
+    assert "not finite" not in render_report(found)
+
+
 def test_the_verdict_is_arithmetic_on_the_records() -> None:
     parts = run.main_records()
     found = report_of(**parts)

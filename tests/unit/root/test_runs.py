@@ -126,7 +126,10 @@ def test_a_folder_of_another_recipe_is_refused_and_stays_usable(planned, name, r
         (b'{"name": "net"}', "missing required field `recipe`"),
         (b'{"name": "net", "recipe": "recipe.py", "options": {}, "extra": 1}', "unknown field `extra`"),
         (b'{"name": "net", "recipe": "recipe.py", "options": {"macs": 1}}', "unknown field `macs`"),
-        (b'{"schema": 9, "name": "net", "recipe": "recipe.py", "options": {}}', "schema 9, this edgecompress reads 1; run the step again"),
+        (
+            b'{"schema": 9, "name": "net", "recipe": "recipe.py", "options": {}}',
+            "schema 9, this edgecompress reads 1; name the recipe",
+        ),
     ],
 )
 def test_a_damaged_ledger_is_refused_and_left_as_it_is(folder, text, message):
@@ -150,7 +153,7 @@ def test_a_missing_file_of_the_user_is_not_called_a_folder_that_cannot_be_writte
 
 
 def test_reading_what_is_no_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"run\.json: no such file; run the step that writes it"):
+    with pytest.raises(ConfigError, match=r"run\.json: no such file; name the recipe, and another folder with --run"):
         read_run(tmp_path)
 
 
