@@ -6,6 +6,7 @@ from support.runs import command, complaint
 
 from edgecompress.errors import DeviceError
 from edgecompress.records import Artifact, CompressionPlan, CostTable, Inspection, from_json, read_record, to_json
+from edgecompress.reporting.numbers import format_factor
 
 SLOWER = {"int8-static": 1, "fp32": 3}
 
@@ -69,7 +70,7 @@ def test_a_speed_up_is_planned_from_a_table_alone_and_shown_with_its_millisecond
     assert made.latency_ms <= 2.0 / 1.3
     assert made.scheme == "int8-static"
     assert answer.out.splitlines()[0].split() == ["layer", "form", "rank", "MACs", "ratio", "ms", "error", "loss", "why"]
-    assert f"int8-static on {made.measured_on}: {2.0 / made.latency_ms:.2f}× as fast as dense, predicted" in answer.out
+    assert f"int8-static on {made.measured_on}: {format_factor(2.0 / made.latency_ms)} as fast as dense, predicted" in answer.out
     assert "× as fast predicted" in answer.err
     again = edgecompress("plan", tmp_path / "run")
     assert again.code == 0, again.err

@@ -20,6 +20,7 @@ from edgecompress.options import Options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.publication import publish
 from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read_record
+from edgecompress.reporting.numbers import format_ms, format_percent
 from edgecompress.runs import open_run, read_run
 from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MAX_REPETITIONS, measure_in_turns
 
@@ -132,7 +133,12 @@ def test_a_search_goes_on_with_what_its_study_has_and_shows_the_front(search, di
     assert [p.trial for p in found.points] == [0, 1]
     for point in found.front:
         row = next(line.split() for line in answer.out.splitlines() if line.startswith(f"{point.trial} "))
-        figures = (f"{point.score.accuracy:.2%}", f"{point.score.latency_ms:.3f}", f"{point.choice['macs_ratio']:.3f}", point.run)
+        figures = (
+            format_percent(point.score.accuracy),
+            format_ms(point.score.latency_ms),
+            f"{point.choice['macs_ratio']:.3f}",
+            point.run,
+        )
         assert [figure for figure in figures if figure not in row] == []
     assert f"{len(found.front)} of 2 trials of <bdi>digits</bdi> are on the Pareto front" in (search / "search.html").read_text()
     first, second = (read_run(search / f"trials/000{n}").steps for n in range(2))
