@@ -346,7 +346,7 @@ def test_a_run_is_scored_on_its_recipes_data_and_every_record_is_kept(edgecompre
         answer = edgecompress("evaluate", made_run, "--samples", 20)
         assert answer.code == 0, answer.err
         assert "20 samples of Fashion-MNIST" in answer.err
-        assert [word for word in (INT8.name, "100.00%", "equal") if word not in answer.out] == []
+        assert [word for word in (INT8.name, "100%", "equal") if word not in answer.out] == []
     kept = sorted(made_run.glob("results/*/accuracy/*.json"))
     assert len(kept) == 2
     assert read_record(kept[0], Evaluation).samples == 20
