@@ -330,6 +330,7 @@ def test_labels_and_metadata_are_the_same_bytes_each_time(converted: Conversions
 
 
 READ_METADATA = """
+import sys
 from tensorflow_lite_support.metadata.python.metadata import MetadataDisplayer
 shown = MetadataDisplayer.with_model_file(sys.argv[1])
 print(shown.get_metadata_json())
