@@ -58,7 +58,7 @@ def export(
         preprocessing=preprocessing,
         labels=labels,
     )
-    with _open(recipe, run, {"target": target, **options}, track) as context:
+    with _open_context(recipe, run, {"target": target, **options}, track) as context:
         exported = publish(context).exported
     check_refusals(exported)
     return exported
@@ -90,13 +90,13 @@ def profile(
     Raises:
         EdgeCompressError: One of errors.py, as the command would print it.
     """
-    with _open(recipe_from_model(model, example_inputs, name=name), run, options, track) as context:
+    with _open_context(recipe_from_model(model, example_inputs, name=name), run, options, track) as context:
         run_steps(context, "analyze")
         return profile_network(context, context.read(ModelStats), tuple(schemes), refresh=refresh, noisy=noisy).table
 
 
 @contextmanager
-def _open(recipe: Recipe, run: str | Path, options: dict[str, Any], track: Track) -> Iterator[RunContext]:
+def _open_context(recipe: Recipe, run: str | Path, options: dict[str, Any], track: Track) -> Iterator[RunContext]:
     """Open the run of a recipe with these options; it keeps its former ones if one of these is found to be wrong."""
     with (
         open_run(Path(run or Path("runs") / recipe.name), name=recipe.name, recipe=recipe.source) as opened,
