@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgecompress.network.analyze import analyze
     from edgecompress.planning.plan import plan
     from edgecompress.quantization.quantize import quantize
-    from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, Preprocessing
+    from edgecompress.records import Artifact, BenchmarkResult, CompressionPlan, ModelStats, OutputSpec, Preprocessing
     from edgecompress.records.evaluation import Evaluation
     from edgecompress.records.run_records import RunRecords
     from edgecompress.recovery.finetune import finetune
@@ -31,6 +31,7 @@ __all__ = [
     "CompressionPlan",
     "Evaluation",
     "ModelStats",
+    "OutputSpec",
     "Preprocessing",
     "RunRecords",
     "analyze",

@@ -1,39 +1,39 @@
 """Class scores among a network's outputs, and the divergence between two networks: the loss of planning and training."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from edgecompress.network.batches import Batch
+from edgecompress.network.output_kinds import KINDS, guess_specs
+from edgecompress.records.outputs import OutputSpec
+
+Specs = tuple[OutputSpec, ...]
 
 
 def is_scores(output: Tensor) -> bool:
-    """Whether an output is one vector of class scores a sample, `(n, classes)`."""
+    """Whether an output of unknown kind may be a vector of class scores a sample, `(n, classes)`."""
     return output.ndim == 2 and output.shape[1] > 1 and output.is_floating_point()
 
 
-def scores_of(outputs: Batch) -> Tensor | None:
-    """Return the one output that holds class scores; None if no output does, or more than one."""
-    found = [y for y in outputs if is_scores(y)]
+def scores_of(outputs: Batch, specs: Specs | None = None) -> Tensor | None:
+    """Return the one output that holds a vector of class scores a sample; None if no output does, or more than one."""
+    kinds = specs or guess_specs(outputs)
+    found = [y for y, spec in zip(outputs, kinds, strict=True) if is_scores(y) and KINDS[spec.kind].has_classes]
     return found[0] if len(found) == 1 else None
 
 
-def divergence(student: Batch, teacher: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Return the sum over outputs of T²·KL(teacher ‖ student), in nats a sample, for scores, and of error over signal power for others.
+def divergence(student: Batch, teacher: Batch, *, specs: Specs | None = None, temperature: float = 1.0) -> Tensor:
+    """Return the sum of the outputs' divergences, each by its kind: T²·KL(teacher ‖ student) in nats for class scores.
+
+    Args:
+        specs: The kinds of the outputs; None guesses them from the shapes.
 
     References:
         G. Hinton, O. Vinyals, J. Dean. Distilling the Knowledge in a Neural Network. 2015, section 2.
     """
-    losses = [_output_divergence(y, wanted, temperature) for y, wanted in zip(student, teacher, strict=True)]
+    kinds = specs or guess_specs(teacher)
+    pairs = zip(student, teacher, kinds, strict=True)
+    losses = [KINDS[spec.kind].divergence(y, wanted, spec, temperature) for y, wanted, spec in pairs]
     return sum(losses[1:], losses[0])
-
-
-def _output_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    if not is_scores(teacher):
-        student, teacher = student.float(), teacher.float()
-        return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12)
-    p = F.log_softmax(teacher / temperature, 1)
-    q = F.log_softmax(student / temperature, 1)
-    return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:

@@ -10,15 +10,27 @@ from torch import Tensor
 from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.outputs import is_scores
+from edgecompress.network.channels import choose_channel_axis
+from edgecompress.network.output_kinds import KINDS, agreement, guess_specs
+from edgecompress.network.outputs import Specs
 from edgecompress.records import Parity
+from edgecompress.records.outputs import OutputSpec
 from edgecompress.targets import Gate
 
 SQNR_CAP_DB: Final = 200.0  # keeps the SQNR of equal outputs finite; float32 outputs that differ stay below
+MIN_INTEGER_AGREEMENT: Final = 0.99  # of an arg-max in a float file: rounding decides ties, and few answers are ties
+MIN_VALUES: Final = 8  # of fewer values some are equal by chance
+MIN_VARIATION: Final = 0.02  # 8 bits tell 0.4% of the largest magnitude apart
 
 
-def measure_parity(outputs: Batch, reference: Batch) -> Parity:
-    """Return the parity of `outputs` with `reference`; each output is compared by its own range and power, and the worst numbers count.
+def measure_parity(outputs: Batch, reference: Batch, specs: Specs | None = None) -> Parity:
+    """Return the parity of `outputs` with `reference`; each output is compared by its kind, range and power, and the worst numbers count.
+
+    Values whose channels have ranges of their own are compared channel by channel. A channel that is constant here and not in the reference
+    counts as lost. Integers are compared by agreement alone.
+
+    Args:
+        specs: The kinds of the outputs; None guesses them from the shapes.
 
     Raises:
         ParityError: The shapes differ, or a value is NaN or infinite.
@@ -30,22 +42,52 @@ def measure_parity(outputs: Batch, reference: Batch) -> Parity:
         raise ParityError("the model's own outputs hold NaN or infinity on these inputs; nothing can be proved, mend the model or the data")
     if not batches.is_finite(outputs):
         raise ParityError("outputs hold NaN or infinity where the model's are finite; try another scheme or route")
-    max_abs, max_rel, sqnr = zip(*(_measure_output(y, wanted) for y, wanted in zip(outputs, reference, strict=True)), strict=True)
+    kinds = specs or guess_specs(reference)
+    judged = [each for each in zip(outputs, reference, kinds, strict=True) if each[2].kind != "ignore"]
+    numbers = [_measure_numbers(y, wanted) for y, wanted, _ in judged if wanted.is_floating_point()]
+    values = [worst_channel_sqnr_db(y, wanted, spec) for y, wanted, spec in judged if _is_judged_by_values(wanted, spec)]
+    integers = [agreement(y, wanted, spec) for y, wanted, spec in judged if not wanted.is_floating_point()]
     return Parity(
-        max_abs=max(max_abs),
-        max_rel=max(max_rel),
-        sqnr_db=min(sqnr),
-        values_sqnr_db=min((db for db, wanted in zip(sqnr, reference, strict=True) if not is_scores(wanted)), default=None),
-        top1_agreement=top1_agreement(outputs, reference),
+        max_abs=max((each[0] for each in numbers), default=0.0),
+        max_rel=max((each[1] for each in numbers), default=0.0),
+        sqnr_db=min([*(each[2] for each in numbers), *values], default=SQNR_CAP_DB),
+        values_sqnr_db=min(values, default=None),
+        top1_agreement=top1_agreement(outputs, reference, kinds),
+        integer_agreement=min(integers, default=None),
         samples=batches.count_samples(outputs),
     )
 
 
-def _measure_output(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
+def _is_judged_by_values(output: Tensor, spec: OutputSpec) -> bool:
+    return output.is_floating_point() and not KINDS[spec.kind].has_classes
+
+
+def _measure_numbers(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
     """Return the largest difference, that difference over the range of the reference, and the SQNR in dB."""
     max_abs = float((output.double() - reference.double()).abs().max())
     spread = float(reference.double().max() - reference.double().min())
     return max_abs, max_abs / spread if spread > 0 else max_abs, sqnr_db(output, reference)
+
+
+def worst_channel_sqnr_db(output: Tensor, reference: Tensor, spec: OutputSpec | None = None) -> float:
+    """Return the SQNR in dB of the worst channel where channels have ranges of their own, and of the whole tensor otherwise.
+
+    A channel that is constant in `output` though it varies in `reference` has the lowest SQNR there is. Independent probabilities and
+    embeddings share one range by their nature; most of hundreds of probabilities are near zero, and their own SQNR would say nothing.
+    """
+    axis = None if spec is not None and spec.kind in {"independent", "embedding"} else choose_channel_axis(reference)
+    if axis is None:
+        return -SQNR_CAP_DB if _is_lost(output, reference) else sqnr_db(output, reference)
+    channels = zip(output.movedim(axis, 0), reference.movedim(axis, 0), strict=True)
+    return min(-SQNR_CAP_DB if _is_lost(y, wanted) else sqnr_db(y, wanted) for y, wanted in channels)
+
+
+def _is_lost(output: Tensor, reference: Tensor) -> bool:
+    """Whether a channel is constant though the reference varies by more than MIN_VARIATION of its magnitude over a few values or more."""
+    if reference.numel() < MIN_VALUES:
+        return False
+    spread = float(reference.double().max() - reference.double().min())
+    return float(output.max() - output.min()) == 0 and spread > MIN_VARIATION * float(reference.abs().max())
 
 
 def sqnr_db(output: Tensor, reference: Tensor) -> float:
@@ -65,15 +107,24 @@ def worst_sqnr_db(outputs: Batch, reference: Batch) -> float:
     return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
 
 
-def top1_agreement(outputs: Batch, reference: Batch) -> float | None:
-    """Return the fraction of samples with the same arg-max, the smallest of several outputs; None if no output holds class scores."""
-    pairs = zip(outputs, reference, strict=True)
-    return min((float((y.argmax(1) == wanted.argmax(1)).double().mean()) for y, wanted in pairs if is_scores(wanted)), default=None)
+def top1_agreement(outputs: Batch, reference: Batch, specs: Specs | None = None) -> float | None:
+    """Return the fraction of samples or positions with the same arg-max, the smallest of several outputs; None without class scores."""
+    kinds = specs or guess_specs(reference)
+    return min(
+        (
+            agreement(y, wanted, spec)
+            for y, wanted, spec in zip(outputs, reference, kinds, strict=True)
+            if KINDS[spec.kind].has_classes and wanted.is_floating_point()
+        ),
+        default=None,
+    )
 
 
 def describe_shortfalls(parity: Parity, limits: Gate) -> str:
     """Return a text that names each number beyond its limit, with both; "" if all limits are kept."""
     failed = []
+    if parity.integer_agreement is not None and parity.integer_agreement < (least := limits.min_agreement or MIN_INTEGER_AGREEMENT):
+        failed.append(f"{parity.integer_agreement:.2%} of the integers agree on {parity.samples} samples, {least:.0%} required")
     if limits.max_rel is not None and parity.max_rel > limits.max_rel:
         failed.append(f"largest difference {parity.max_rel:.2g} of the output range, {limits.max_rel:g} allowed")
     if limits.min_agreement is not None:

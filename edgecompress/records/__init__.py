@@ -62,6 +62,11 @@ from edgecompress.records.model import (
     QatResult,
     SkippedLayer,
 )
+from edgecompress.records.outputs import (
+    Fidelity,
+    OutputFidelity,
+    OutputSpec,
+)
 from edgecompress.records.search import (
     Axis,
     FailedTrial,
@@ -91,6 +96,7 @@ __all__ = [
     "Epoch",
     "ExportResult",
     "FailedTrial",
+    "Fidelity",
     "FinetuneResult",
     "Inspection",
     "InspectionRequest",
@@ -105,6 +111,8 @@ __all__ = [
     "ModelStats",
     "NetworkCost",
     "OpTime",
+    "OutputFidelity",
+    "OutputSpec",
     "Parity",
     "PrecisionPlan",
     "Preprocessing",

@@ -107,8 +107,9 @@ class Parity(Record, frozen=True, kw_only=True):
         max_abs: Largest absolute difference of any output value.
         max_rel: `max_abs` over the range (max − min) of the eager outputs.
         sqnr_db: 10·log10(Σ reference² / Σ difference²); capped at 200.
-        top1_agreement: Fraction of samples with the same arg-max; None when no output is a vector of scores.
-        values_sqnr_db: `sqnr_db` of the outputs that are no vectors of scores; None when all of them are.
+        top1_agreement: Fraction of samples, or positions of a map, with the same arg-max; None when no output is class scores.
+        values_sqnr_db: `sqnr_db` of the outputs that are no class scores, of their worst channel; None when all of them are.
+        integer_agreement: Fraction of the integers that are the same; None without integer outputs.
     """
 
     max_abs: float
@@ -117,6 +118,7 @@ class Parity(Record, frozen=True, kw_only=True):
     top1_agreement: float | None
     samples: int
     values_sqnr_db: float | None = None
+    integer_agreement: float | None = None
 
 
 class Departure(Record, frozen=True, kw_only=True):

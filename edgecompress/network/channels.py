@@ -1,0 +1,41 @@
+"""Channels of a tensor that have ranges of their own, e.g. boxes in pixels beside probabilities."""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+MIN_RANGE_RATIO: Final = 4.0  # a channel with a quarter of the range that others have keeps two bits less of 8
+
+
+def choose_channel_axis(tensor: Tensor) -> int | None:
+    """Return the axis, 1 or the last, along which ranges differ most; None where the ranges of channels are alike.
+
+    Along a last axis of pixels or time ranges differ as well, but gradually; so a step between two neighbours is asked for there.
+
+    Args:
+        tensor: `(n, …)`.
+    """
+    if tensor.numel() == 0:
+        return None
+    ratios = {}
+    for axis in dict.fromkeys((1, tensor.ndim - 1)):
+        if 0 < axis < tensor.ndim and tensor.shape[axis] > 1:
+            scales = channel_scales(tensor.detach().float(), axis, centred=False).flatten()
+            present = scales[scales > 0]
+            ratio = float(present.max() / present.min()) if len(present) > 1 else 1.0
+            steps = (present[1:] / present[:-1]).log().abs()
+            if ratio >= MIN_RANGE_RATIO and (axis == 1 or float(steps.max()) >= math.log(MIN_RANGE_RATIO)):
+                ratios[axis] = ratio
+    return max(ratios, key=lambda each: ratios[each], default=None)
+
+
+def channel_scales(tensor: Tensor, axis: int | None, *, centred: bool = True) -> Tensor:
+    """Return the standard deviation of each channel, or with `centred=False` its root mean square.
+
+    The result broadcasts against `tensor`: it has size 1 along every axis but `axis`.
+    """
+    others = tuple(a for a in range(tensor.ndim) if a != axis)
+    centre = tensor.mean(others, keepdim=True) if centred else torch.zeros((), dtype=tensor.dtype)
+    return (tensor - centre).square().mean(others, keepdim=True).sqrt()
