@@ -63,14 +63,12 @@ def class_axis(spec: OutputSpec) -> int:
     return 1 if spec.axis is None else spec.axis
 
 
-def answers_of(output: Tensor, spec: OutputSpec) -> Tensor:
-    """Return the class of each sample or position; integers are classes already."""
-    return output.argmax(class_axis(spec)) if output.is_floating_point() else output
-
-
 def agreement(output: Tensor, reference: Tensor, spec: OutputSpec) -> float:
-    """Return the fraction of samples or positions with the same class."""
-    return float((answers_of(output, spec) == answers_of(reference, spec)).double().mean())
+    """Return the fraction of samples or positions with the same class; integers in the reference are classes already."""
+    if not reference.is_floating_point():
+        return float((output == reference).double().mean())
+    axis = class_axis(spec)
+    return float((output.argmax(axis) == reference.argmax(axis)).double().mean())
 
 
 def to_logits(output: Tensor, spec: OutputSpec) -> Tensor:
