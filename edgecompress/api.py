@@ -1,6 +1,6 @@
 """What `edgecompress export` and `edgecompress profile` do, for a model that is already in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data.recipe import Recipe, recipe_from_model
+from edgecompress.data.recipe import OutputKinds, Recipe, recipe_from_model
 from edgecompress.options import PROFILE_SCHEMES, update_options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.latencies import profile_network
@@ -31,6 +31,10 @@ def export(
     calibration_data: "Dataset[Any] | None" = None,
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
+    outputs: OutputKinds | None = None,
+    metric: Any = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    higher_is_better: bool | Mapping[str, bool] | None = None,
     track: Track = track_silently,
     **options: Any,
 ) -> ExportResult:
@@ -43,6 +47,11 @@ def export(
         train_data: Items as `edgecompress.data.recipe` says, for fine-tuning and calibration. Without it nothing is decomposed that
             BatchNorm re-estimation alone would not repair.
         eval_data: For accuracies and for the proof of each artifact.
+        outputs: Kind of each output: one for the only output, several by position, or a dict by name; a kind is a name such as "logits",
+            "probabilities", "values" or "embedding", or an `edgecompress.OutputSpec`. The rest is read from the network and the data.
+        metric: `metric(outputs, targets) -> dict[str, float]`, or a torchmetrics `Metric`; its first value is the headline.
+        loss: `loss(outputs, targets) -> Tensor`, a scalar that fine-tuning minimises on the targets.
+        higher_is_better: Whether larger values of the metric are better, for all of them or by name; None goes by their names.
         options: Any of `edgecompress.options.Options`, e.g. `macs_ratio=0.35, epochs=6, scheme=("int8-static",)`.
 
     Raises:
@@ -57,6 +66,10 @@ def export(
         calibration_data=calibration_data,
         preprocessing=preprocessing,
         labels=labels,
+        outputs=outputs,
+        metric=metric,
+        loss=loss,
+        higher_is_better=higher_is_better,
     )
     with _open_context(recipe, run, {"target": target, **options}, track) as context:
         exported = publish(context).exported

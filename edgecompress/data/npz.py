@@ -1,5 +1,7 @@
 """Numpy archives: `x_train, y_train, x_test, y_test`, or `inputs, labels` as one set. Pickled (object) arrays are refused.
 
+Labels are class indices, `(n,)`, or targets of any other numbers and shape.
+
 The inputs of a model that takes several are `x_train_0, x_train_1, …`, `x_test_0, …`, or `inputs_0, inputs_1, …`.
 """
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.data.images import ImageArray
-from edgecompress.data.samples import Column, Samples, check_finite, check_labels, check_shape
+from edgecompress.data.samples import Column, Samples, check_finite, check_shape
 from edgecompress.data.split import HELD_OUT, select_split
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
@@ -30,7 +32,7 @@ def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, e
     """Return a split: uint8 arrays are images to preprocess, floats are ready inputs, integers are indices for a model that takes indices.
 
     Raises:
-        ConfigError: Unreadable, a pickle, an array is missing, or shapes, labels or values do not fit.
+        ConfigError: Unreadable, a pickle, an array is missing, or shapes or values do not fit.
     """
     columns, y, note = _read_arrays(path, split, len(example))
     for x in columns:
@@ -45,7 +47,7 @@ def load_split(path: Path, split: str, *, preprocessing: Preprocessing | None, e
     if note:
         rows = select_split(range(n), split, str(path))
         columns, y = [x[rows] for x in columns], None if y is None else y[rows]
-    labels = None if y is None else check_labels(_convert_to_tensor(y, path, "labels"), str(path))
+    labels = None if y is None else _convert_targets(y, path)
     inputs = tuple(_make_column(x, path, preprocessing, wanted) for x, wanted in zip(columns, example, strict=True))
     return Samples(inputs if len(inputs) > 1 else inputs[0], labels, source=f"{path}: {len(columns[0])} samples{note}")
 
@@ -93,6 +95,16 @@ def _make_column(x: np.ndarray, path: Path, preprocessing: Preprocessing | None,
     check_shape(inputs.shape[1:], input_shape, str(path))
     check_finite(inputs, str(path))
     return inputs
+
+
+def _convert_targets(y: np.ndarray, path: Path) -> Tensor:
+    """Return the targets of an archive: floats as float32, one integer a sample as class indices `(n,)`, others as they are."""
+    targets = _convert_to_tensor(y, path, "labels")
+    if targets.is_floating_point():
+        return targets.float()
+    if targets.dtype == torch.bool:
+        return targets
+    return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).long()
 
 
 def _move_channels_last(x: np.ndarray, input_shape: tuple[int, ...], path: Path) -> np.ndarray:

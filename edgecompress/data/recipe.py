@@ -7,13 +7,30 @@
     def calibration_data() -> Dataset               optional; default is train_data, then eval_data
     def preprocessing() -> Preprocessing            optional; written into manifests
     def labels() -> Sequence[str]                   optional; written into manifests
+    def outputs() -> str, sequence or dict          optional; the kind of each output
+    def metric(outputs, targets) -> dict            optional; how good outputs are
+    def loss(outputs, targets) -> Tensor            optional; what training minimises
+    higher_is_better = True, False or a dict        optional; of the metric
 
-Items of a dataset are `(input, label)`, or just `input`; with several inputs `((input_0, input_1), label)`, or `((input_0, input_1),)`
-without a label. A tuple of two tensors is an input and its label, never two inputs. Inputs have no batch axis, and the shape and kind of
-the example inputs: float32 numbers, or int64 indices. A label is a class index where exactly one output is a vector of scores; the labels
-of other networks are ignored. Outputs are tensors, or tuples, lists or dicts of tensors; axis 0 of each is the batch. A float output
-`(n, k)` with k > 1 is taken for class scores, and a quantized file is judged by their arg-max; return k numbers that are no scores as
-`(n, k, 1)` or one by one as `(n, 1)`, and the file is judged by their values.
+Items of a dataset are `(input, target)`, or just `input`; with several inputs `((input_0, input_1), target)`, or `((input_0, input_1),)`
+without a target. A tuple of two tensors is an input and its target, never two inputs. Inputs have no batch axis, and the shape and kind of
+the example inputs: float32 numbers, or int64 indices. Outputs are tensors, or tuples, lists or dicts of tensors; axis 0 of each is the
+batch.
+
+A target is whatever `metric` and `loss` understand: a number, a tensor, text, or a dict, tuple or list of these; `targets.collate_targets`
+says how those of a batch are gathered. Where neither is given, a target is used if it is a class index and an output holds class scores
+(top-1), or a map of class indices and an output holds scores for each pixel (mean IoU). Float targets are never class indices, and no
+output is taken for class scores because of its shape.
+
+`outputs()` says what the network returns: one kind for its only output, kinds by position, or kinds by name, the name being the key of a
+dict or the field of a named tuple that the network returns. A kind is a name such as "logits" or "embedding", or an
+`edgecompress.OutputSpec`. Outputs that are not named are read from the network and the data.
+
+`metric` and `loss` get the outputs of a batch as the network returns them, and the batch's targets. A metric returns numbers by name, of
+which the first is the headline; they are averaged over batches. A metric that is no average over samples is an object with `update`,
+`compute` and `reset`, such as those of torchmetrics, or a function without arguments that returns one. `higher_is_better` says whether
+larger values are better, for all of them or by name; where it does not, the name does: loss, error, mae, mse, rmse, nll, perplexity and a
+few more are better when low.
 
 Functions may take `resolution`, the side of an image in pixels, with the usual one as default: `example_inputs(resolution=224)`, and the
 data functions and `preprocessing` where they depend on the size. `--resolution` then gives the argument.
@@ -24,25 +41,27 @@ relatively: `from .network import Net`.
 
 import copy
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from edgecompress.data.losses import Loss, make_loss
+from edgecompress.data.metrics import Direction, Metric, make_metric
+from edgecompress.data.recipe_files import hash_sources, import_file, import_module
+from edgecompress.data.user_functions import call_user_function, describe_place
 from edgecompress.errors import ConfigError, EdgeCompressError
 from edgecompress.records import Preprocessing
+from edgecompress.records.outputs import OUTPUT_KINDS, OutputSpec
 
 Data = Callable[[], "Dataset[Any]"]
+OutputKinds = str | OutputSpec | Sequence[str | OutputSpec] | Mapping[str, str | OutputSpec]
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Recipe:
 
     Attributes:
         sources_sha256: Hash of the recipe, of the Python files beside it and of those that it imports from its package.
+        outputs: As the user gives them, checked by themselves and not against the network; `outputs_place` begins messages about them.
         resized: Returns the recipe at another resolution; None for a recipe without `resolution`.
     """
 
@@ -64,6 +84,10 @@ class Recipe:
     calibration_data: Data | None = None
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
+    outputs: OutputKinds | None = None
+    outputs_place: str = "outputs"
+    metric: Metric | None = None
+    loss: Loss | None = None
     resized: "Callable[[int], Recipe] | None" = None
 
 
@@ -79,7 +103,7 @@ def load_recipe(target: str) -> Recipe:
     if (is_file and not path.is_file()) or (not is_file and not _is_module_name(target)):
         raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
     try:
-        module = _import_file(path.resolve()) if is_file else _import_module(target)
+        module = import_file(path.resolve()) if is_file else import_module(target)
     except EdgeCompressError:
         raise
     except ModuleNotFoundError as error:
@@ -90,7 +114,7 @@ def load_recipe(target: str) -> Recipe:
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
     file = Path(module.__file__ or target)
-    return _assemble_recipe(module, target, source=str(file) if is_file else target, sources_sha256=_hash_sources(module, file))
+    return _assemble_recipe(module, target, source=str(file) if is_file else target, sources_sha256=hash_sources(module, file))
 
 
 def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
@@ -129,6 +153,13 @@ def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sh
             call_user_function(get_function("preprocessing", lambda: None), f"{target}: preprocessing()"), target
         ),
         labels=_check_labels(call_user_function(get_function("labels", tuple), f"{target}: labels()"), target),
+        **_collect_judging(
+            outputs=getattr(module, "outputs", None),
+            metric=getattr(module, "metric", None),
+            loss=getattr(module, "loss", None),
+            higher_is_better=getattr(module, "higher_is_better", None),
+            source=target,
+        ),
         resized=(lambda side: assemble_again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
     )
 
@@ -168,18 +199,53 @@ def _check_labels(value: object, subject: str) -> tuple[str, ...]:
     raise ConfigError(f"{subject}: labels() returned {type(value).__name__}; return a list of class names")
 
 
-def call_user_function(function: Callable[[], Any], subject: str) -> Any:
-    """Call a function of the user's recipe.
+def _collect_judging(*, outputs: Any, metric: Any, loss: Any, higher_is_better: Any, source: str) -> dict[str, Any]:
+    """Return the fields of a recipe that say how outputs are judged; each is a value, or a function in a recipe's file.
 
     Raises:
-        ConfigError: The function raised; the message names the function and its error.
+        ConfigError: One is of a wrong type.
     """
-    try:
-        return function()
-    except EdgeCompressError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is theirs to read
-        raise ConfigError(f"{subject} fails: {type(error).__name__}: {error}; mend the recipe") from error
+    place = describe_place(outputs, "outputs", source=source)
+    outputs = call_user_function(outputs, place) if callable(outputs) else outputs
+    direction_place = describe_place(higher_is_better, "higher_is_better", source=source)
+    direction = call_user_function(higher_is_better, direction_place) if callable(higher_is_better) else higher_is_better
+    direction = _check_direction(direction, direction_place)
+    if direction is not None and metric is None:
+        raise ConfigError(f"{direction_place}: no metric to go with it; define metric(outputs, targets)")
+    return {
+        "outputs": None if outputs is None else _check_outputs(outputs, place),
+        "outputs_place": place,
+        "metric": None if metric is None else make_metric(metric, higher_is_better=direction, source=source),
+        "loss": None if loss is None else make_loss(loss, source=source),
+    }
+
+
+def _check_outputs(value: object, place: str) -> OutputKinds:
+    """Return the kinds of outputs as given; a sequence as a tuple.
+
+    Raises:
+        ConfigError: A kind is no name of one and no OutputSpec.
+    """
+    kinds: Sequence[object] = (value,)
+    if isinstance(value, Mapping):
+        kinds = tuple(value.values())
+        if wrong := [name for name in value if not isinstance(name, str)]:
+            raise ConfigError(f"{place}: {wrong[0]!r} is no name of an output; give names, or a list of kinds by position")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        kinds = value = tuple(value)
+    for kind in kinds:
+        if not isinstance(kind, OutputSpec) and kind not in OUTPUT_KINDS:
+            given = f"{kind!r}" if isinstance(kind, str) else f"of type {type(kind).__name__}"
+            raise ConfigError(f"{place}: a kind is {given}; give one of {', '.join(OUTPUT_KINDS)}, or an edgecompress.OutputSpec")
+    return cast("OutputKinds", value)
+
+
+def _check_direction(value: object, place: str) -> Direction:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(name, str) and isinstance(better, bool) for name, better in value.items()):
+        return dict(value)
+    raise ConfigError(f"{place}: is {value!r:.60}; give True, False, or a dict such as {{'mae': False}}")
 
 
 def recipe_from_model(
@@ -192,8 +258,16 @@ def recipe_from_model(
     calibration_data: "Dataset[Any] | None" = None,
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
+    outputs: OutputKinds | None = None,
+    metric: Any = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    higher_is_better: Direction = None,
 ) -> Recipe:
-    """Return a recipe for a model that lives in memory."""
+    """Return a recipe for a model that lives in memory.
+
+    Raises:
+        ConfigError: An argument is none that a recipe may have.
+    """
     name = name or type(model).__name__.lower()
     sets = [None if d is None else (str(getattr(d, "source", type(d))), len(d)) for d in (train_data, eval_data, calibration_data)]  # type: ignore[arg-type]
     return Recipe(
@@ -207,6 +281,7 @@ def recipe_from_model(
         calibration_data=_make_data_function(calibration_data),
         preprocessing=preprocessing,
         labels=tuple(labels),
+        **_collect_judging(outputs=outputs, metric=metric, loss=loss, higher_is_better=higher_is_better, source=name),
     )
 
 
@@ -216,39 +291,3 @@ def _is_module_name(target: str) -> bool:
 
 def _make_data_function(data: "Dataset[Any] | None") -> Data | None:
     return None if data is None else lambda: data
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file as a module of a package made for its folder, so that relative imports work and no names clash."""
-    package = f"edgecompress_recipe_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file")
-    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
-        del sys.modules[name]  # an edited recipe is read again
-    folder = ModuleType(package)
-    folder.__path__ = [str(path.parent)]
-    sys.modules[package] = folder
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str) -> ModuleType:
-    """Import a module from the working directory first, as `python -m` does."""
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-def _hash_sources(module: ModuleType, file: Path) -> str:
-    """Hash the Python files beside the recipe and the files of its package that it has imported, wherever they lie."""
-    package = module.__name__.partition(".")[0]
-    imported = [m.__file__ for name, m in list(sys.modules.items()) if name.partition(".")[0] == package and getattr(m, "__file__", None)]
-    digest = hashlib.sha256()
-    for path in sorted({*file.parent.glob("*.py"), *(Path(name) for name in imported if name and name.endswith(".py"))}):
-        digest.update(os.path.relpath(path, file.parent).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgecompress.data.targets import Targets, check_labels, collate_targets
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 
-FORMS: Final = "(input, label), ((input_0, input_1), label), or the same without the label as input, ((input_0, input_1),)"
+FORMS: Final = "(input, target), ((input_0, input_1), target), or the same without the target as input, ((input_0, input_1),)"
 
 
 class Column(Protocol):
@@ -24,10 +25,12 @@ class Column(Protocol):
 class Samples(Dataset[Any]):
     """Pairs `(input, label)`, or inputs alone where there are no labels; several inputs are a tuple.
 
+    An integer label is given as an int, a label of another dtype or with axes of its own as a tensor.
+
     Attributes:
         inputs: One column, or a tuple of columns, as given; `columns` is always a tuple.
         source: Origin and number of the samples, for reports.
-        labels: `(n,)` int64, or None.
+        labels: Class indices `(n,)`, other targets `(n, …)`, or None.
         class_names: Names in the order of the labels; empty when unknown.
         transform: Applied to the input, or tuple of inputs, of each sample when the sample is read, e.g. an augmentation; random numbers
             come from torch's global generator.
@@ -57,7 +60,7 @@ class Samples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.columns[0])
 
-    def __getitem__(self, index: int) -> tuple[Tensor | Batch, int] | tuple[Batch] | Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor | Batch, int | Tensor] | tuple[Batch] | Tensor:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         read = tuple(column[index] for column in self.columns)
@@ -65,7 +68,8 @@ class Samples(Dataset[Any]):
         if self.transform is not None:
             x = self.transform(x)
         if self.labels is not None:
-            return x, int(self.labels[index])
+            label = self.labels[index]
+            return x, label if label.ndim or label.is_floating_point() else int(label)
         return (x,) if isinstance(x, tuple) else x
 
 
@@ -81,37 +85,58 @@ def fetch_samples(
     """Return inputs, each `(n, …)`, and labels `(n,)` of a dataset; None for labels of a dataset without labels.
 
     Args:
-        dataset: Map-style; its items are `(input, label)`, `((input_0, input_1), label)`, or without labels `input`, `(input,)`,
+        dataset, which, seed, example: See `fetch_pairs`.
+        labelled: False ignores labels, whatever they are, and returns None.
+        classes: Number of classes; labels must be below.
+
+    Raises:
+        ConfigError: As `fetch_pairs`, or a label is no class.
+    """
+    inputs, labels = fetch_pairs(dataset, which, seed=seed, example=example, with_targets=labelled)
+    return inputs, None if labels is None else check_labels(labels, describe_dataset(dataset), classes=classes)
+
+
+def fetch_pairs(
+    dataset: Dataset[Any],
+    which: int | Sequence[int] | None = None,
+    *,
+    seed: int | None = None,
+    example: Batch | None = None,
+    with_targets: bool = True,
+) -> tuple[Batch, Targets | None]:
+    """Return inputs, each `(n, …)`, and targets of a dataset as `collate_targets` gathers them; None for a dataset without targets.
+
+    Args:
+        dataset: Map-style; its items are `(input, target)`, `((input_0, input_1), target)`, or without targets `input`, `(input,)`,
             `((input_0, input_1),)`.
         which: Indices of samples, or a number of samples (at most all of them); None for all.
         seed: Draw a number of samples at random, the same for the same seed; None takes the first ones. The order is random even where all
             samples are drawn, so that the first of them stand for the rest: datasets are often sorted by class.
         example: Inputs of the model, batch axis included, which give number, shapes and dtypes; None goes by the first sample.
-        labelled: False ignores labels, whatever they are, and returns None.
-        classes: Number of classes; labels must be below.
+        with_targets: False ignores targets, whatever they are, and returns None.
 
     Raises:
         ConfigError: The dataset is empty or not map-style, an item has none of the forms above, inputs do not fit the model or are not
-            finite, or a label is no class.
+            finite, or targets do not batch.
     """
     source = describe_dataset(dataset)
-    indices = _choose_indices(dataset, which, seed, source)
+    indices = choose_indices(dataset, which, seed)
     samples: list[Batch] = []
-    labels: list[Any] = []
+    targets: list[Any] = []
     for index in indices:
-        inputs, label = split_item(dataset[index], source)
+        inputs, target = split_item(dataset[index], source)
         example = tuple(x[None] for x in inputs) if example is None else example
         samples.append(_convert_to_example(inputs, example, f"{source}: sample {index}"))
-        if labelled and label is not None:
-            labels.append(label)
+        if with_targets and target is not None:
+            targets.append(target)
     columns = tuple(torch.stack(column) for column in zip(*samples, strict=True))  # each (n, …)
     for i, column in enumerate(columns):
         check_finite(column, source if len(columns) == 1 else f"{source}: input {i}", indices)
-    if not labels:
+    if not targets:
         return columns, None
-    if len(labels) != len(samples):
-        raise ConfigError(f"{source}: {len(samples)} inputs but {len(labels)} labels; label every sample or none")
-    return columns, check_labels(_stack_labels(labels, source), source, classes=classes)
+    if len(targets) != len(samples):
+        raise ConfigError(f"{source}: {len(samples)} inputs but {len(targets)} labels; label every sample or none")
+    return columns, collate_targets(targets, source)
 
 
 def describe_dataset(dataset: Dataset[Any]) -> str:
@@ -150,27 +175,13 @@ def check_finite(inputs: Tensor, subject: str, indices: Sequence[int] | None = N
             raise ConfigError(f"{subject}: {int(bad.sum())} samples hold NaN or infinity, first {first}; remove or mend them")
 
 
-def check_labels(labels: Tensor, subject: str, *, classes: int | None = None) -> Tensor:
-    """Return labels as int64 `(n,)`.
+def choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None) -> list[int]:
+    """Return the indices of the samples that `fetch_pairs` reads.
 
     Raises:
-        ConfigError: Labels are not integers, not one per sample, negative, or not below `classes`.
+        ConfigError: The dataset is empty or not map-style, or no samples are asked for.
     """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ConfigError(f"{subject}: labels are {str(labels.dtype).removeprefix('torch.')}; give integer class indices")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]  # (n,)
-    if labels.ndim != 1:
-        raise ConfigError(f"{subject}: labels have shape {tuple(labels.shape)}; give one class index a sample (argmax of one-hot)")
-    labels = labels.long()
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if low < 0 or (classes is not None and high >= classes):
-        limit = f"0 … {classes - 1}" if classes is not None else "0 or more"
-        raise ConfigError(f"{subject}: labels from {low} to {high}; class indices must be {limit}")
-    return labels
-
-
-def _choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int | None, source: str) -> list[int]:
+    source = describe_dataset(dataset)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"{source}: has no length and no index; give a map-style torch Dataset")
     total = len(dataset)
@@ -189,10 +200,10 @@ def _choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int |
 
 
 def split_item(item: Any, source: str) -> tuple[Batch, Any]:
-    """Return inputs and label of an item of a dataset, without a batch axis; None for the label of an item without one.
+    """Return inputs and target of an item of a dataset, without a batch axis; None for the target of an item without one.
 
     Raises:
-        ConfigError: The item has none of the forms that `fetch_samples` lists.
+        ConfigError: The item has none of the forms that `fetch_pairs` lists.
     """
     given, label = item, None
     if isinstance(item, tuple | list):
@@ -219,10 +230,3 @@ def _convert_to_example(inputs: Batch, example: Batch, subject: str) -> Batch:
             found, due = (str(tensor.dtype).removeprefix("torch.") for tensor in (x, wanted))
             raise ConfigError(f"{named}: is {found}, the model takes {due}; convert it where the dataset makes it")
     return tuple(x.to(wanted.dtype) for x, wanted in zip(inputs, example, strict=True))
-
-
-def _stack_labels(labels: list[Any], source: str) -> Tensor:
-    try:
-        return torch.stack([torch.as_tensor(label) for label in labels])  # (n,) when each is one number
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{source}: labels of type {type(labels[0]).__name__} ({error}); give integer class indices") from error

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
-from edgecompress.data.recipe import call_user_function, load_recipe, recipe_at_resolution
+from edgecompress.data.recipe import load_recipe, recipe_at_resolution
+from edgecompress.data.user_functions import call_user_function
 from edgecompress.devices.manifests import read_manifest
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch

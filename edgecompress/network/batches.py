@@ -4,7 +4,7 @@ A network with one input has a tuple of one. Outputs are flattened from whatever
 """
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from edgecompress.errors import ConfigError, UnsupportedError
 
 Batch = tuple[Tensor, ...]
+Structure = _pytree.TreeSpec  # how a network nests its outputs: a tensor, a tuple, a dict, a named tuple, or these in each other
 
 MAX_SAMPLES: Final = 64  # bounds the memory of one forward pass
 MAX_INPUT_BYTES: Final = 4_000_000  # feature maps of larger batches are given back to the system and cleared anew at every layer
@@ -79,7 +80,7 @@ def run_model(model: nn.Module, inputs: Batch) -> Batch:
     finally:
         for handle in watched:
             handle.remove()
-    outputs = tuple(_pytree.tree_leaves(given))
+    outputs = flatten_structure(given)
     for i, y in enumerate(outputs):
         if not isinstance(y, Tensor):
             raise UnsupportedError(f"output {i} is {y!r} and not a tensor; wrap the model so that forward returns tensors")
@@ -87,6 +88,42 @@ def run_model(model: nn.Module, inputs: Batch) -> Batch:
             shape, n = tuple(y.shape), count_samples(inputs)
             raise UnsupportedError(f"output {i} has shape {shape} for {n} samples; make axis 0 of each output the batch")
     return outputs
+
+
+@torch.inference_mode()
+def structure_of(model: nn.Module, example: Batch) -> Structure:
+    """Return the structure of the outputs of a network in eval mode, which `restore_structure` gives back to a batch."""
+    return _pytree.tree_flatten(model(*example))[1]
+
+
+def restore_structure(outputs: Batch, structure: Structure) -> Any:
+    """Return outputs in the structure that the network itself returns."""
+    return _pytree.tree_unflatten(list(outputs), structure)
+
+
+def flatten_structure(outputs: Any) -> Batch:
+    """Return outputs of any structure as a batch."""
+    return tuple(_pytree.tree_leaves(outputs))
+
+
+@torch.inference_mode()
+def output_names(model: nn.Module, example: Batch) -> tuple[str, ...]:
+    """Return the name of each output of a network in eval mode, in the order of its batch.
+
+    The name is the key of a dict or the field of a named tuple, with dots between the levels of nested ones, e.g. `heads.boxes`; an output
+    that has none, or that of another output, is `output_0`, `output_1`, … by its number.
+    """
+    paths, _ = _pytree.tree_flatten_with_path(model(*example))
+    names: list[str] = []
+    for i, (path, _) in enumerate(paths):
+        numbered = all(isinstance(key, _pytree.SequenceKey) for key in path)
+        name = f"output_{i}" if numbered else ".".join(_key_text(key) for key in path)
+        names.append(f"output_{i}" if name in names else name)
+    return tuple(names)
+
+
+def _key_text(key: Any) -> str:
+    return str(next(value for field in ("key", "name", "idx") if (value := getattr(key, field, None)) is not None))
 
 
 def _check_indices(name: str, embedding: nn.Embedding) -> Callable[[nn.Module, Batch], None]:

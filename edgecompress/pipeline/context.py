@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
 from edgecompress.artifacts.publish import Evidence
-from edgecompress.data.recipe import Data, Recipe, call_user_function, recipe_at_resolution
+from edgecompress.data.recipe import Data, Recipe, recipe_at_resolution
+from edgecompress.data.user_functions import call_user_function
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention

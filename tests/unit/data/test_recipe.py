@@ -10,6 +10,7 @@ from torch import nn
 from edgecompress.data.recipe import check_example, load_recipe, recipe_at_resolution, recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
+from edgecompress.records.outputs import OutputSpec
 
 GOOD = """
 import torch
@@ -119,6 +120,24 @@ BROKEN = {
         r"preprocessing\(\) returned dict; return edgecompress\.Preprocessing",
     ),
     "preprocessing raises": (GOOD + "def preprocessing():\n    return {}['mean']\n", r"preprocessing\(\) fails: KeyError: 'mean'"),
+    "outputs unknown": (
+        GOOD + "def outputs():\n    return 'score'\n",
+        r"outputs\(\): a kind is 'score'; give one of logits, ",
+    ),
+    "outputs number": (GOOD + "def outputs():\n    return ['logits', 3]\n", r"outputs\(\): a kind is of type int"),
+    "outputs by number": (GOOD + "def outputs():\n    return {0: 'logits'}\n", r"outputs\(\): 0 is no name of an output"),
+    "outputs raises": (GOOD + "def outputs():\n    return {}[3]\n", r"outputs\(\) fails: KeyError: 3"),
+    "metric one argument": (
+        GOOD + "def metric(outputs):\n    return {}\n",
+        r"metric\(\): is no function of two arguments; define metric\(outputs, targets\)",
+    ),
+    "metric number": (GOOD + "metric = 3\n", "metric: is no function of two arguments"),
+    "loss number": (GOOD + "loss = 3\n", r"loss: is no function of two arguments; define loss\(outputs, targets\)"),
+    "direction text": (
+        GOOD + "def metric(outputs, targets):\n    return {}\n\nhigher_is_better = 'yes'\n",
+        r"higher_is_better: is 'yes'; give True, False, or a dict",
+    ),
+    "direction alone": (GOOD + "higher_is_better = True\n", "higher_is_better: no metric to go with it"),
     "labels none": (GOOD + "def labels():\n    return None\n", r"labels\(\) returned NoneType; return a list of class names"),
     "labels text": (GOOD + "def labels():\n    return 'cat'\n", r"labels\(\) returned str; return a list of class names"),
     "labels raise": (GOOD + "def labels():\n    return open('/gone')\n", r"labels\(\) fails: FileNotFoundError"),
@@ -129,7 +148,7 @@ BROKEN = {
 def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
     text, message = BROKEN[name]
     path = write(text)
-    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}:? .*{message}|{re.escape(str(path))}: {message}"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}(:10)?:? (.*{message}|{message})"):
         load_recipe(str(path))
 
 
@@ -163,6 +182,41 @@ def test_example_inputs_are_copies_of_batch_one():
     assert float(x.sum()) == 15
     assert check_example(x, "net")[0].shape == (1, 3)
     assert check_example((torch.zeros(1, 2, dtype=torch.int64),), "net")[0].dtype == torch.int64
+
+
+JUDGED = """
+def outputs():
+    return {"scores": "logits", "boxes": OutputSpec(kind="values", tolerance=0.1)}
+
+def metric(outputs, targets):
+    return {"f1": 1.0}
+
+def loss(outputs, targets):
+    return outputs["scores"].mean()
+
+higher_is_better = {"f1": True}
+"""
+
+
+def test_a_recipe_says_how_its_outputs_are_judged(write):
+    path = write("from edgecompress import OutputSpec\n" + GOOD + JUDGED)
+    recipe = load_recipe(str(path))
+    assert recipe.outputs == {"scores": "logits", "boxes": OutputSpec(kind="values", tolerance=0.1)}
+    assert recipe.outputs_place == f"{path}:13: outputs()"
+    assert (recipe.metric.place, recipe.metric.higher_is_better) == (f"{path}:16: metric()", {"f1": True})
+    assert recipe.loss.place == f"{path}:19: loss()"
+    plain = load_recipe(str(write(GOOD, "plain.py")))
+    assert (plain.outputs, plain.metric, plain.loss) == (None, None, None)
+
+
+def test_a_model_in_memory_takes_the_same():
+    given = {"outputs": ["logits"], "metric": lambda outputs, targets: {"f1": 1.0}, "loss": nn.MSELoss(), "higher_is_better": False}
+    recipe = recipe_from_model(nn.Linear(3, 2), (torch.zeros(1, 3),), **given)
+    assert recipe.outputs == ("logits",)
+    assert recipe.metric.higher_is_better is False
+    assert recipe.loss.function is given["loss"]
+    with pytest.raises(ConfigError, match="linear: outputs: a kind is 'scores'"):
+        recipe_from_model(nn.Linear(3, 2), (torch.zeros(1, 3),), outputs="scores")
 
 
 def test_a_model_in_memory_is_never_changed():
