@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data.recipe import OutputKinds, Recipe, recipe_from_model
+from edgecompress.data.recipe import Recipe, recipe_from_model
+from edgecompress.network.output_reading import Declared
 from edgecompress.options import PROFILE_SCHEMES, update_options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.latencies import profile_network
@@ -31,7 +32,7 @@ def export(
     calibration_data: "Dataset[Any] | None" = None,
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
-    outputs: OutputKinds | None = None,
+    outputs: Declared | None = None,
     metric: Any = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     higher_is_better: bool | Mapping[str, bool] | None = None,

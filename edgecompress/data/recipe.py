@@ -57,11 +57,11 @@ from edgecompress.data.metrics import Direction, Metric, make_metric
 from edgecompress.data.recipe_files import hash_sources, import_file, import_module
 from edgecompress.data.user_functions import call_user_function, describe_place
 from edgecompress.errors import ConfigError, EdgeCompressError
+from edgecompress.network.output_reading import Declared
 from edgecompress.records import Preprocessing
 from edgecompress.records.outputs import OUTPUT_KINDS, OutputSpec
 
 Data = Callable[[], "Dataset[Any]"]
-OutputKinds = str | OutputSpec | Sequence[str | OutputSpec] | Mapping[str, str | OutputSpec]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Recipe:
     calibration_data: Data | None = None
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
-    outputs: OutputKinds | None = None
+    outputs: Declared | None = None
     outputs_place: str = "outputs"
     metric: Metric | None = None
     loss: Loss | None = None
@@ -220,7 +220,7 @@ def _collect_judging(*, outputs: Any, metric: Any, loss: Any, higher_is_better: 
     }
 
 
-def _check_outputs(value: object, place: str) -> OutputKinds:
+def _check_outputs(value: object, place: str) -> Declared:
     """Return the kinds of outputs as given; a sequence as a tuple.
 
     Raises:
@@ -237,7 +237,7 @@ def _check_outputs(value: object, place: str) -> OutputKinds:
         if not isinstance(kind, OutputSpec) and kind not in OUTPUT_KINDS:
             given = f"{kind!r}" if isinstance(kind, str) else f"of type {type(kind).__name__}"
             raise ConfigError(f"{place}: a kind is {given}; give one of {', '.join(OUTPUT_KINDS)}, or an edgecompress.OutputSpec")
-    return cast("OutputKinds", value)
+    return cast("Declared", value)
 
 
 def _check_direction(value: object, place: str) -> Direction:
@@ -258,7 +258,7 @@ def recipe_from_model(
     calibration_data: "Dataset[Any] | None" = None,
     preprocessing: Preprocessing | None = None,
     labels: tuple[str, ...] = (),
-    outputs: OutputKinds | None = None,
+    outputs: Declared | None = None,
     metric: Any = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     higher_is_better: Direction = None,

@@ -50,6 +50,7 @@ from edgecompress.records.measurement import (
     DeviceInfo,
     OpTime,
 )
+from edgecompress.records.metrics import MetricSpec
 from edgecompress.records.model import (
     Budget,
     CompressionPlan,
@@ -108,6 +109,7 @@ __all__ = [
     "LayerStats",
     "LayersReply",
     "LayersRequest",
+    "MetricSpec",
     "ModelStats",
     "NetworkCost",
     "OpTime",

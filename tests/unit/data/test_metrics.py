@@ -302,7 +302,7 @@ def test_a_loss_gets_the_network_s_structure_and_keeps_its_gradient() -> None:
     assert bool(x.grad.any())
     with torch.inference_mode():
         outputs = (X * 1, X * 2)
-    assert check_loss(loss, outputs, Y, structure) == pytest.approx(float(value))
+    assert check_loss(loss, outputs, Y, structure) == pytest.approx(float(value.detach()))
     in_place = make_loss(lambda outputs, targets: outputs.sigmoid_().sum())
     assert check_loss(in_place, (X,), Y, ONE) == pytest.approx(float(X.sigmoid().sum()))
 

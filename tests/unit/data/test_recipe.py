@@ -202,9 +202,9 @@ def test_a_recipe_says_how_its_outputs_are_judged(write):
     path = write("from edgecompress import OutputSpec\n" + GOOD + JUDGED)
     recipe = load_recipe(str(path))
     assert recipe.outputs == {"scores": "logits", "boxes": OutputSpec(kind="values", tolerance=0.1)}
-    assert recipe.outputs_place == f"{path}:13: outputs()"
-    assert (recipe.metric.place, recipe.metric.higher_is_better) == (f"{path}:16: metric()", {"f1": True})
-    assert recipe.loss.place == f"{path}:19: loss()"
+    assert recipe.outputs_place == f"{path}:12: outputs()"
+    assert (recipe.metric.place, recipe.metric.higher_is_better) == (f"{path}:15: metric()", {"f1": True})
+    assert recipe.loss.place == f"{path}:18: loss()"
     plain = load_recipe(str(write(GOOD, "plain.py")))
     assert (plain.outputs, plain.metric, plain.loss) == (None, None, None)
 
