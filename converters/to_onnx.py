@@ -14,6 +14,7 @@ from converters.shared.requests import check_no_bytecode, check_schemes, check_s
 from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ToolchainError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
+from edgecompress.targets import FLOAT_TAIL
 
 PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 COMPARED_SAMPLES: Final = 4  # a simplification that changes the outputs changes those of the first samples
@@ -27,7 +28,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     import onnx
 
     from converters.onnx.export import export_program, name_nodes
-    from converters.onnx.quantization import halve_weights, quantize, simplify
+    from converters.onnx.quantization import add_readers, halve_weights, quantize, simplify
     from converters.shared.layer_schemes import scheme_of
     from converters.shared.programs import prepare_program
     from edgecompress.network.exported import example_inputs
@@ -43,6 +44,8 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     feeds = [{f"input_{i}": x.numpy() for i, x in enumerate(sample)} for sample in prepared.samples or [example_inputs(program)]]
     model, notes = simplify(model, feeds[:COMPARED_SAMPLES])
     kept = [node.name for node in model.graph.node if not is_quantized(inside.get(node.name, ()))]
+    if FLOAT_TAIL in request.layers:
+        kept = add_readers(model, kept, [name for name in kept if FLOAT_TAIL in inside.get(name, ())])
     if scheme.has_integer_weights:
         model, found = quantize(model, feeds, kept, dynamic=scheme.dynamic)
         notes += found

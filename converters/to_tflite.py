@@ -14,7 +14,7 @@ from converters.shared.requests import check_schemes, package_versions
 from edgecompress.artifacts.converter_process import serve_conversion
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest
-from edgecompress.targets import SCHEMES
+from edgecompress.targets import FLOAT_TAIL, SCHEMES
 
 
 class Route(NamedTuple):
@@ -67,6 +67,12 @@ def _check(request: ConversionRequest, route: str) -> None:
     check_schemes(request, "tflite")
     if route not in ROUTES:
         raise ConfigError(f"tflite: unknown route {route!r}; choose from {', '.join(ROUTES)}")
+    if FLOAT_TAIL in request.layers and request.io == "int8":
+        raise UnsupportedError("tflite: an int8 output has one scale, and its ranges need more than one; take float32 inputs and outputs")
+    if route == "onnx2tf" and FLOAT_TAIL in request.layers:
+        raise UnsupportedError(
+            "tflite: onnx2tf gives the whole file one scheme, and the output needs ops in float to hold its ranges; take route litert-torch"
+        )
     if route == "onnx2tf" and request.layers:
         raise UnsupportedError("tflite: onnx2tf gives the whole file one scheme; take route litert-torch for schemes of single layers")
     if route == "onnx2tf" and SCHEMES[request.scheme].weight_bits == 4:

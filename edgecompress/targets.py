@@ -99,6 +99,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FLOAT32: Final = "fp32"
+FLOAT_TAIL: Final = "float_tail"  # the module around ops that stay float (`edgecompress.quantization.float_tail`), as records call it
 INT8_STATIC: Final = "int8-static"  # the one scheme in which layers may stay in float by choice, and whose weights can be trained
 
 # All schemes, the preferred ones first. A float file is held to its numbers, since only the order of additions may differ; a quantized one

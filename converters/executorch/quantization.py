@@ -10,7 +10,7 @@ from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuant
 from torch import Tensor, fx
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgecompress.errors import ToolchainError, first_line
@@ -86,7 +86,8 @@ class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no t
         self.output_spec = config.output_activation
         self.set_global(config)
         # Constants are part of each pattern; they belong to no layer and are never the reason to leave one out.
-        self.set_filter_function(lambda node: node.op != "call_function" or is_quantized(node))
+        self.is_quantized: Callable[[fx.Node], bool] = lambda node: node.op != "call_function" or is_quantized(node)
+        self.set_filter_function(self.is_quantized)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         model = super().annotate(model)
@@ -99,7 +100,22 @@ class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]  # executorch has no t
                 continue  # it stays float, and so does the clamp
             annotation.output_qspec = None
             clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=self.output_spec, _annotated=True)
+        self._release_float_nodes(model)
         return model
+
+    def _release_float_nodes(self, model: fx.GraphModule) -> None:
+        """Take annotations from nodes that stay float, which the filter keeps from layers alone, and from nodes that share their scale."""
+        released: set[fx.Node] = set()
+        for node in model.graph.nodes:
+            annotation = node.meta.get(Q_ANNOTATION_KEY)
+            if annotation is None:
+                continue
+            specs = (*annotation.input_qspec_map.values(), annotation.output_qspec)
+            shared = {spec.edge_or_node for spec in specs if isinstance(spec, SharedQuantizationSpec)}
+            owners = {each[1] if isinstance(each, tuple) else each for each in shared}
+            if not self.is_quantized(node) or owners & released:
+                del node.meta[Q_ANNOTATION_KEY]
+                released.add(node)
 
 
 def _unshare_quantized_inputs(module: fx.GraphModule) -> None:

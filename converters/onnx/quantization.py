@@ -1,7 +1,7 @@
 """Simplify a float ONNX model with onnxslim, store its weights as fp16, or quantize it with onnxruntime."""
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,18 @@ def _compute_outputs(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
         return [np.asarray(y, np.float64) for feed in feeds for y in session.run(None, feed)]
     except Exception as error:  # its errors have no common class
         raise ToolchainError(f"onnx: onnxruntime does not run the file: {first_line(error)}; report it with the model") from error
+
+
+def add_readers(model: onnx.ModelProto, kept: Sequence[str], tail: Collection[str]) -> list[str]:
+    """Return the names `kept` with those of all nodes computed from `tail` up to the next layers: simplification leaves new names there."""
+    names = list(kept)
+    reached = {output for node in model.graph.node if node.name in tail for output in node.output}
+    for node in model.graph.node:  # in the order of computation
+        if node.op_type not in LAYERS and not reached.isdisjoint(node.input):
+            reached.update(node.output)
+            if node.name not in names:
+                names.append(node.name)
+    return names
 
 
 def halve_weights(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:

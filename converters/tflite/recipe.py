@@ -3,15 +3,17 @@
 import re
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.utils import qsv_utils
 
 from converters.tflite.edits import edit_file, widen_biases
 from converters.tflite.file import find_layer_ops
+from converters.tflite.float_tail import find_float_ops
 from edgecompress.errors import ToolchainError, first_line
 from edgecompress.records import ConversionRequest
-from edgecompress.targets import SCHEMES
+from edgecompress.targets import FLOAT32, FLOAT_TAIL, SCHEMES
 
 OPS: Final = qtyping.TFLOperationName
 EVERY_OP: Final = OPS.ALL_SUPPORTED
@@ -32,7 +34,7 @@ def quantize_file(content: bytes, program: Any, request: ConversionRequest, samp
     if request.io == "float32" and SCHEMES[request.scheme].has_static_activations:
         for end in ENDS:
             tool.update_quantization_recipe(EVERYWHERE, end, algorithm_key="no_quantize")
-    for scheme, names in (find_layer_ops(content, program, request) if request.layers else {}).items():
+    for scheme, names in _ops_of_schemes(content, program, request, samples).items():
         _add_scheme(tool, f"^({'|'.join(map(re.escape, names))});", scheme)
     try:
         statistics = _calibrate(content, tool, samples) if tool.need_calibration else None
@@ -41,6 +43,15 @@ def quantize_file(content: bytes, program: Any, request: ConversionRequest, samp
         raise ToolchainError(f"tflite: ai-edge-quantizer failed: {first_line(error)}; take route onnx2tf") from error
     has_int16 = any(SCHEMES[scheme].activation_bits == 16 for scheme in (request.scheme, *request.layers.values()))
     return edit_file(quantized, widen_biases(content)) if has_int16 else quantized
+
+
+def _ops_of_schemes(content: bytes, program: Any, request: ConversionRequest, samples: list[list[np.ndarray]]) -> dict[str, list[str]]:
+    """Return, for each scheme that some ops have instead of the file's, the names of their output tensors."""
+    layers = {name: scheme for name, scheme in request.layers.items() if name != FLOAT_TAIL}
+    found = find_layer_ops(content, program, msgspec.structs.replace(request, layers=layers)) if layers else {}
+    if FLOAT_TAIL in request.layers and (names := find_float_ops(content, samples, SCHEMES[request.scheme].activation_bits)):
+        found.setdefault(FLOAT32, []).extend(names)
+    return found
 
 
 def _add_scheme(tool: quantizer.Quantizer, scope: str, scheme: str) -> None:

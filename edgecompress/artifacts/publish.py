@@ -23,6 +23,7 @@ from edgecompress.network.surgery import forward
 from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
+from edgecompress.quantization.float_tail import keep_tail_float
 from edgecompress.records import Artifact, ConversionReply, ConversionRequest, Preprocessing, QuantSpec, Record, to_json
 from edgecompress.targets import FORMATS, Gate
 
@@ -109,10 +110,13 @@ def export_artifact(
         request = _make_request(Path(work), made, quant, about, options, calibrated=calibration is not None)
         if program is None:
             program = to_program(model, example_inputs, name=about.name)
+        program, quant, tail = keep_tail_float(program, quant, calibration or ())
+        request = msgspec.structs.replace(request, layers=quant.layers)
         write_program(program, Path(request.program))
         if calibration is not None:
             save_calibration(calibration, Path(request.calibration))
         reply = convert(request)
+        reply = msgspec.structs.replace(reply, notes=(*filter(None, (tail,)), *reply.notes))
         checked = check_artifact(
             made,
             ConversionSetup(program=program, format=format, request=request, calibration=calibration, **within),

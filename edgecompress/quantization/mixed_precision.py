@@ -22,6 +22,7 @@ from edgecompress.network.layer_kinds import weight_name
 from edgecompress.network.parity import describe_shortfalls, measure_parity, top1_agreement, worst_sqnr_db
 from edgecompress.network.subgraph import enclosing_modules, graph_of, is_float_tensor
 from edgecompress.progress import Track, track_silently
+from edgecompress.quantization.float_tail import keep_tail_float
 from edgecompress.quantization.simulation import (
     RANGE_SAMPLES,
     QuantizingInterpreter,
@@ -111,15 +112,17 @@ def plan_precision(
         raise ConfigError(
             f"mixed precision: {n} calibration inputs, at least {MIN_SAMPLES} are needed; give more with --calibration-samples"
         )
+    program, tail, _ = keep_tail_float(program, QuantSpec(scheme=scheme), calibration)
     simulation = LayerwiseSimulation(program, scheme, batches.take_samples(calibration, slice(n // 2)))
     measured = batches.take_samples(calibration, slice(n // 2, n // 2 + MEASURED_SAMPLES))
     exact = run_graph(graph_of(program), measured)
     by_hand = dict(fixed or {})
     wanted = tighten_gate(limits, batches.count_samples(measured))
-    names = [name for name in simulation.layers if not any(f"{name}.".startswith(f"{given}.") for given in by_hand)]
+    fixed_layers = by_hand | tail.layers
+    names = [name for name in simulation.layers if not any(f"{name}.".startswith(f"{given}.") for given in fixed_layers)]
 
     def measure(kept: list[str]) -> Parity:
-        return measure_parity(simulation.run(measured, QuantSpec(scheme=scheme, layers=by_hand | dict.fromkeys(kept, FLOAT32))), exact)
+        return measure_parity(simulation.run(measured, QuantSpec(scheme=scheme, layers=fixed_layers | dict.fromkeys(kept, FLOAT32))), exact)
 
     alone: dict[str, Sensitivity] = {}
     few, exact_few = (batches.take_samples(batch, slice(SENSITIVITY_SAMPLES)) for batch in (measured, exact))

@@ -22,6 +22,7 @@ from edgecompress.network.parity import top1_agreement, worst_sqnr_db
 from edgecompress.network.surgery import forward
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
+from edgecompress.quantization.float_tail import keep_tail_float
 from edgecompress.quantization.qat_module import FakeQuantizedModule
 from edgecompress.quantization.simulation import round_integer_weights
 from edgecompress.records import QatResult, QuantSpec, Record
@@ -82,7 +83,8 @@ def qat(
     _check_options(options, train_data)
     assert train_data is not None
     with use_threads(options.threads):
-        program = round_integer_weights(to_program(model, tuple(x[:1] for x in example_inputs)), quant, calibration)
+        program, quant, _ = keep_tail_float(to_program(model, tuple(x[:1] for x in example_inputs)), quant, calibration)
+        program = round_integer_weights(program, quant, calibration)
         student = FakeQuantizedModule(program, quant, calibration)
         start = {name: value.detach() for name, value in student.quantized_constants().items()}
         seen = batches.take_samples(calibration, slice(EVAL_SAMPLES))

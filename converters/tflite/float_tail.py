@@ -1,0 +1,86 @@
+"""Find the ops of a float TFLite file that stay float, because ranges meet there that integers cannot hold together.
+
+The program's nodes are marked, but lowering joins some of them and moves others: a factor after a convolution becomes part of its weights.
+The tail is therefore found in the file, by the rule that found it in the program.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.tools import flatbuffer_utils
+from torch import Tensor
+
+from converters.tflite.file import LAYER_OPS, SIGNATURE, op_name
+from edgecompress.quantization.float_tail import TAIL_SAMPLES, TailOp, find_tail, varying_axis
+
+JOINS: Final = {"concatenation", "pack"}
+ARITHMETIC: Final = {"add", "sub", "mul", "div", "select_v2"}
+BODY: Final = {
+    "max_pool_2d", "average_pool_2d", "batch_matmul", "unidirectional_sequence_lstm", "embedding_lookup", "l2_normalization",
+}  # fmt: skip
+MAP_AXES: Final = 4
+
+
+def find_float_ops(content: bytes, samples: Sequence[list[np.ndarray]], bits: int) -> list[str]:
+    """Return the names of the output tensors of the ops that stay float.
+
+    Args:
+        content: A float file of which `name_tensors` has named the tensors.
+        samples: The inputs of each calibration sample, in the file's layout.
+        bits: Of activations.
+    """
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    graph = model.subgraphs[0]
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    makers = {int(t): names[op.outputs[0]] for op in graph.operators for t in op.outputs}
+    ops = [_read_op(model, op, names, makers) for op in graph.operators]
+    tail, _ = find_tail(ops, [makers[int(t)] for t in graph.outputs if int(t) in makers], _Values(content, names, samples), bits)
+    return [op.name for op in ops if op.name in tail]
+
+
+def _read_op(model: Any, op: Any, names: list[str], makers: dict[int, str]) -> TailOp:
+    graph, kind = model.subgraphs[0], op_name(model, op)
+    name, made = names[op.outputs[0]], graph.tensors[op.outputs[0]]
+    read = [int(t) for t in op.inputs if t >= 0]
+    inputs = tuple(makers[t] for t in read if t in makers)
+    is_float, rank = made.type == schema.TensorType.FLOAT32, len(made.shape)
+    if kind in BODY or (kind in LAYER_OPS and (len(read) < 2 or read[1] in makers)):
+        return TailOp(name, inputs, "body")
+    if kind in LAYER_OPS:
+        return TailOp(name, inputs, "layer", rank - 1)
+    if not is_float or not (kind in JOINS or kind in ARITHMETIC):
+        return TailOp(name, inputs)
+    if kind in JOINS:
+        return TailOp(name, inputs, "join")
+    constants = [varying_axis(graph.tensors[t].shape, rank) for t in read if t not in makers and t not in graph.inputs]
+    axis = next((axis for axis in constants if axis is not None), rank - 1 if rank >= MAP_AXES else None)
+    return TailOp(name, inputs, "arithmetic", axis)
+
+
+class _Values:
+    """Runs the file op by op and returns the values of tensors, `(samples, …)` each."""
+
+    def __init__(self, content: bytes, names: list[str], samples: Sequence[list[np.ndarray]]) -> None:
+        self.content, self.names, self.samples = content, names, samples[:TAIL_SAMPLES]
+
+    def __call__(self, wanted: Sequence[str]) -> dict[str, Tensor]:
+        without = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate keeps no tensor between its ops
+        interpreter = Interpreter(
+            model_content=self.content, num_threads=1, experimental_op_resolver_type=without, experimental_preserve_all_tensors=True
+        )
+        interpreter.allocate_tensors()
+        inputs = interpreter.get_signature_runner(SIGNATURE).get_input_details()
+        places = {name: self.names.index(name) for name in wanted}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        for sample in self.samples:
+            for i, x in enumerate(sample):
+                detail = inputs[f"args_{i}"]
+                interpreter.set_tensor(detail["index"], x.astype(detail["dtype"]))
+            interpreter.invoke()
+            for name, place in places.items():
+                found[name].append(np.array(interpreter.get_tensor(place)))
+        return {name: torch.from_numpy(np.concatenate(rows) if rows[0].ndim else np.stack(rows)) for name, rows in found.items()}
