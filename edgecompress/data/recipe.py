@@ -52,6 +52,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from edgecompress.data.code import digest_code
 from edgecompress.data.losses import Loss, make_loss
 from edgecompress.data.metrics import Direction, Metric, make_metric
 from edgecompress.data.recipe_files import hash_sources, import_file, import_module
@@ -69,7 +70,7 @@ class Recipe:
     """A loaded recipe.
 
     Attributes:
-        sources_sha256: Hash of the recipe, of the Python files beside it and of those that it imports from its package.
+        sources_sha256: Hash of the recipe and of the user's files that it imports; of a model in memory, of its code.
         outputs: As the user gives them, checked by themselves and not against the network; `outputs_place` begins messages about them.
         resized: Returns the recipe at another resolution; None for a recipe without `resolution`.
     """
@@ -269,11 +270,11 @@ def recipe_from_model(
         ConfigError: An argument is none that a recipe may have.
     """
     name = name or type(model).__name__.lower()
-    sets = [None if d is None else (str(getattr(d, "source", type(d))), len(d)) for d in (train_data, eval_data, calibration_data)]  # type: ignore[arg-type]
+    code = digest_code(model, metric, loss, higher_is_better)
     return Recipe(
         name=name,
         source="python",
-        sources_sha256=hashlib.sha256(f"{model}{sets}".encode()).hexdigest(),
+        sources_sha256=hashlib.sha256(f"{model}{code}{outputs}".encode()).hexdigest(),
         model=lambda: copy.deepcopy(model),  # no run may change the caller's model
         example_inputs=check_example(example_inputs, name),
         train_data=_make_data_function(train_data),

@@ -1,10 +1,13 @@
 """Import a recipe from a file or a package, and hash the source files that it is made of."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,10 +41,77 @@ def import_module(name: str) -> ModuleType:
 
 
 def hash_sources(module: ModuleType, file: Path) -> str:
-    """Hash the Python files beside the recipe and the files of its package that it has imported, wherever they lie."""
-    package = module.__name__.partition(".")[0]
-    imported = [m.__file__ for name, m in list(sys.modules.items()) if name.partition(".")[0] == package and getattr(m, "__file__", None)]
+    """Hash the file of a recipe and the user's own files that it imports, directly or not; files that merely lie beside it are left out."""
     digest = hashlib.sha256()
-    for path in sorted({*file.parent.glob("*.py"), *(Path(name) for name in imported if name and name.endswith(".py"))}):
-        digest.update(os.path.relpath(path, file.parent).encode() + b"\0" + path.read_bytes())
+    for path in sorted(list_sources(module, file)):
+        digest.update(os.path.relpath(path, file.parent).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def list_sources(module: ModuleType, file: Path) -> set[Path]:
+    """Return the Python files that a recipe is made of: its own, and the user's that it imports, also those that a function would import.
+
+    Installed packages are left out.
+    """
+    package = module.__name__.partition(".")[0]
+    names = [name for name in list(sys.modules) if name.partition(".")[0] == package]
+    found: set[Path] = {file.resolve()}
+    pending = [(module.__name__, file.resolve()), *((name, path) for name in names if (path := _find_file(name, package)) is not None)]
+    seen: set[str] = set()
+    while pending:
+        name, path = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found.add(path)
+        for imported in _list_imports(name, path):
+            other = _find_file(imported, package)
+            if other is not None and (imported.partition(".")[0] == package or _is_of_the_user(other, file.parent)):
+                pending.append((imported, other))
+    return found
+
+
+def _list_imports(name: str, path: Path) -> Iterator[str]:
+    """Yield the full names of all that a file may import, with the packages that hold them; some are functions and no modules."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            targets = [f"{origin}.{alias.name}" for alias in node.names]
+        for target in targets:
+            parts = target.split(".")
+            yield from (".".join(parts[:i]) for i in range(1, len(parts) + 1))
+
+
+def _find_file(name: str, package: str) -> Path | None:
+    """Return the source file of a module that is imported, or that lies in the recipe's package; None for any other name."""
+    module = sys.modules.get(name)
+    if module is not None:
+        file = getattr(module, "__file__", None)
+        return Path(file).resolve() if file and file.endswith(".py") else None
+    top, *rest = name.split(".")
+    if top != package or not rest:
+        return None
+    for root in getattr(sys.modules.get(package), "__path__", ()):
+        path = Path(root, *rest)
+        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+            if file.is_file():
+                return file.resolve()
+    return None
+
+
+def _is_of_the_user(path: Path, folder: Path) -> bool:
+    """Whether a module is neither installed, nor of Python itself, nor of edgecompress; the recipe's folder may lie in any of these."""
+    if path.is_relative_to(folder.resolve()):
+        return True
+    foreign: tuple[str, ...] = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(Path(__file__).parents[1]))
+    return not any(path.is_relative_to(Path(root).resolve()) for root in foreign)

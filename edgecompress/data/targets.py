@@ -1,6 +1,6 @@
 """Targets of samples: class indices, masks, boxes, numbers, dicts and tuples of these, gathered from items into batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,15 +48,6 @@ def take_targets(targets: Targets, samples: slice) -> Targets:
         columns = [take_targets(value, samples) for value in targets]
         return type(targets)(*columns) if hasattr(targets, "_fields") else tuple(columns)
     return targets[samples]
-
-
-def target_tensors(targets: Targets) -> Iterator[Tensor]:
-    """Yield the tensors among targets, in order."""
-    if isinstance(targets, Tensor):
-        yield targets
-    elif isinstance(targets, Mapping | tuple | list):
-        for value in targets.values() if isinstance(targets, Mapping) else targets:
-            yield from target_tensors(value)
 
 
 def is_class_index(targets: Targets) -> bool:

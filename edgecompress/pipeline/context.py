@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
 from edgecompress.artifacts.publish import Evidence
-from edgecompress.data.recipe import Data, Recipe, recipe_at_resolution
+from edgecompress.data.content import digest_dataset, fixed_random_numbers
+from edgecompress.data.recipe import Recipe, recipe_at_resolution
 from edgecompress.data.user_functions import call_user_function
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp_files
@@ -31,6 +32,14 @@ from edgecompress.runs import Run, hash_values
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 OnStep = Callable[[str, Record, float, bool], None]
+# What the data of a step are, and the recipe's functions that give them, the first one that it has.
+SPLITS: Final = {
+    "train": ("train",),
+    "eval": ("eval",),
+    "calibration": ("calibration", "train", "eval"),
+    "recovery": ("train", "calibration", "eval"),
+    "evidence": ("eval", "calibration", "train"),
+}
 SMALL_NETWORK_MACS: Final = 100_000_000  # below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
@@ -86,19 +95,29 @@ class RunData:
         self.recipe = recipe
         self.path = path
         self.seed = seed
+        self._digests: dict[tuple[str, bool], str] = {}
 
     def dataset(self, split: str) -> Any:
-        """Return the dataset for "train", "eval" or "calibration"; None when the user gave none."""
+        """Return the dataset of a split of SPLITS; None when the user gave none."""
         if self.path:
-            kind: datasets.Split = "eval" if split == "eval" else "train"
+            kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
             return datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
-        functions: dict[str, Data | None] = {
-            "train": self.recipe.train_data,
-            "eval": self.recipe.eval_data,
-            "calibration": self.recipe.calibration_data or self.recipe.train_data or self.recipe.eval_data,
-        }
-        function = functions[split]
-        return None if function is None else call_user_function(function, f"{self.recipe.source}: {split}_data()")
+        name = self._choose_function(split)
+        return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()") if name else None
+
+    def digest(self, split: str, *, with_inputs: bool = True) -> str:
+        """Return a hash of what the dataset of a split holds, computed once; "" for none, and for data at a path, whose files tell."""
+        name = "" if self.path else self._choose_function(split)
+        if name and (name, with_inputs) not in self._digests:
+            with fixed_random_numbers():  # a set that the function draws is the same one for every process
+                dataset = self.dataset(split)
+            self._digests[name, with_inputs] = digest_dataset(dataset, with_inputs=with_inputs)
+        return self._digests[name, with_inputs] if name else ""
+
+    def _choose_function(self, split: str) -> str:
+        """Return the name of the recipe's function whose data stand for a split; "" where there is none."""
+        names = (f"{name}_data" for name in SPLITS[split])
+        return next((name for name in names if getattr(self.recipe, name) is not None), "")
 
     def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
         """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
@@ -169,7 +188,9 @@ class RunContext:
 
     @property
     def source(self) -> str:
-        """Hash of the dense network and the data; the key of every step holds it.
+        """Hash of the recipe, of the dense network and of the files at the path of `--data`; the key of every step holds it.
+
+        What the data functions return is in the key of the steps that use it: see `hash_data`.
 
         Raises:
             ConfigError: Nothing lies at the path of `--data`.
@@ -184,6 +205,10 @@ class RunContext:
             return hash_values(self.recipe.sources_sha256, self.network.fingerprint, shapes, self.options.data, files)
 
         return self.remember("source", self.options.data, hash_source)
+
+    def hash_data(self, splits: tuple[str, ...]) -> str:
+        """Return a hash of what the datasets of some splits hold, which the keys of steps that use them contain."""
+        return hash_values([self.data.digest(split) for split in splits])
 
     @property
     def evidence(self) -> Evidence:

@@ -24,6 +24,7 @@ from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
 from edgecompress.pipeline.networks import export_compressed, export_trained, load_compressed, trains
+from edgecompress.pipeline.steps import STEPS
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.quantization.quantize import quant_spec
 from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read_record
@@ -96,7 +97,8 @@ def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     told = (context.recipe.preprocessing, context.recipe.labels)
     asked = (variant, format_name, scheme, layers, gate_of(scheme, context.options), context.options.verify_samples, told, lasting)
     calibration = context.digest("quantize") if SCHEMES[scheme].calibrated else ""
-    return hash_values(context.source, _digest_weights(context, variant, scheme), calibration, asked)
+    data = context.hash_data(STEPS["export"].data)
+    return hash_values(context.source, data, _digest_weights(context, variant, scheme), calibration, asked)
 
 
 def _digest_weights(context: RunContext, variant: str, scheme: str) -> str:

@@ -15,12 +15,12 @@ from edgecompress.targets import INT8_STATIC, TARGETS
 
 
 def hash_inputs(context: RunContext, step: Step) -> str:
-    """Return the key of a step: network and data, the files of the steps that it needs, and the options that have an effect on it."""
+    """Return the key of a step: network, the data it uses, the files of the steps that it needs, and the options that have an effect."""
     files = [context.digest(name) for name in step.needs if STEPS[name].applies(context.options)]
     if step.name in STAGED and context.stage > 1:
         files.append(context.at_stage(context.stage - 1).digest("finetune"))
     stage = context.stage if step.name in STAGED else 0
-    return hash_values(step.name, context.source, files, stage, effective_options(context, step))
+    return hash_values(step.name, context.source, context.hash_data(step.data), files, stage, effective_options(context, step))
 
 
 def effective_options(context: RunContext, step: Step) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Step(NamedTuple):
         record: The type of its result.
         needs: Steps whose results it reads; hashes of their files enter its key.
         options: Fields of `Options` that change its result: they enter its key and are its command's flags.
+        data: Splits of `pipeline.context.SPLITS` that it reads: a hash of what they hold enters its key.
         files: The files that it writes into the run folder; the first is its record.
         make: Computes the record and writes the other files.
         applies: Whether a run with these options has this step.
@@ -46,6 +47,7 @@ class Step(NamedTuple):
     options: tuple[str, ...]
     files: tuple[str, ...]
     make: "Callable[[RunContext], Record]"
+    data: tuple[str, ...] = ()
     applies: Callable[[Options], bool] = lambda _: True
     reusable: bool = True
 
@@ -84,6 +86,7 @@ _ROWS: Final = (
         ),
         files=("plan.json",),
         make=_import_when_called("make_plan"),
+        data=("calibration",),
     ),
     Step(
         name="decompose",
@@ -92,6 +95,7 @@ _ROWS: Final = (
         options=("data_aware", "sensitivity_samples", "seed"),
         files=("decompose.json", "decomposed.safetensors"),
         make=_import_when_called("make_decomposition"),
+        data=("calibration",),
     ),
     Step(
         name="finetune",
@@ -100,6 +104,7 @@ _ROWS: Final = (
         options=("stages", "weakening", "epochs", "epoch_samples", "batch_size", "optimizer", "learning_rate", "seed", "data"),
         files=("finetune.json", "weights.safetensors"),
         make=_import_when_called("make_finetuning"),
+        data=("recovery", "eval"),
     ),
     Step(
         name="quantize",
@@ -110,6 +115,7 @@ _ROWS: Final = (
         ),
         files=("quantize.json", "calibration.safetensors"),
         make=_import_when_called("make_calibration"),
+        data=("calibration",),
     ),
     Step(
         name="qat",
@@ -118,6 +124,7 @@ _ROWS: Final = (
         options=("qat_epochs", "epoch_samples", "batch_size", "layer_scheme", "seed", "data"),
         files=("qat.json", "qat.safetensors"),
         make=_import_when_called("make_qat"),
+        data=("train", "eval"),
         applies=trains_quantized,
     ),
     Step(
@@ -130,6 +137,7 @@ _ROWS: Final = (
         ),
         files=("export.json",),
         make=_import_when_called("make_artifacts"),
+        data=("evidence",),
         reusable=False,
     ),
 )  # fmt: skip

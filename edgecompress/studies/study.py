@@ -14,7 +14,7 @@ from edgecompress.devices.statistics import kind_of_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp_files, write_atomically
 from edgecompress.options import Options, update_options
-from edgecompress.pipeline.context import DenseNetwork
+from edgecompress.pipeline.context import DenseNetwork, RunData
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
@@ -168,7 +168,8 @@ def _hash_network(recipe: Recipe, options: Options) -> str:
         raise ConfigError(f"{recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
     files = [(name, size) for name, size, _ in stamp_files(Path(options.data))] if options.data else []
-    return hash_values(recipe.sources_sha256, network.fingerprint, shapes, files)
+    targets = [RunData(network.recipe, path=options.data).digest(split, with_inputs=False) for split in ("train", "eval")]
+    return hash_values(recipe.sources_sha256, network.fingerprint, shapes, files, targets)
 
 
 def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:
