@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: the table of rooms, the commands, the options, the records, and the files of a run.
+"""Write the generated pages of docs/: tables of rooms and of kinds of outputs, commands, options, records, and the files of a run.
 
 `python docs/site/generate.py` writes them; with `--check` it names the pages that are not up to date and exits with 1.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import formats_page
+import kinds_table
 import records_page
 import rooms
 
@@ -19,9 +20,10 @@ DOCS = Path(__file__).resolve().parents[1]
 
 def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path."""
-    design = DOCS / "design.md"
+    design, outputs = DOCS / "design.md", DOCS / "guide" / "outputs-and-metrics.md"
     return {
         design: rooms.insert_tables(design.read_text()),
+        outputs: kinds_table.insert_table(outputs.read_text()),
         DOCS / "reference" / "records.md": records_page.render(),
         DOCS / "reference" / "formats.md": formats_page.render(),
         **{DOCS / "reference" / name: text for name, text in make_pages().items()},

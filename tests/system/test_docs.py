@@ -195,6 +195,43 @@ def test_the_quickstart_s_network_and_recipe_run(tmp_path: Path) -> None:
     assert len(stats["layers"]) == 7
 
 
+def outputs_recipes() -> list[str]:
+    return [block.text for block in blocks() if block.page.name == "outputs-and-metrics.md" and block.language == "python"]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_recipes_of_outputs_and_metrics_run(tmp_path: Path, number: int) -> None:
+    """Each is loaded, its outputs are read, and its metric and loss are tried on a batch, as at the start of a run."""
+    import torch
+
+    from edgecompress.data import fetch_pairs
+    from edgecompress.data.losses import check_loss
+    from edgecompress.data.metrics import check_metric
+    from edgecompress.data.recipe import load_recipe
+    from edgecompress.network.batches import output_names, structure_of
+    from edgecompress.network.exported import to_program
+    from edgecompress.network.output_reading import read_specs
+    from edgecompress.network.surgery import forward
+
+    texts = outputs_recipes()
+    assert len(texts) == 4
+    (tmp_path / "recipe.py").write_text(texts[number])
+    recipe = load_recipe(str(tmp_path))
+    torch.manual_seed(0)
+    network = recipe.model().eval()
+    names, structure = output_names(network, recipe.example_inputs), structure_of(network, recipe.example_inputs)
+    specs = read_specs(to_program(network, recipe.example_inputs), names=names, declared=recipe.outputs, subject=recipe.outputs_place)
+    wanted = [["logits", "values"], ["values"], ["values"], ["independent", "values"]]
+    assert [spec.kind for spec in specs] == wanted[number]
+    if recipe.eval_data is not None:
+        inputs, targets = fetch_pairs(recipe.eval_data(), 64, example=recipe.example_inputs)
+        outputs = forward(network, inputs)
+        headline = check_metric(recipe.metric, outputs, targets, structure)[0]
+        assert (headline.name, headline.higher_is_better) == [("", True), ("mae", False), ("f1", True), ("pixels", True)][number]
+        if recipe.loss is not None:
+            assert check_loss(recipe.loss, outputs, targets, structure) > 0
+
+
 # --- generated pages ---
 
 
