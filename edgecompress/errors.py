@@ -5,6 +5,7 @@ EdgeCompressError (exit code 1)
 ├── UnsupportedError  (3)  this layer, op or scheme cannot be handled here
 ├── ToolchainError    (4)  a converter is missing or failed
 ├── ParityError       (5)  the artifact disagrees with the model
+├── FidelityError     (5)  compression lost more of the dense network than may be lost
 └── DeviceError       (6)  a device is unreachable or a command failed there
 
 A message reads `subject: fact; remedy`. Programming mistakes keep their traceback.
@@ -40,6 +41,12 @@ class ToolchainError(EdgeCompressError):
 
 class ParityError(EdgeCompressError):
     """An artifact disagrees with its model."""
+
+    exit_code = 5
+
+
+class FidelityError(EdgeCompressError):
+    """A compressed network, or its file, keeps too little of the dense network."""
 
     exit_code = 5
 

@@ -66,7 +66,12 @@ class Options(Record, frozen=True, kw_only=True):
     params_ratio: Annotated[Fraction | None, Option("Fraction of the parameters to keep", ALL_HOLD, rare=True)] = None
     max_drop: Annotated[
         Positive | None,
-        Option("Points of top-1 that may be lost before fine-tuning", "The plan saves as much as it can for that loss.", rare=True),
+        Option(
+            "Loss of the metric that a plan may cost before fine-tuning",
+            "Points of an accuracy, percent of another metric, or without a metric percent of the worst output. "
+            "The plan saves as much as it can for that loss.",
+            rare=True,
+        ),
     ] = None
     device: Annotated[
         str, Option("Device that measures the latencies to plan by", "By default local:// where a latency is asked for, else none.")
@@ -95,9 +100,25 @@ class Options(Record, frozen=True, kw_only=True):
     data_aware: Annotated[bool, Option("Fit factors to what the layers read from calibration inputs, where the method can", rare=True)] = (
         False
     )
-    min_agreement: Annotated[
-        Fraction, Option("Top-1 agreement that a plan must keep where nothing is fine-tuned afterwards", rare=True)
-    ] = 0.95
+    max_loss: Annotated[
+        float | None,
+        Limits(at_least=0),
+        Option(
+            "Largest loss of the metric",
+            "Points of an accuracy, percent of another metric. A file that loses more is not published.",
+            usual="2",
+        ),
+    ] = None
+    min_fidelity: Annotated[
+        float | None,
+        Limits(at_least=0, at_most=1),
+        Option(
+            "Fraction of every output that must be kept of the dense network, where no metric decides",
+            "Plans that nothing will repair keep it too. 0 publishes whatever is left.",
+            usual="0.95, or 0.9 of values",
+            rare=True,
+        ),
+    ] = None
     sensitivity_samples: Annotated[Count, Option("Calibration inputs that the planner measures losses on", rare=True)] = 256
     stages: Annotated[
         Count,

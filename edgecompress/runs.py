@@ -31,6 +31,7 @@ from edgecompress.records import (
 from edgecompress.records.evaluation import Evaluation
 
 RUN_FILE: Final = "run.json"
+FORMER_OPTIONS: Final = frozenset(["min_agreement"])  # `min_fidelity` has taken its place, with bounds for every kind of output
 
 
 class FinishedStep(Record, frozen=True, kw_only=True):
@@ -140,10 +141,21 @@ def read_run(folder: Path) -> RunRecord:
         ConfigError: The folder is no run folder.
     """
     try:
-        return read_record(folder / RUN_FILE, RunRecord)
+        return _read_options_of_before(folder / RUN_FILE) or read_record(folder / RUN_FILE, RunRecord)
     except ConfigError as error:
         fact, _, _ = str(error).rpartition("; ")  # run.json is of no single step, so the usual remedy does not help
         raise ConfigError(f"{fact}; name the recipe, and another folder with --run: edgecompress plan RECIPE --run FOLDER") from error
+
+
+def _read_options_of_before(path: Path) -> RunRecord | None:
+    """Return the record of a run that an earlier version began, with options that are gone left out; None for any other file."""
+    try:
+        values = msgspec.json.decode(path.read_bytes())
+        gone = FORMER_OPTIONS & values["options"].keys()
+        kept = {name: value for name, value in values["options"].items() if name not in gone}
+        return msgspec.convert({**values, "options": kept}, RunRecord) if gone else None
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def is_run(folder: Path) -> bool:

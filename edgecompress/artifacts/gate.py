@@ -26,6 +26,7 @@ from edgecompress.errors import ConfigError, ParityError, ToolchainError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.exported import write_program
+from edgecompress.network.outputs import Specs
 from edgecompress.network.parity import describe_shortfalls, measure_parity, relax_gate, worst_sqnr_db
 from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.options import DEFAULTS
@@ -123,6 +124,7 @@ def check_artifact(
     reference: Batch,
     calibration_reference: Batch | None = None,
     also_python: str = "",
+    specs: Specs | None = None,
     track: Track = track_silently,
 ) -> ArtifactCheck:
     """Run a file on the evidence and on part of its calibration data, and compare the outputs with the model's.
@@ -133,6 +135,7 @@ def check_artifact(
         reference: The model's outputs on the evidence.
         calibration_reference: The model's outputs on the first `CALIBRATION_SAMPLES` of the calibration data.
         also_python: Interpreter whose runtime must agree too; "" for none.
+        specs: The kinds of the outputs; None guesses them from the shapes.
 
     Raises:
         ToolchainError: The runtime died of the file.
@@ -145,14 +148,14 @@ def check_artifact(
     simulation = _make_simulation(made)
     parity = simulated = None
     try:
-        parity = measure_parity(batches.take_samples(outputs, slice(n)), reference)
+        parity = measure_parity(batches.take_samples(outputs, slice(n)), reference, specs)
         loss = None
         if simulation is not None:
             given, few, expected = (batches.take_samples(xs, slice(min(n, SIMULATED_SAMPLES))) for xs in (inputs, outputs, reference))
             ideal = simulation.run(given)
-            simulated = measure_parity(few, ideal)
+            simulated = measure_parity(few, ideal, specs)
             loss = SignalLoss(worst_sqnr_db(few, expected), worst_sqnr_db(ideal, expected))
-        failed = gate_failure(parity, limits, loss) or _calibration_failure(outputs, wanted, n, limits)
+        failed = gate_failure(parity, limits, loss) or _calibration_failure(outputs, wanted, n, limits, specs)
     except ParityError as error:
         failed = str(error)
     checked = ArtifactCheck(outputs=batches.take_samples(outputs, slice(n)), parity=parity, simulated=simulated)
@@ -163,18 +166,18 @@ def check_artifact(
         return msgspec.structs.replace(checked, error=divergence)
     if also_python:
         try:
-            note = check_other_runtime(path, reply, also_python, inputs, reference, limits, subject=subject)
+            note = check_other_runtime(path, reply, also_python, inputs, reference, limits, subject=subject, specs=specs)
         except ParityError as error:
             return msgspec.structs.replace(checked, error=Divergence(str(error)))
         return msgspec.structs.replace(checked, notes=(note,))
     return checked
 
 
-def _calibration_failure(outputs: Batch, wanted: Batch, start: int, limits: Gate) -> str:
+def _calibration_failure(outputs: Batch, wanted: Batch, start: int, limits: Gate, specs: Specs | None) -> str:
     """Return why the samples from `start` on, which are calibration data, do not pass; "" when they pass or there are none."""
     if batches.count_samples(outputs) <= start:
         return ""
-    parity = measure_parity(batches.take_samples(outputs, slice(start, None)), batches.take_samples(wanted, slice(start, None)))
+    parity = measure_parity(batches.take_samples(outputs, slice(start, None)), batches.take_samples(wanted, slice(start, None)), specs)
     failed = gate_failure(parity, relax_gate(limits, parity.samples))
     return f"on calibration data: {failed}" if failed else ""
 
@@ -188,6 +191,7 @@ def check_other_runtime(
     limits: Gate,
     *,
     subject: str,
+    specs: Specs | None = None,
 ) -> str:
     """Check an artifact, which passes here, in another interpreter's runtime by the same limits; return a note on the result.
 
@@ -203,7 +207,7 @@ def check_other_runtime(
         raise ToolchainError(f"{subject} in {python}: {error}, or take another scheme") from error
     named = f"{subject} in {runtime}"
     try:
-        parity = measure_parity(outputs, reference)
+        parity = measure_parity(outputs, reference, specs)
     except ParityError as error:
         raise ParityError(f"{named}: {error}") from error
     remedy = "here it agrees, so that runtime computes it wrongly: update the runtime there or take another scheme"

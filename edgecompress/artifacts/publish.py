@@ -13,7 +13,10 @@ from torch.export import ExportedProgram
 from edgecompress.artifacts.converter_process import start_converter
 from edgecompress.artifacts.execution import require_interpreter
 from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, ArtifactCheck, ConversionSetup, check_artifact
+from edgecompress.artifacts.judge import DenseComparison, Judge
+from edgecompress.data.targets import Targets
 from edgecompress.devices.manifests import manifest_path
+from edgecompress.errors import EdgeCompressError, FidelityError
 from edgecompress.files import hash_file, replace_atomically, write_atomically
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -29,11 +32,19 @@ from edgecompress.targets import FORMATS, Gate
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """The data that artifacts are checked on: real inputs, each `(n, …)`, their labels where known, and the name of their source."""
+    """The data that artifacts are checked on.
+
+    Attributes:
+        inputs: Real inputs, each `(n, …)`.
+        labels: Class indices `(n,)`; None where the network has no class scores, or nobody knows them.
+        data: Name of the source.
+        targets: Targets of the inputs as the metric takes them; None without a metric.
+    """
 
     inputs: Batch
     labels: Tensor | None = None
     data: str = ""
+    targets: Targets | None = None
 
 
 class Description(Record, frozen=True, kw_only=True):
@@ -77,6 +88,7 @@ def export_artifact(
     quant: QuantSpec,
     limits: Gate,
     evidence: Evidence,
+    judge: Judge | None = None,
     program: ExportedProgram | None = None,
     reference: Batch | None = None,
     calibration: Batch | None = None,
@@ -87,6 +99,7 @@ def export_artifact(
 
     Args:
         limits: The gate. A file that does not pass is kept as `….rejected`, and nothing is published.
+        judge: Holds the file to the dense network as well, on the evidence; what loses too much is kept aside in the same way.
         program: The result of `to_program` for `model`; computed where it is None.
         reference: The outputs of `model` on the evidence; computed where it is None.
         calibration: Calibration inputs, each `(samples, …)` in the model's layout.
@@ -95,6 +108,7 @@ def export_artifact(
         UnsupportedError: The format lacks an op of the model, or the scheme.
         ToolchainError: The converter is missing or failed; its log stays in `folder/logs`.
         Divergence: The artifact does not pass; the message tells whether the scheme or the converter is at fault, and in which layer.
+        FidelityError: The artifact is what the model is, and the model keeps too little of the dense network.
     """
     options = options or ConversionOptions()
     if options.also_python:
@@ -127,17 +141,35 @@ def export_artifact(
             reference=forward(model, evidence.inputs) if reference is None else reference,
             calibration_reference=forward(model, batches.take_samples(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
             also_python=options.also_python if format == "tflite" else "",
+            specs=judge.specs if judge else None,
             track=track,
         )
-        manifest = _make_manifest(path, made, reply, checked, format=format, quant=quant, about=about, options=options, evidence=evidence)
-        if checked.error is not None:
+        compared = judge.judge(checked.outputs) if judge and checked.parity is not None else None
+        manifest = _make_manifest(
+            path, made, reply, checked, compared, judge, format=format, quant=quant, about=about, options=options, evidence=evidence
+        )
+        error: EdgeCompressError | None = checked.error
+        if error is None and judge and compared and (lost := judge.describe_shortfall(compared)):
+            error = FidelityError(f"{path.name}: of the dense network it {lost}; {_suggest_remedy(about, judge)}")
+        if error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
             _remove_artifact(path)
-            raise checked.error
+            raise error
     write_atomically(manifest_path(path), to_json(manifest))
     _remove_artifact(rejected)
     return manifest
+
+
+def _suggest_remedy(about: Description, judge: Judge) -> str:
+    """Return what to ask for instead of a file that loses too much."""
+    less = (
+        "keep layers in float with --mixed-precision"
+        if about.variant == "dense"
+        else "compress less (--macs-ratio), train longer (--epochs)"
+    )
+    bound = "--max-loss" if judge.headline is not None else "--min-fidelity"
+    return f"{less}, or allow more with {bound}"
 
 
 def _make_request(
@@ -164,6 +196,8 @@ def _make_manifest(
     made: Path,
     reply: ConversionReply,
     checked: ArtifactCheck,
+    compared: DenseComparison | None,
+    judge: Judge | None,
     *,
     format: str,  # noqa: A002
     quant: QuantSpec,
@@ -172,7 +206,7 @@ def _make_manifest(
     evidence: Evidence,
 ) -> Artifact:
     """Return the manifest of the file `made`, which will be published as `path`."""
-    scores = scores_of(checked.outputs)
+    scores = scores_of(checked.outputs, judge.specs if judge else None)
     return Artifact(
         path=path.name,
         name=path.stem,
@@ -199,6 +233,10 @@ def _make_manifest(
         top1=top1(scores, evidence.labels) if evidence.labels is not None and scores is not None else None,
         data=evidence.data,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        kinds=judge.specs if judge else (),
+        fidelity=compared.fidelity if compared else None,
+        metric=judge.headline if judge and compared else None,
+        metrics=compared.metrics if compared else {},
     )
 
 

@@ -41,14 +41,17 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
     inputs, reference = read_reference(path.parent, manifest.model)
     outputs, _ = run_artifact(path, manifest.inputs, manifest.outputs, inputs)
     try:
-        parity = measure_parity(outputs, reference)
+        parity = measure_parity(outputs, reference, manifest.kinds or None)
     except ParityError as error:
         raise ParityError(f"{path}: {error}") from error
     limits = limits or _limits_of(manifest, parity.samples)
     require_parity(parity, limits, subject=str(path))
     notes = manifest.notes
     if also_python and manifest.format == "tflite":
-        notes = (*notes, check_other_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path)))
+        notes = (
+            *notes,
+            check_other_runtime(path, manifest, also_python, inputs, reference, limits, subject=str(path), specs=manifest.kinds or None),
+        )
     return msgspec.structs.replace(manifest, parity=parity, notes=notes)
 
 

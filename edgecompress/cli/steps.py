@@ -75,7 +75,9 @@ def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
 
     folder, notes = context.run.folder, make_console(stderr=True)
     for refused in exported.refused:
-        notes.print(f"refused: {refused.path}: {refused.reason}")
+        notes.print(
+            f"refused: {refused.reason}" if refused.reason.startswith(refused.path) else f"refused: {refused.path}: {refused.reason}"
+        )
     notes.print(f"next: edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
     notes.print(f"      open {folder / 'report.html'}")
     check_refusals(exported)

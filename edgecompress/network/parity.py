@@ -1,7 +1,7 @@
 """Parity of two sets of outputs: SQNR, top-1 agreement and largest difference, and the check against a scheme's gate."""
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import torch
@@ -45,13 +45,15 @@ def measure_parity(outputs: Batch, reference: Batch, specs: Specs | None = None)
     kinds = specs or guess_specs(reference)
     judged = [each for each in zip(outputs, reference, kinds, strict=True) if each[2].kind != "ignore"]
     numbers = [_measure_numbers(y, wanted) for y, wanted, _ in judged if wanted.is_floating_point()]
-    values = [worst_channel_sqnr_db(y, wanted, spec) for y, wanted, spec in judged if _is_judged_by_values(wanted, spec)]
+    values = [find_worst_channel(y, wanted, spec) for y, wanted, spec in judged if _is_judged_by_values(wanted, spec)]
+    worst = min(values, key=lambda each: each.sqnr_db, default=None)
     integers = [agreement(y, wanted, spec) for y, wanted, spec in judged if not wanted.is_floating_point()]
     return Parity(
         max_abs=max((each[0] for each in numbers), default=0.0),
         max_rel=max((each[1] for each in numbers), default=0.0),
-        sqnr_db=min([*(each[2] for each in numbers), *values], default=SQNR_CAP_DB),
-        values_sqnr_db=min(values, default=None),
+        sqnr_db=min([*(each[2] for each in numbers), *(each.sqnr_db for each in values)], default=SQNR_CAP_DB),
+        values_sqnr_db=worst.sqnr_db if worst else None,
+        worst_channel=worst.name if worst else "",
         top1_agreement=top1_agreement(outputs, reference, kinds),
         integer_agreement=min(integers, default=None),
         samples=batches.count_samples(outputs),
@@ -69,17 +71,31 @@ def _measure_numbers(output: Tensor, reference: Tensor) -> tuple[float, float, f
     return max_abs, max_abs / spread if spread > 0 else max_abs, sqnr_db(output, reference)
 
 
-def worst_channel_sqnr_db(output: Tensor, reference: Tensor, spec: OutputSpec | None = None) -> float:
-    """Return the SQNR in dB of the worst channel where channels have ranges of their own, and of the whole tensor otherwise.
+class ChannelParity(NamedTuple):
+    """The SQNR in dB of the worst channel of an output, and the name of that channel."""
+
+    sqnr_db: float
+    name: str = ""
+
+
+def find_worst_channel(output: Tensor, reference: Tensor, spec: OutputSpec) -> ChannelParity:
+    """Return the worst channel where channels have ranges of their own, and the whole tensor otherwise.
 
     A channel that is constant in `output` though it varies in `reference` has the lowest SQNR there is. Independent probabilities and
     embeddings share one range by their nature; most of hundreds of probabilities are near zero, and their own SQNR would say nothing.
     """
-    axis = None if spec is not None and spec.kind in {"independent", "embedding"} else choose_channel_axis(reference)
+    axis = None if spec.kind in {"independent", "embedding"} else choose_channel_axis(reference)
     if axis is None:
-        return -SQNR_CAP_DB if _is_lost(output, reference) else sqnr_db(output, reference)
+        return _measure_channel(output, reference, spec.name)
     channels = zip(output.movedim(axis, 0), reference.movedim(axis, 0), strict=True)
-    return min(-SQNR_CAP_DB if _is_lost(y, wanted) else sqnr_db(y, wanted) for y, wanted in channels)
+    found = [_measure_channel(y, wanted, f"channel {i} of axis {axis} of {spec.name}") for i, (y, wanted) in enumerate(channels)]
+    return min(found, key=lambda each: each.sqnr_db)
+
+
+def _measure_channel(output: Tensor, reference: Tensor, name: str) -> ChannelParity:
+    if _is_lost(output, reference):
+        return ChannelParity(-SQNR_CAP_DB, f"{name}, which is constant in the file")
+    return ChannelParity(sqnr_db(output, reference), name)
 
 
 def _is_lost(output: Tensor, reference: Tensor) -> bool:
@@ -131,8 +147,8 @@ def describe_shortfalls(parity: Parity, limits: Gate) -> str:
         if parity.top1_agreement is not None and parity.top1_agreement < limits.min_agreement:
             failed.append(f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, {limits.min_agreement:.0%} required")
         if parity.values_sqnr_db is not None and parity.values_sqnr_db < limits.min_sqnr_db:
-            other = " of the outputs that are no scores" if parity.top1_agreement is not None else ""
-            failed.append(f"SQNR {parity.values_sqnr_db:.1f} dB{other}, {limits.min_sqnr_db:g} dB required")
+            place = f" of {parity.worst_channel}" if parity.worst_channel else ""
+            failed.append(f"SQNR {parity.values_sqnr_db:.1f} dB{place}, {limits.min_sqnr_db:g} dB required")
     return f"{'; '.join(failed)} (SQNR {parity.sqnr_db:.1f} dB)" if failed else ""
 
 

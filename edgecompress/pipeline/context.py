@@ -11,24 +11,29 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
+from edgecompress.artifacts.judge import Judge, choose_metric
 from edgecompress.artifacts.publish import Evidence
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
+from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric
 from edgecompress.data.recipe import Recipe, recipe_at_resolution
+from edgecompress.data.targets import Targets, check_labels
 from edgecompress.data.user_functions import call_user_function
 from edgecompress.errors import ConfigError
 from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention
-from edgecompress.network.batches import Batch
-from edgecompress.network.exported import to_program
+from edgecompress.network.batches import Batch, Structure, output_names, structure_of
+from edgecompress.network.exported import example_outputs, to_program
+from edgecompress.network.output_reading import read_specs
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state
 from edgecompress.options import Options
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
 from edgecompress.progress import Track, track_silently
-from edgecompress.records import Record, read_record
+from edgecompress.records import OutputSpec, Record, read_record
 from edgecompress.runs import Run, hash_values
 
+TARGET_SAMPLES: Final = 64  # data are often sorted by class, so that the first few would show one class alone
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 OnStep = Callable[[str, Record, float, bool], None]
@@ -83,9 +88,18 @@ class DenseNetwork:
         return to_program(self.model, self.recipe.example_inputs, name=self.recipe.name)
 
     @cached_property
-    def has_scores(self) -> bool:
-        """Whether one output is a vector of class scores, so that labels can say how often the network is right."""
-        return scores_of(forward(self.model, self.recipe.example_inputs)) is not None
+    def structure(self) -> Structure:
+        """How the network nests its outputs."""
+        return structure_of(self.model, self.recipe.example_inputs)
+
+    def read_outputs(self, targets: Targets | None) -> tuple[OutputSpec, ...]:
+        """Return the kind of each output, read from the recipe, the graph and a few targets.
+
+        Raises:
+            ConfigError: The recipe's `outputs()` does not fit the network.
+        """
+        names = output_names(self.model, self.recipe.example_inputs)
+        return read_specs(self.program, names=names, declared=self.recipe.outputs, targets=targets, subject=self.recipe.outputs_place)
 
 
 class RunData:
@@ -118,6 +132,18 @@ class RunData:
         """Return the name of the recipe's function whose data stand for a split; "" where there is none."""
         names = (f"{name}_data" for name in SPLITS[split])
         return next((name for name in names if getattr(self.recipe, name) is not None), "")
+
+    def sample_targets(self) -> Targets | None:
+        """Return the targets of a few samples from everywhere in the data, which tell what outputs are; None where there are none."""
+        for split in ("eval", "train"):
+            dataset = self.dataset(split)
+            if dataset is not None and len(dataset):
+                n = len(dataset)
+                rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)})
+                _, targets = datasets.fetch_pairs(dataset, rows, example=self.recipe.example_inputs)
+                if targets is not None:
+                    return targets
+        return None
 
     def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
         """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
@@ -211,6 +237,58 @@ class RunContext:
         return hash_values([self.data.digest(split) for split in splits])
 
     @property
+    def output_specs(self) -> tuple[OutputSpec, ...]:
+        """The kind of each output; losses, fidelity and parity go by it."""
+        return self.remember("output specs", self.source, lambda: self.network.read_outputs(self._sample_targets))
+
+    @property
+    def metric(self) -> Metric | None:
+        """The recipe's metric, else top-1 or mean IoU where an output holds classes and targets fit; None leaves fidelity to decide."""
+        return self.recipe.metric or self._usual_metric
+
+    @property
+    def _usual_metric(self) -> Metric | None:
+        return self.remember("usual metric", self.source, lambda: choose_metric(self.output_specs, self._sample_targets))
+
+    @property
+    def _sample_targets(self) -> Targets | None:
+        return self.remember("sample targets", self.source, self.data.sample_targets)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether targets are the classes of one output with a vector of class scores."""
+        return self._usual_metric is not None and self._usual_metric.place == "top-1"
+
+    @property
+    def judge(self) -> Judge:
+        """Compares networks and files with the dense network, on the evidence."""
+        o = self.options
+        made_from = hash_values(self.source, o.verify_samples, o.max_loss, o.min_fidelity)
+        return self.remember("judge", made_from, lambda: self.create_judge(self.dense_outputs, self.evidence.targets))
+
+    def create_judge(self, dense: Batch, targets: Targets | None) -> Judge:
+        """Return the judge of outputs on some inputs, of which the dense network's outputs and the targets are given."""
+        o = self.options
+        metric = self.metric if targets is not None else None
+        return Judge(self.output_specs, dense, metric, targets, self.network.structure, o.max_loss, o.min_fidelity)
+
+    def check_judging(self) -> None:
+        """Try the metric and the loss of the recipe on a few samples, so that faulty ones are refused before anything long runs.
+
+        Raises:
+            ConfigError: Names the function and its place.
+        """
+        dataset = self.data.dataset("eval")
+        dataset = self.data.dataset("calibration") if dataset is None else dataset
+        if self.recipe.metric is None or dataset is None:
+            return
+        inputs, targets = datasets.fetch_pairs(dataset, METRIC_BATCH, seed=0, example=self.recipe.example_inputs)
+        if targets is None:
+            source = datasets.describe_dataset(dataset)
+            raise ConfigError(f"{source}: yields no targets, {self.recipe.metric.place} needs them; yield (input, target)")
+        check_metric(self.recipe.metric, forward(self.dense, inputs), targets, self.network.structure)
+
+    @property
     def evidence(self) -> Evidence:
         """Real inputs that artifacts are checked on: evaluation data, or calibration data where there are none."""
         return self.remember("evidence", hash_values(self.source, self.options.verify_samples), self._fetch_evidence)
@@ -218,8 +296,17 @@ class RunContext:
     def _fetch_evidence(self) -> Evidence:
         dataset = self.data.dataset("eval")
         dataset = self.data.dataset("calibration") if dataset is None else dataset
-        inputs, labels = self.data.fetch(dataset, self.options.verify_samples, shuffle=False, labelled=self.network.has_scores)
-        return Evidence(inputs=inputs, labels=labels, data=datasets.describe_dataset(dataset))
+        wanted = self.metric is not None
+        inputs, targets = datasets.fetch_pairs(
+            dataset, self.options.verify_samples, example=self.recipe.example_inputs, with_targets=wanted
+        )
+        source = datasets.describe_dataset(dataset)
+        labels = check_labels(targets, source, classes=self._count_classes()) if self.has_labels and targets is not None else None
+        return Evidence(inputs=inputs, labels=labels, data=source, targets=targets)
+
+    def _count_classes(self) -> int | None:
+        scores = scores_of(example_outputs(self.network.program), self.output_specs)
+        return None if scores is None else scores.shape[1]
 
     @property
     def dense_outputs(self) -> Batch:

@@ -1,5 +1,8 @@
-"""The step `analyze`: parameters, MACs and latency of every layer of the dense network."""
+"""The step `analyze`: parameters, MACs and latency of every layer of the dense network, and the kinds of its outputs."""
 
+import msgspec
+
+from edgecompress.errors import UnsupportedError
 from edgecompress.network.analyze import analyze
 from edgecompress.pipeline.context import RunContext
 from edgecompress.records import ModelStats
@@ -7,4 +10,9 @@ from edgecompress.records import ModelStats
 
 def make_analysis(context: RunContext) -> ModelStats:
     """Analyze the dense network on its example inputs."""
-    return analyze(context.dense, context.recipe.example_inputs, name=context.recipe.name, track=context.track)
+    stats = analyze(context.dense, context.recipe.example_inputs, name=context.recipe.name, track=context.track)
+    try:
+        outputs = context.output_specs
+    except UnsupportedError:  # torch.export refuses the network; its layers can be shown all the same
+        outputs = ()
+    return msgspec.structs.replace(stats, outputs=outputs)

@@ -13,7 +13,7 @@ from edgecompress.artifacts.publish import ConversionOptions, Description, artif
 from edgecompress.artifacts.routes import export_by_route
 from edgecompress.devices.bench import bench
 from edgecompress.devices.manifests import manifest_path
-from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
+from edgecompress.errors import EdgeCompressError, FidelityError, ParityError, ToolchainError, UnsupportedError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.reference import write_reference
@@ -28,34 +28,57 @@ from edgecompress.pipeline.steps import STEPS
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.quantization.quantize import quant_spec
 from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read_record
+from edgecompress.records.artifact import CompressionCost
 from edgecompress.runs import hash_values, stopwatch
-from edgecompress.targets import SCHEMES
+from edgecompress.targets import FLOAT32, SCHEMES
 
 
 def make_artifacts(context: RunContext) -> ExportResult:
-    """Publish every artifact of the target, and the dense fp32 network in each of its formats to compare with.
+    """Publish every artifact of the target, and the dense network to compare with: in fp32 in each format, and in the preferred scheme.
 
-    An artifact that is refused does not keep the others back: its error is in the result. Artifacts are reused one by one.
+    The latter shows how much of the gain quantization alone would have given. An artifact that is refused does not keep the others back:
+    its error is in the result. Artifacts are reused one by one.
     """
-    jobs = [("compressed", format_name, scheme) for format_name, scheme in select_outputs(context.options)]
-    jobs = [("dense", name, "fp32") for name in dict.fromkeys(name for _, name, _ in jobs)] + jobs
+    jobs = [*_list_dense_jobs(context), *(("compressed", *output) for output in select_outputs(context.options))]
     made: list[Artifact] = []
     refused: list[RefusedArtifact] = []
     for variant, format_name, scheme in context.track(jobs, "exporting", len(jobs)):
         try:
             made.append(_make_artifact(context, variant, format_name, scheme))
-        except (ParityError, UnsupportedError, ToolchainError) as error:
-            refused.append(_describe_refusal(artifact_name(context.recipe.name, variant, format_name, scheme), error))
+        except (ParityError, FidelityError, UnsupportedError, ToolchainError) as error:
+            path = artifact_name(context.recipe.name, variant, format_name, scheme)
+            refused.append(_describe_refusal(path, error, for_comparison=variant == "dense" and scheme != FLOAT32))
     models = {"dense": context.dense, "compressed": load_compressed(context)}
     write_reference(context.run.path("artifacts"), context.evidence.inputs, models)
-    return ExportResult(artifacts=tuple(made), refused=tuple(refused))
+    return ExportResult(artifacts=tuple(made), refused=tuple(refused), compression=_measure_compression(context))
+
+
+def _list_dense_jobs(context: RunContext) -> list[tuple[str, str, str]]:
+    """Return the dense files: fp32 in each format, and the first integer scheme of the first format."""
+    outputs = select_outputs(context.options)
+    floats = [("dense", name, FLOAT32) for name in dict.fromkeys(name for name, _ in outputs)]
+    return floats + [("dense", name, scheme) for name, scheme in outputs if SCHEMES[scheme].is_int8][:1]
+
+
+def _measure_compression(context: RunContext) -> CompressionCost:
+    """Compare the compressed network itself with the dense one, on the inputs that artifacts are checked on."""
+    judge = context.judge
+    found = judge.judge(_reference_outputs(context, "compressed"))
+    return CompressionCost(
+        fidelity=found.fidelity,
+        metric=judge.headline,
+        dense_metrics=judge.dense_metrics,
+        metrics=found.metrics,
+        max_loss=None if judge.headline is None else judge.loss_limit,
+        data=context.evidence.data,
+    )
 
 
 def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: str) -> Artifact:
     """Publish one artifact, unless its key and its files are unchanged; return its manifest.
 
     Raises:
-        ParityError, UnsupportedError, ToolchainError: The artifact is refused.
+        ParityError, FidelityError, UnsupportedError, ToolchainError: The artifact is refused.
     """
     folder = context.run.path("artifacts")
     path = folder / artifact_name(context.recipe.name, variant, format_name, scheme)
@@ -76,6 +99,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             quant=quant_spec(scheme, 0 if calibration is None else batches.count_samples(calibration), layers),
             limits=gate_of(scheme, context.options),
             evidence=context.evidence,
+            judge=context.judge,
             program=_export_program(context, variant, scheme),
             reference=_reference_outputs(context, variant),
             calibration=calibration,
@@ -95,7 +119,9 @@ def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     """Return the key of an artifact. The toolchain's place and its limits are left out, since they change no file."""
     lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
     told = (context.recipe.preprocessing, context.recipe.labels)
-    asked = (variant, format_name, scheme, layers, gate_of(scheme, context.options), context.options.verify_samples, told, lasting)
+    o = context.options
+    judged = (context.output_specs, o.max_loss, o.min_fidelity)
+    asked = (variant, format_name, scheme, layers, gate_of(scheme, o), o.verify_samples, judged, told, lasting)
     calibration = context.digest("quantize") if SCHEMES[scheme].calibrated else ""
     data = context.hash_data(STEPS["export"].data)
     return hash_values(context.source, data, _digest_weights(context, variant, scheme), calibration, asked)
@@ -153,7 +179,7 @@ def _measure_medians(context: RunContext, paths: Sequence[Path]) -> list[float]:
     return [median(result.latency_ms) for result in results]
 
 
-def _describe_refusal(path: str, error: EdgeCompressError) -> RefusedArtifact:
+def _describe_refusal(path: str, error: EdgeCompressError, *, for_comparison: bool) -> RefusedArtifact:
     kind = ParityError if isinstance(error, Divergence) else type(error)
     departure = error.departure if isinstance(error, Divergence) else None
-    return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure)
+    return RefusedArtifact(path=path, error=kind.__name__, reason=str(error), departure=departure, for_comparison=for_comparison)

@@ -3,16 +3,18 @@
 from typing import Final
 
 import msgspec
-from torch import Tensor
 
+from edgecompress.data import fetch_pairs
 from edgecompress.errors import ConfigError
 from edgecompress.network.attention import find_unsupported_attention
 from edgecompress.network.batches import Batch
+from edgecompress.network.surgery import forward
 from edgecompress.options import budget_of, cost_scheme_of, parse_fixed_layers, parse_method
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import open_costs
 from edgecompress.pipeline.networks import load_stage
 from edgecompress.planning import stages
+from edgecompress.planning.accuracy_bounds import Judged
 from edgecompress.planning.plan import plan
 from edgecompress.records import CompressionPlan, LayerPlan, ModelStats
 from edgecompress.targets import TARGETS
@@ -26,6 +28,7 @@ def make_plan(context: RunContext) -> CompressionPlan:
     Raises:
         ConfigError: Factors are to be fitted to data, and the run has none.
     """
+    context.check_judging()
     o, stats, before = context.options, context.read(ModelStats), layers_before(context)
     form = parse_method(o)
     made = plan(
@@ -43,14 +46,16 @@ def make_plan(context: RunContext) -> CompressionPlan:
         data_aware=o.data_aware,
         mixed_precision=o.mixed_precision,
         rank_multiple=TARGETS[o.target].rank_multiple,
-        min_agreement=None if context.repairs else o.min_agreement,
+        outputs=context.output_specs,
+        guarded=not context.repairs,
+        min_fidelity=o.min_fidelity,
         stage=stages.Stage(stages.remaining_fraction(context.stage, o.stages, o.weakening), stages.current_forms(before)),
         track=context.track,
     )
     notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in find_unsupported_attention(context.dense).items()]
     if context.stage > 1:
         notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
-    return msgspec.structs.replace(made, notes=(*notes, *made.notes))
+    return msgspec.structs.replace(made, notes=(*notes, *made.notes), outputs=context.output_specs)
 
 
 def layers_before(context: RunContext) -> tuple[LayerPlan, ...]:
@@ -70,7 +75,16 @@ def fetch_planning_inputs(context: RunContext) -> Batch | None:
     return None if dataset is None else context.data.fetch(dataset, context.options.sensitivity_samples, labelled=False)[0]
 
 
-def _fetch_judged(context: RunContext) -> tuple[Batch, Tensor | None] | None:
-    """Return real inputs to measure a drop of accuracy on, with labels where they say how often the network is right; None without data."""
+def _fetch_judged(context: RunContext) -> Judged | None:
+    """Return real inputs to measure a loss on: that of the metric where they have targets, else that of fidelity; None without data."""
     dataset = context.data.dataset("calibration")
-    return None if dataset is None else context.data.fetch(dataset, JUDGED_SAMPLES, labelled=context.network.has_scores)
+    if dataset is None:
+        return None
+    inputs, targets = fetch_pairs(
+        dataset, JUDGED_SAMPLES, seed=context.options.seed, example=context.recipe.example_inputs, with_targets=context.metric is not None
+    )
+    judge = context.create_judge(forward(context.dense, inputs), targets)
+    measure = "points of fidelity to the dense network"
+    if judge.headline is not None:
+        measure = f"{'points' if judge.headline.is_accuracy else 'percent'} of {judge.headline.name}"
+    return Judged(inputs, judge.loss, measure)

@@ -40,7 +40,7 @@ def _without_effect(context: RunContext, step: Step) -> set[str]:
     o = context.options
     found = {"weakening"}  # its effect is in the fraction that stands for `stages`
     if step.name == "plan":
-        found |= {"min_agreement"} if context.repairs else set()
+        found |= {"min_fidelity"} if context.repairs else set()
         found |= set() if is_timed(o) else {"device", "table", "threads", "mixed_precision"}
         found |= set() if is_timed(o) or o.size_mb else {"cost_scheme"}
     if step.name == "decompose" and not o.data_aware:

@@ -81,7 +81,7 @@ _ROWS: Final = (
         needs=("analyze",),
         options=(
             "target", "macs_ratio", "latency_ms", "speedup", "size_mb", "params_ratio", "max_drop", "device", "table", "cost_scheme",
-            "threads", "mixed_precision", "allocator", "method", "layer", "data_aware", "sensitivity_samples", "min_agreement", "stages",
+            "threads", "mixed_precision", "allocator", "method", "layer", "data_aware", "sensitivity_samples", "min_fidelity", "stages",
             "weakening", "seed", *SOURCE_OPTIONS,
         ),
         files=("plan.json",),
@@ -133,7 +133,8 @@ _ROWS: Final = (
         needs=("plan", "finetune", "quantize", "qat"),
         options=(
             "target", "format", "scheme", "layer_scheme", "tflite_route", "layout", "io", "bytecode_version", "verify_samples", "max_rel",
-            "min_int8_agreement", "also_python", "convert_timeout_s", "convert_memory_gb", "threads", "repetitions",
+            "min_int8_agreement", "max_loss", "min_fidelity",
+            "also_python", "convert_timeout_s", "convert_memory_gb", "threads", "repetitions",
         ),
         files=("export.json",),
         make=_import_when_called("make_artifacts"),

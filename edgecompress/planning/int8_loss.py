@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgecompress.factorizations.blocks.layers import grouped_kernel, write_kernel
 from edgecompress.network.batches import Batch
-from edgecompress.network.outputs import divergence
+from edgecompress.network.outputs import Specs, divergence
 from edgecompress.network.surgery import forward
 from edgecompress.planning import loss_cache
 from edgecompress.planning.candidates import Candidate
@@ -26,7 +26,9 @@ def add_float_candidates(candidates: Mapping[str, Sequence[Candidate]]) -> dict[
 
 
 @torch.no_grad()
-def measure_int8_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, *, track: Track = track_silently) -> dict[str, float]:
+def measure_int8_losses(
+    model: nn.Module, layers: Sequence[str], inputs: Batch, *, specs: Specs | None = None, track: Track = track_silently
+) -> dict[str, float]:
     """Return the loss increase when one layer alone computes in int8: weights with one scale per channel, its input with one scale.
 
     Measured losses are kept in the user's cache, see `loss_cache`.
@@ -35,24 +37,25 @@ def measure_int8_losses(model: nn.Module, layers: Sequence[str], inputs: Batch, 
         model: The float network; left unchanged.
         layers: Names of the layers to measure.
         inputs: Real inputs, a tuple of tensors `(n, …)`.
+        specs: The kinds of the outputs; None guesses them from the shapes.
     """
     model = copy.deepcopy(model).eval()
     reference = forward(model, inputs)
-    path = loss_cache.cache_path(model, inputs, [reference], data_aware=False)
+    path = loss_cache.cache_path(model, inputs, [reference], specs=specs, data_aware=False)
     losses = loss_cache.load_losses(path)
     if missing := [name for name in layers if loss_cache.int8_key(name) not in losses]:
         for name in track(missing, "measuring rounding", len(missing)):
-            losses[loss_cache.int8_key(name)] = _measure_int8_loss(model, name, inputs, reference)
+            losses[loss_cache.int8_key(name)] = _measure_int8_loss(model, name, inputs, reference, specs)
         loss_cache.store_losses(path, losses)
     return {name: losses[loss_cache.int8_key(name)] for name in layers}
 
 
-def _measure_int8_loss(model: nn.Module, name: str, inputs: Batch, reference: Batch) -> float:
+def _measure_int8_loss(model: nn.Module, name: str, inputs: Batch, reference: Batch, specs: Specs | None) -> float:
     layer = model.get_submodule(name)
     weight = cast(Tensor, layer.weight).clone()
     write_kernel(layer, _round_kernel(grouped_kernel(cast(Any, layer))))
     hook = layer.register_forward_pre_hook(_round_inputs)
-    loss = float(divergence(forward(model, inputs), reference))
+    loss = float(divergence(forward(model, inputs), reference, specs=specs))
     hook.remove()
     cast(Tensor, layer.weight).copy_(weight)
     return min(max(loss, 0.0), MAX_LOSS) if math.isfinite(loss) else MAX_LOSS

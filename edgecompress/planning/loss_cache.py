@@ -18,6 +18,7 @@ from edgecompress.errors import EdgeCompressError
 from edgecompress.factorizations.cache import CODE_PACKAGES, cache_folder, hash_code, hash_tensors, trim_folder
 from edgecompress.files import write_atomically
 from edgecompress.network.batches import Batch
+from edgecompress.network.outputs import Specs
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.candidates import Candidate
 
@@ -27,18 +28,19 @@ MAX_BYTES: Final = 100_000_000  # losses of thousands of networks; older files a
 CachedLosses = dict[str, float]  # key of a layer's form, or of its int8 rounding → loss in nats per sample
 
 
-def cache_path(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, data_aware: bool) -> Path | None:
+def cache_path(model: nn.Module, inputs: Batch, outputs: Iterable[Batch], *, specs: Specs | None = None, data_aware: bool) -> Path | None:
     """Return the file for the losses of a network on these inputs; None if caching is turned off.
 
     Args:
         outputs: The network's outputs for the inputs, part by part: networks with equal weights may compute different functions.
+        specs: The kinds of the outputs, by which losses are measured.
     """
     folder = cache_folder(None, "losses")
     if folder is None:
         return None
     seen = [hash_tensors({str(i): x for i, x in enumerate(batch)}) for batch in (inputs, *outputs)]
     code = hash_code(*CODE_PACKAGES, "edgecompress.network", "edgecompress.quantization", "edgecompress.planning")
-    key = hashlib.sha256(msgspec.json.encode((code, fingerprint(model), seen, data_aware))).hexdigest()
+    key = hashlib.sha256(msgspec.json.encode((code, fingerprint(model), seen, specs, data_aware))).hexdigest()
     return folder / key[:2] / f"{key}.json"
 
 

@@ -16,6 +16,7 @@ from edgecompress.planning.latencies import DeviceCosts, candidate_latencies, pl
 from edgecompress.planning.problem import PlanningProblem, Solution, solve
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Budget, CompressionPlan, ModelStats
+from edgecompress.records.outputs import OutputSpec
 from edgecompress.targets import INT8_STATIC
 
 REMEASURE_ROUNDS: Final = 2  # after two rounds a plan seldom chooses a form that was measured only once
@@ -34,11 +35,13 @@ def plan(
     options: Mapping[str, Any] | None = None,
     layers: Mapping[str, Choice | tuple[str, tuple[int, ...]]] | None = None,
     inputs: Batch | None = None,
-    judged: tuple[Batch, Tensor | None] | None = None,
+    judged: accuracy_bounds.Judged | tuple[Batch, Tensor | None] | None = None,
+    outputs: tuple[OutputSpec, ...] | None = None,
     data_aware: bool = False,
     mixed_precision: bool = False,
     rank_multiple: int = 8,
-    min_agreement: float | None = None,
+    guarded: bool = False,
+    min_fidelity: float | None = None,
     stage: stages.Stage = stages.SINGLE_STAGE,
     track: Track = track_silently,
 ) -> CompressionPlan:
@@ -59,13 +62,15 @@ def plan(
         layers: Fixed choices, layer → (method, rank), (method, rank, options) or ("dense", ()); the others share the rest of the budget.
         inputs: Real inputs, a tuple `(x,)` or `(x, y, …)` of tensors `(n, …)`, to measure sensitivities on; without them, a squared
             relative error counts the same in every layer.
-        judged: Other real inputs, with labels or None, for a budget's `max_drop`.
+        judged: Other real inputs for a budget's `max_drop`, with labels or None, or with a loss of their own.
+        outputs: The kinds of the outputs, by which losses are measured; None guesses them from the shapes.
         data_aware: Also fit the factors to `inputs` when measuring, as `decompose` does when it gets inputs.
         mixed_precision: With costs of int8-static files: also choose, jointly with the forms, which layers stay in float, by the measured
             loss of rounding each layer.
         rank_multiple: Ranks are multiples of it where a layer is wide enough.
-        min_agreement: Use this if no training follows: reduce the savings until top-1 agreement with the dense model, measured on the
-            second half of `inputs` after BatchNorm re-estimation on the first, is at least this.
+        guarded: Use this if no training follows: reduce the savings until every output keeps enough of the dense model's, measured on the
+            second half of `inputs` after BatchNorm re-estimation on the first.
+        min_fidelity: The least that every output of a guarded plan keeps; None for the bounds of the kinds.
         stage: For one of several stages: its starting point and how far it goes. `model` is then the network fine-tuned in the stage
             before, with dense layers, and errors and losses are relative to it.
 
@@ -78,8 +83,8 @@ def plan(
     """
     budget = check_budget(budget or Budget(macs_ratio=DEFAULT_MACS_RATIO if macs_ratio is None else macs_ratio))
     if costs is None and (budget.latency_ms is not None or budget.speedup is not None):
-        asked = constraints.describe_budget(budget)
-        raise ConfigError(f"{asked}: latencies belong to a device; give costs measured there, or a MACs ratio")
+        needed = constraints.describe_budget(budget)
+        raise ConfigError(f"{needed}: latencies belong to a device; give costs measured there, or a MACs ratio")
     chooser = get_allocator(allocator)
     forms = methods_to_try(method, options, measured=costs is not None)
     fixed = {name: Choice(*choice) for name, choice in (layers or {}).items()}
@@ -87,13 +92,10 @@ def plan(
     joint = mixed_precision and costs is not None and costs.scheme == INT8_STATIC and inputs is not None
     candidates = int8_loss.add_float_candidates(fitted.candidates) if joint else fitted.candidates
     latencies = candidate_latencies(model, stats, candidates, costs) if costs else None  # fails early, before the losses take minutes
-    if inputs is None:
-        losses = sensitivity.squared_errors(fitted.candidates)
-    else:
-        affordable = sensitivity.affordable_samples(fitted.candidates, stats.macs)
-        few = batches.take_samples(batches.check_batch(inputs, "planning inputs"), slice(affordable))
-        losses = sensitivity.measure_losses(model, fitted.candidates, few, data_aware=data_aware, track=track)
-    int8_losses = int8_loss.measure_int8_losses(model, [layer.name for layer in stats.layers], few, track=track) if joint else {}
+    tried = inputs or ()
+    guard = None
+    if guarded and budget.max_drop is None:
+        guard = accuracy_bounds.FidelityGuard(model, tried, min_fidelity=min_fidelity, specs=outputs, data_aware=data_aware)
     problem = PlanningProblem(
         model=model,
         stats=stats,
@@ -102,30 +104,40 @@ def plan(
         chooser=chooser,
         candidates=candidates,
         fitted=fitted,
-        losses=losses,
-        int8_losses=int8_losses,
+        losses=sensitivity.squared_errors(fitted.candidates),
+        int8_losses={},
         fixed=frozenset(fixed),
         stage=stage,
         scheme=costs.scheme if costs else scheme,
         notes=() if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",),
     )
+    asked = constraints.describe_budget(budget)
+    if guard is not None:
+        by_errors = solve(problem, latencies)
+        if (least := guard.refuses_everything(by_errors.plan_at)) is not None:
+            return guard.refuse(least, by_errors.plan_at, asked=asked)
+    if inputs is not None:
+        affordable = sensitivity.affordable_samples(fitted.candidates, stats.macs)
+        few = batches.take_samples(batches.check_batch(inputs, "planning inputs"), slice(affordable))
+        losses = sensitivity.measure_losses(model, fitted.candidates, few, specs=outputs, data_aware=data_aware, track=track)
+        names = [layer.name for layer in stats.layers] if joint else []
+        int8_losses = int8_loss.measure_int8_losses(model, names, few, specs=outputs, track=track) if joint else {}
+        problem = problem._replace(losses=losses, int8_losses=int8_losses)
     solution = solve(problem, latencies)
     if costs:
         solution = _remeasure_chosen(solution, costs)
-    tried = inputs or ()
     if budget.max_drop is not None:
-        return accuracy_bounds.limit_accuracy_drop(
-            model, solution.plan_at, budget.max_drop, inputs=tried, judged=judged, data_aware=data_aware, track=track
+        if judged is not None and not isinstance(judged, accuracy_bounds.Judged):
+            judged = accuracy_bounds.judge_by_labels(model, *judged, outputs)
+        return accuracy_bounds.limit_loss(
+            model, solution.plan_at, budget.max_drop, inputs=tried, judged=judged, specs=outputs, data_aware=data_aware, track=track
         )
     full = solution.plan_at(1.0)  # fails if the budget is out of reach, before any stage begins
     if stage.remaining:
         full = solution.stage_plan(full, stage.remaining)
-    if min_agreement is None or not full.layers:
+    if guard is None or not full.layers:
         return full
-    asked = constraints.describe_budget(budget)
-    return accuracy_bounds.keep_agreement(
-        model, full, solution.plan_at, asked=asked, inputs=tried, min_agreement=min_agreement, data_aware=data_aware, track=track
-    )
+    return guard.keep(full, solution.plan_at, asked=asked, track=track)
 
 
 def _remeasure_chosen(solution: Solution, costs: DeviceCosts) -> Solution:

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgecompress.factorizations.fitting import fit_layers
 from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import RecordedStatistics, record_statistics, reestimate_batchnorm
-from edgecompress.network.outputs import scores_of, top1
-from edgecompress.network.parity import top1_agreement
+from edgecompress.network.fidelity import measure_fidelity
+from edgecompress.network.output_kinds import guess_specs
+from edgecompress.network.outputs import Specs
 from edgecompress.network.surgery import forward, replace_module
 from edgecompress.progress import Track
 from edgecompress.records import CompressionPlan
+from edgecompress.records.outputs import Fidelity
 
 BISECTION_STEPS: Final = 6  # these find the fraction of the budget to 1/64
 PlanAt = Callable[[float], CompressionPlan]  # fraction of the budget → plan; 0 decomposes only the layers fixed by hand
@@ -31,28 +33,32 @@ class PlanEvaluator:
         model: The dense network.
         recovery: Inputs that BatchNorm is re-estimated on, and that factors are fitted to if `data_aware`.
         held_out: Inputs that plans are evaluated on.
-        labels: Labels of `held_out`, or None.
+        specs: The kinds of the outputs; None guesses them from the shapes.
+        loss: Returns what outputs for `held_out` lose, in points or percent; None takes the loss of fidelity.
     """
 
     model: nn.Module
     recovery: Batch
     held_out: Batch
-    labels: Tensor | None
     data_aware: bool
+    specs: Specs | None = None
+    loss: Callable[[Batch], float] | None = None
 
-    def agreement(self, plan: CompressionPlan) -> float:
-        """Return the fraction of held-out inputs on which the planned and the dense network predict the same class; 1 without classes."""
-        same = top1_agreement(self._outputs(plan), self._dense[0])
-        return 1.0 if same is None else same
+    def fidelity(self, plan: CompressionPlan, *, min_kept: float | None = None) -> Fidelity:
+        """Return how much the planned network keeps of the dense one on the held-out inputs."""
+        return self._fidelity(self._outputs(plan), min_kept)
 
-    def accuracy_drop(self, plan: CompressionPlan) -> float:
-        """Return how many points of top-1 accuracy a plan costs; without labels, points of agreement with the dense network."""
-        reference = self._dense[0]
+    def measure_loss(self, plan: CompressionPlan) -> float:
+        """Return what a plan costs: by `loss`, or percent of the worst output."""
         outputs = self._outputs(plan)
-        if self.labels is not None and (dense := scores_of(reference)) is not None and (planned := scores_of(outputs)) is not None:
-            return 100 * (top1(dense, self.labels) - top1(planned, self.labels))
-        same = top1_agreement(outputs, reference)
-        return 0.0 if same is None else 100 * (1 - same)
+        if self.loss is not None:
+            return self.loss(outputs)
+        worst = self._fidelity(outputs, None).worst
+        return 0.0 if worst is None else 100 * (1 - worst.kept)
+
+    def _fidelity(self, outputs: Batch, min_kept: float | None) -> Fidelity:
+        reference = self._dense[0]
+        return measure_fidelity(outputs, reference, self.specs or guess_specs(reference), min_kept=min_kept)
 
     @cached_property
     def _dense(self) -> tuple[Batch, RecordedStatistics]:

@@ -25,7 +25,7 @@ from edgecompress.factorizations.parallel import FactorizationJob
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import normalize_by_batch
-from edgecompress.network.outputs import divergence
+from edgecompress.network.outputs import Specs, divergence
 from edgecompress.network.surgery import replace_module
 from edgecompress.planning import loss_cache
 from edgecompress.planning.activation_cache import Recording, record_activations, replay_before
@@ -45,7 +45,13 @@ MAX_LOSS: Final = 1e6  # nats; a network that overflows counts as this bad
 
 
 def measure_losses(
-    model: nn.Module, options: Mapping[str, list[Candidate]], inputs: Batch, *, data_aware: bool = False, track: Track = track_silently
+    model: nn.Module,
+    options: Mapping[str, list[Candidate]],
+    inputs: Batch,
+    *,
+    specs: Specs | None = None,
+    data_aware: bool = False,
+    track: Track = track_silently,
 ) -> Losses:
     """Return the loss increase of every candidate of every layer, keyed by (layer, method, rank).
 
@@ -55,6 +61,7 @@ def measure_losses(
         model: The dense model; left unchanged.
         options: Layer → its candidates, as `find_candidates` returns them.
         inputs: Real inputs, a tuple of tensors `(n, …)`.
+        specs: The kinds of the outputs, by which losses are measured; None guesses them from the shapes.
         data_aware: Fit the probes to the inputs of their layers, where a method can.
 
     Raises:
@@ -65,14 +72,14 @@ def measure_losses(
         normalize_by_batch(trial)
     n = max(1, batches.count_samples(inputs) // max(2, batches.choose_chunk_size(inputs)))
     parts = list(zip(*(x.tensor_split(n) for x in inputs), strict=True))  # of about equal size, at least two samples each
-    path = loss_cache.cache_path(model, inputs, map(partial(_run_part, trial), parts), data_aware=data_aware)
+    path = loss_cache.cache_path(model, inputs, map(partial(_run_part, trial), parts), specs=specs, data_aware=data_aware)
     losses = loss_cache.load_losses(path)
     points: dict[str, list[Point]] = {layer: [] for layer in options}
     for pick, title in ((coarse_probes, "measuring sensitivity"), (fine_probes, "measuring sensitivity between")):
         work = [(layer, probe) for layer, found in options.items() for probe in pick(found, points[layer])]
         if missing := [(layer, probe) for layer, probe in work if loss_cache.form_key(layer, probe) not in losses]:
             summed = [0.0] * len(missing)
-            measured = _measure_probes(model, trial, missing, parts, inputs if data_aware else None)
+            measured = _measure_probes(model, trial, missing, parts, inputs if data_aware else None, specs)
             for i, loss in track(measured, title, len(missing) * len(parts)):
                 summed[i] += loss
             samples = batches.count_samples(inputs)
@@ -93,7 +100,12 @@ def _clamp_loss(loss: float) -> float:
 
 
 def _measure_probes(
-    model: nn.Module, trial: nn.Module, work: Sequence[tuple[str, Candidate]], parts: Sequence[Batch], inputs: Batch | None
+    model: nn.Module,
+    trial: nn.Module,
+    work: Sequence[tuple[str, Candidate]],
+    parts: Sequence[Batch],
+    inputs: Batch | None,
+    specs: Specs | None,
 ) -> Iterator[tuple[int, float]]:
     """Yield, for each part of the inputs, the index of each probe and its loss summed over samples; memory holds MAX_HELD_PARAMS of probes.
 
@@ -116,7 +128,7 @@ def _measure_probes(
                 raise ConfigError("the dense model's outputs on the planning inputs hold NaN or infinity; mend the model or the data")
             for i, (job, made) in enumerate(zip(jobs, fitted, strict=True), start):
                 outputs = _run_with_layer(trial, job.name, made.compact, part, recording)
-                yield i, batches.count_samples(part) * float(divergence(outputs, recording.outputs))
+                yield i, batches.count_samples(part) * float(divergence(outputs, recording.outputs, specs=specs))
         start = end
 
 

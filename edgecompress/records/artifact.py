@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from edgecompress.records.base import SCHEMA, Record
+from edgecompress.records.metrics import MetricSpec
+from edgecompress.records.outputs import Fidelity, OutputSpec
 
 
 class QuantSpec(Record, frozen=True, kw_only=True):
@@ -110,6 +112,7 @@ class Parity(Record, frozen=True, kw_only=True):
         top1_agreement: Fraction of samples, or positions of a map, with the same arg-max; None when no output is class scores.
         values_sqnr_db: `sqnr_db` of the outputs that are no class scores, of their worst channel; None when all of them are.
         integer_agreement: Fraction of the integers that are the same; None without integer outputs.
+        worst_channel: The channel that has `values_sqnr_db`, in words; "" where channels have alike ranges.
     """
 
     max_abs: float
@@ -119,6 +122,7 @@ class Parity(Record, frozen=True, kw_only=True):
     samples: int
     values_sqnr_db: float | None = None
     integer_agreement: float | None = None
+    worst_channel: str = ""
 
 
 class Departure(Record, frozen=True, kw_only=True):
@@ -166,10 +170,14 @@ class Artifact(Record, frozen=True, kw_only=True):
         ops: Op, as the format names it → number in the file.
         undelegated: Ops that XNNPACK does not take.
         bytecode_version: Version of a TorchScript file for the lite interpreter; None for other formats.
-        parity: Agreement with the model itself.
+        parity: Conversion: agreement of the file with the network that it was converted from.
+        fidelity: Compression: how much the file keeps of the dense network; None in manifests of before.
+        kinds: The kind of each output, in the order of `outputs`.
+        metric: The metric that bounds the loss; None where there is none and the fidelity does.
+        metrics: Values of all metrics of the file itself, on the evaluation data, by name.
         simulated: Agreement with a simulation of the scheme in PyTorch; None where nothing is quantized.
         departure: The first layer that departs, of a file that was refused.
-        top1: Accuracy of the artifact itself on the evaluation data; `data` gives their source and number.
+        top1: Top-1 accuracy of the artifact itself on the evaluation data; `data` gives their source and number.
     """
 
     schema: int = SCHEMA
@@ -198,23 +206,56 @@ class Artifact(Record, frozen=True, kw_only=True):
     top1: float | None = None
     data: str = ""
     created_at: str = ""
+    kinds: tuple[OutputSpec, ...] = ()
+    fidelity: Fidelity | None = None
+    metric: MetricSpec | None = None
+    metrics: dict[str, float] = {}
 
 
 class RefusedArtifact(Record, frozen=True, kw_only=True):
-    """A file that was asked for and not published, with the reason, and the layer where it departs from the model, if it does."""
+    """A file that was not published, with the reason, and the layer where it departs from the model, if it does.
+
+    Attributes:
+        for_comparison: Whether nobody asked for the file, which is made only to compare with; its refusal is no failure of the export.
+    """
 
     path: str
     error: str
     reason: str
     departure: Departure | None = None
+    for_comparison: bool = False
+
+
+class CompressionCost(Record, frozen=True, kw_only=True):
+    """What compression cost: the compressed PyTorch network against the dense one, on the inputs that artifacts are checked on.
+
+    Attributes:
+        fidelity: Of the compressed network.
+        metric: The metric that bounds the loss; None where there is none and fidelity does.
+        dense_metrics, metrics: Values of all metrics by name, of the dense and of the compressed network.
+        max_loss: Largest loss of the metric, in its own unit.
+        data: Source and number of the inputs.
+    """
+
+    fidelity: Fidelity
+    metric: MetricSpec | None = None
+    dense_metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    max_loss: float | None = None
+    data: str = ""
 
 
 class ExportResult(Record, frozen=True, kw_only=True):
-    """The files that an export published, and those that it refused."""
+    """The files that an export published, and those that it refused.
+
+    Attributes:
+        compression: How much the compressed network itself keeps of the dense one; None in records of before.
+    """
 
     schema: int = SCHEMA
     artifacts: tuple[Artifact, ...]
     refused: tuple[RefusedArtifact, ...] = ()
+    compression: CompressionCost | None = None
 
 
 class ConversionRequest(Record, frozen=True, kw_only=True):

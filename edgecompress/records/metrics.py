@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgecompress.records.base import Record
 
 
@@ -19,3 +21,10 @@ class MetricSpec(Record, frozen=True, kw_only=True):
     higher_is_better: bool = True
     is_accuracy: bool = True
     assumed: bool = False
+
+
+def metric_loss(spec: MetricSpec, dense: Mapping[str, float], found: Mapping[str, float]) -> float:
+    """Return the loss of a metric, positive where it got worse: in points of an accuracy, in percent of the dense value of another."""
+    before, after = dense[spec.name], found[spec.name]
+    worse = before - after if spec.higher_is_better else after - before
+    return 100 * worse if spec.is_accuracy else 100 * worse / max(abs(before), 1e-12)

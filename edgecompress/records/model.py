@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgecompress.records.base import SCHEMA, Record
+from edgecompress.records.outputs import OutputSpec
 
 
 class LayerStats(Record, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ class LayerStats(Record, frozen=True, kw_only=True):
 
 
 class ModelStats(Record, frozen=True, kw_only=True):
-    """The layers and totals of a network; `params` counts every parameter, `macs` only convolutions and linear layers."""
+    """The layers, totals and outputs of a network; `params` counts every parameter, `macs` only convolutions and linear layers."""
 
     schema: int = SCHEMA
     model: str
@@ -43,6 +44,7 @@ class ModelStats(Record, frozen=True, kw_only=True):
     macs: int
     latency_ms: float | None = None
     conditions: dict[str, str] = {}
+    outputs: tuple[OutputSpec, ...] = ()
 
 
 class Budget(Record, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ class Budget(Record, frozen=True, kw_only=True):
         size_mb: Size of the file, in 10⁶ bytes.
         latency_ms: Latency of one inference.
         speedup: Latency of the dense network over that of the compressed one.
-        max_drop: Largest loss of top-1 before fine-tuning, in points.
+        max_drop: Largest loss before fine-tuning: points of an accuracy, percent of another metric or of the worst output.
     """
 
     macs_ratio: float | None = None
@@ -114,6 +116,7 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
         budget: The limits that were asked for; the plan reaches `macs / macs_before` and so on.
         scheme, measured_on: Scheme of the files whose latencies were measured, and device, runtime and threads; "" without latencies.
         latency_ms_before, latency_ms: Latency of the whole network: dense as measured, planned as predicted.
+        outputs: The kinds of outputs by which losses were measured.
         notes: Remarks of the planner, e.g. that a budget was not spent because accuracy would suffer.
     """
 
@@ -131,6 +134,7 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
     latency_ms_before: float | None = None
     latency_ms: float | None = None
     notes: tuple[str, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
 
     @property
     def schemes(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ class SearchSpec(Record, frozen=True, kw_only=True):
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """The objectives of a search; `accuracy` is the file's top-1, or without labels its agreement with the dense network."""
+    """The objectives of a search; `accuracy` is that of the metric, or the fraction that is kept of the dense network."""
 
     accuracy: float
     latency_ms: float

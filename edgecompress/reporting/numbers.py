@@ -154,3 +154,15 @@ def _format_fixed(value: float | None, decimals: int, unit: str = "") -> str:
 
 def _format_unusual(value: float | None) -> str:
     return UNKNOWN if value is None else NOT_FINITE
+
+
+def format_metric(value: float | None, *, is_accuracy: bool) -> str:
+    """Return the value of a metric: an accuracy in percent, another in its own unit."""
+    return format_percent(value) if is_accuracy else format_significant(value, 4)
+
+
+def format_loss(lost: float | None, *, is_accuracy: bool) -> str:
+    """Return the change that a loss is, in points of an accuracy or percent of another metric; a loss is negative, everywhere."""
+    if lost is None:
+        return UNKNOWN
+    return format_points(-lost) if is_accuracy else f"{format_points(-lost)}%"

@@ -161,11 +161,9 @@ def _hash_network(recipe: Recipe, options: Options) -> str:
     """Check the network once, before any trial, and return a hash of it that is the same on every host.
 
     Raises:
-        ConfigError: It cannot be built, or has no class scores to rank trials by.
+        ConfigError: It cannot be built.
     """
     network = DenseNetwork(recipe_at_resolution(recipe, options.resolution), weights=options.weights)
-    if not network.has_scores:
-        raise ConfigError(f"{recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
     shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
     files = [(name, size) for name, size, _ in stamp_files(Path(options.data))] if options.data else []
     targets = [RunData(network.recipe, path=options.data).digest(split, with_inputs=False) for split in ("train", "eval")]

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Final
 
-from edgecompress.artifacts.execution import run_artifact
+import msgspec
+
+from edgecompress.artifacts.judge import DenseComparison
 from edgecompress.artifacts.publish import artifact_name
 from edgecompress.data.recipe import Recipe
 from edgecompress.devices.statistics import median, ratio
-from edgecompress.errors import ConfigError
 from edgecompress.files import replace_atomically
-from edgecompress.network.parity import measure_parity
 from edgecompress.options import Options
 from edgecompress.pipeline.context import RunContext, open_context
 from edgecompress.pipeline.publication import Publication, bench_artifacts, publish, restore_error
@@ -24,13 +24,14 @@ from edgecompress.records.search import Value
 from edgecompress.reporting.report import report
 from edgecompress.runs import Run, is_run, open_run, read_run
 from edgecompress.studies.loop import RefusedTrial
+from edgecompress.targets import FLOAT32
 
-TOP1: Final = "top-1"
 # Machines are slower for tenths of a second at a time, which can be all hundred inferences of a small network.
 MIN_MEASURED_S: Final = 2.0
 MAX_REPETITIONS: Final = 1000
 ATTEMPTS: Final = 3  # A noisy measurement is repeated until it has been tried so often.
-AGREEMENT: Final = "agreement with the dense network"
+FIDELITY: Final = "kept of the dense network"
+UNBOUNDED: Final = {"max_loss": 1e9, "min_fidelity": 0.0}  # a search shows the whole trade-off, unless the user bounds it
 
 
 def run_trial(
@@ -47,7 +48,8 @@ def run_trial(
     """
     started = time.perf_counter()
     with open_run(folder, name=recipe.name, recipe=recipe.source) as opened:
-        opened.set_options(options)
+        bounded = options.max_loss is not None or options.min_fidelity is not None
+        opened.set_options(options if bounded else msgspec.structs.replace(options, **UNBOUNDED))
         copy_shared_steps(opened)
         context = open_context(opened, recipe, track=track)
         publication = publish(context)
@@ -55,7 +57,7 @@ def run_trial(
         made = next((a for a in artifacts if a.model == "compressed"), None)
         if made is None:
             raise RefusedTrial(str(restore_error(publication.exported.refused[-1])))
-        dense = next((a for a in artifacts if a.model == "dense" and a.format == made.format), None)
+        dense = next((a for a in artifacts if a.model == "dense" and (a.format, a.quant.scheme) == (made.format, FLOAT32)), None)
         measured = measure_in_turns(context, publication, tuple(a for a in (dense, made) if a is not None), device)
         report(opened.folder, read_run_records(opened.folder))
         plan, times = context.read(CompressionPlan), {result.artifact: result for result in measured}
@@ -69,7 +71,7 @@ def run_trial(
             choice=choice,
             artifact=made.path,
             score=_score(context, made, ms),
-            accuracy_of=AGREEMENT if made.top1 is None else TOP1,
+            accuracy_of=_name_accuracy(context),
             macs_ratio=plan.macs / max(1, plan.macs_before),
             dense=None if dense is None else _score(context, dense, median(times[dense.path].latency_ms)),
             backend=times[made.path].backend,
@@ -84,7 +86,10 @@ def copy_shared_steps(ours: Run) -> None:
     Their keys are copied as well, so a step that was made from something else is made anew.
     """
     o = ours.record.options
-    names = ("analyze", *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, 'fp32')}" for name in o.format))
+    names = (
+        "analyze",
+        *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, scheme)}" for name in o.format for scheme in (FLOAT32, *o.scheme)),
+    )
     for folder in sorted(path for path in ours.folder.parent.iterdir() if path != ours.folder and is_run(path)):
         other = read_run(folder)
         for name in names if other.options.resolution == o.resolution else ():
@@ -116,22 +121,14 @@ def measure_in_turns(
     return measured
 
 
+def _name_accuracy(context: RunContext) -> str:
+    """Return the name of what trials are ranked by."""
+    headline = context.judge.headline
+    return FIDELITY if headline is None else headline.name if headline.is_accuracy else f"kept of {headline.name}"
+
+
 def _score(context: RunContext, artifact: Artifact, latency_ms: float) -> Score:
-    accuracy = artifact.top1
-    if accuracy is None:
-        accuracy = _agreement(context, artifact)
-    return Score(accuracy=accuracy, latency_ms=latency_ms, size_bytes=artifact.size_bytes)
-
-
-def _agreement(context: RunContext, artifact: Artifact) -> float:
-    """Return how often the file agrees with the dense network; the accuracy of a trial without labels.
-
-    Raises:
-        ConfigError: The outputs are no class scores.
-    """
-    inputs = context.evidence.inputs
-    found, _ = run_artifact(context.run.path("artifacts") / artifact.path, artifact.inputs, artifact.outputs, inputs)
-    agreed = measure_parity(found, context.dense_outputs).top1_agreement
-    if agreed is None:
-        raise ConfigError(f"{context.recipe.source}: its outputs are no class scores, so trials cannot be ranked; compare runs by hand")
-    return agreed
+    """Return the score of a trial; its accuracy is that of the metric, or without a metric the fraction kept of the worst output."""
+    assert artifact.fidelity is not None
+    found = DenseComparison(fidelity=artifact.fidelity, metrics=artifact.metrics)
+    return Score(accuracy=context.judge.quality(found), latency_ms=latency_ms, size_bytes=artifact.size_bytes)

@@ -39,7 +39,7 @@ def steps(answer, *, reused):
         ("plan", ["--layer", "body=tucker2:8x8"], [*STEPS[1:]]),
         ("plan", ["--method", "grouped_svd:slices=4", "--macs-ratio", "0.8"], [*STEPS[1:]]),
         ("plan", ["--data-aware"], [*STEPS[1:]]),
-        ("plan", ["--min-agreement", "0.5"], []),  # of use without training data alone
+        ("plan", ["--min-fidelity", "0.5"], []),  # of use without training data alone
         ("finetune", ["--epochs", "1"], ["finetune", "quantize"]),
         ("finetune", ["--optimizer", "adamw"], ["finetune", "quantize"]),
         ("quantize", ["--calibration-samples", "10"], ["quantize"]),

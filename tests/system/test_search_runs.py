@@ -220,7 +220,7 @@ def eval_data(resolution=8):
 def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accuracy(postgres, edgecompress, tmp_path):
     """The study lies on a server, the run folders here."""
     (tmp_path / "sized.py").write_text(SIZED)
-    fixed = ("--method", "tucker2", "--allocator", "latency", "--min-agreement", "0.01")
+    fixed = ("--method", "tucker2", "--allocator", "latency", "--min-fidelity", "0.01")
     varied = ("--vary", "resolution=12", "--vary", "macs_ratio=0.5")
     answer = edgecompress("search", "sized.py", "--trials", "1", *FAST, *fixed, *varied, "--storage", postgres)
     assert answer.code == 0, answer.err

@@ -24,6 +24,7 @@ from edgecompress.reporting.numbers import (
     format_error,
     format_factor,
     format_loss_change,
+    format_metric,
     format_ms,
     format_percent,
     format_ratio,
@@ -52,6 +53,7 @@ def tabulate_stats(record: ModelStats) -> Table:
         for layer in record.layers
     ]
     rows.append(("total", "", "", "", format_count(record.params), format_count(record.macs), "", "", format_ms(record.latency_ms)))
+    rows += [(spec.name, "output", spec.kind, f"from {spec.source}", "", "", "", "", "") for spec in record.outputs]
     return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
 
 
@@ -151,7 +153,10 @@ def tabulate_qat(record: QatResult) -> Table:
 
 
 def _summarize_analysis(stats: ModelStats) -> str:
-    return f"{format_count(stats.params)} params, {format_count(stats.macs)} MACs, {len(stats.layers)} layers"
+    kinds = ", ".join(f"{spec.name} is {spec.kind}" for spec in stats.outputs)
+    return (
+        f"{format_count(stats.params)} params, {format_count(stats.macs)} MACs, {len(stats.layers)} layers{f'; {kinds}' if kinds else ''}"
+    )
 
 
 def _summarize_plan(plan: CompressionPlan) -> str:
@@ -192,8 +197,19 @@ def _summarize_qat(result: QatResult) -> str:
 
 
 def _summarize_export(result: ExportResult) -> str:
-    refused = f", {len(result.refused)} refused" if result.refused else ""
-    return f"{len(result.artifacts)} artifacts agree with the model{refused}"
+    """Return both proofs: files that are what was compressed, and what is left of the network as given."""
+    asked = sum(not refused.for_comparison for refused in result.refused)
+    refused = f", {asked} refused" if asked else ""
+    files = f"{len(result.artifacts)} files are what was compressed{refused}"
+    found = result.compression
+    if found is None:
+        return files
+    if found.metric is not None:
+        before, after = found.dense_metrics[found.metric.name], found.metrics[found.metric.name]
+        values = " → ".join(format_metric(value, is_accuracy=found.metric.is_accuracy) for value in (before, after))
+        return f"{files}; the compressed network: {found.metric.name} {values}"
+    worst = found.fidelity.worst
+    return f"{files}; of the network as given it keeps {format_share(worst.kept)}" if worst else files
 
 
 class StepView(NamedTuple):

@@ -55,7 +55,7 @@ def test_each_of_several_outputs_is_judged_by_its_kind():
     parity = measure_parity((REFERENCE + 0.01, boxes * 1.5), (REFERENCE, boxes))
     assert parity.top1_agreement == 1
     assert parity.values_sqnr_db == parity.sqnr_db == pytest.approx(-20 * math.log10(0.5))
-    message = "SQNR 6.0 dB of the outputs that are no scores, 20 dB required"
+    message = "SQNR 6.0 dB of output_1, 20 dB required"
     with pytest.raises(ParityError, match=re.escape(message)):
         require_parity(parity, SCHEMES["int8-static"].gate, subject="net.tflite")
     require_parity(

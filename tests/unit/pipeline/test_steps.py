@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from torch import nn
@@ -24,7 +23,8 @@ from edgecompress.runs import open_run
 OTHER = {
     "target": "raspberry-pi", "format": ("tflite",), "scheme": ("fp32",), "resolution": 16, "macs_ratio": 0.5, "params_ratio": 0.5,
     "size_mb": 1.0, "latency_ms": 1.0, "speedup": 2.0, "max_drop": 1.0, "device": "local://", "cost_scheme": "fp32",
-    "allocator": "minmax", "method": "svd", "layer": ("0=dense",), "data_aware": True, "min_agreement": 0.5, "sensitivity_samples": 8,
+    "allocator": "minmax", "method": "svd", "layer": ("0=dense",), "data_aware": True, "sensitivity_samples": 8,
+    "min_fidelity": 0.5, "max_loss": 9.0,
     "stages": 2, "weakening": 0.5, "epochs": 3, "epoch_samples": 50, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.5,
     "calibration_samples": 7, "mixed_precision": True, "layer_scheme": ("0=fp32",), "qat_epochs": 1, "tflite_route": "onnx2tf",
     "layout": "NCHW", "io": "int8", "verify_samples": 9, "max_rel": 0.5, "min_int8_agreement": 0.5, "convert_timeout_s": 5.0,
@@ -34,7 +34,7 @@ OTHER = {
 SILENT = {
     "analyze": set(),
     # Presets round ranks alike; without a latency no device has a part in a plan; training data make the guard needless.
-    "plan": {"target", "device", "cost_scheme", "threads", "mixed_precision", "min_agreement", "weakening"},
+    "plan": {"target", "device", "cost_scheme", "threads", "mixed_precision", "min_fidelity", "weakening"},
     "decompose": {"sensitivity_samples", "seed"},
     "finetune": {"stages", "weakening"},
     "quantize": {"target", "format", "min_int8_agreement"},
@@ -159,4 +159,4 @@ def test_no_step_is_a_method_and_no_context_inherits():
 
     assert RunContext.__bases__ == (object,)
     assert not {*STEPS} & {*dir(RunContext)}
-    assert msgspec.structs.fields(ExportResult)[-1].name == "refused"
+    assert "refused" in ExportResult.__struct_fields__

@@ -67,7 +67,7 @@ def test_measured_losses_give_a_better_plan_than_relative_errors(net, stats, inp
 
 def test_planning_leaves_the_model_unchanged(net, stats, inputs):
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
-    plan(net, stats, macs_ratio=0.5, inputs=inputs, min_agreement=0.95)
+    plan(net, stats, macs_ratio=0.5, inputs=inputs, guarded=True, min_fidelity=0.95)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert modes == [m.training for m in net.modules()]
 
@@ -252,28 +252,29 @@ def test_costs_of_a_layer_called_on_maps_of_several_sizes_are_exact():
     assert analyze(decompose(model, made)[0], x, measure=False).macs == made.macs
 
 
-def test_a_minimum_agreement_reduces_the_savings_with_a_note(net, stats, inputs):
+def test_a_minimum_fidelity_reduces_the_savings_with_a_note(net, stats, inputs):
     asked = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2)
-    made = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2, min_agreement=0.97)
+    made = plan(net, stats, macs_ratio=0.3, inputs=inputs, rank_multiple=2, guarded=True, min_fidelity=0.97)
     assert made.macs > asked.macs
-    assert re.search(r"MACs ratio 0\.3 was refused: without fine-tuning it leaves \d+% top-1 agreement .* 97% is asked for", made.notes[-1])
+    said = r"MACs ratio 0\.3 was refused: without fine-tuning output_0 \(logits\) keeps [\d.]+% of the answers, 97% must be kept"
+    assert re.search(said, made.notes[-1])
 
 
-def test_a_minimum_agreement_accepts_a_harmless_plan(net, stats, inputs):
-    made = plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2, min_agreement=0.5)
+def test_a_minimum_fidelity_accepts_a_harmless_plan(net, stats, inputs):
+    made = plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2, guarded=True, min_fidelity=0.5)
     assert made == plan(net, stats, macs_ratio=0.99, inputs=inputs, rank_multiple=2)
 
 
 def test_the_note_on_agreement_counts_layers_fixed_by_hand(net, stats, inputs):
     fixed = {"stem": ("tucker2", (1, 1)), "body": ("tucker2", (1, 1)), "mix": ("svd", (1,))}
-    made = plan(net, stats, macs_ratio=0.5, inputs=inputs, layers=fixed, min_agreement=0.99)
+    made = plan(net, stats, macs_ratio=0.5, inputs=inputs, layers=fixed, guarded=True, min_fidelity=0.99)
     assert {p.layer for p in made.layers} >= set(fixed)
     assert "keeps 100%" not in made.notes[-1]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_too_few_inputs_for_a_minimum_agreement_give_a_plan_without_decomposed_layers(net, stats, inputs, n):
-    made = plan(net, stats, macs_ratio=0.5, inputs=(inputs[0][:n],), min_agreement=0.9)
+    made = plan(net, stats, macs_ratio=0.5, inputs=(inputs[0][:n],), guarded=True, min_fidelity=0.9)
     assert not made.layers
     assert f"{n} inputs cannot show whether the network survives it" in made.notes[-1]
 
@@ -283,7 +284,12 @@ def test_a_minimum_agreement_works_with_any_number_of_inputs_and_batchnorm1d(n):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
     assert plan(
-        model, analyze(model, (torch.zeros(1, 16),), measure=False), macs_ratio=0.5, inputs=(torch.randn(n, 16),), min_agreement=0.99
+        model,
+        analyze(model, (torch.zeros(1, 16),), measure=False),
+        macs_ratio=0.5,
+        inputs=(torch.randn(n, 16),),
+        guarded=True,
+        min_fidelity=0.99,
     )
 
 

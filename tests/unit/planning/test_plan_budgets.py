@@ -284,7 +284,7 @@ def test_a_bound_on_the_accuracy_drop_holds_together_with_another_budget(net, st
     judged = ((digits()[0].inputs[400:1400],), None)
     made = plan(net, stats, budget=Budget(max_drop=50.0, macs_ratio=0.6), inputs=inputs, judged=judged, rank_multiple=4)
     assert 0.5 * stats.macs < made.macs <= 0.6 * stats.macs
-    assert "agreement with the dense network" in made.notes[-1]
+    assert "points of fidelity to the dense network" in made.notes[-1]
 
 
 def test_a_bound_that_no_saving_keeps_gives_a_plan_without_decomposed_layers(net, stats, inputs):

@@ -99,7 +99,7 @@ SHOWN_BY_BOTH = {
     "finetune": (run.finetuned, ("loss", "top-1", "s")),
     "quantize": (run.quantized, ("int8 per channel, dB", "per tensor, dB", "alone in int8, dB", "agrees")),
     "qat": (run.trained, ("loss", "top-1", "agrees", "SQNR, dB")),
-    "export": (None, ("size", "top-1", "change", "median ms", "speed-up")),
+    "export": (None, ("size", "median ms", "speed-up")),
     "bench": (None, ("median ms", "min–max", "peak memory")),
 }
 
