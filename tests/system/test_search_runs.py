@@ -22,7 +22,7 @@ from edgecompress.pipeline.publication import publish
 from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read_record
 from edgecompress.reporting.numbers import format_ms, format_percent
 from edgecompress.runs import open_run, read_run
-from edgecompress.studies.trial import AGREEMENT, ATTEMPTS, MAX_REPETITIONS, measure_in_turns
+from edgecompress.studies.trial import FIDELITY, ATTEMPTS, MAX_REPETITIONS, measure_in_turns
 
 FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--calibration-samples", "32", "--verify-samples", "64")
 SPACE = ("--vary", "macs_ratio=0.6:1.0", "--vary", "method=auto,spatial_svd", "--allocator", "latency")
@@ -231,7 +231,7 @@ def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accurac
     manifest = read_record(manifest_path(tmp_path / "searches/sized" / point.run / "artifacts" / point.artifact), Artifact)
     assert manifest.inputs[0].shape == (1, 1, 12, 12)
     assert manifest.top1 is None
-    assert point.accuracy_of == AGREEMENT
+    assert point.accuracy_of == FIDELITY
     assert point.dense.accuracy == 1.0
     assert 0 < point.score.accuracy < 1.0, "the file agrees with the compressed network, not with the dense one"
     assert manifest.parity.top1_agreement == 1.0
