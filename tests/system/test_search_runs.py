@@ -22,7 +22,7 @@ from edgecompress.pipeline.publication import publish
 from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read_record
 from edgecompress.reporting.numbers import format_ms, format_percent
 from edgecompress.runs import open_run, read_run
-from edgecompress.studies.trial import FIDELITY, ATTEMPTS, MAX_REPETITIONS, measure_in_turns
+from edgecompress.studies.trial import ATTEMPTS, FIDELITY, MAX_REPETITIONS, measure_in_turns
 
 FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--calibration-samples", "32", "--verify-samples", "64")
 SPACE = ("--vary", "macs_ratio=0.6:1.0", "--vary", "method=auto,spatial_svd", "--allocator", "latency")
