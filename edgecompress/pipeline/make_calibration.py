@@ -63,6 +63,7 @@ def _plan_precision(context: RunContext, inputs: Batch) -> PrecisionPlan:
         scheme=INT8_STATIC,
         limits=gate_of(INT8_STATIC, o),
         fixed={**context.read(CompressionPlan).schemes, **parse_layer_schemes(o)},
+        specs=context.output_specs,
         track=context.track,
     )
 

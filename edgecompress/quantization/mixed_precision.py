@@ -19,6 +19,7 @@ from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.constants import get_constant
 from edgecompress.network.layer_kinds import weight_name
+from edgecompress.network.outputs import Specs
 from edgecompress.network.parity import describe_shortfalls, measure_parity, top1_agreement, worst_sqnr_db
 from edgecompress.network.subgraph import enclosing_modules, graph_of, is_float_tensor
 from edgecompress.progress import Track, track_silently
@@ -95,6 +96,7 @@ def plan_precision(
     scheme: str,
     limits: Gate,
     fixed: Mapping[str, str] | None = None,
+    specs: Specs | None = None,
     track: Track = track_silently,
 ) -> PrecisionPlan:
     """Return the schemes of layers with which a simulation of the whole network passes the gate, as few as possible of them float.
@@ -103,6 +105,7 @@ def plan_precision(
 
     Args:
         fixed: Schemes of layers, or of blocks of them, given by hand; they stay as they are.
+        specs: The kinds of the outputs; None guesses them from the shapes.
 
     Raises:
         ConfigError: Fewer than four calibration inputs.
@@ -122,13 +125,14 @@ def plan_precision(
     names = [name for name in simulation.layers if not any(f"{name}.".startswith(f"{given}.") for given in fixed_layers)]
 
     def measure(kept: list[str]) -> Parity:
-        return measure_parity(simulation.run(measured, QuantSpec(scheme=scheme, layers=fixed_layers | dict.fromkeys(kept, FLOAT32))), exact)
+        chosen = QuantSpec(scheme=scheme, layers=fixed_layers | dict.fromkeys(kept, FLOAT32))
+        return measure_parity(simulation.run(measured, chosen), exact, specs)
 
     alone: dict[str, Sensitivity] = {}
     few, exact_few = (batches.take_samples(batch, slice(SENSITIVITY_SAMPLES)) for batch in (measured, exact))
     for name in track(names, "measuring sensitivity to int8", len(names)):
         outputs = simulation.run(few, QuantSpec(scheme=FLOAT32, layers={name: scheme}))
-        alone[name] = Sensitivity(worst_sqnr_db(outputs, exact_few), top1_agreement(outputs, exact_few))
+        alone[name] = Sensitivity(worst_sqnr_db(outputs, exact_few), top1_agreement(outputs, exact_few, specs))
     order = sorted(names, key=lambda name: alone[name].sqnr_db)
     before = measure([])
     kept, reached, sought = 0, before, wanted
