@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from torch import Tensor
-
-from edgecompress.data.metrics import Metric, describe_metric, make_builtin, measure_metric
-from edgecompress.data.targets import Targets, is_class_index
+from edgecompress.data.metrics import Metric, describe_metric, measure_metric
+from edgecompress.data.targets import Targets
 from edgecompress.network.batches import Batch, Structure
 from edgecompress.network.fidelity import describe_loss, measure_fidelity
-from edgecompress.network.output_kinds import class_axis
 from edgecompress.records import Record
 from edgecompress.records.metrics import MetricSpec, metric_loss
 from edgecompress.records.outputs import Fidelity, OutputSpec
@@ -104,21 +101,6 @@ class Judge:
             return {}
         assert self.structure is not None
         return measure_metric(self.metric, outputs, self.targets, self.structure)
-
-
-def choose_metric(specs: tuple[OutputSpec, ...], targets: Targets | None) -> Metric | None:
-    """Return the usual metric of an output that holds classes: top-1 of class indices, mean IoU of class maps; None where targets fit none.
-
-    Of several outputs that hold classes, none is chosen.
-    """
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
-        return None
-    name, kinds = ("top-1", {"logits", "probabilities", "classes"}) if is_class_index(targets) else ("mIoU", {"class_map", "classes"})
-    found = [(i, spec) for i, spec in enumerate(specs) if spec.kind in kinds]
-    if len(found) != 1:
-        return None
-    output, spec = found[0]
-    return make_builtin(name, output=output, axis=class_axis(spec))
 
 
 def describe_metric_loss(spec: MetricSpec, dense: dict[str, float], found: dict[str, float]) -> str:

@@ -5,7 +5,7 @@ from typing import Final, Literal, Protocol
 
 from edgecompress.data import idx, imagefolder, npz
 from edgecompress.data.images import open_image, preprocess_image
-from edgecompress.data.samples import Samples, check_finite, check_shape, describe_dataset, fetch_pairs, fetch_samples
+from edgecompress.data.samples import Samples, check_finite, check_shape, describe_dataset, fetch_items, fetch_pairs, fetch_samples
 from edgecompress.data.targets import Targets, check_labels, collate_targets, is_class_index, take_targets
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
@@ -21,6 +21,7 @@ __all__ = [
     "check_shape",
     "collate_targets",
     "describe_dataset",
+    "fetch_items",
     "fetch_pairs",
     "fetch_samples",
     "is_class_index",

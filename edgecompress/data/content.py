@@ -37,7 +37,7 @@ def digest_dataset(dataset: Any, *, with_inputs: bool = True) -> str:
         with_inputs: False leaves out the inputs, whose last bits may differ between computers, and the times of files.
     """
     if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        return _hash(type(dataset).__name__)
+        return digest_value(type(dataset).__name__)
     with fixed_random_numbers():
         n = len(dataset)
         indices = _sample_indices(n)
@@ -48,8 +48,8 @@ def digest_dataset(dataset: Any, *, with_inputs: bool = True) -> str:
         if again != first[:REPEATED_ITEMS]:
             again += [_digest_item(dataset, index, with_inputs) for index in indices[REPEATED_ITEMS:]]
             first = [tuple(map(_keep_what_repeats, *reads)) for reads in zip(first, again, strict=True)]
-    labels = [_hash(found) for name in ("labels", "targets") if _count(found := getattr(dataset, name, None)) == n]
-    return _hash((n, first, labels, list(_stamp_listed_files(dataset)) if with_inputs else []))
+    labels = [digest_value(found) for name in ("labels", "targets") if _count(found := getattr(dataset, name, None)) == n]
+    return digest_value((n, first, labels, list(_stamp_listed_files(dataset)) if with_inputs else []))
 
 
 def _keep_what_repeats(first: _Part, again: _Part) -> _Part:
@@ -93,7 +93,7 @@ def _digest_item(dataset: Any, index: int, with_inputs: bool) -> tuple[_Part, ..
 
 
 def _make_part(value: Any) -> _Part:
-    return _Part(_hash(value), repr(_shape_of(value)), sum(x.nbytes for x in _arrays(value)))
+    return _Part(digest_value(value), repr(_shape_of(value)), sum(x.nbytes for x in _arrays(value)))
 
 
 def _count(value: Any) -> int:
@@ -115,7 +115,8 @@ def _stamp_listed_files(dataset: Any) -> Iterator[tuple[str, int, int]]:
             yield file.name, status.st_size, status.st_mtime_ns
 
 
-def _hash(value: Any) -> str:
+def digest_value(value: Any) -> str:
+    """Return a hash of a value of any structure, with the content of its tensors and arrays."""
     digest = blake2b(digest_size=16)
     for part in _encode(value):
         digest.update(part)

@@ -26,12 +26,14 @@ from torch.utils.data import Dataset
 
 from edgecompress.data.builtin_metrics import METRICS
 from edgecompress.data.samples import choose_indices, describe_dataset, fetch_pairs
-from edgecompress.data.targets import Targets, take_targets
+from edgecompress.data.targets import Targets, is_class_index, take_targets
 from edgecompress.data.user_functions import describe_place, takes_arguments, user_code
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch, Structure
+from edgecompress.network.output_kinds import class_axis
 from edgecompress.records.metrics import MetricSpec
+from edgecompress.records.outputs import OutputSpec
 
 METRIC_BATCH: Final = 64  # samples of one call of a metric: all are measured in like batches, since the average of some depends on them
 LOWER_IS_BETTER: Final = frozenset(
@@ -57,12 +59,14 @@ class Metric:
         place: Begins the messages about it, e.g. `recipe.py:12: metric()`.
         start: Returns an accumulator that has seen no batch.
         higher_is_better: Of all values, or of those in a dict; None where the user does not say.
+        output: Index of the output that a metric of METRICS reads; None for the user's, which get all.
     """
 
     given: Any
     place: str
     start: Callable[[], Accumulator]
     higher_is_better: Direction = None
+    output: int | None = None
 
 
 def make_metric(given: Any, *, higher_is_better: Direction = None, source: str = "") -> Metric:
@@ -86,7 +90,22 @@ def make_metric(given: Any, *, higher_is_better: Direction = None, source: str =
 
 def make_builtin(name: str, *, output: int = 0, axis: int = 1) -> Metric:
     """Return a metric of METRICS for one output, whose classes lie along `axis`."""
-    return Metric(METRICS[name], name, partial(METRICS[name], output, axis), higher_is_better=True)
+    return Metric(METRICS[name], name, partial(METRICS[name], output, axis), higher_is_better=True, output=output)
+
+
+def choose_metric(specs: tuple[OutputSpec, ...], targets: Targets | None) -> Metric | None:
+    """Return the usual metric of an output that holds classes: top-1 of class indices, mean IoU of class maps; None where targets fit none.
+
+    Of several outputs that hold classes, none is chosen.
+    """
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return None
+    name, kinds = ("top-1", {"logits", "probabilities", "classes"}) if is_class_index(targets) else ("mIoU", {"class_map", "classes"})
+    found = [(i, spec) for i, spec in enumerate(specs) if spec.kind in kinds]
+    if len(found) != 1:
+        return None
+    output, spec = found[0]
+    return make_builtin(name, output=output, axis=class_axis(spec))
 
 
 def measure_metric(metric: Metric, outputs: Batch, targets: Targets, structure: Structure) -> dict[str, float]:

@@ -119,8 +119,19 @@ def fetch_pairs(
         ConfigError: The dataset is empty or not map-style, an item has none of the forms above, inputs do not fit the model or are not
             finite, or targets do not batch.
     """
+    inputs, targets = fetch_items(dataset, choose_indices(dataset, which, seed), example=example, with_targets=with_targets)
+    return inputs, collate_targets(targets, describe_dataset(dataset)) if targets else None
+
+
+def fetch_items(
+    dataset: Dataset[Any], indices: Sequence[int], *, example: Batch | None = None, with_targets: bool = True
+) -> tuple[Batch, list[Any]]:
+    """Return inputs of some samples, each `(n, …)`, and the target of each sample as the dataset gives it; [] for samples without targets.
+
+    Raises:
+        ConfigError: As `fetch_pairs`, but for the gathering of targets.
+    """
     source = describe_dataset(dataset)
-    indices = choose_indices(dataset, which, seed)
     samples: list[Batch] = []
     targets: list[Any] = []
     for index in indices:
@@ -132,11 +143,9 @@ def fetch_pairs(
     columns = tuple(torch.stack(column) for column in zip(*samples, strict=True))  # each (n, …)
     for i, column in enumerate(columns):
         check_finite(column, source if len(columns) == 1 else f"{source}: input {i}", indices)
-    if not targets:
-        return columns, None
-    if len(targets) != len(samples):
+    if targets and len(targets) != len(samples):
         raise ConfigError(f"{source}: {len(samples)} inputs but {len(targets)} labels; label every sample or none")
-    return columns, collate_targets(targets, source)
+    return columns, targets
 
 
 def describe_dataset(dataset: Dataset[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Run labelled inputs through artifacts on a device: the accuracy there, and whether the outputs are those of this machine."""
+"""Run labelled inputs through artifacts on a device: the metric there, and whether the outputs are those of this machine."""
 
 import hashlib
 import secrets
@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgecompress import data as datasets
+from edgecompress.data.content import digest_value
+from edgecompress.data.metrics import Metric, describe_metric, make_metric, measure_metric
 from edgecompress.devices import Device, open_device
 from edgecompress.devices.inventory import apply_entry, resolve_device
-from edgecompress.devices.labelled_data import Data, EvaluationJob, fetch_batch, prepare_job
+from edgecompress.devices.labelled_data import INDEX_DTYPES, Data, EvaluationJob, fetch_batch, prepare_job
 from edgecompress.devices.layouts import to_artifact_layout, to_model_layout
 from edgecompress.devices.runners.execute import InputArray, check_runner_file, compute_outputs
 from edgecompress.devices.runners.protocol import RunnerReply
@@ -37,11 +39,12 @@ REMEDY: Final = "install the same runtime there, or allow it with --tolerance"
 
 @dataclass(slots=True)
 class _Outputs:
-    """The outputs of the device and of this machine, with the labels, one entry for each transfer."""
+    """The outputs of the device and of this machine, with the labels, one entry for each transfer, and the targets, one for each sample."""
 
     there: list[tuple[Array, ...]] = field(default_factory=list)
     here: list[tuple[Array, ...]] = field(default_factory=list)
     labels: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
     replies: list[RunnerReply] = field(default_factory=list)
     host_replies: list[RunnerReply] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
@@ -60,20 +63,22 @@ def evaluate(
     python: str | None = None,
     runner: Path | None = None,
     inventory: Path | None = None,
+    metric: Any = None,
     on_result: Callable[[Evaluation], object] = lambda _: None,
     track: Track = track_silently,
 ) -> tuple[Evaluation, ...]:
-    """Score artifacts on a device: top-1 there, and the difference of the outputs from those of the same files on this machine.
+    """Score artifacts on a device: a metric there, and the difference of the outputs from those of the same files on this machine.
 
     Args:
-        data: A Dataset of `(input, label)`, a path to data, or a recipe (its `eval_data()`); None takes the data of the run in which an
+        data: A Dataset of `(input, target)`, a path to data, or a recipe (its `eval_data()`); None takes the data of the run in which an
             artifact lies. Data of a path are preprocessed as the manifest says.
+        metric: `metric(outputs, targets) -> dict[str, float]`, or a torchmetrics `Metric`, in place of the recipe's.
         inventory: The file in which the name of `device` is looked up, in place of the usual one.
         on_result: Called with each record as soon as it is complete, also with one that will raise ParityError. The other arguments are the
             fields of `EvaluationOptions`, which documents them.
 
     Raises:
-        ConfigError: An artifact without a manifest or labels, data without labels, or data that do not fit it.
+        ConfigError: An artifact without a manifest, data without targets, or data or a metric that do not fit it.
         DeviceError: The device or the run on it failed.
         ParityError: An artifact computes something else there than here; raised when all have been evaluated.
     """
@@ -88,7 +93,10 @@ def evaluate(
         runner=str(runner or ""),
     )
     dataset = data if not isinstance(data, str | Path) else None
-    return evaluate_artifacts(artifacts, options, data=dataset, device=device, inventory=inventory, on_result=on_result, track=track)
+    made = None if metric is None else make_metric(metric)
+    return evaluate_artifacts(
+        artifacts, options, data=dataset, device=device, inventory=inventory, metric=made, on_result=on_result, track=track
+    )
 
 
 def evaluate_artifacts(
@@ -98,13 +106,14 @@ def evaluate_artifacts(
     device: str,
     data: Data = None,
     inventory: Path | None = None,
+    metric: Metric | None = None,
     on_result: Callable[[Evaluation], object] = lambda _: None,
     track: Track = track_silently,
 ) -> tuple[Evaluation, ...]:
     """Score artifacts on a device as `evaluate` does, with the options in one record; `data` may replace the path or recipe in it."""
     check_scoring(artifacts, options)
     entry = resolve_device(device, inventory)
-    jobs = [prepare_job(Path(path), options.data if data is None else data, options.samples) for path in artifacts]
+    jobs = [prepare_job(Path(path), options.data if data is None else data, options.samples, metric=metric) for path in artifacts]
     with open_device(entry.url) as there:
         return require_host_parity(evaluate_on_device(there, jobs, apply_entry(options, entry), on_result=on_result, track=track))
 
@@ -162,7 +171,6 @@ def _evaluate_job(
     for start in track(starts, f"{job.path.name} on {there.url}", total=len(starts)):
         _run_chunk(job, job.indices[start : start + size], answers, there, here, options)
     outputs, expected = (tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in (answers.there, answers.here))
-    labels = np.concatenate(answers.labels)
     reference = _compare_with_reference(job, there, options)
     if len({(reply.runner, reply.results[0].backend) for reply in answers.replies}) != 1:
         raise DeviceError(f"{there.url}: {job.path.name}: the runtime changed between two transfers; run it again")
@@ -177,7 +185,9 @@ def _evaluate_job(
     problem = judgement.problem
     if problem:
         problem = f"{job.path.name} on {there.url}: {problem} ({backend} there, {host_backend} here); {REMEDY}"
-    ranks = rank_labels(outputs[job.scores], labels)
+    right, host_right = (_rank_answers(found, answers, job) for found in (outputs, expected))
+    host_metrics = _measure_metric(expected, answers, job)
+    metrics = _measure_metric(outputs, answers, job) if judgement.parity is not None else {}
     return Evaluation(
         session=secrets.token_hex(16),
         artifact=job.path.name,
@@ -191,11 +201,14 @@ def _evaluate_job(
         threads=options.threads,
         data=datasets.describe_dataset(job.samples),
         data_sha256=answers.digest.hexdigest(),
-        samples=len(labels),
+        samples=len(job.indices),
         classes=job.classes,
-        top1=float((ranks < 1).mean()),
-        top5=float((ranks < 5).mean()) if job.classes >= MIN_TOP5_CLASSES else None,
-        host_top1=float((rank_labels(expected[job.scores], labels) < 1).mean()),
+        top1=right.top1,
+        top5=right.top5,
+        host_top1=host_right.top1,
+        metric=None if job.metric is None else describe_metric(job.metric, host_metrics)[0],
+        metrics=metrics,
+        host_metrics=host_metrics,
         host=judgement.parity,
         quantization_step=judgement.step,
         beyond_step=judgement.beyond_step,
@@ -207,16 +220,43 @@ def _evaluate_job(
     )
 
 
+class _Accuracy(NamedTuple):
+    """Fractions of the samples whose label ranks first, and among the first five; None where they say nothing."""
+
+    top1: float | None = None
+    top5: float | None = None
+
+
+def _rank_answers(outputs: tuple[Array, ...], answers: _Outputs, job: EvaluationJob) -> _Accuracy:
+    if job.scores is None:
+        return _Accuracy()
+    ranks = rank_labels(outputs[job.scores], np.concatenate(answers.labels))
+    return _Accuracy(float((ranks < 1).mean()), float((ranks < 5).mean()) if job.classes >= MIN_TOP5_CLASSES else None)
+
+
+def _measure_metric(outputs: tuple[Array, ...], answers: _Outputs, job: EvaluationJob) -> dict[str, float]:
+    """Return the values of the job's metric; {} without one."""
+    if job.metric is None:
+        return {}
+    specs = job.manifest.outputs
+    batch = (y.long() if spec.dtype in INDEX_DTYPES else y for y, spec in zip(to_model_layout(outputs, specs), specs, strict=True))
+    targets = datasets.collate_targets(answers.targets, datasets.describe_dataset(job.samples))
+    return measure_metric(job.metric, tuple(batch), targets, job.structure)
+
+
 def _run_chunk(
     job: EvaluationJob, indices: Sequence[int], answers: _Outputs, there: Device, here: Device, options: EvaluationOptions
 ) -> None:
     """Compute the outputs of one transfer's samples on both machines and add them to `answers`."""
-    x, y = fetch_batch(job, indices)
+    x, targets, labels = fetch_batch(job, indices)
     inputs = to_artifact_layout(x, job.manifest.inputs)
-    columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in (*x, y)]
-    for sample in zip(*columns, strict=True):  # sample by sample, so that the digest does not depend on the size of a transfer
-        answers.digest.update(b"".join(part.tobytes() for part in sample))
-    answers.labels.append(y.numpy())
+    columns = [part.numpy().astype("<f4" if part.is_floating_point() else "<i8") for part in x]
+    told = [digest_value(target).encode() for target in targets] if labels is None else [y.tobytes() for y in labels.numpy().astype("<i8")]
+    for *sample, target in zip(*columns, told, strict=True):  # one by one, so that the digest does not depend on the size of a transfer
+        answers.digest.update(b"".join(part.tobytes() for part in sample) + target)
+    answers.targets += targets
+    if labels is not None:
+        answers.labels.append(labels.numpy())
     host_options = EvaluationOptions(threads=options.threads, timeout_s=options.timeout_s)
     answers.here.append(_check_shapes(_infer_chunk(here, job, inputs, host_options, answers.host_replies), job, here.url))
     answers.there.append(_check_shapes(_infer_chunk(there, job, inputs, options, answers.replies), job, there.url))

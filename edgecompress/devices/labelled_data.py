@@ -1,4 +1,4 @@
-"""Labelled data for an artifact: find them, check that they fit its inputs and classes, and number their classes as the artifact does."""
+"""Data with targets for an artifact: find them and the metric, check that they fit, and number their classes as the artifact does."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
-from edgecompress.data.recipe import load_recipe, recipe_at_resolution
+from edgecompress.data.metrics import Metric, choose_metric
+from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
+from edgecompress.data.targets import Targets, check_labels
 from edgecompress.data.user_functions import call_user_function
 from edgecompress.devices.manifests import read_manifest
 from edgecompress.errors import ConfigError
-from edgecompress.network.batches import Batch
-from edgecompress.records import Artifact, TensorSpec
+from edgecompress.network.batches import Batch, Structure, structure_of, structure_of_names
+from edgecompress.network.output_kinds import KINDS, class_axis, guess_specs
+from edgecompress.records import Artifact, OutputSpec, TensorSpec
 from edgecompress.runs import is_run, read_run
 from edgecompress.targets import SUFFIXES
 
 INDEX_DTYPES: Final = ("int64", "int32")
+TRIED_SAMPLES: Final = 64  # show what targets are before a device is asked; choosing a metric by fewer may miss the higher classes
 Data = Path | str | Dataset[Any] | None
 
 
@@ -30,8 +34,10 @@ class EvaluationJob:
     Attributes:
         indices: The samples to use.
         example: One input of the model in its own layout, on the device "meta".
-        scores: The index of the output that holds the scores of `classes`.
+        scores: The index of the output that holds scores of `classes` which the targets name; None, and 0 classes, where no output does.
         class_map: The artifact's class of each class of the data; () where both are numbered alike.
+        metric: The user's metric, or mean IoU of class maps; None leaves it to top-1.
+        structure: That of the outputs which the metric takes.
     """
 
     path: Path
@@ -39,17 +45,22 @@ class EvaluationJob:
     samples: "Dataset[Any]"
     indices: tuple[int, ...]
     example: Batch
-    scores: int
+    scores: int | None
     classes: int
     class_map: tuple[int, ...]
+    metric: Metric | None
+    structure: Structure
     notes: tuple[str, ...]
 
 
-def prepare_job(path: Path, data: Data, samples: int) -> EvaluationJob:
+def prepare_job(path: Path, data: Data, samples: int, *, metric: Metric | None = None) -> EvaluationJob:
     """Return the job of scoring an artifact on `data`, checked as far as possible without a device.
 
+    Args:
+        metric: Takes the place of the recipe's.
+
     Raises:
-        ConfigError: No manifest or class scores, no data or labels, or data that do not fit the artifact.
+        ConfigError: No manifest, no data or targets, neither class scores nor a metric, or data that do not fit the artifact.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise ConfigError(f"{path}: no such artifact; it must be a file whose name ends in {', '.join(SUFFIXES)}")
@@ -58,22 +69,75 @@ def prepare_job(path: Path, data: Data, samples: int) -> EvaluationJob:
         raise ConfigError(
             f"{path}: {path.name}.json is not beside it, so its inputs and classes are unknown; copy both, or export it again"
         )
-    shapes = [output.shape for output in manifest.outputs]
-    vectors = [i for i, shape in enumerate(shapes) if len(shape) == 2 and shape[1] > 1]
-    if len(vectors) != 1:
-        kind = f"may be {len(vectors)} sets of" if vectors else "are no"
-        raise ConfigError(f"{path}: its outputs {shapes} {kind} class scores (1, classes); evaluate it with a script of your own")
-    classes = shapes[vectors[0]][1]
     example = tuple(_make_example(spec) for spec in manifest.inputs)
-    dataset = _load_dataset(path, manifest, data, example)
+    dataset, recipe = _load_dataset(path, manifest, data, example)
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"{datasets.describe_dataset(dataset)}: has no length; give a map-style torch Dataset")
     indices = _choose_samples(len(dataset), samples)
-    class_map = _map_classes(path, manifest, dataset)
-    notes = tuple(_list_notes(manifest, dataset))
-    job = EvaluationJob(path, manifest, dataset, indices, example, vectors[0], classes, class_map, notes)
-    fetch_batch(job, job.indices[:1])
+    _, targets = datasets.fetch_pairs(dataset, indices[:TRIED_SAMPLES], example=example)
+    specs = _read_specs(manifest)
+    usual = choose_metric(specs, targets)
+    metric = metric or (recipe.metric if recipe else None) or usual
+    if metric is None or targets is None:
+        raise _explain_no_metric(path, manifest, dataset, specs, targets, metric)
+    scores = _find_scores(usual, manifest)
+    job = EvaluationJob(
+        path=path,
+        manifest=manifest,
+        samples=dataset,
+        indices=indices,
+        example=example,
+        scores=scores,
+        classes=0 if scores is None else manifest.outputs[scores].shape[class_axis(specs[scores])],
+        class_map=_map_classes(path, manifest, dataset) if scores is not None else (),
+        metric=None if scores is not None and metric is usual else metric,
+        structure=_find_structure(specs, recipe) if metric.output is None else structure_of_names([spec.name for spec in specs]),
+        notes=tuple(_list_notes(manifest, dataset)),
+    )
+    fetch_batch(job, job.indices[:TRIED_SAMPLES])
     return job
+
+
+def _read_specs(manifest: Artifact) -> tuple[OutputSpec, ...]:
+    """Return the kinds of an artifact's outputs; those of a manifest from before kinds are guessed from the shapes."""
+    return manifest.kinds or guess_specs([torch.empty(output.shape, device="meta") for output in manifest.outputs])
+
+
+def _find_scores(usual: Metric | None, manifest: Artifact) -> int | None:
+    """Return the index of the output whose scores top-1 compares; None for another metric, and for an output that holds classes already."""
+    if usual is None or usual.output is None or usual.place != "top-1":
+        return None
+    return None if manifest.outputs[usual.output].dtype in INDEX_DTYPES else usual.output
+
+
+def _find_structure(specs: tuple[OutputSpec, ...], recipe: Recipe | None) -> Structure:
+    """Return the structure in which the recipe's network returns its outputs; without a recipe that which their names tell."""
+    if recipe is None:
+        return structure_of_names([spec.name for spec in specs])
+    network: nn.Module = call_user_function(recipe.model, f"{recipe.source}: model()")
+    return structure_of(network.eval(), recipe.example_inputs)
+
+
+def _explain_no_metric(
+    path: Path, manifest: Artifact, dataset: "Dataset[Any]", specs: tuple[OutputSpec, ...], targets: Targets | None, metric: Metric | None
+) -> ConfigError:
+    """Return the error for data on which an artifact cannot be scored."""
+    source = datasets.describe_dataset(dataset)
+    classes = [spec for spec in specs if KINDS[spec.kind].has_classes]
+    if metric is None and len(classes) != 1:
+        kind = f"may be {len(classes)} sets of" if classes else "are no"
+        shapes = [output.shape for output in manifest.outputs]
+        return ConfigError(
+            f"{path}: its outputs {shapes} {kind} class scores; define metric(outputs, targets) in the recipe that is the data"
+        )
+    if targets is None:
+        wanted = "a class index for each input" if metric is None else f"the targets that {metric.place} takes"
+        return ConfigError(f"{source}: no labels; give data with {wanted}")
+    try:
+        check_labels(targets, source)
+    except ConfigError as error:
+        return error
+    return ConfigError(f"{source}: its labels are not those of {path.name}; give data with a class index for each answer")
 
 
 def _choose_samples(total: int, samples: int) -> tuple[int, ...]:
@@ -91,36 +155,36 @@ def _make_example(spec: TensorSpec) -> Tensor:
     return torch.empty(shape, dtype=torch.int64 if indices else torch.float32, device="meta")
 
 
-def _load_dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "Dataset[Any]":
+def _load_dataset(path: Path, manifest: Artifact, data: Data, example: Batch) -> "tuple[Dataset[Any], Recipe | None]":
+    """Return the data, and the recipe where they are a recipe's."""
     if data is None:
         return _load_run_dataset(path, manifest, example)
     if not isinstance(data, (str, Path)):
-        return data
+        return data, None
     file = Path(data).expanduser()
     if file.suffix == ".py" or (file / "recipe.py").is_file():
         return _load_recipe_dataset(str(file))
-    return datasets.load_data(file, "eval", preprocessing=manifest.preprocessing, example=example)
+    return datasets.load_data(file, "eval", preprocessing=manifest.preprocessing, example=example), None
 
 
-def _load_run_dataset(path: Path, manifest: Artifact, example: Batch) -> "Dataset[Any]":
-    """Return the data on which the run of an artifact scored its artifacts."""
+def _load_run_dataset(path: Path, manifest: Artifact, example: Batch) -> "tuple[Dataset[Any], Recipe | None]":
+    """Return the data on which the run of an artifact scored its artifacts, and its recipe."""
     folder = path.resolve().parent.parent
     if not is_run(folder):
         raise ConfigError(f"{path}: lies in no run folder, so there is no recipe to take data from; give --data, or a recipe as --data")
     run = read_run(folder)
     if run.options.data:
-        return datasets.load_data(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example)
+        return datasets.load_data(Path(run.options.data), "eval", preprocessing=manifest.preprocessing, example=example), None
     if run.recipe == "python":
         raise ConfigError(f"{folder}: was made from Python, so it has no recipe to take data from; give --data")
     return _load_recipe_dataset(run.recipe, run.options.resolution)
 
 
-def _load_recipe_dataset(source: str, resolution: int = 0) -> "Dataset[Any]":
+def _load_recipe_dataset(source: str, resolution: int = 0) -> "tuple[Dataset[Any], Recipe]":
     recipe = recipe_at_resolution(load_recipe(source), resolution)
     if recipe.eval_data is None:
         raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
-    dataset: Dataset[Any] = call_user_function(recipe.eval_data, f"{source}: eval_data()")
-    return dataset
+    return call_user_function(recipe.eval_data, f"{source}: eval_data()"), recipe
 
 
 def _map_classes(path: Path, manifest: Artifact, dataset: "Dataset[Any]") -> tuple[int, ...]:
@@ -144,14 +208,19 @@ def _list_notes(manifest: Artifact, dataset: "Dataset[Any]") -> Iterator[str]:
         yield "the manifest knows no preprocessing; pixels were scaled to [0, 1]"
 
 
-def fetch_batch(job: EvaluationJob, indices: Sequence[int]) -> tuple[Batch, Tensor]:
-    """Return the samples of `indices`: inputs, each `(n, …)`, in the model's layout and labels `(n,)` in the artifact's numbering.
+def fetch_batch(job: EvaluationJob, indices: Sequence[int]) -> tuple[Batch, list[Any], Tensor | None]:
+    """Return the samples of `indices`: inputs, each `(n, …)`, in the model's layout, a target for each, and labels `(n,)`.
+
+    Labels are in the artifact's numbering; None where no output holds the scores of classes that the targets name.
 
     Raises:
-        ConfigError: No labels, a wrong shape, or a label that is not a class of the artifact.
+        ConfigError: A sample without a target, a wrong shape, or a label that is not a class of the artifact.
     """
-    known = len(job.class_map) or job.classes
-    x, y = datasets.fetch_samples(job.samples, list(indices), example=job.example, classes=known)
-    if y is None:
-        raise ConfigError(f"{datasets.describe_dataset(job.samples)}: no labels; give data with a class index for each input")
-    return x, torch.tensor(job.class_map)[y] if job.class_map else y
+    x, targets = datasets.fetch_items(job.samples, indices, example=job.example)
+    source = datasets.describe_dataset(job.samples)
+    if len(targets) != len(indices):
+        raise ConfigError(f"{source}: {len(indices)} inputs but {len(targets)} labels; give every input one")
+    if job.scores is None:
+        return x, targets, None
+    y = check_labels(datasets.collate_targets(targets, source), source, classes=len(job.class_map) or job.classes)
+    return x, targets, torch.tensor(job.class_map)[y] if job.class_map else y

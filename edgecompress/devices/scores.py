@@ -1,4 +1,4 @@
-"""Judge the outputs of a classifier on a device: the rank of each label, and whether the outputs are those of this machine."""
+"""Judge outputs on a device: the rank of each label, and whether the outputs are those of this machine."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -22,7 +22,7 @@ class Judgement(NamedTuple):
 
     Attributes:
         parity: None when the device gave NaN or infinity.
-        step: The quantization step of the scores of an int8 artifact; None for others.
+        step: The quantization step of the scores of an int8 artifact, or of its first output; None for others.
         beyond_step: How many values are more than one step away; None where there is no step.
         problem: Why the outputs count as different; "" when they do not.
     """
@@ -46,7 +46,13 @@ def rank_labels(scores: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 
 def judge_outputs(
-    outputs: Sequence[Array], expected: Sequence[Array], *, scheme: str, specs: Sequence[TensorSpec], scores: int, tolerance: float | None
+    outputs: Sequence[Array],
+    expected: Sequence[Array],
+    *,
+    scheme: str,
+    specs: Sequence[TensorSpec],
+    scores: int | None,
+    tolerance: float | None,
 ) -> Judgement:
     """Compare the outputs of a device with those of the same file on this machine.
 
@@ -55,7 +61,7 @@ def judge_outputs(
         expected: The same outputs computed here, all finite.
         scheme: The scheme of the artifact, which decides what difference is allowed where no `tolerance` is given.
         specs: The manifest's outputs.
-        scores: The index of the output that holds the class scores.
+        scores: The index of the output that holds the class scores; None where there is none.
         tolerance: The largest difference allowed over the output range.
     """
     values = sum(output.size for output in outputs)
@@ -65,9 +71,10 @@ def judge_outputs(
     step, beyond = None, None
     if SCHEMES[scheme].is_int8:
         steps = [quantization_step(wanted, spec) for wanted, spec in zip(expected, specs, strict=True)]
-        step, beyond = steps[scores], sum(map(_count_beyond_step, outputs, expected, steps))
+        step, beyond = steps[scores or 0], sum(map(_count_beyond_step, outputs, expected, steps))
     allowed = tolerance if tolerance is not None else SCHEMES[scheme].device_tolerance
-    said = f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, largest difference {parity.max_rel:.2g} of the range"
+    agreed = "" if parity.top1_agreement is None else f"top-1 agreement {parity.top1_agreement:.2%} on {parity.samples} samples, "
+    said = f"{agreed}largest difference {parity.max_rel:.2g} of the range"
     problem = ""
     if allowed is not None and parity.max_rel > allowed:
         problem = f"departs from this machine: {said}, {allowed:g} allowed"

@@ -28,6 +28,7 @@ CONDITIONS: Final = {
     "number of threads": "with another number of threads",
     "CPU mask": "on other processors",
     "data": "on other samples",
+    "metric": "by another metric",
 }
 
 
@@ -103,7 +104,7 @@ def comparable(a: Comparable, b: Comparable, *, any_session: bool = False) -> st
     version, the runner, the number of threads and the CPU mask. Sessions differ in temperature and in other load, which a ratio across
     sessions would measure too.
 
-    The other records have fewer conditions, and those that both have are asked. The accuracy in an `Evaluation` depends on device, runtime,
+    The other records have fewer conditions, and those that both have are asked. The metric of an `Evaluation` depends on device, runtime,
     runner, threads and samples, but not on the session or governor. A `CostTable` holds for a kind of device (model, SoC and ABI, whichever
     board), runtime, number of threads and CPU mask.
 
@@ -130,7 +131,7 @@ def conditions_of(result: Comparable) -> dict[str, object]:
     device = (d.url, d.serial, d.model, d.soc, d.abi, d.os, d.emulated)
     found = {"device": device, "runtime": result.backend, "runner": result.runner, "number of threads": result.threads}
     if isinstance(result, Evaluation):
-        return {**found, "data": result.data_sha256}
+        return {**found, "data": result.data_sha256, "metric": result.headline.name}
     more = {"session": result.session, "governor": d.governor, "CPU mask": result.cpu_mask}
     return {**found, **more, "kind of device": kind_of_device(d)}
 

@@ -3,7 +3,7 @@
 A network with one input has a tuple of one. Outputs are flattened from whatever the network returns, in the order of an exported program.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -99,6 +99,14 @@ def structure_of(model: nn.Module, example: Batch) -> Structure:
 def restore_structure(outputs: Batch, structure: Structure) -> Any:
     """Return outputs in the structure that the network itself returns."""
     return _pytree.tree_unflatten(list(outputs), structure)
+
+
+def structure_of_names(names: Sequence[str]) -> Structure:
+    """Return the structure of outputs of which only names are known: a dict by name; a tuple, or one tensor, where they have numbers."""
+    values: Any = dict.fromkeys(names)
+    if all(name == f"output_{i}" for i, name in enumerate(names)):
+        values = tuple(values) if len(names) > 1 else None
+    return _pytree.tree_flatten(values)[1]
 
 
 def flatten_structure(outputs: Any) -> Batch:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
-from edgecompress.artifacts.judge import Judge, choose_metric
+from edgecompress.artifacts.judge import Judge
 from edgecompress.artifacts.publish import Evidence
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
-from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric
+from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric, choose_metric
 from edgecompress.data.recipe import Recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
 from edgecompress.data.user_functions import call_user_function

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from edgecompress.errors import EdgeCompressError
 from edgecompress.files import hash_file
 from edgecompress.options import Options, budget_of, cost_scheme_of, parse_fixed_layers, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.steps import SOURCE_OPTIONS, STAGED, STEPS, Step
 from edgecompress.planning import stages
-from edgecompress.records import Budget, CompressionPlan
+from edgecompress.records import Budget, CompressionPlan, OutputSpec
 from edgecompress.runs import hash_values
 from edgecompress.targets import INT8_STATIC, TARGETS
 
@@ -20,7 +21,16 @@ def hash_inputs(context: RunContext, step: Step) -> str:
     if step.name in STAGED and context.stage > 1:
         files.append(context.at_stage(context.stage - 1).digest("finetune"))
     stage = context.stage if step.name in STAGED else 0
-    return hash_values(step.name, context.source, context.hash_data(step.data), files, stage, effective_options(context, step))
+    data = (_known_specs(context), context.hash_data(step.data))
+    return hash_values(step.name, context.source, data, files, stage, effective_options(context, step))
+
+
+def _known_specs(context: RunContext) -> tuple[OutputSpec, ...]:
+    """Return the kinds of the outputs, which the targets tell too; () where they cannot be read, which the step itself explains."""
+    try:
+        return context.output_specs
+    except EdgeCompressError:
+        return ()
 
 
 def effective_options(context: RunContext, step: Step) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 from edgecompress.records import SCHEMA, DeviceInfo, Parity, Record
 from edgecompress.records.fields import Count, Limits, Option, describe_fields
 from edgecompress.records.measurement import BENCHMARK_DEFAULTS, DevicePython, DeviceRunner, RunTimeout, Threads
+from edgecompress.records.metrics import MetricSpec
 
 
 class EvaluationOptions(Record, frozen=True, kw_only=True):
@@ -35,15 +36,19 @@ class EvaluationOptions(Record, frozen=True, kw_only=True):
 
 EvaluationOptions.__doc__ = describe_fields(EvaluationOptions, "How artifacts are evaluated on labelled inputs.")
 EVALUATION_DEFAULTS: Final = EvaluationOptions()
+TOP1: Final = MetricSpec(name="top-1")
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """Accuracy of one artifact on a device, and agreement of its outputs with those of this machine.
+    """Metrics of one artifact on a device, and agreement of its outputs with those of this machine.
 
     Attributes:
-        data: Source of the inputs; `data_sha256` is the hash of the inputs and labels used, `samples` their number.
-        top1: Fraction of the samples classified correctly on the device; `top5` is None with fewer than 10 classes.
+        data: Source of the inputs; `data_sha256` is the hash of the inputs and targets used, `samples` their number.
+        classes: Number of classes that an output has scores of; 0 where none has.
+        top1: Fraction of the samples classified correctly on the device, None without classes; `top5` also with fewer than 10 classes.
         host_top1: Top-1 of the same file and inputs with the runtime of this machine, `host_backend`.
+        metric: The headline of another metric, the user's or mean IoU; None where top-1 is the metric.
+        metrics: Values of that metric by name on the device, {} when the outputs there hold NaN; `host_metrics` are this machine's.
         host: Agreement of the device's outputs with this machine's; None when they hold NaN.
         quantization_step: Step of an int8 artifact's output; `beyond_step` counts the values that differ from this machine's by more.
         reference: Agreement of the device's outputs with the eager model's, on the inputs kept beside the artifact; None without them.
@@ -66,9 +71,12 @@ class Evaluation(Record, frozen=True, kw_only=True):
     data_sha256: str
     samples: int
     classes: int
-    top1: float
+    top1: float | None
     top5: float | None
-    host_top1: float
+    host_top1: float | None
+    metric: MetricSpec | None = None
+    metrics: dict[str, float] = {}
+    host_metrics: dict[str, float] = {}
     host: Parity | None
     quantization_step: float | None
     beyond_step: int | None
@@ -77,3 +85,18 @@ class Evaluation(Record, frozen=True, kw_only=True):
     started_at: str
     notes: tuple[str, ...] = ()
     problem: str = ""
+
+    @property
+    def headline(self) -> MetricSpec:
+        """The metric that the evaluation is about."""
+        return self.metric or TOP1
+
+    @property
+    def value(self) -> float | None:
+        """Value of the headline on the device; None when the outputs there hold NaN."""
+        return self.metrics.get(self.metric.name) if self.metric else self.top1
+
+    @property
+    def host_value(self) -> float | None:
+        """Value of the headline on this machine."""
+        return self.host_metrics.get(self.metric.name) if self.metric else self.host_top1

@@ -1,10 +1,11 @@
-"""Accuracies that `evaluate` found on devices, beside each other where they are `comparable`."""
+"""Metrics that `evaluate` found on devices, beside each other where they are `comparable`."""
 
 from collections.abc import Sequence
 
 from edgecompress.devices.statistics import comparable
 from edgecompress.records import Artifact
 from edgecompress.records.evaluation import Evaluation
+from edgecompress.records.metrics import metric_loss
 from edgecompress.reporting.document import AccuracyRow, AccuracyTable
 
 
@@ -37,17 +38,26 @@ def _make_table(found: list[Evaluation], dense: set[str]) -> AccuracyTable:
         backend=first.backend,
         data=first.data,
         samples=first.samples,
+        metric=first.headline,
         reason="" if base else "no difference: the dense fp32 file was not evaluated here on these samples",
         rows=tuple(
             AccuracyRow(
                 artifact=e.artifact,
-                top1=e.top1,
-                change_points=100 * (e.top1 - base.top1) if base else None,
+                value=e.value,
+                change=_change(base, e),
+                host_value=e.host_value,
                 top5=e.top5,
-                host_top1=e.host_top1,
                 agreement=e.host.top1_agreement if e.host else None,
                 problem=e.problem,
             )
             for e in found
         ),
     )
+
+
+def _change(base: Evaluation | None, found: Evaluation) -> float | None:
+    """Return the change of the metric from the dense file's, a loss being negative; None without one of them."""
+    if base is None or base.value is None or found.value is None:
+        return None
+    name = found.headline.name
+    return -metric_loss(found.headline, {name: base.value}, {name: found.value})

@@ -6,6 +6,7 @@ Numbers stay numbers (the template formats them). A number that is None has a re
 from typing import Literal
 
 from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, PrecisionPlan, QatResult, Record, RefusedArtifact
+from edgecompress.records.metrics import MetricSpec
 
 FigureKind = Literal["size", "speed", "top1", "macs"]
 
@@ -112,26 +113,29 @@ class AccuracyRow(Record, frozen=True, kw_only=True):
     """One artifact on labelled inputs on a device.
 
     Attributes:
-        change_points: Difference from the dense fp32 file on the same device and samples.
+        value: The metric of the table on the device, and `host_value` on the host.
+        change: Difference from the dense fp32 file on the same device and samples, a loss being negative: in points of an accuracy, in
+            percent of another metric.
         problem: How the outputs on the device differ from those on the host; "" when they agree.
     """
 
     artifact: str
-    top1: float
-    change_points: float | None
+    value: float | None
+    change: float | None
+    host_value: float | None
     top5: float | None
-    host_top1: float
     agreement: float | None
     problem: str = ""
 
 
 class AccuracyTable(Record, frozen=True, kw_only=True):
-    """Accuracies that are `comparable`: of one device, runtime, number of threads and set of samples."""
+    """Evaluations that are `comparable`: of one device, runtime, number of threads, set of samples and metric."""
 
     device: DeviceInfo
     backend: str
     data: str
     samples: int
+    metric: MetricSpec
     rows: tuple[AccuracyRow, ...]
     reason: str = ""
 

@@ -19,6 +19,7 @@ from edgecompress.reporting.document import Group, Report
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 FILTERS = (
     "size", "count", "whole", "ms", "seconds", "factor", "ratio", "percent", "points", "db", "error", "loss_change", "significant", "shape",
+    "metric",
 )  # fmt: skip
 
 

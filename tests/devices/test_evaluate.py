@@ -134,6 +134,21 @@ def test_transfers_of_any_size_and_a_recipe_in_place_of_its_data_make_no_differe
     assert parts.data.startswith("Fashion-MNIST, the shipped test images")
 
 
+def error(outputs, targets):
+    return {"error": (outputs.argmax(1) != targets).float().mean(), "confidence": outputs.softmax(1).amax(1).mean()}
+
+
+def test_a_metric_of_one_s_own_is_computed_on_the_outputs_there():
+    (plain,) = evaluate([FP32], data=IMAGES, samples=100)
+    (result,) = evaluate([FP32], data=IMAGES, samples=100, batch=30, metric=error)
+    assert (plain.metric, plain.metrics, plain.headline.name) == (None, {}, "top-1")
+    assert (result.headline.name, result.headline.higher_is_better) == ("error", False)
+    assert result.metrics == result.host_metrics
+    assert result.value == result.metrics["error"] == pytest.approx(1 - plain.top1)
+    assert 0.5 < result.metrics["confidence"] < 1
+    assert (result.top1, result.data_sha256) == (plain.top1, plain.data_sha256)
+
+
 def test_torchscript_is_evaluated_too():
     (result,) = evaluate([PREBUILT / "resnet20_fashion_mnist-int8-static.ptl"], data=IMAGES, samples=40)
     assert result.top1 == result.host_top1 > 0.8

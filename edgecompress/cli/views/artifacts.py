@@ -131,14 +131,15 @@ def list_remarks(measured: Sequence[BenchmarkResult]) -> list[str]:
 
 
 def tabulate_evaluations(made: Sequence[Evaluation]) -> Table:
-    """Return the accuracy of each artifact on the device, and how far its outputs are from this machine's and from the model's."""
+    """Return the metric of each artifact on the device and here, and how far its outputs are from this machine's and the model's."""
+    names, ranked = {e.headline.name for e in made}, any(e.top5 is not None for e in made)
     rows = [
         (
             e.artifact,
-            format_percent(e.top1),
-            format_percent(e.top5),
-            format_percent(e.host_top1),
-            format_percent(e.host.top1_agreement) if e.host else UNKNOWN,
+            format_metric(e.value, is_accuracy=e.headline.is_accuracy),
+            format_metric(e.host_value, is_accuracy=e.headline.is_accuracy),
+            *((format_percent(e.top5),) if ranked else ()),
+            format_percent(e.host.top1_agreement if e.host else None),
             format_error(e.host.max_rel) if e.host else "NaN",
             UNKNOWN if e.beyond_step is None else str(e.beyond_step),
             format_error(e.reference.max_rel) if e.reference else UNKNOWN,
@@ -146,5 +147,16 @@ def tabulate_evaluations(made: Sequence[Evaluation]) -> Table:
         )
         for e in made
     ]
-    headings = ("artifact", "top-1", "top-5", "top-1 here", "agrees", "max of range", "over a step", "from the model", "there and here")
+    name = names.pop() if len(names) == 1 else "metric"
+    headings = (
+        "artifact",
+        name,
+        f"{name} here",
+        *(("top-5",) if ranked else ()),
+        "agrees",
+        "max of range",
+        "over a step",
+        "from the model",
+        "there and here",
+    )
     return make_table(headings, rows)

@@ -9,6 +9,7 @@ from edgecompress.devices.statistics import comparable
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.records import DeviceInfo, Parity
 from edgecompress.records.evaluation import Evaluation
+from edgecompress.records.metrics import MetricSpec
 from edgecompress.reporting.render import render_report
 from edgecompress.runs import store_result
 
@@ -51,7 +52,7 @@ def report(*evaluations):
 
 def test_top1_of_the_same_samples_on_the_same_device_has_a_difference_in_points():
     (table,) = report(evaluated(DENSE, 0.93), evaluated(INT8, 0.90)).accuracies
-    assert [row.change_points for row in table.rows] == pytest.approx([0.0, -3.0])
+    assert [row.change for row in table.rows] == pytest.approx([0.0, -3.0])
     assert table.reason == ""
 
 
@@ -63,6 +64,19 @@ def test_accuracies_may_be_compared_across_sessions_and_governors_but_not_across
     assert comparable(found, msgspec.structs.replace(found, threads=4, backend="b 2")) == (
         "with another runtime, with another number of threads"
     )
+
+
+def test_another_metric_is_shown_in_its_own_unit_and_a_loss_of_it_is_negative():
+    mae = MetricSpec(name="mae", higher_is_better=False, is_accuracy=False)
+    other = {"metric": mae, "classes": 0, "host_top1": None, "top5": None}
+    files = [evaluated(f, None, metrics={"mae": v}, host_metrics={"mae": v}, **other) for f, v in ((DENSE, 2.0), (INT8, 2.5))]
+    found = report(*files, evaluated(INT8, 0.9))
+    tables = {table.metric.name: table for table in found.accuracies}
+    assert [(row.value, row.change) for row in tables["mae"].rows] == [(2.0, 0.0), (2.5, pytest.approx(-25.0))]
+    assert [row.change for row in tables["top-1"].rows] == [None]
+    page = render_report(found)
+    assert "<bdi>mae</bdi> on the device" in page
+    assert ">2.500<" in page
 
 
 UNLIKE = (
@@ -77,14 +91,14 @@ UNLIKE = (
 @pytest.mark.parametrize("change", UNLIKE, ids=lambda change: next(iter(change)))
 def test_evaluations_that_are_not_comparable_have_no_difference_and_say_why(change):
     tables = report(evaluated(DENSE, 0.93), evaluated(INT8, 0.90, **change)).accuracies
-    assert [row.change_points for table in tables for row in table.rows] == [0.0, None]
+    assert [row.change for table in tables for row in table.rows] == [0.0, None]
     assert "dense fp32 file was not evaluated here on these samples" in tables[1].reason
 
 
 def test_a_newer_evaluation_of_a_file_takes_the_place_of_the_older():
     newer = evaluated(INT8, 0.91, started_at="2026-03-03T10:00:00+00:00")
     (table,) = report(newer, evaluated(INT8, 0.90)).accuracies
-    assert [row.top1 for row in table.rows] == [0.91]
+    assert [row.value for row in table.rows] == [0.91]
 
 
 def test_a_file_that_is_gone_and_a_device_that_computes_something_else_are_told_first():
