@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from edgecompress.data.recipe import check_example, load_recipe, recipe_at_resolution, recipe_from_model
+from edgecompress.data.recipe_files import hash_sources, import_file, import_module, list_sources
 from edgecompress.errors import ConfigError
 from edgecompress.records import Preprocessing
 from edgecompress.records.outputs import OutputSpec
@@ -270,3 +271,62 @@ def test_a_resolution_that_a_recipe_does_not_take_is_refused(write, kind):
     recipe = load_recipe(str(write(GOOD))) if kind == "recipe" else recipe_from_model(nn.Linear(4, 2), (torch.zeros(1, 4),))
     with pytest.raises(ConfigError, match=r"takes no resolution; let it take one"):
         recipe_at_resolution(recipe, 24)
+
+
+# --- the sources of a recipe ---
+
+IMPORTS = """
+import torch
+import beside_absolutely
+from torch import nn
+from elsewhere_of_mine import helper
+from .parts import first
+from .parts.second import second_part
+
+def model():
+    from .lazily import late
+    return nn.Linear(4, 2)
+
+def example_inputs():
+    return (torch.zeros(1, 4),)
+"""
+FILES = {
+    "net/recipe.py": IMPORTS,
+    "net/beside_absolutely.py": "",
+    "net/parts/__init__.py": "",
+    "net/parts/first.py": "from . import deeper\n",
+    "net/parts/deeper.py": "",
+    "net/parts/second.py": "second_part = 1\n",
+    "net/lazily.py": "from .only_from_there import x\n\ndef late(): ...\n",
+    "net/only_from_there.py": "x = 1\n",
+    "other/elsewhere_of_mine.py": "def helper(): ...\n",
+}
+UNRELATED = ("net/unrelated.py", "net/parts/unrelated.py", "other/unrelated.py")
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_the_sources_are_the_user_s_files_that_are_imported(tmp_path, monkeypatch, as_module):
+    for name in (*FILES, *UNRELATED):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(FILES.get(name, "x = 1\n"))
+    for folder in ("net", "other", "."):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    for name in ("beside_absolutely", "elsewhere_of_mine", "net", "net.recipe"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if as_module:
+        module = import_module("net.recipe")
+        file = tmp_path / "net/recipe.py"
+    else:
+        file = tmp_path / "net/recipe.py"
+        module = import_file(file)
+    try:
+        assert {str(path.relative_to(tmp_path.resolve())) for path in list_sources(module, file)} == set(FILES)
+        before = hash_sources(module, file)
+        for name in UNRELATED:
+            (tmp_path / name).write_text("x = 2\n")
+        assert hash_sources(module, file) == before
+        (tmp_path / "net/only_from_there.py").write_text("x = 2\n")
+        assert hash_sources(module, file) != before
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "net"]:
+            del sys.modules[name]
