@@ -132,7 +132,14 @@ class Options(Record, frozen=True, kw_only=True):
     batch_size: Annotated[int, Limits(at_least=2), Option("Training samples of a batch", rare=True)] = 64
     optimizer: Annotated[str, Option("Optimizer of fine-tuning", choices=OPTIMIZERS, rare=True)] = "sgd"
     learning_rate: Annotated[
-        float, Limits(at_least=0), Option("Highest learning rate of fine-tuning", usual="0.01 for sgd, 0.001 for adamw", rare=True)
+        float,
+        Limits(at_least=0),
+        Option(
+            "Highest learning rate of fine-tuning",
+            "The default is lowered where a short test shows that it would harm the network.",
+            usual="0.01 for sgd, 0.001 for adamw",
+            rare=True,
+        ),
     ] = 0.0
     calibration_samples: Annotated[Count, Option("Inputs from which int8 ranges are taken")] = 500
     mixed_precision: Annotated[

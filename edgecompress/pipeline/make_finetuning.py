@@ -21,6 +21,8 @@ def make_finetuning(context: RunContext) -> FinetuneResult:
         teacher=context.dense,
         example_inputs=context.recipe.example_inputs,
         eval_data=context.data.dataset("eval"),
+        metric=context.recipe.metric,
+        loss=context.recipe.loss,
         options=FinetuneOptions(
             epochs=o.epochs if plan.layers and train is not None else 0,
             samples=o.epoch_samples,

@@ -160,13 +160,23 @@ class DecomposeResult(Record, frozen=True, kw_only=True):
 
 
 class Epoch(Record, frozen=True, kw_only=True):
-    """One epoch of training; `top1` is None where nothing was scored."""
+    """One epoch of training; epoch 0 is the network before training.
+
+    Attributes:
+        loss: Mean over the epoch's batches; None for epoch 0 (0 in records of older versions).
+        top1, metrics: On the evaluation data, which choose nothing; None and {} where nothing was scored.
+        score, divergence: The metric, and the divergence from the dense network, on validation samples, by which the best epoch is chosen;
+            None where they were not measured, or outputs were not finite.
+    """
 
     epoch: int
-    loss: float
+    loss: float | None
     top1: float | None
     learning_rate: float
     seconds: float
+    metrics: dict[str, float] = {}
+    score: float | None = None
+    divergence: float | None = None
 
 
 class FinetuneResult(Record, frozen=True, kw_only=True):
@@ -174,6 +184,12 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
 
     Attributes:
         epochs: The first one is the state after BatchNorm re-estimation, before training.
+        dense_metrics, before_metrics, metrics: Values of the metric on the evaluation set, the first one being the headline: of the dense
+            network, before training, and of the network that is kept.
+        best_epoch: The epoch that is kept; None in records of older versions, which kept the last one.
+        validation: By what and on which samples the best epoch was chosen.
+        learning_rate, rate_reason: At the peak of the schedule, and why it was taken; 0 and "" where nothing was trained.
+        note: Remarks, e.g. that training helped nothing.
     """
 
     schema: int = SCHEMA
@@ -186,6 +202,13 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
     data: str
     seed: int
     note: str = ""
+    dense_metrics: dict[str, float] = {}
+    before_metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    best_epoch: int | None = None
+    validation: str = ""
+    learning_rate: float = 0.0
+    rate_reason: str = ""
 
 
 class QatResult(Record, frozen=True, kw_only=True):
@@ -194,7 +217,10 @@ class QatResult(Record, frozen=True, kw_only=True):
     Attributes:
         before_top1, top1: Accuracies; None without labels or scores.
         before_agreement, agreement: Top-1 agreement with the float network; None without scores.
+        epochs: The first one is the state before training; records of older versions lack it.
         eval_samples: Number of evaluation samples, or of calibration samples where there is no evaluation data.
+        best_epoch: The epoch that is kept; None in records of older versions, which kept the last one or none.
+        validation: By what and on which samples the best epoch was chosen.
     """
 
     schema: int = SCHEMA
@@ -211,3 +237,5 @@ class QatResult(Record, frozen=True, kw_only=True):
     data: str
     seed: int
     note: str = ""
+    best_epoch: int | None = None
+    validation: str = ""

@@ -1,9 +1,11 @@
-"""Fine-tuning: re-estimate BatchNorm statistics, then distil from the dense network. Resumable after every epoch, deterministic by seed."""
+"""Fine-tuning: re-estimate BatchNorm statistics, then distil from the dense network, and keep the best epoch.
+
+Resumable after every epoch, deterministic by seed. The network before training counts as an epoch, so training never makes it worse.
+"""
 
 import copy
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,21 +13,27 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import Samples, describe_dataset, fetch_samples
+from edgecompress.data import Samples, describe_dataset, fetch_pairs
+from edgecompress.data.losses import Loss, make_loss
+from edgecompress.data.metrics import Metric
 from edgecompress.errors import ConfigError
-from edgecompress.network import batches
-from edgecompress.network.batches import Batch
-from edgecompress.network.batchnorm import has_batchnorm, record_statistics, reestimate_batchnorm
-from edgecompress.network.outputs import is_scores, scores_of, top1
-from edgecompress.network.surgery import is_decomposed, set_memory_format
+from edgecompress.network.batches import Batch, structure_of, take_samples
+from edgecompress.network.batchnorm import has_batchnorm
+from edgecompress.network.output_kinds import KINDS, guess_specs
+from edgecompress.network.outputs import Specs
+from edgecompress.network.surgery import forward, is_decomposed, set_memory_format
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
-from edgecompress.recovery.loop import TrainingTask, run_epochs
-from edgecompress.recovery.schedule import chunks, epoch_seed, shuffled_batches
+from edgecompress.recovery.checkpoint import Progress, make_key
+from edgecompress.recovery.distillation import Distillation
+from edgecompress.recovery.evaluation import TOP1, Evaluator, choose_metric, is_builtin
+from edgecompress.recovery.loop import run_epochs
+from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, identify_loss, use_loss
+from edgecompress.recovery.modes import needs_leaves
+from edgecompress.recovery.selection import Chooser
+from edgecompress.recovery.validation import hold_out
 
-BATCHNORM_SAMPLES: Final = 2048  # bounds the time of a pass; statistics of more samples hardly differ
-EVAL_BATCH: Final = 250  # without gradients, so many samples take no more memory than a training batch
 USUAL_RATE: Final = {"sgd": 0.01, "adamw": 1e-3}  # usual for networks that have been trained before
 NO_DATA: Final = Samples(torch.empty(0), None, source="no data")
 
@@ -35,8 +43,9 @@ class FinetuneOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         samples: Training samples per epoch; from a larger set each epoch draws others.
-        learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one.
-        distill: Weight of the distillation loss; the rest is cross-entropy with the labels.
+        learning_rate: Peak of a cosine schedule with a short warm-up; 0 takes the optimizer's usual one, or less where a short test shows
+            that it would harm the network.
+        distill: Weight of the distillation loss; the rest is the user's loss or that of labels.
         precision: Number format of the forward and backward pass; "auto" is bf16 where the processor multiplies in it, otherwise fp32.
             Weights are always fp32.
         threads: Threads that torch uses; 0 for its own number. A seed gives the same weights for the same number of threads.
@@ -62,11 +71,17 @@ def finetune(
     teacher: nn.Module,
     example_inputs: Batch | None = None,
     eval_data: "Dataset[Any] | None" = None,
+    specs: Specs | None = None,
+    metric: Metric | None = None,
+    loss: Loss | Callable[[Any, Any], Any] | None = None,
     options: FinetuneOptions | None = None,
     checkpoint_path: Path | None = None,
     track: Track = track_silently,
 ) -> tuple[nn.Module, FinetuneResult]:
     """Return a fine-tuned copy of `model`, and the record of losses and accuracies.
+
+    A part of the training data is held out, and the epoch that does best on it is returned, the repaired network before training included.
+    No epoch is returned that is worse on the evaluation data than the network before training.
 
     Args:
         model: The decomposed network; stays unchanged.
@@ -74,10 +89,13 @@ def finetune(
         teacher: The dense network.
         example_inputs: One sample of each input; by default the inputs of the data's first sample.
         eval_data: Labelled data for the accuracies; without it they are None.
+        specs: The kinds of the outputs; None guesses them from the shapes.
+        metric: Chooses the best epoch; by default top-1 or mean intersection over union where the data have such labels.
+        loss: `loss(outputs, targets)`, which replaces the loss by labels.
         checkpoint_path: Written after each epoch; an existing checkpoint of the same start and options is continued.
 
     Raises:
-        ConfigError: Options are out of range, data are missing, or the loss became NaN.
+        ConfigError: Options are out of range, data are missing, the user's loss is faulty, or the loss became NaN.
     """
     options = options or FinetuneOptions()
     _check_options(options)
@@ -88,130 +106,118 @@ def finetune(
     # Channels last: CPUs' convolution kernels are faster in it; shapes and results are the same.
     model = set_memory_format(copy.deepcopy(model), torch.channels_last)
     teacher = set_memory_format(copy.deepcopy(teacher), torch.channels_last).eval()
-    task = FinetuneTask(model, teacher, data, eval_data, example_inputs, options, repairs=repairs, track=track)
-    dense_top1 = task.measure_accuracy(teacher)
+    given = loss if loss is None or isinstance(loss, Loss) else make_loss(loss)
     with use_threads(options.threads):
-        epochs = run_epochs(task, data, example=example_inputs, options=options, checkpoint_path=checkpoint_path, track=track)
+        example = example_inputs or _first_inputs(data) or _first_inputs(eval_data)
+        specs = specs or (guess_specs(forward(teacher, example)) if example else ())
+        evaluator = Evaluator(teacher, eval_data, metric=metric, specs=specs, example=example, track=track)
+        if options.epochs or repairs:
+            task, notes = _make_task(
+                model,
+                teacher,
+                data,
+                evaluator,
+                example=example,
+                specs=specs,
+                metric=metric,
+                loss=given,
+                repairs=repairs,
+                options=options,
+                track=track,
+            )
+            key = make_key(model, options, describe_dataset(data), specs, identify_loss(given))
+            progress = run_epochs(task, options=options, key=key, checkpoint_path=checkpoint_path, track=track)
+            criterion = task.validation.criterion
+        else:
+            metrics = evaluator.measure(model)
+            only = Epoch(epoch=0, loss=None, top1=metrics.get(TOP1), metrics=metrics, learning_rate=0.0, seconds=0.0)
+            progress, notes, criterion = Progress(epochs=[only], state={}), [], ""
+    start, best, last = progress.epochs[0], progress.best_epoch, progress.epochs[-1]
     return set_memory_format(model, torch.contiguous_format).eval(), FinetuneResult(
-        dense_top1=dense_top1,
-        before_top1=epochs[0].top1,
-        top1=epochs[-1].top1,
-        epochs=tuple(epochs),
+        dense_top1=evaluator.dense.get(TOP1),
+        before_top1=start.top1,
+        top1=best.top1,
+        dense_metrics=evaluator.dense,
+        before_metrics=start.metrics,
+        metrics=best.metrics,
+        epochs=tuple(progress.epochs),
+        best_epoch=best.epoch,
+        validation=criterion,
+        learning_rate=progress.peak_rate,
+        rate_reason=progress.why,
         train_samples=len(data),  # type: ignore[arg-type]
         eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
         data=describe_dataset(data),
         seed=options.seed,
+        note="; ".join([*notes, *progress.notes, *_describe_outcome(best.epoch, last.epoch, options.epochs)]),
     )
 
 
-class FinetuneTask(TrainingTask):
-    """Distillation of the dense network into the decomposed one, with BatchNorm statistics re-estimated before and after.
+def _make_task(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: "Dataset[Any]",
+    evaluator: Evaluator,
+    *,
+    example: Batch,
+    specs: Specs,
+    metric: Metric | None,
+    loss: Loss | None,
+    repairs: bool,
+    options: FinetuneOptions,
+    track: Track,
+) -> tuple[Distillation, list[str]]:
+    """Return the task of training, and remarks for the record.
 
-    Args:
-        repairs: Whether BatchNorm statistics are re-estimated, because layers were replaced.
+    Raises:
+        ConfigError: The user's loss or metric is faulty.
     """
-
-    name = "fine-tuning"
-    title = "epoch"
-    remedy = "lower --learning-rate"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        teacher: nn.Module,
-        data: "Dataset[Any]",
-        eval_data: "Dataset[Any] | None",
-        example: Batch | None,
-        options: FinetuneOptions,
-        *,
-        repairs: bool,
-        track: Track,
-    ) -> None:
-        self.model, self.teacher, self.data, self.eval_data, self.example = model, teacher, data, eval_data, example
-        self.options, self.repairs, self.track = options, repairs, track
-        self.optimizer = _make_optimizer(model, options)
-        self.peak_rate = options.learning_rate or USUAL_RATE[options.optimizer]
-        self.low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
-
-    def evaluate_start(self) -> list[Epoch]:
-        started = time.perf_counter()
-        torch.manual_seed(epoch_seed(self.options.seed, 0))
-        if self.repairs:
-            statistics = record_statistics(self.teacher, self._draw_inputs())
-            torch.manual_seed(epoch_seed(self.options.seed, 0))  # the same samples
-            reestimate_batchnorm(self.model, self._draw_inputs(), since=statistics)
-        score = self.measure_accuracy(self.model)
-        return [Epoch(epoch=0, loss=0.0, top1=score, learning_rate=0.0, seconds=time.perf_counter() - started)]
-
-    def start_epoch(self) -> int | None:
-        outputs = _example_outputs(self.teacher, self.data, self.example)
-        self.clips_gradients = not all(is_scores(y) for y in outputs)
-        self.model.train()
-        return _count_classes(outputs)
-
-    def compute_outputs(self, x: Batch) -> tuple[Batch, Batch]:
-        x = tuple(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-            with torch.no_grad():
-                wanted = _to_float32(batches.run_model(self.teacher, x))
-            return _to_float32(batches.run_model(self.model, x)), wanted
-
-    def finish_epoch(self, number: int) -> float | None:
-        if number == self.options.epochs and self.repairs:  # running averages follow the last few batches; the final statistics must not
-            reestimate_batchnorm(self.model, self._draw_inputs())
-        return self.measure_accuracy(self.model)
-
-    def measure_accuracy(self, model: nn.Module) -> float | None:
-        """Return the top-1 accuracy on the evaluation data; None without any."""
-        return None if self.eval_data is None else measure_top1(model, self.eval_data, self.track, example_inputs=self.example)
-
-    def _draw_inputs(self) -> Iterator[Batch]:
-        order = shuffled_batches(len(self.data), BATCHNORM_SAMPLES, EVAL_BATCH)  # type: ignore[arg-type]
-        for indices in self.track(order, "re-estimating BatchNorm", len(order)):
-            yield fetch_samples(self.data, indices, example=self.example, labelled=False)[0]
+    users = None if metric is None or is_builtin(metric) else metric
+    wants_targets = loss is not None or users is not None or any(spec.kind in LABEL_LOSSES for spec in specs)
+    indices, validation = hold_out(teacher, data, evaluator.data, specs=specs, example=example, with_targets=wants_targets)
+    structure = structure_of(teacher, example)
+    if loss is not None:
+        target_loss, note = use_loss(loss, validation.wanted, validation.targets, structure)
+    else:
+        target_loss, note = choose_target_loss(validation.wanted, validation.targets, specs, describe_dataset(data))
+    if validation.targets is not None:
+        judge = users if users is not None or note else choose_metric(specs, validation.targets)
+        if judge is not None:
+            validation.use_metric(judge, structure)
+    task = Distillation(
+        model,
+        teacher,
+        data,
+        optimizer=_make_optimizer(model, options),
+        evaluator=evaluator,
+        validation=validation,
+        usual_rate=USUAL_RATE[options.optimizer],
+        options=options,
+        repairs=repairs,
+        trains_leaves=options.epochs > 0 and needs_leaves(model, take_samples(validation.inputs, slice(2))),
+        track=track,
+    )
+    task.indices, task.example, task.specs, task.target_loss = indices, example, specs, target_loss
+    task.chooser = Chooser(validation.headline, validation.samples, evaluator.headline)
+    task.clips_gradients = loss is not None or not all(KINDS[spec.kind].has_classes for spec in specs)
+    return task, [note] if note else []
 
 
-@torch.inference_mode()
-def measure_top1(
-    model: nn.Module, data: "Dataset[Any]", track: Track = track_silently, *, example_inputs: Batch | None = None
-) -> float | None:
-    """Return the top-1 accuracy of `model` on labelled data as a fraction; None without labels, or without one output of class scores."""
-    model.eval()
-    classes = _count_classes(_example_outputs(model, data, example_inputs)) if len(data) else None  # type: ignore[arg-type]
-    if classes is None:
-        return None
-    right = total = 0
-    order = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
-    for indices in track(order, "evaluating", len(order)):
-        x, labels = fetch_samples(data, indices, example=example_inputs, classes=classes)
-        scores = scores_of(batches.run_model(model, x))
-        if labels is None or scores is None:
-            return None
-        right += round(top1(scores, labels) * len(scores))
-        total += len(scores)
-    return right / total
+def _first_inputs(data: "Dataset[Any] | None") -> Batch:
+    """Return the inputs of a dataset's first sample as a batch of one; () without any."""
+    return fetch_pairs(data, [0], with_targets=False)[0] if data is not None and len(data) else ()  # type: ignore[arg-type]
 
 
-def has_fast_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16, which makes training faster."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-@torch.inference_mode()
-def _example_outputs(model: nn.Module, data: "Dataset[Any]", example: Batch | None) -> Batch:
-    """Return the outputs of a network in eval mode for one sample."""
-    return batches.run_model(model, example or fetch_samples(data, [0], labelled=False)[0])
-
-
-def _count_classes(outputs: Batch) -> int | None:
-    """Return the number of classes; None where no output is class scores, and labels may be anything, e.g. images."""
-    scores = scores_of(outputs)
-    return None if scores is None else scores.shape[1]
-
-
-def _to_float32(outputs: Batch) -> Batch:
-    return tuple(y.float() if y.is_floating_point() else y for y in outputs)
+def _describe_outcome(best: int, last: int, asked: int) -> list[str]:
+    """Return remarks on how training ended."""
+    found = []
+    if last < asked:
+        found.append(
+            f"training ended after epoch {last}: nothing had improved since epoch {best}, at a learning rate that was nearly spent"
+        )
+    if best == 0 < last:
+        found.append("no epoch was better than the network before training, which is kept")
+    return found
 
 
 def _make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

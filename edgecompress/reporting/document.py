@@ -196,17 +196,29 @@ class LayerTable(Record, frozen=True, kw_only=True):
 
 
 class EpochPoint(Record, frozen=True, kw_only=True):
-    """One epoch of fine-tuning, epoch 0 being the network before it; the loss is None where it was not finite, and of epoch 0."""
+    """One epoch of fine-tuning, epoch 0 being the network before it; the loss is None where it was not finite, and of epoch 0.
+
+    Attributes:
+        divergence: From the dense network on validation samples; None where it was not measured.
+        kept: Whether the network is that of this epoch.
+    """
 
     epoch: int
     loss: float | None
     top1: float | None
     learning_rate: float
     seconds: float
+    divergence: float | None = None
+    kept: bool = False
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """The fine-tuning of a run; accuracies are fractions of the evaluation samples."""
+    """The fine-tuning of a run; accuracies are fractions of the evaluation samples.
+
+    Attributes:
+        validation: By what and on which samples the kept epoch was chosen.
+        rate_reason: Why the learning rate was taken.
+    """
 
     dense_top1: float | None
     before_top1: float | None
@@ -216,6 +228,8 @@ class Training(Record, frozen=True, kw_only=True):
     eval_samples: int
     data: str
     seed: int
+    validation: str = ""
+    rate_reason: str = ""
 
 
 class StageRow(Record, frozen=True, kw_only=True):

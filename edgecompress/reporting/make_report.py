@@ -56,8 +56,10 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
     points = tuple(
         EpochPoint(
             epoch=epoch.epoch,
-            loss=epoch.loss if epoch.epoch and math.isfinite(epoch.loss) else None,
+            loss=epoch.loss if epoch.epoch and epoch.loss is not None and math.isfinite(epoch.loss) else None,
             top1=epoch.top1,
+            divergence=epoch.divergence,
+            kept=epoch.epoch == finetuned.best_epoch,
             learning_rate=epoch.learning_rate,
             seconds=epoch.seconds,
         )
@@ -72,6 +74,8 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
         eval_samples=finetuned.eval_samples,
         data=finetuned.data,
         seed=finetuned.seed,
+        validation=finetuned.validation,
+        rate_reason=finetuned.rate_reason,
     )
 
 

@@ -211,7 +211,9 @@ def list_accuracy_shortfalls(top1: Figure, finetuned: FinetuneResult | None, *, 
         short.append(f"Top-1 fell by {format_points(-top1.change).lstrip('+')} points.")
     if exported and top1.change is None:
         short.append("The change of top-1 was not measured; look at parity only.")
-    if finetuned is not None and any(not math.isfinite(epoch.loss) for epoch in finetuned.epochs):
+    if finetuned is not None and any(
+        epoch.epoch and not math.isfinite(math.nan if epoch.loss is None else epoch.loss) for epoch in finetuned.epochs
+    ):
         short.append("The loss was not finite in some epochs of fine-tuning; lower the learning rate.")
     return short
 

@@ -113,17 +113,24 @@ def tabulate_errors(record: DecomposeResult) -> Table:
 
 
 def tabulate_epochs(record: FinetuneResult) -> Table:
-    """Return loss and top-1 after each epoch of fine-tuning."""
+    """Return the loss, the headline of the metric and the divergence from the dense network after each epoch of fine-tuning."""
+    name = next(iter(record.dense_metrics), "top-1")
+
+    def format_headline(top1: float | None, metrics: dict[str, float]) -> str:
+        return format_percent(top1) if name == "top-1" else format_significant(metrics.get(name))
+
     rows = [
         (
-            "re-estimated BatchNorm" if e.epoch == 0 else str(e.epoch),
+            f"{'before training' if e.epoch == 0 else e.epoch}{' (kept)' if e.epoch == record.best_epoch else ''}",
             format_significant(e.loss) if e.epoch else UNKNOWN,
-            format_percent(e.top1),
+            format_headline(e.top1, e.metrics),
+            format_significant(e.divergence),
             format_seconds(e.seconds),
         )
         for e in record.epochs
     ]
-    return make_table(("epoch", "loss", "top-1", "s"), [("dense", UNKNOWN, format_percent(record.dense_top1), UNKNOWN), *rows])
+    dense = ("dense", UNKNOWN, format_headline(record.dense_top1, record.dense_metrics), UNKNOWN, UNKNOWN)
+    return make_table(("epoch", "loss", name, "divergence", "s"), [dense, *rows])
 
 
 def tabulate_quantization(record: QuantizeResult) -> Table:
@@ -146,7 +153,11 @@ def tabulate_qat(record: QatResult) -> Table:
     """Return the accuracy in simulated int8 before and after training."""
     rows = [
         ("rounded", UNKNOWN, format_percent(record.before_top1), format_percent(record.before_agreement), format_db(record.before_sqnr_db)),
-        *((f"epoch {e.epoch}", format_significant(e.loss), "", "", "") for e in record.epochs),
+        *(
+            (f"epoch {e.epoch}{' (kept)' if e.epoch == record.best_epoch else ''}", format_significant(e.loss), "", "", "")
+            for e in record.epochs
+            if e.epoch
+        ),
         ("trained", UNKNOWN, format_percent(record.top1), format_percent(record.agreement), format_db(record.sqnr_db)),
     ]
     return make_table(("simulated int8", "loss", "top-1", "agrees", "SQNR, dB"), rows)
@@ -175,10 +186,17 @@ def _summarize_decomposition(result: DecomposeResult) -> str:
 
 
 def _summarize_finetuning(result: FinetuneResult) -> str:
-    if result.top1 is None:
-        return f"{len(result.epochs) - 1} epochs, no labels to score on"
-    steps = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)} (dense {format_percent(result.dense_top1)})"
-    return f"{steps}, {len(result.epochs) - 1} epochs"
+    trained = len(result.epochs) - 1
+    kept = {None: "", trained: "", 0: ", the network before training is kept"}.get(
+        result.best_epoch, f", epoch {result.best_epoch} is kept"
+    )
+    if result.top1 is not None:
+        steps = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)} (dense {format_percent(result.dense_top1)})"
+        return f"{steps}, {trained} epochs{kept}"
+    if name := next(iter(result.metrics), ""):
+        before, after, dense = (format_significant(m.get(name)) for m in (result.before_metrics, result.metrics, result.dense_metrics))
+        return f"{name} {before} → {after} (dense {dense}), {trained} epochs{kept}"
+    return f"{trained} epochs, no labels to score on{kept}"
 
 
 def _summarize_quantization(result: QuantizeResult) -> str:

@@ -18,7 +18,8 @@ from edgecompress.network.batchnorm import record_statistics, reestimate_batchno
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
 from edgecompress.progress import track_silently
-from edgecompress.recovery.finetune import FinetuneOptions, finetune, measure_top1
+from edgecompress.recovery.evaluation import measure_top1
+from edgecompress.recovery.finetune import FinetuneOptions, finetune
 from edgecompress.recovery.schedule import learning_rate_fraction
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -241,6 +242,22 @@ def test_a_label_beyond_the_classes_is_refused(dense, compact, label):
     for call in (lambda: finetune(compact, data, teacher=dense, options=SHORT), lambda: measure_top1(copy.deepcopy(dense), data)):
         with pytest.raises(ConfigError, match=r"odd labels: labels from .* class indices must be 0 … 9"):
             call()
+
+
+def test_a_run_that_is_killed_after_its_best_epoch_resumes_bit_for_bit(dense, compact, tmp_path):
+    """The best state is in the checkpoint, together with the rate that was found."""
+    options = msgspec.structs.replace(SHORT, epochs=4, learning_rate=0.06)
+    whole, expected = finetune(compact, digits()[0], teacher=dense, options=options)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KilledError):
+        finetune(compact, digits()[0], teacher=dense, options=options, checkpoint_path=path, track=kill_in("epoch 4/4"))
+    resumed, result = finetune(compact, digits()[0], teacher=dense, options=options, checkpoint_path=path)
+    assert fingerprint(resumed) == fingerprint(whole)
+    timeless = [
+        msgspec.structs.replace(r, epochs=tuple(msgspec.structs.replace(e, seconds=0) for e in r.epochs)) for r in (result, expected)
+    ]
+    assert timeless[0] == timeless[1]
+    assert result.best_epoch < 3
 
 
 def test_schedule_warms_up_and_ends_at_zero():

@@ -1,0 +1,126 @@
+"""Evaluation of networks on labelled data, and the metric that judges them where the user gives none."""
+
+import math
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from edgecompress.data import Targets, check_labels, describe_dataset, fetch_pairs, is_class_index
+from edgecompress.data.builtin_metrics import METRICS
+from edgecompress.data.metrics import Metric, describe_metric, evaluate_metric, make_builtin
+from edgecompress.network import batches
+from edgecompress.network.batches import Batch, structure_of
+from edgecompress.network.output_kinds import class_axis
+from edgecompress.network.outputs import Specs, divergence, scores_of, top1
+from edgecompress.network.surgery import forward
+from edgecompress.progress import Track, track_silently
+from edgecompress.records.metrics import MetricSpec
+from edgecompress.recovery.schedule import chunks
+
+EVAL_BATCH: Final = 250  # without gradients, so many samples take no more memory than a training batch
+MAX_COMPARED: Final = 1000  # evaluation samples that are compared with the dense network's outputs where there is no metric
+TOP1: Final = "top-1"
+DIVERGENCE: Final = MetricSpec(name="divergence", higher_is_better=False, is_accuracy=False)
+
+
+class Evaluator:
+    """Measures networks on evaluation data: by the user's metric, by one for their labels, or by the divergence from the dense network.
+
+    Without data nothing is measured.
+
+    Args:
+        metric: The user's; None takes the one for labels.
+
+    Attributes:
+        dense: Values of the dense network by name, the first one being the headline.
+        headline: Describes it; None where nothing is measured.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        data: "Dataset[Any] | None",
+        *,
+        metric: Metric | None,
+        specs: Specs,
+        example: Batch,
+        track: Track = track_silently,
+    ) -> None:
+        self.data, self.metric, self.specs, self.example, self.track = data, metric, specs, example, track
+        if data is not None:
+            self.structure = structure_of(dense, example)
+            self.metric = metric if metric is not None else choose_metric(specs, fetch_target(data, example, specs))
+            if self.metric is None:
+                self.inputs, _ = fetch_pairs(data, MAX_COMPARED, example=example, with_targets=False)
+                self.wanted = forward(dense, self.inputs)
+        self.dense = self.measure(dense)
+        self.headline: MetricSpec | None = None
+        if self.dense:
+            self.headline = describe_metric(self.metric, self.dense)[0] if self.metric is not None else DIVERGENCE
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Return the values of a network, which is left in eval mode."""
+        if self.data is None:
+            return {}
+        if self.metric is None:
+            with torch.inference_mode():
+                apart = float(divergence(forward(model.eval(), self.inputs), self.wanted, specs=self.specs))
+            return {DIVERGENCE.name: apart} if math.isfinite(apart) else {}
+        if is_builtin(self.metric) and self.metric.place == TOP1:
+            found = measure_top1(model, self.data, self.track, example_inputs=self.example, specs=self.specs)
+            return {} if found is None else {TOP1: found}
+        with torch.inference_mode():
+            run = partial(batches.run_model, model.eval())
+            return evaluate_metric(self.metric, run, self.data, structure=self.structure, example=self.example)
+
+
+@torch.inference_mode()
+def measure_top1(
+    model: nn.Module,
+    data: "Dataset[Any]",
+    track: Track = track_silently,
+    *,
+    example_inputs: Batch | None = None,
+    specs: Specs | None = None,
+) -> float | None:
+    """Return the top-1 accuracy of `model` on labelled data as a fraction; None without labels, or without one output of class scores."""
+    model.eval()
+    right = total = 0
+    order = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    for indices in track(order, "evaluating", len(order)):
+        x, targets = fetch_pairs(data, indices, example=example_inputs)
+        scores = scores_of(batches.run_model(model, x), specs)
+        if scores is None or not is_class_index(targets):
+            return None
+        labels = check_labels(targets, describe_dataset(data), classes=scores.shape[1])
+        right += round(top1(scores, labels) * len(scores))
+        total += len(scores)
+    return right / total if total else None
+
+
+def choose_metric(specs: Specs, targets: Targets | None) -> Metric | None:
+    """Return top-1 for labels of one vector of class scores, mean intersection over union for those of one class map, None for others."""
+    for name, kinds, fits in ((TOP1, ("logits", "probabilities"), is_class_index), ("mIoU", ("class_map",), _is_map)):
+        found = [(i, spec) for i, spec in enumerate(specs) if spec.kind in kinds]
+        if len(found) == 1 and fits(targets):
+            return make_builtin(name, output=found[0][0], axis=class_axis(found[0][1]))
+    return None
+
+
+def is_builtin(metric: Metric) -> bool:
+    """Whether a metric is one for labels, and not the user's."""
+    return metric.given in METRICS.values()
+
+
+def fetch_target(data: "Dataset[Any]", example: Batch, specs: Specs) -> Targets | None:
+    """Return the target of a dataset's first sample, as a batch of one; None where no output can have labels, whatever the targets are."""
+    if not any(spec.kind in ("logits", "probabilities", "class_map") for spec in specs):
+        return None
+    return fetch_pairs(data, [0], example=example)[1]
+
+
+def _is_map(targets: Targets | None) -> bool:
+    return isinstance(targets, Tensor) and targets.ndim > 1 and not targets.is_floating_point() and not targets.is_complex()
