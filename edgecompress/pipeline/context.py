@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from edgecompress import data as datasets
 from edgecompress.artifacts.judge import Judge
 from edgecompress.artifacts.publish import Evidence
-from edgecompress.data.content import digest_dataset, fixed_random_numbers
+from edgecompress.data.losses import check_loss
 from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric, choose_metric
 from edgecompress.data.recipe import Recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
@@ -28,23 +28,16 @@ from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
 from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state
 from edgecompress.options import Options
+from edgecompress.pipeline.run_data import RunData
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import OutputSpec, Record, read_record
+from edgecompress.records.metrics import MetricSpec
 from edgecompress.runs import Run, hash_values
 
-TARGET_SAMPLES: Final = 64  # data are often sorted by class, so that the first few would show one class alone
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 OnStep = Callable[[str, Record, float, bool], None]
-# What the data of a step are, and the recipe's functions that give them, the first one that it has.
-SPLITS: Final = {
-    "train": ("train",),
-    "eval": ("eval",),
-    "calibration": ("calibration", "train", "eval"),
-    "recovery": ("train", "calibration", "eval"),
-    "evidence": ("eval", "calibration", "train"),
-}
 SMALL_NETWORK_MACS: Final = 100_000_000  # below it threads wait for each other as long as they compute, and far longer on a busy machine
 
 
@@ -100,60 +93,6 @@ class DenseNetwork:
         """
         names = output_names(self.model, self.recipe.example_inputs)
         return read_specs(self.program, names=names, declared=self.recipe.outputs, targets=targets, subject=self.recipe.outputs_place)
-
-
-class RunData:
-    """The datasets of a run: the recipe's, or those at the path of `--data`."""
-
-    def __init__(self, recipe: Recipe, *, path: str = "", seed: int = 0) -> None:
-        self.recipe = recipe
-        self.path = path
-        self.seed = seed
-        self._digests: dict[tuple[str, bool], str] = {}
-
-    def dataset(self, split: str) -> Any:
-        """Return the dataset of a split of SPLITS; None when the user gave none."""
-        if self.path:
-            kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
-            return datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
-        name = self._choose_function(split)
-        return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()") if name else None
-
-    def digest(self, split: str, *, with_inputs: bool = True) -> str:
-        """Return a hash of what the dataset of a split holds, computed once; "" for none, and for data at a path, whose files tell."""
-        name = "" if self.path else self._choose_function(split)
-        if name and (name, with_inputs) not in self._digests:
-            with fixed_random_numbers():  # a set that the function draws is the same one for every process
-                dataset = self.dataset(split)
-            self._digests[name, with_inputs] = digest_dataset(dataset, with_inputs=with_inputs)
-        return self._digests[name, with_inputs] if name else ""
-
-    def _choose_function(self, split: str) -> str:
-        """Return the name of the recipe's function whose data stand for a split; "" where there is none."""
-        names = (f"{name}_data" for name in SPLITS[split])
-        return next((name for name in names if getattr(self.recipe, name) is not None), "")
-
-    def sample_targets(self) -> Targets | None:
-        """Return the targets of a few samples from everywhere in the data, which tell what outputs are; None where there are none."""
-        for split in ("eval", "train"):
-            dataset = self.dataset(split)
-            if dataset is not None and len(dataset):
-                n = len(dataset)
-                rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)})
-                _, targets = datasets.fetch_pairs(dataset, rows, example=self.recipe.example_inputs)
-                if targets is not None:
-                    return targets
-        return None
-
-    def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
-        """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
-        seed = self.seed if shuffle else None
-        return datasets.fetch_samples(dataset, samples, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
-
-    @property
-    def can_train(self) -> bool:
-        """Whether there is anything to fine-tune on."""
-        return self.recipe.train_data is not None or bool(self.path)
 
 
 @dataclass(frozen=True)
@@ -272,21 +211,30 @@ class RunContext:
         metric = self.metric if targets is not None else None
         return Judge(self.output_specs, dense, metric, targets, self.network.structure, o.max_loss, o.min_fidelity)
 
-    def check_judging(self) -> None:
+    def check_judging(self) -> tuple[MetricSpec, ...]:
         """Try the metric and the loss of the recipe on a few samples, so that faulty ones are refused before anything long runs.
+
+        Returns:
+            The descriptions of the metric's values; () without a metric of the recipe, or without data.
 
         Raises:
             ConfigError: Names the function and its place.
         """
-        dataset = self.data.dataset("eval")
-        dataset = self.data.dataset("calibration") if dataset is None else dataset
-        if self.recipe.metric is None or dataset is None:
-            return
+        metric, loss, structure = self.recipe.metric, self.recipe.loss, self.network.structure
+        if loss is not None and (tried := self._try_samples("train", loss.place)) is not None:
+            check_loss(loss, *tried, structure)
+        tried = self._try_samples("evidence", metric.place) if metric is not None else None
+        return () if metric is None or tried is None else check_metric(metric, *tried, structure)
+
+    def _try_samples(self, split: str, place: str) -> tuple[Batch, Targets] | None:
+        """Return the dense network's outputs for a few samples and their targets; None without data."""
+        dataset = self.data.dataset(split)
+        if dataset is None:
+            return None
         inputs, targets = datasets.fetch_pairs(dataset, METRIC_BATCH, seed=0, example=self.recipe.example_inputs)
         if targets is None:
-            source = datasets.describe_dataset(dataset)
-            raise ConfigError(f"{source}: yields no targets, {self.recipe.metric.place} needs them; yield (input, target)")
-        check_metric(self.recipe.metric, forward(self.dense, inputs), targets, self.network.structure)
+            raise ConfigError(f"{datasets.describe_dataset(dataset)}: yields no targets, {place} needs them; yield (input, target)")
+        return forward(self.dense, inputs), targets
 
     @property
     def evidence(self) -> Evidence:

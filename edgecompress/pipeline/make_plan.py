@@ -28,7 +28,7 @@ def make_plan(context: RunContext) -> CompressionPlan:
     Raises:
         ConfigError: Factors are to be fitted to data, and the run has none.
     """
-    context.check_judging()
+    metrics = context.check_judging()
     o, stats, before = context.options, context.read(ModelStats), layers_before(context)
     form = parse_method(o)
     made = plan(
@@ -53,6 +53,8 @@ def make_plan(context: RunContext) -> CompressionPlan:
         track=context.track,
     )
     notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in find_unsupported_attention(context.dense).items()]
+    if assumed := [f"{spec.name} {'higher' if spec.higher_is_better else 'lower'}" for spec in metrics if spec.assumed]:
+        notes.append(f"read from the names of metrics, since higher_is_better does not say: better is {', '.join(assumed)}")
     if context.stage > 1:
         notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
     return msgspec.structs.replace(made, notes=(*notes, *made.notes), outputs=context.output_specs)

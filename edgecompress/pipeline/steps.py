@@ -34,7 +34,7 @@ class Step(NamedTuple):
         record: The type of its result.
         needs: Steps whose results it reads; hashes of their files enter its key.
         options: Fields of `Options` that change its result: they enter its key and are its command's flags.
-        data: Splits of `pipeline.context.SPLITS` that it reads: a hash of what they hold enters its key.
+        data: Splits of `pipeline.run_data.SPLITS` that it reads: a hash of what they hold enters its key.
         files: The files that it writes into the run folder; the first is its record.
         make: Computes the record and writes the other files.
         applies: Whether a run with these options has this step.

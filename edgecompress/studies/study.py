@@ -14,8 +14,9 @@ from edgecompress.devices.statistics import kind_of_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp_files, write_atomically
 from edgecompress.options import Options, update_options
-from edgecompress.pipeline.context import DenseNetwork, RunData
+from edgecompress.pipeline.context import DenseNetwork
 from edgecompress.pipeline.latencies import LOCAL
+from edgecompress.pipeline.run_data import RunData
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
 from edgecompress.records.fields import check_choice

@@ -1,0 +1,80 @@
+"""The datasets of a run, what they hold, and samples of them."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from edgecompress import data as datasets
+from edgecompress.data.content import digest_dataset, fixed_random_numbers
+from edgecompress.data.recipe import Recipe
+from edgecompress.data.targets import Targets
+from edgecompress.data.user_functions import call_user_function
+from edgecompress.errors import ConfigError
+from edgecompress.network.batches import Batch
+
+TARGET_SAMPLES: Final = 64  # data are often sorted by class, so that the first few would show one class alone
+# What the data of a step are, and the recipe's functions that give them, the first one that it has.
+SPLITS: Final = {
+    "train": ("train",),
+    "eval": ("eval",),
+    "calibration": ("calibration", "train", "eval"),
+    "recovery": ("train", "calibration", "eval"),
+    "evidence": ("eval", "calibration", "train"),
+}
+
+
+class RunData:
+    """The datasets of a run: the recipe's, or those at the path of `--data`."""
+
+    def __init__(self, recipe: Recipe, *, path: str = "", seed: int = 0) -> None:
+        self.recipe = recipe
+        self.path = path
+        self.seed = seed
+        self._digests: dict[tuple[str, bool], str] = {}
+
+    def dataset(self, split: str) -> Any:
+        """Return the dataset of a split of SPLITS; None when the user gave none."""
+        if self.path:
+            kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
+            return datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+        name = self._choose_function(split)
+        return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()") if name else None
+
+    def digest(self, split: str, *, with_inputs: bool = True) -> str:
+        """Return a hash of what the dataset of a split holds, computed once; "" for none, and for data at a path, whose files tell."""
+        name = "" if self.path else self._choose_function(split)
+        if name and (name, with_inputs) not in self._digests:
+            with fixed_random_numbers():  # a set that the function draws is the same one for every process
+                dataset = self.dataset(split)
+            self._digests[name, with_inputs] = digest_dataset(dataset, with_inputs=with_inputs)
+        return self._digests[name, with_inputs] if name else ""
+
+    def _choose_function(self, split: str) -> str:
+        """Return the name of the recipe's function whose data stand for a split; "" where there is none."""
+        names = (f"{name}_data" for name in SPLITS[split])
+        return next((name for name in names if getattr(self.recipe, name) is not None), "")
+
+    def sample_targets(self) -> Targets | None:
+        """Return the targets of a few samples from everywhere in the data, which tell what outputs are; None where they tell nothing."""
+        for split in ("eval", "train"):
+            dataset = self.dataset(split)
+            n = len(dataset) if hasattr(dataset, "__len__") else 0
+            if n:
+                rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)})
+                _, targets = datasets.fetch_items(dataset, rows, example=self.recipe.example_inputs)
+                if targets:
+                    with suppress(ConfigError):  # targets of any kind are allowed where nothing reads them
+                        return datasets.collate_targets(targets, datasets.describe_dataset(dataset))
+        return None
+
+    def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:
+        """Return at most so many inputs with their labels, drawn with the seed of the run or, without `shuffle`, the first ones."""
+        seed = self.seed if shuffle else None
+        return datasets.fetch_samples(dataset, samples, seed=seed, example=self.recipe.example_inputs, labelled=labelled)
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there is anything to fine-tune on."""
+        return self.recipe.train_data is not None or bool(self.path)
