@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from edgecompress.data import Samples, describe_dataset, fetch_pairs
+from edgecompress.data.code import digest_code
+from edgecompress.data.content import digest_dataset
 from edgecompress.data.losses import Loss, make_loss
 from edgecompress.data.metrics import Metric
 from edgecompress.errors import ConfigError
@@ -29,7 +31,7 @@ from edgecompress.recovery.checkpoint import Progress, make_key
 from edgecompress.recovery.distillation import Distillation
 from edgecompress.recovery.evaluation import TOP1, Evaluator, choose_metric, is_builtin
 from edgecompress.recovery.loop import run_epochs
-from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, identify_loss, use_loss
+from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, use_loss
 from edgecompress.recovery.modes import needs_leaves
 from edgecompress.recovery.selection import Chooser
 from edgecompress.recovery.validation import hold_out
@@ -125,7 +127,8 @@ def finetune(
                 options=options,
                 track=track,
             )
-            key = make_key(model, options, describe_dataset(data), specs, identify_loss(given))
+            read = (digest_dataset(data), digest_dataset(eval_data), digest_code(given and given.function, metric and metric.given))
+            key = make_key(model, options, read, specs)
             progress = run_epochs(task, options=options, key=key, checkpoint_path=checkpoint_path, track=track)
             criterion = task.validation.criterion
         else:

@@ -1,7 +1,5 @@
 """The loss of training: the divergence from the teacher by the kind of each output, and a smaller part by the targets."""
 
-import hashlib
-import marshal
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -77,12 +75,6 @@ def use_loss(loss: Loss, wanted: Batch, targets: Targets | None, structure: Stru
     few = slice(CHECK_SAMPLES)
     check_loss(loss, take_samples(wanted, few), take_targets(targets, few), structure)
     return (lambda outputs, _, given: loss(outputs, given, structure)), ""
-
-
-def identify_loss(loss: Loss | None) -> str:
-    """Return a text that changes with the user's loss, as far as its code tells."""
-    code = getattr(loss.function, "__code__", None) if loss is not None else None
-    return "" if loss is None else f"{loss.place} {hashlib.sha256(marshal.dumps(code)).hexdigest() if code else ''}"
 
 
 def choose_target_loss(wanted: Batch, targets: Targets | None, specs: Specs, source: str) -> tuple[TargetLoss | None, str]:

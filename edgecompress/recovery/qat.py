@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress.data import check_labels, describe_dataset, fetch_pairs, is_class_index
+from edgecompress.data.code import digest_code
+from edgecompress.data.content import digest_dataset
 from edgecompress.data.losses import Loss, make_loss
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
@@ -31,7 +33,7 @@ from edgecompress.quantization.simulation import round_integer_weights
 from edgecompress.records import Epoch, QatResult, QuantSpec, Record
 from edgecompress.recovery.checkpoint import make_key
 from edgecompress.recovery.loop import Assessment, TrainingTask, run_epochs
-from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, identify_loss, use_loss
+from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, use_loss
 from edgecompress.recovery.schedule import chunks
 from edgecompress.recovery.selection import Chooser
 from edgecompress.recovery.validation import Validation, hold_out
@@ -104,7 +106,8 @@ def qat(
         task, notes = _make_task(student, model, train_data, eval_data, example=example_inputs, specs=specs, loss=given, options=options)
         seen = batches.take_samples(calibration, slice(EVAL_SAMPLES))
         before = _compare(student, model, eval_data, seen, example_inputs, specs, track)
-        key = make_key(student, options, describe_dataset(train_data), specs, identify_loss(given))
+        read = (digest_dataset(train_data), digest_dataset(eval_data), digest_code(given and given.function))
+        key = make_key(student, options, read, specs)
         progress = run_epochs(task, options=options, key=key, checkpoint_path=checkpoint_path, track=track)
         best, after = progress.best, before
         if best:

@@ -149,6 +149,55 @@ def test_a_metric_of_one_s_own_is_computed_on_the_outputs_there():
     assert (result.top1, result.data_sha256) == (plain.top1, plain.data_sha256)
 
 
+REGRESSION = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.at, self.size = nn.Linear(8, 16), nn.Linear(16, 2), nn.Linear(16, 1)
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        return {"at": self.at(x), "size": self.size(x)}
+
+def model():
+    return Network()
+
+def example_inputs():
+    return (torch.zeros(1, 8),)
+
+def eval_data():
+    g = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(70, 8, generator=g), torch.rand(70, 2, generator=g))
+
+def metric(outputs, targets):
+    return {"mae": (outputs["at"] - targets).abs().mean()}
+"""
+
+
+def test_a_network_without_classes_is_scored_by_its_recipe_s_metric(tmp_path, edgecompress):
+    (tmp_path / "place.py").write_text(REGRESSION)
+    made = edgecompress("export", tmp_path / "place.py", "--format", "torchscript", "--scheme", "fp32", "--macs-ratio", "1", "--run", "r")
+    assert made.code == 0, made.err
+    (path,) = (tmp_path / "r/artifacts").glob("place-fp32.ptl")
+    answer = edgecompress("evaluate", "r")
+    assert answer.code == 0, answer.err
+    assert "mae here" in answer.out
+    records = [read_record(kept, Evaluation) for kept in tmp_path.glob("r/results/*/accuracy/*.json")]
+    result = next(record for record in records if record.artifact == path.name)
+    published = read_record(manifest_path(path), Artifact)
+    assert result.metrics == pytest.approx(published.metrics)
+    assert (result.top1, result.classes, result.problem) == (None, 0, "")
+    other = npz(tmp_path, x_test=np.zeros((9, 8), "f4"), y_test=np.zeros((9, 2), "f4"))
+    with pytest.raises(ConfigError, match=r"are no class scores; define metric\(outputs, targets\)"):
+        evaluate([path], data=other)
+    assert evaluate([path], data=other, metric=lambda y, wanted: {"mae": (y["at"] - wanted).abs().mean()})[0].value > 0
+
+
 def test_torchscript_is_evaluated_too():
     (result,) = evaluate([PREBUILT / "resnet20_fashion_mnist-int8-static.ptl"], data=IMAGES, samples=40)
     assert result.top1 == result.host_top1 > 0.8

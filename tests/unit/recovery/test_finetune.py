@@ -118,7 +118,7 @@ def test_a_killed_run_resumes_bit_for_bit(dense, compact, tmp_path, optimizer, e
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("change", ["options", "model", "data"])
+@pytest.mark.parametrize("change", ["options", "model", "data", "labels"])
 def test_a_checkpoint_of_another_start_is_not_continued(dense, compact, tmp_path, change):
     train, _ = digits()
     path = tmp_path / "checkpoint.safetensors"
@@ -129,8 +129,10 @@ def test_a_checkpoint_of_another_start_is_not_continued(dense, compact, tmp_path
     elif change == "model":
         with torch.no_grad():
             model.head.bias.add_(1e-3) if isinstance(model.head, nn.Linear) else model.head[-1].bias.add_(1e-3)
-    else:
+    elif change == "data":
         data = Samples(train.inputs[:700], train.labels[:700], source="half of the digits")
+    else:
+        data = Samples(train.inputs, train.labels.roll(1), source=train.source)
     fresh, _ = finetune(model, data, teacher=dense, options=options)
     again, _ = finetune(model, data, teacher=dense, options=options, checkpoint_path=path)
     assert fingerprint(again) == fingerprint(fresh)
