@@ -21,6 +21,7 @@ def make_finetuning(context: RunContext) -> FinetuneResult:
         teacher=context.dense,
         example_inputs=context.recipe.example_inputs,
         eval_data=context.data.dataset("eval"),
+        specs=context.output_specs,
         metric=context.recipe.metric,
         loss=context.recipe.loss,
         options=FinetuneOptions(

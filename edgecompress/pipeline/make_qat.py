@@ -32,6 +32,7 @@ def make_qat(context: RunContext) -> QatResult:
         calibration=load_calibration(context.run.path(CALIBRATION)),
         quant=QuantSpec(scheme=INT8_STATIC, layers=schemes_of_layers(context, INT8_STATIC)),
         eval_data=context.data.dataset("eval"),
+        specs=context.output_specs,
         loss=context.recipe.loss,
         options=QatOptions(
             epochs=o.qat_epochs,

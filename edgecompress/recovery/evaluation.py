@@ -5,15 +5,14 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from edgecompress.data import Targets, check_labels, describe_dataset, fetch_pairs, is_class_index
 from edgecompress.data.builtin_metrics import METRICS
-from edgecompress.data.metrics import Metric, describe_metric, evaluate_metric, make_builtin
+from edgecompress.data.metrics import Metric, choose_metric, describe_metric, evaluate_metric
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch, structure_of
-from edgecompress.network.output_kinds import class_axis
 from edgecompress.network.outputs import Specs, divergence, scores_of, top1
 from edgecompress.network.surgery import forward
 from edgecompress.progress import Track, track_silently
@@ -101,15 +100,6 @@ def measure_top1(
     return right / total if total else None
 
 
-def choose_metric(specs: Specs, targets: Targets | None) -> Metric | None:
-    """Return top-1 for labels of one vector of class scores, mean intersection over union for those of one class map, None for others."""
-    for name, kinds, fits in ((TOP1, ("logits", "probabilities"), is_class_index), ("mIoU", ("class_map",), _is_map)):
-        found = [(i, spec) for i, spec in enumerate(specs) if spec.kind in kinds]
-        if len(found) == 1 and fits(targets):
-            return make_builtin(name, output=found[0][0], axis=class_axis(found[0][1]))
-    return None
-
-
 def is_builtin(metric: Metric) -> bool:
     """Whether a metric is one for labels, and not the user's."""
     return metric.given in METRICS.values()
@@ -120,7 +110,3 @@ def fetch_target(data: "Dataset[Any]", example: Batch, specs: Specs) -> Targets 
     if not any(spec.kind in ("logits", "probabilities", "class_map") for spec in specs):
         return None
     return fetch_pairs(data, [0], example=example)[1]
-
-
-def _is_map(targets: Targets | None) -> bool:
-    return isinstance(targets, Tensor) and targets.ndim > 1 and not targets.is_floating_point() and not targets.is_complex()

@@ -17,7 +17,7 @@ from edgecompress.data import Samples, describe_dataset, fetch_pairs
 from edgecompress.data.code import digest_code
 from edgecompress.data.content import digest_dataset
 from edgecompress.data.losses import Loss, make_loss
-from edgecompress.data.metrics import Metric
+from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch, structure_of, take_samples
 from edgecompress.network.batchnorm import has_batchnorm
@@ -29,7 +29,7 @@ from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
 from edgecompress.recovery.checkpoint import Progress, make_key
 from edgecompress.recovery.distillation import Distillation
-from edgecompress.recovery.evaluation import TOP1, Evaluator, choose_metric, is_builtin
+from edgecompress.recovery.evaluation import TOP1, Evaluator, is_builtin
 from edgecompress.recovery.loop import run_epochs
 from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, use_loss
 from edgecompress.recovery.modes import needs_leaves
