@@ -35,7 +35,7 @@ class Items(Dataset[Any]):
     """Inputs `(n, …)` with targets, a tensor or a dict of tensors `(n, …)`; without targets an item is the input alone."""
 
     def __init__(self, inputs: Tensor, targets: Any, source: str) -> None:
-        self.inputs, self.targets, self.source = inputs, targets, f"{source}: {len(inputs)}"
+        self.inputs, self.targets, self.source = inputs, targets, f"{len(inputs)} {source}"
 
     def __len__(self) -> int:
         return len(self.inputs)
