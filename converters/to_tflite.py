@@ -49,7 +49,7 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     program, samples = _prepare(request)
     arrays = [[to_layout(x.numpy(), request.layout) for x in sample] for sample in samples]
     content = edit_file(import_module(route.module).convert(program, request, arrays), fill_zero_scales, name_tensors)
-    inputs, outputs = describe_tensors(content, program, request.layout)
+    inputs, outputs = describe_tensors(content, program, request.layout, *arrays[:1])
     delegates = Delegates(content)
     reply = ConversionReply(
         inputs=inputs,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -83,29 +83,40 @@ def _hash_weights(weights: np.ndarray) -> str:
     return hashlib.sha256(np.sort(weights + 0.0, axis=None).tobytes()).hexdigest()  # −0.0, which sorts as 0.0, becomes 0.0
 
 
-def describe_tensors(content: bytes, program: Any, layout: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def describe_tensors(
+    content: bytes, program: Any, layout: str, sample: Sequence[np.ndarray] = ()
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Load the file as a phone does, run it once, and return inputs and outputs as it has them, in the program's order.
+
+    Args:
+        sample: Real inputs in the layout of the file, where any are at hand; () runs the file on zeros.
 
     Raises:
         ToolchainError: They are not what the program takes and gives.
         UnsupportedError: The runtime has no kernel for an op in the types it has in the file.
     """
     interpreter = Interpreter(model_content=content, num_threads=1)
-    try:
-        interpreter.allocate_tensors()
-        for detail in interpreter.get_input_details():  # what is in memory there may be no index
-            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-        interpreter.invoke()
-    except RuntimeError as error:
-        raise UnsupportedError(f"tflite: the runtime cannot run the file: {first_line(error)}; take another route or scheme") from error
     signatures = interpreter.get_signature_list()
     if SIGNATURE not in signatures:
         raise ToolchainError(f"tflite: the file has signatures {list(signatures)}, {SIGNATURE} is missing; install the tested versions")
-    runner = interpreter.get_signature_runner(SIGNATURE)
+    try:
+        interpreter.allocate_tensors()
+        runner = interpreter.get_signature_runner(SIGNATURE)
+        inputs = runner.get_input_details()
+        names = sorted(inputs, key=_trailing_number)
+        runner(**{name: _choose_probe(inputs[name], sample[i] if i < len(sample) else None) for i, name in enumerate(names)})
+    except RuntimeError as error:
+        raise UnsupportedError(f"tflite: the runtime cannot run the file: {first_line(error)}; take another route or scheme") from error
     return (
-        _read_specs(runner.get_input_details(), example_inputs(program), layout),
+        _read_specs(inputs, example_inputs(program), layout),
         _read_specs(runner.get_output_details(), example_outputs(program), layout),
     )
+
+
+def _choose_probe(detail: dict[str, Any], x: np.ndarray | None) -> np.ndarray:
+    """Return a value for an input: that of a real sample, since int8 kernels refuse to divide by what zeros make 0, e.g. a length."""
+    zeros = np.zeros(detail["shape"], detail["dtype"])
+    return zeros if x is None or x.shape != zeros.shape or detail["quantization"][0] else x.astype(detail["dtype"])
 
 
 def _read_specs(details: dict[str, dict[str, Any]], expected: tuple[Any, ...], layout: str) -> tuple[TensorSpec, ...]:

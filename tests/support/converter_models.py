@@ -122,6 +122,17 @@ class Meaned(nn.Module):
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
+class Averaged(nn.Module):
+    """A quotient whose divisor is 0 for an input of zeros, as in the mean over the words of a sentence. `(1, 12)` → `(1, 5)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) / x.abs().sum(1, keepdim=True)
+
+
 class Flattened(nn.Module):
     """A map that is not square, flattened before a Linear, with an activation between them. `(1, 3, 12, 16)` → `(1, 5)`."""
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from support.converter_models import (
     Alike,
     Attention,
+    Averaged,
     Branching,
     Flattened,
     Heads,
@@ -67,6 +68,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "residual": (Residual, ((1, 28, 28),)),
     "heads": (Heads, ((3, 10, 14), (5,))),
     "meaned": (Meaned, ((3, 12, 16),)),
+    "averaged": (Averaged, ((12,),)),
     "flattened": (Flattened, ((3, 12, 16),)),
     "patches": (Patches, ((3, 12, 16),)),
     "upsampled": (Upsampled, ((6, 5, 7),)),
@@ -98,6 +100,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "upsampled-int8": ("upsampled", "int8-static", {}),
     "upsampled-mixed": ("upsampled", "int8-static", {"layers": {"up": "fp32"}}),
     "alike": ("alike", "int8-static", {}),
+    "averaged": ("averaged", "int8-static", {}),
     "branching": ("branching", "fp32", {}),
     "branching-int8": ("branching", "int8-static", {}),
     "branching-unscaled": ("branching-unscaled", "fp32", {}),
