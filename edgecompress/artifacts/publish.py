@@ -150,7 +150,7 @@ def export_artifact(
         )
         error: EdgeCompressError | None = checked.error
         if error is None and judge and compared and (lost := judge.describe_shortfall(compared)):
-            error = FidelityError(f"{path.name}: of the dense network it {lost}; {_suggest_remedy(about, judge)}")
+            error = FidelityError(f"{path.name}: too little is left of the dense network: {lost}; {_suggest_remedy(about, judge)}")
         if error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
