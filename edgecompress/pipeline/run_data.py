@@ -59,14 +59,13 @@ class RunData:
     def sample_targets(self) -> Targets | None:
         """Return the targets of a few samples from everywhere in the data, which tell what outputs are; None where they tell nothing."""
         for split in ("eval", "train"):
-            dataset = self.dataset(split)
-            n = len(dataset) if hasattr(dataset, "__len__") else 0
-            if n:
-                rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)})
+            with suppress(ConfigError):  # a step that reads the data explains them; targets of any kind are allowed where nothing does
+                dataset = self.dataset(split)
+                n = len(dataset) if hasattr(dataset, "__len__") else 0
+                rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)}) if n else []
                 _, targets = datasets.fetch_items(dataset, rows, example=self.recipe.example_inputs)
                 if targets:
-                    with suppress(ConfigError):  # targets of any kind are allowed where nothing reads them
-                        return datasets.collate_targets(targets, datasets.describe_dataset(dataset))
+                    return datasets.collate_targets(targets, datasets.describe_dataset(dataset))
         return None
 
     def fetch(self, dataset: Any, samples: int, *, shuffle: bool = True, labelled: bool) -> tuple[Batch, Tensor | None]:

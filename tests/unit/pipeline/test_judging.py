@@ -86,3 +86,16 @@ def test_a_dataset_without_a_length_is_refused_in_one_line(tmp_path):
     assert made == ["analyze"]
     with pytest.raises(ConfigError, match="Stream: has no length"):
         raise error
+
+
+def test_a_network_is_analyzed_though_its_data_are_not_there(tmp_path):
+    class Missing:
+        def __len__(self):
+            raise ConfigError("images: no such folder; fetch them")
+
+        def __getitem__(self, index):
+            raise IndexError(index)
+
+    made, error = plan(tmp_path, train_data=Missing())
+    assert made == ["analyze"]
+    assert "images: no such folder" in str(error)
