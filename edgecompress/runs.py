@@ -154,7 +154,7 @@ def _read_options_of_before(path: Path) -> RunRecord | None:
         gone = FORMER_OPTIONS & values["options"].keys()
         kept = {name: value for name, value in values["options"].items() if name not in gone}
         return msgspec.convert({**values, "options": kept}, RunRecord) if gone else None
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+    except (OSError, msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):
         return None
 
 

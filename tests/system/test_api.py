@@ -27,7 +27,16 @@ from edgecompress.targets import SCHEMES
 GUIDE = REPOSITORY / "docs" / "guide" / "python.md"
 MARK = "# the whole job from Python"
 X = (torch.zeros(1, 1, 8, 8),)
-ONE = {"target": "android", "format": ("torchscript",), "scheme": ("fp32",), "epochs": 1, "epoch_samples": 400, "verify_samples": 100}
+# One short epoch does not bring a network back, so no loss is too large here.
+ONE = {
+    "target": "android",
+    "format": ("torchscript",),
+    "scheme": ("fp32",),
+    "epochs": 1,
+    "epoch_samples": 400,
+    "verify_samples": 100,
+    "max_loss": 100.0,
+}
 
 
 class Framed(nn.Module):
@@ -58,7 +67,7 @@ def test_what_the_guide_to_python_shows_runs(net, tmp_path, monkeypatch, capsys)
     sure = (scores[:, 0] - scores[:, 1]).argsort()[-150:]  # int8 must agree on 98 of 100, and a network this small has many near ties
     names = {"model": model, "train": train, "test": Samples(test.inputs[sure], test.labels[sure], source="clear digits")}
     exec(compile(blocks[0], GUIDE.name, "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) == len(names["result"].artifacts) == 5
+    assert len(capsys.readouterr().out.splitlines()) == len(names["result"].artifacts) == 6
     assert (tmp_path / "runs" / "framed" / "report.html").exists()
 
 
@@ -124,9 +133,8 @@ def test_a_model_torch_export_cannot_take_is_refused(tmp_path):
     train, test = digits()
     with pytest.raises(UnsupportedError, match=r"torch\.export cannot take it: .*; "):
         edgecompress.export(trained(Moody(), 1), X, run=tmp_path / "r", train_data=train, eval_data=test, **ONE)
-    assert {p.suffix for p in (tmp_path / "r" / "artifacts").rglob("*") if p.is_file()} <= {".safetensors"}
-    assert (tmp_path / "r" / "weights.safetensors").exists()
-    assert len(msgspec.json.decode((tmp_path / "r" / "export.json").read_bytes())["refused"]) == 2
+    assert not (tmp_path / "r" / "plan.json").exists()  # before anything long has run
+    assert not (tmp_path / "r" / "artifacts").exists()
 
 
 def test_the_verbs_one_by_one(net, tmp_path):

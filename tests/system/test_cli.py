@@ -17,7 +17,7 @@ from edgecompress.records import Artifact, BenchmarkResult, ExportResult, from_j
 from edgecompress.reporting.document import Report
 from edgecompress.runs import read_run
 
-ARTIFACTS = ("digits-dense-fp32.tflite", "digits-fp32.tflite", "digits-int8-static.tflite")
+ARTIFACTS = ("digits-dense-fp32.tflite", "digits-dense-int8-static.tflite", "digits-fp32.tflite", "digits-int8-static.tflite")
 ESCAPE = "\x1b"
 
 
@@ -136,15 +136,15 @@ def test_a_run_is_continued_from_another_folder(digits_recipe, edgecompress, tmp
 
 def test_artifacts_are_verified_one_by_one_or_by_the_folder(exported, edgecompress):
     folder = exported[0] / "artifacts"
-    one = edgecompress("verify", folder / ARTIFACTS[2], "--json")
-    assert [m["path"] for m in json.loads(one.out)] == [ARTIFACTS[2]]
+    one = edgecompress("verify", folder / ARTIFACTS[3], "--json")
+    assert [m["path"] for m in json.loads(one.out)] == [ARTIFACTS[3]]
     every = edgecompress("verify", folder)
     assert every.code == 0, every.err
     assert [line.split()[0] for line in every.out.splitlines()[1:]] == sorted(ARTIFACTS)
 
 
 def test_verify_uses_the_gate_that_the_artifact_was_published_with(run, edgecompress):
-    manifest_file = run / "artifacts" / f"{ARTIFACTS[2]}.json"
+    manifest_file = run / "artifacts" / f"{ARTIFACTS[3]}.json"
     manifest = read_record(manifest_file, Artifact)
     assert edgecompress("verify", manifest_file.with_suffix("")).code == 0
     reference = run / "artifacts" / "reference.safetensors"
@@ -161,7 +161,7 @@ def test_verify_uses_the_gate_that_the_artifact_was_published_with(run, edgecomp
 
 
 def test_verify_refuses_a_changed_artifact(run, edgecompress):
-    path = run / "artifacts" / ARTIFACTS[1]
+    path = run / "artifacts" / ARTIFACTS[2]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     answer = edgecompress("verify", path)
     assert answer.code == 5
@@ -175,7 +175,7 @@ def test_bench_writes_every_sample_into_the_run_or_beside_you(run, edgecompress,
     new = set(run.rglob("results/*/*.json")) - before
     assert [read_record(path, BenchmarkResult).latency_ms for path in sorted(new)] != []
     assert sorted(r["artifact"] for r in json.loads(answer.out)) == sorted(ARTIFACTS)
-    alone = edgecompress("bench", run / "artifacts" / ARTIFACTS[2], "--repetitions", "5")
+    alone = edgecompress("bench", run / "artifacts" / ARTIFACTS[3], "--repetitions", "5")
     assert alone.code == 0, alone.err
     (kept,) = tmp_path.glob("results/*/*.json")
     assert len(read_record(kept, BenchmarkResult).latency_ms) == 5
@@ -227,7 +227,7 @@ def test_verify_and_bench_take_the_artifacts_of_the_last_export(run, edgecompres
     fewer = msgspec.structs.replace(exported, artifacts=exported.artifacts[:1])
     (run / "export.json").write_bytes(records.to_json(fewer))
     for verb in (["verify"], ["bench", "--repetitions", "3"]):
-        assert ARTIFACTS[2] not in edgecompress(*verb, run).out
+        assert ARTIFACTS[3] not in edgecompress(*verb, run).out
 
 
 @pytest.mark.parametrize("verb", ["verify", "bench"])
@@ -263,4 +263,4 @@ def test_qat_alone_trains_the_usual_epochs_and_a_later_export_uses_the_weights(r
     again = edgecompress("export", run)
     assert again.code == 0, again.err
     assert re.search(r"^  qat .* reused$", again.err, re.MULTILINE)
-    assert {name for name, digest in weights().items() if digest != before[name]} == {ARTIFACTS[2]}
+    assert {name for name, digest in weights().items() if digest != before[name]} == {ARTIFACTS[3]}

@@ -105,7 +105,7 @@ def test_another_gate_converts_anew_and_what_fails_it_is_set_aside(run, edgecomp
     assert edgecompress("verify", run).code == 0
 
 
-def test_a_model_that_cannot_be_exported_is_refused_with_all_its_steps_kept(recipe, edgecompress, tmp_path):
+def test_a_model_that_cannot_be_exported_is_refused_before_it_is_planned(recipe, edgecompress, tmp_path):
     text = (recipe / "network.py").read_text()
     (recipe / "network.py").write_text(
         text.replace("    def forward(self, x):\n", "    def forward(self, x):\n        x = -x if x.sum() > 1e9 else x\n")
@@ -114,8 +114,8 @@ def test_a_model_that_cannot_be_exported_is_refused_with_all_its_steps_kept(reci
     answer = edgecompress("export", recipe, *options)
     assert answer.code == 3
     assert re.search(r"digits: torch.export cannot take it: .+; ", complaint(answer))
-    assert {p.suffix for p in (tmp_path / "r" / "artifacts").rglob("*") if p.is_file()} == {".safetensors"}
-    assert steps(edgecompress("quantize", "r"), reused=True) == [*STEPS]
+    assert not (tmp_path / "r" / "plan.json").exists()
+    assert steps(edgecompress("analyze", "r"), reused=True) == ["analyze"]
 
 
 # A run that ends before its time

@@ -22,7 +22,7 @@ from edgecompress.pipeline.publication import publish
 from edgecompress.records import Artifact, BenchmarkResult, SearchResult, read_record
 from edgecompress.reporting.numbers import format_ms, format_percent
 from edgecompress.runs import open_run, read_run
-from edgecompress.studies.trial import ATTEMPTS, FIDELITY, MAX_REPETITIONS, measure_in_turns
+from edgecompress.studies.trial import ATTEMPTS, FIDELITY, MAX_REPETITIONS, UNBOUNDED, measure_in_turns
 
 FAST = ("--format", "torchscript", "--scheme", "fp32", "--epochs", "0", "--calibration-samples", "32", "--verify-samples", "64")
 SPACE = ("--vary", "macs_ratio=0.6:1.0", "--vary", "method=auto,spatial_svd", "--allocator", "latency")
@@ -102,7 +102,7 @@ def test_a_point_is_what_its_run_measured(searched):
         assert (options.macs_ratio, options.method) == (point.choice["macs_ratio"], point.choice["method"])
         assert options == msgspec.structs.replace(
             Options(), format=("torchscript",), scheme=("fp32",), epochs=0, calibration_samples=32, verify_samples=64,
-            allocator="latency", macs_ratio=options.macs_ratio, method=options.method,
+            allocator="latency", macs_ratio=options.macs_ratio, method=options.method, max_loss=UNBOUNDED,
         )  # fmt: skip
 
 
