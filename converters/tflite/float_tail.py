@@ -18,7 +18,7 @@ from converters.tflite.file import LAYER_OPS, SIGNATURE, op_name
 from edgecompress.quantization.float_tail import TAIL_SAMPLES, TailOp, find_tail, varying_axis
 
 JOINS: Final = {"concatenation", "pack"}
-ARITHMETIC: Final = {"add", "sub", "mul", "div", "select_v2"}
+ARITHMETIC: Final = {"add", "sub", "mul", "div", "select", "select_v2", "dynamic_update_slice", "scatter_nd"}
 BODY: Final = {
     "max_pool_2d", "average_pool_2d", "batch_matmul", "unidirectional_sequence_lstm", "embedding_lookup", "l2_normalization",
 }  # fmt: skip
