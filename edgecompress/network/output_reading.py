@@ -190,6 +190,8 @@ def _check_declared(spec: OutputSpec, read: OutputSpec | None, output: Tensor, n
         (lambda: spec.kind == "logits" and len(shape) > 2 and spec.axis is None, f"has shape {shape}, one answer for each position",
          "class_map, or logits with an axis"),
         (lambda: spec.axis is not None and not -len(shape) < spec.axis < len(shape), f"has no axis {spec.axis}", "another axis"),
+        (lambda: bool(spec.channels) and shape[1 if spec.axis is None else spec.axis :][:1] != (len(spec.channels),),
+         f"has shape {shape}, {len(spec.channels)} channels are named", "one name a channel, and their axis"),
     ]  # fmt: skip
     for contradicts, fact, remedy in contradictions:
         if contradicts():

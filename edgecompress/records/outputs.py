@@ -19,6 +19,7 @@ class OutputSpec(Record, frozen=True, kw_only=True):
         axis: Axis of the classes or directions; None for the kind's usual one.
         tolerance: Of `values`: the largest difference that is no loss, in the output's unit.
         scale: Of `values`: the magnitude that errors are divided by; None for the standard deviation of the dense network's values.
+        channels: What each channel along `axis`, or axis 1, holds, for those who read the manifest: `left in pixels`, `score of dog`.
     """
 
     kind: OutputKind
@@ -27,6 +28,7 @@ class OutputSpec(Record, frozen=True, kw_only=True):
     axis: int | None = None
     tolerance: float | None = None
     scale: float | None = None
+    channels: tuple[str, ...] = ()
 
 
 class OutputFidelity(Record, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ def test_the_recipe_decides_by_position_or_name():
         (lambda y: y, "classes", "floating point"),
         (lambda y: y.view(-1, 2, 3), "logits", "say class_map"),
         (lambda y: y, OutputSpec(kind="logits", axis=2), "no axis 2"),
+        (lambda y: y, OutputSpec(kind="values", channels=("left", "top")), "2 channels are named; say one name a channel"),
     ],
 )
 def test_a_kind_that_does_not_fit_is_refused(ending, declared, message):
