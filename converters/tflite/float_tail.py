@@ -15,14 +15,13 @@ from ai_edge_litert.tools import flatbuffer_utils
 from torch import Tensor
 
 from converters.tflite.file import LAYER_OPS, SIGNATURE, op_name
-from edgecompress.quantization.float_tail import TAIL_SAMPLES, TailOp, find_tail, varying_axis
+from edgecompress.quantization.float_tail import TAIL_SAMPLES, Asked, TailOp, choose_axis, find_tail, peaks_of
 
 JOINS: Final = {"concatenation", "pack"}
 ARITHMETIC: Final = {"add", "sub", "mul", "div", "select", "select_v2", "dynamic_update_slice", "scatter_nd"}
 BODY: Final = {
     "max_pool_2d", "average_pool_2d", "batch_matmul", "unidirectional_sequence_lstm", "embedding_lookup", "l2_normalization",
 }  # fmt: skip
-MAP_AXES: Final = 4
 
 
 def find_float_ops(content: bytes, samples: Sequence[list[np.ndarray]], bits: int) -> list[str]:
@@ -38,7 +37,8 @@ def find_float_ops(content: bytes, samples: Sequence[list[np.ndarray]], bits: in
     names = [tensor.name.decode() for tensor in graph.tensors]
     makers = {int(t): names[op.outputs[0]] for op in graph.operators for t in op.outputs}
     ops = [_read_op(model, op, names, makers) for op in graph.operators]
-    tail, _ = find_tail(ops, [makers[int(t)] for t in graph.outputs if int(t) in makers], _Values(content, names, samples), bits)
+    outputs = [makers[int(t)] for t in graph.outputs if int(t) in makers]
+    tail, _ = find_tail(ops, outputs, lambda asked: _measure_peaks(content, names, samples, asked), bits)
     return [op.name for op in ops if op.name in tail]
 
 
@@ -56,31 +56,26 @@ def _read_op(model: Any, op: Any, names: list[str], makers: dict[int, str]) -> T
         return TailOp(name, inputs)
     if kind in JOINS:
         return TailOp(name, inputs, "join")
-    constants = [varying_axis(graph.tensors[t].shape, rank) for t in read if t not in makers and t not in graph.inputs]
-    axis = next((axis for axis in constants if axis is not None), rank - 1 if rank >= MAP_AXES else None)
-    return TailOp(name, inputs, "arithmetic", axis)
+    constants = [graph.tensors[t].shape for t in read if t not in makers and t not in graph.inputs]
+    return TailOp(name, inputs, "arithmetic", choose_axis(made.shape, constants, rank - 1))
 
 
-class _Values:
-    """Runs the file op by op and returns the values of tensors, `(samples, …)` each."""
-
-    def __init__(self, content: bytes, names: list[str], samples: Sequence[list[np.ndarray]]) -> None:
-        self.content, self.names, self.samples = content, names, samples[:TAIL_SAMPLES]
-
-    def __call__(self, wanted: Sequence[str]) -> dict[str, Tensor]:
-        without = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate keeps no tensor between its ops
-        interpreter = Interpreter(
-            model_content=self.content, num_threads=1, experimental_op_resolver_type=without, experimental_preserve_all_tensors=True
-        )
-        interpreter.allocate_tensors()
-        inputs = interpreter.get_signature_runner(SIGNATURE).get_input_details()
-        places = {name: self.names.index(name) for name in wanted}
-        found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-        for sample in self.samples:
-            for i, x in enumerate(sample):
-                detail = inputs[f"args_{i}"]
-                interpreter.set_tensor(detail["index"], x.astype(detail["dtype"]))
-            interpreter.invoke()
-            for name, place in places.items():
-                found[name].append(np.array(interpreter.get_tensor(place)))
-        return {name: torch.from_numpy(np.concatenate(rows) if rows[0].ndim else np.stack(rows)) for name, rows in found.items()}
+def _measure_peaks(
+    content: bytes, names: list[str], samples: Sequence[list[np.ndarray]], asked: Asked
+) -> dict[tuple[str, int | None], Tensor]:
+    """Run the file, and return the largest absolute values of its tensors over all samples."""
+    without = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate keeps no tensor between its ops
+    interpreter = Interpreter(
+        model_content=content, num_threads=1, experimental_op_resolver_type=without, experimental_preserve_all_tensors=True
+    )
+    interpreter.allocate_tensors()
+    inputs = interpreter.get_signature_runner(SIGNATURE).get_input_details()
+    places = {name: names.index(name) for name, _ in asked}
+    rows = []
+    for sample in samples[:TAIL_SAMPLES]:
+        for i, x in enumerate(sample):
+            detail = inputs[f"args_{i}"]
+            interpreter.set_tensor(detail["index"], x.astype(detail["dtype"]))
+        interpreter.invoke()
+        rows.append([peaks_of(torch.from_numpy(interpreter.get_tensor(places[name])), axis) for name, axis in asked])
+    return {question: torch.stack(found).amax(0) for question, found in zip(asked, zip(*rows, strict=True), strict=True)}

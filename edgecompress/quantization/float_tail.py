@@ -18,7 +18,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.exported import example_inputs, silence_export
 from edgecompress.network.layer_kinds import LINEAR_OPS, WEIGHTED_OPS
 from edgecompress.network.subgraph import SOFTMAX_OPS, graph_of, is_float_tensor, is_fused
-from edgecompress.quantization.simulation import run_graph
+from edgecompress.quantization.simulation import RecordingInterpreter, map_samples
 from edgecompress.records import QuantSpec
 from edgecompress.targets import FLOAT32, FLOAT_TAIL, SCHEMES
 
@@ -31,6 +31,10 @@ JOINED_LOSS: Final = 4.0
 CHANNEL_LOSS: Final = 16.0
 BITS: Final = 8  # the losses above are those of so many bits
 MAP_AXES: Final = 4
+
+# Measures largest absolute values over all samples: for (name, None) that of the tensor, for (name, axis) those of its channels, `(c,)`.
+Asked = Sequence[tuple[str, int | None]]
+MeasurePeaks = Callable[[Asked], Mapping[tuple[str, int | None], Tensor]]
 
 JOINS: Final = {aten.cat.default, aten.stack.default}
 ARITHMETIC: Final = {
@@ -55,7 +59,7 @@ class TailOp(NamedTuple):
         inputs: Names of what it reads, constants left out.
         kind: "join" puts its inputs beside each other; "layer" ends the search and may be part of the tail; "body" ends it; the channels of
             "arithmetic" may differ where those of its inputs do not; "other" is anything else.
-        axis: Of its channels; None where only the shape tells it.
+        axis: Of the channels of a layer's or arithmetic's output; None where it has none.
     """
 
     name: str
@@ -85,7 +89,7 @@ def keep_tail_float(program: ExportedProgram, quant: QuantSpec, calibration: Bat
         return program, quant, ""
     graph = graph_of(program)
     few = batches.take_samples(calibration, slice(TAIL_SAMPLES))
-    tail, mixtures = find_tail(list_ops(graph), output_names(graph), lambda names: values_of(graph, few, names), scheme.activation_bits)
+    tail, mixtures = find_tail(list_ops(graph), output_names(graph), lambda asked: measure_peaks(graph, few, asked), scheme.activation_bits)
     if not tail:
         return program, quant, ""
     for node in graph.graph.nodes:
@@ -107,9 +111,7 @@ def describe_tail(tail: Collection[str], mixtures: Sequence[Mixture], bits: int)
     return f"{worst.name}: {ranges}, and the {2**bits} integers of one scale cannot hold both; {count} float32"
 
 
-def find_tail(
-    ops: Sequence[TailOp], outputs: Collection[str], values: Callable[[Sequence[str]], Mapping[str, Tensor]], bits: int = BITS
-) -> tuple[set[str], list[Mixture]]:
+def find_tail(ops: Sequence[TailOp], outputs: Collection[str], measure: MeasurePeaks, bits: int = BITS) -> tuple[set[str], list[Mixture]]:
     """Return the names of the ops that stay float, and those among them that mix ranges; nothing where integers hold every range.
 
     The tail is each op that mixes ranges, all that is computed from it up to the next layer, and what is computed for these ops alone.
@@ -117,17 +119,22 @@ def find_tail(
     Args:
         ops: In the order of computation.
         outputs: What the network returns.
-        values: Returns the values of tensors by name, each `(samples, …)` with axes as in the network.
+        measure: Measures tensors by name.
         bits: Of the integers.
     """
     known = {op.name: op for op in ops}
     region = _trace_region(known, outputs)
     reached = [op for op in ops if op.name in region]
-    asked = {
-        name for op in reached for name in (op.inputs if op.kind == "join" else (op.name,) if op.kind in ("layer", "arithmetic") else ())
-    }
-    found = values(sorted(asked)) if asked else {}
-    mixtures = [mixture for op in reached if (mixture := _find_mixture(op, found, 2.0 ** (bits - BITS))) is not None]
+    questions = {op: [(name, None) for name in op.inputs] if op.kind == "join" else [(op.name, op.axis)] for op in reached if _can_mix(op)}
+    asked = list(dict.fromkeys(question for each in questions.values() for question in each))
+    found = measure(asked) if asked else {}
+    mixtures = []
+    for op, each in questions.items():
+        peaks = torch.cat([found[question].reshape(-1) for question in each])
+        limit = (JOINED_LOSS if op.kind == "join" else CHANNEL_LOSS) * 2.0 ** (bits - BITS)
+        peaks = peaks[peaks.isfinite() & (peaks > 0)]  # zeros need no range, and infinities have none
+        if len(peaks) and float(peaks.max()) > limit * float(peaks.min()):
+            mixtures.append(Mixture(op.name, float(peaks.min()), float(peaks.max())))
     tail = {mixture.name for mixture in mixtures}
     if not tail:
         return set(), []
@@ -154,7 +161,8 @@ def list_ops(graph: fx.GraphModule) -> list[TailOp]:
         layer = cast("fx.Node", node.args[0]) if is_fused(node) else node
         inputs = tuple(each.name for each in layer.all_input_nodes if each.op != "get_attr")
         if layer.target in WEIGHTED_OPS:
-            found.append(TailOp(node.name, inputs, "layer", -1 if layer.target in LINEAR_OPS else 1))
+            rank = node.meta["val"].ndim
+            found.append(TailOp(node.name, inputs, "layer", None if rank < 2 else rank - 1 if layer.target in LINEAR_OPS else 1))
             continue
         inputs = tuple(each.name for each in node.all_input_nodes if each.op != "get_attr")
         if node.target in BODY_OPS:
@@ -175,24 +183,58 @@ def output_names(graph: fx.GraphModule) -> list[str]:
     return [node.name for node in graph.graph.output_node().all_input_nodes]
 
 
-def values_of(graph: fx.GraphModule, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the values of a program's nodes, `(samples, …)` each."""
-    return dict(zip(names, run_graph(graph, batch, names), strict=True))
+def measure_peaks(graph: fx.GraphModule, batch: Batch, asked: Asked) -> dict[tuple[str, int | None], Tensor]:
+    """Return the largest absolute values that a program computes, over all samples; see `MeasurePeaks`."""
+
+    def measure_sample(*inputs: Tensor) -> dict[str, list[Tensor]]:
+        observer = _PeakObserver(graph, asked)
+        observer.run(*inputs)
+        return observer.values
+
+    with torch.no_grad():
+        found = map_samples(measure_sample, batch)
+    rows = {name: iter(values) for name, values in found.items()}
+    return {question: next(rows[question[0]]).amax(0) for question in asked}
 
 
-def varying_axis(shape: Sequence[int], rank: int) -> int | None:
-    """Return the one axis, counted from the end, along which a constant of a shape differs in a tensor of `rank` axes; None for several."""
-    varying = [axis - len(shape) for axis, size in enumerate(shape) if size > 1]
-    return varying[0] if len(varying) == 1 and -varying[0] < rank else None
+class _PeakObserver(RecordingInterpreter):
+    """Runs a graph and records the peaks of the nodes that were asked for, in the order of asking."""
+
+    def __init__(self, graph: fx.GraphModule, asked: Asked) -> None:
+        super().__init__(graph, {name for name, _ in asked})
+        self.asked = asked
+
+    def record(self, n: fx.Node, value: Tensor) -> list[Tensor]:
+        return [peaks_of(value, axis) for name, axis in self.asked if name == n.name]
+
+
+def peaks_of(value: Tensor, axis: int | None) -> Tensor:
+    """Return the largest absolute value along all axes but `axis`."""
+    return value.abs().amax([i for i in range(value.ndim) if i != axis])
+
+
+def choose_axis(shape: Sequence[int], constants: Iterable[Sequence[int]], map_axis: int) -> int | None:
+    """Return the axis of a tensor's channels: that along which a constant differs, `map_axis` of a map, else the shorter of 1 and the last.
+
+    Args:
+        constants: Shapes of the constants that it is computed with.
+    """
+    rank = len(shape)
+    varying = [[rank - len(each) + i for i, size in enumerate(each) if size > 1] for each in constants]
+    if axis := next((axes[0] for axes in varying if len(axes) == 1), 0):
+        return axis
+    return None if rank < 2 else map_axis if rank >= MAP_AXES else min((1, rank - 1), key=lambda i: shape[i])
 
 
 def _channel_axis(node: fx.Node) -> int | None:
-    rank = node.meta["val"].ndim
+    shape = node.meta["val"].shape
     if node.target in SCATTERS:
-        return cast("int", node.args[2]) if len(node.args) > 2 else 0
-    constants = [each.meta["val"].shape for each in node.all_input_nodes if each.op == "get_attr" and "val" in each.meta]
-    axes = [axis for axis in (varying_axis(shape, rank) for shape in constants) if axis is not None]
-    return axes[0] if axes else 1 if rank >= MAP_AXES else None
+        return (cast("int", node.args[2]) if len(node.args) > 2 else 0) % len(shape) or None
+    return choose_axis(shape, (each.meta["val"].shape for each in node.all_input_nodes if each.op == "get_attr" and "val" in each.meta), 1)
+
+
+def _can_mix(op: TailOp) -> bool:
+    return op.kind == "join" or (op.kind in ("layer", "arithmetic") and op.axis is not None)
 
 
 def _trace_region(known: Mapping[str, TailOp], outputs: Iterable[str]) -> set[str]:
@@ -205,27 +247,3 @@ def _trace_region(known: Mapping[str, TailOp], outputs: Iterable[str]) -> set[st
             region.add(op.name)
             wanted += [name for name in op.inputs if name in known] if op.kind not in ("layer", "body") else []
     return region
-
-
-def _find_mixture(op: TailOp, values: Mapping[str, Tensor], spare: float) -> Mixture | None:
-    """Return the ranges that an op mixes, None where it mixes none.
-
-    Args:
-        spare: How many times more integers there are than 8 bits have.
-    """
-    if op.kind == "join":
-        return _judge(op.name, torch.stack([values[name].abs().amax() for name in op.inputs if name in values]), JOINED_LOSS * spare)
-    value = values.get(op.name)
-    if value is None or value.ndim < 2:
-        return None
-    axis = op.axis if op.axis is not None else min((1, value.ndim - 1), key=lambda a: value.shape[a])
-    peaks = value.abs().movedim(axis, 0).flatten(1).amax(1) if axis % value.ndim else value.abs().amax()[None]
-    return _judge(op.name, peaks, CHANNEL_LOSS * spare)
-
-
-def _judge(name: str, peaks: Tensor, limit: float) -> Mixture | None:
-    """Return the least and greatest of the largest absolute values where one is more than `limit` times the other; zeros need no range."""
-    peaks = peaks[peaks.isfinite() & (peaks > 0)]
-    if len(peaks) == 0 or float(peaks.max()) <= limit * float(peaks.min()):
-        return None
-    return Mixture(name, float(peaks.min()), float(peaks.max()))

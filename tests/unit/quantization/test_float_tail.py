@@ -9,6 +9,7 @@ from edgecompress.network.exported import read_program, to_program, write_progra
 from edgecompress.network.subgraph import enclosing_modules, graph_of
 from edgecompress.quantization.float_tail import TailOp, find_tail, keep_tail_float
 from edgecompress.quantization.mixed_precision import plan_precision
+from edgecompress.quantization.qat_module import FakeQuantizedModule
 from edgecompress.quantization.simulation import Simulation
 from edgecompress.records import QuantSpec
 from edgecompress.targets import FLOAT_TAIL, SCHEMES, Gate
@@ -141,9 +142,17 @@ def test_positions_of_an_anchor_grid_are_no_channels():
 @pytest.mark.parametrize(("ratio", "mixed"), [(3.9, False), (4.1, True)])
 def test_a_part_that_keeps_six_of_eight_bits_may_be_joined(ratio, mixed):
     ops = [TailOp("a", (), "layer", 1), TailOp("b", (), "layer", 1), TailOp("zeros", ()), TailOp("join", ("a", "b", "zeros"), "join")]
-    values = {"a": torch.ones(2, 3), "b": torch.full((2, 3), ratio), "zeros": torch.zeros(2, 3), "join": torch.ones(2, 9)}
-    tail, _ = find_tail(ops, ["join"], lambda names: {name: values[name] for name in names})
+    peaks = {"a": torch.ones(3), "b": torch.full((3,), ratio), "zeros": torch.zeros(3)}
+    tail, _ = find_tail(ops, ["join"], lambda asked: {each: peaks[each[0]].amax() if each[1] is None else peaks[each[0]] for each in asked})
     assert tail == ({"join", "zeros"} if mixed else set())
+
+
+def test_training_under_rounding_counts_on_the_tail():
+    model, x = detector_and_data("cat")
+    program, quant, _ = keep_tail_float(to_program(model, (x[:1],)), INT8, (x,))
+    student = FakeQuantizedModule(program, quant, (x,))
+    with torch.no_grad():
+        assert min(channel_sqnr_db(student(x), outputs_of(model, x), "cat")) > 25
 
 
 def test_mixed_precision_counts_on_the_tail():
