@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 SAMPLED_ITEMS: Final = 64  # enough that an edit of a set as a whole (other labels, another scaling) shows, few enough to read in no time
 REPEATED_ITEMS: Final = 16  # read a second time: an augmentation that changes one item in three is missed once in 700 times
@@ -105,14 +106,26 @@ def _count(value: Any) -> int:
 
 def _stamp_listed_files(dataset: Any) -> Iterator[tuple[str, int, int]]:
     """Yield name, bytes and time of change of the files that a dataset names: those of an image folder, or of torchvision's."""
-    paths = [path for column in getattr(dataset, "columns", ()) for path in getattr(column, "paths", ())]
-    listed = getattr(dataset, "samples", ())
-    if isinstance(listed, list | tuple):
-        paths += [entry[0] for entry in listed if isinstance(entry, tuple) and entry and isinstance(entry[0], str | Path)]
+    paths: list[str | Path] = []
+    for part in _parts_of(dataset):
+        paths += [path for column in getattr(part, "columns", ()) for path in getattr(column, "paths", ())]
+        listed = getattr(part, "samples", ())
+        if isinstance(listed, list | tuple):
+            paths += [entry[0] for entry in listed if isinstance(entry, tuple) and entry and isinstance(entry[0], str | Path)]
     for path in paths[:: -(-len(paths) // MAX_FILES) or 1]:
         if (file := Path(path)).is_file():
             status = file.stat()
             yield file.name, status.st_size, status.st_mtime_ns
+
+
+def _parts_of(dataset: Any) -> Iterator[Any]:
+    """Yield a dataset and those that torch's `Subset` and `ConcatDataset` wrap."""
+    yield dataset
+    if isinstance(dataset, Subset):
+        yield from _parts_of(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _parts_of(part)
 
 
 def digest_value(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from edgecompress.data import Samples
 from edgecompress.data.content import SAMPLED_ITEMS, _sample_indices, digest_dataset
@@ -123,10 +123,11 @@ def test_files_count_by_size_and_time(tmp_path: Any) -> None:
     for path in paths:
         path.write_bytes(b"1")
     data = Folder([(str(path), 0) for path in paths])
-    before = digest_dataset(data)
-    assert digest_dataset(data) == before
+    forms = (data, Subset(data, range(100)), ConcatDataset([data, data]))
+    before = [digest_dataset(form) for form in forms]
+    assert [digest_dataset(form) for form in forms] == before
     paths[137].write_bytes(b"22")
-    assert digest_dataset(data) != before
+    assert not {digest_dataset(form) for form in forms} & set(before)
 
 
 @pytest.mark.parametrize(
