@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+import msgspec
+
 from edgecompress.data.metrics import Metric, describe_metric, measure_metric
 from edgecompress.data.targets import Targets
 from edgecompress.network.batches import Batch, Structure
@@ -36,7 +38,7 @@ class Judge:
         targets: Of the same inputs; None without a metric.
         structure: That of the outputs which the network returns.
         max_loss: Largest loss of the metric, in points of an accuracy or percent of another metric; None for MAX_LOSS.
-        min_fidelity: The least that every output keeps, where no metric decides; None for the bounds of the kinds.
+        min_fidelity: The least that every output keeps that no metric measures; None for the bounds of the kinds.
     """
 
     specs: tuple[OutputSpec, ...]
@@ -89,12 +91,22 @@ class Judge:
 
     def describe_shortfall(self, found: DenseComparison) -> str:
         """Return why a network must not be published as good, with the numbers and the bound; "" where it keeps the bound."""
+        return "; ".join(filter(None, (self.describe_metric_shortfall(found), describe_loss(self._select_unmeasured(found.fidelity)))))
+
+    def describe_metric_shortfall(self, found: DenseComparison) -> str:
+        """Return how much of the metric is lost where that is too much; "" otherwise."""
         if self.headline is None:
-            return describe_loss(found.fidelity)
-        lost = metric_loss(self.headline, self.dense_metrics, found.metrics)
-        if lost <= self.loss_limit:
+            return ""
+        if metric_loss(self.headline, self.dense_metrics, found.metrics) <= self.loss_limit:
             return ""
         return f"{describe_metric_loss(self.headline, self.dense_metrics, found.metrics)}; at most {self.loss_limit:g} may be lost"
+
+    def _select_unmeasured(self, fidelity: Fidelity) -> Fidelity:
+        """Return the fidelity of the outputs that the metric does not see: all without one, none where the user's metric gets all."""
+        if self.headline is None or self.metric is None:
+            return fidelity
+        measured = {spec.name for spec in self.specs} if self.metric.output is None else {self.specs[self.metric.output].name}
+        return msgspec.structs.replace(fidelity, outputs=tuple(each for each in fidelity.outputs if each.name not in measured))
 
     def _measure_metrics(self, outputs: Batch) -> dict[str, float]:
         if self.metric is None or self.targets is None:

@@ -150,7 +150,8 @@ def export_artifact(
         )
         error: EdgeCompressError | None = checked.error
         if error is None and judge and compared and (lost := judge.describe_shortfall(compared)):
-            error = FidelityError(f"{path.name}: too little is left of the dense network: {lost}; {_suggest_remedy(about, judge)}")
+            bound = "--max-loss" if judge.describe_metric_shortfall(compared) else "--min-fidelity"
+            error = FidelityError(f"{path.name}: too little is left of the dense network: {lost}; {_suggest_remedy(about, bound)}")
         if error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
@@ -161,14 +162,13 @@ def export_artifact(
     return manifest
 
 
-def _suggest_remedy(about: Description, judge: Judge) -> str:
+def _suggest_remedy(about: Description, bound: str) -> str:
     """Return what to ask for instead of a file that loses too much."""
     less = (
         "keep layers in float with --mixed-precision"
         if about.variant == "dense"
         else "compress less (--macs-ratio), train longer (--epochs)"
     )
-    bound = "--max-loss" if judge.headline is not None else "--min-fidelity"
     return f"{less}, or allow more with {bound}"
 
 

@@ -6,6 +6,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+MIN_CHANNEL_VALUES: Final = 8  # of fewer values some are equal by chance
+MIN_CHANNEL_SPREAD: Final = 0.05  # 8 bits tell 13 values apart in it, so that no rounding makes such a channel constant
 MIN_RANGE_RATIO: Final = 4.0  # a channel with a quarter of the range that others have keeps two bits less of 8
 
 
@@ -39,3 +41,19 @@ def channel_scales(tensor: Tensor, axis: int | None, *, centred: bool = True) ->
     others = tuple(a for a in range(tensor.ndim) if a != axis)
     centre = tensor.mean(others, keepdim=True) if centred else torch.zeros((), dtype=tensor.dtype)
     return (tensor - centre).square().mean(others, keepdim=True).sqrt()
+
+
+def find_constant_channel(output: Tensor, reference: Tensor, axis: int) -> int | None:
+    """Return the first channel that is constant in `output` though it varies in `reference`; None for none, and for integers.
+
+    A channel varies where its standard deviation is MIN_CHANNEL_SPREAD of the range of the whole tensor or more: one sample that stands out
+    is not enough.
+    """
+    if not reference.is_floating_point() or not -reference.ndim <= axis < reference.ndim or reference.ndim < 2:
+        return None
+    found, wanted = (y.detach().double().movedim(axis, 0).flatten(1) for y in (output, reference))
+    if wanted.shape[1] < MIN_CHANNEL_VALUES:
+        return None
+    spread = float(wanted.max() - wanted.min())
+    lost = (found.amax(1) == found.amin(1)) & (wanted.std(1, correction=0) > MIN_CHANNEL_SPREAD * spread)
+    return int(lost.nonzero()[0]) if bool(lost.any()) else None

@@ -7,7 +7,8 @@ import msgspec
 from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.output_kinds import KINDS
+from edgecompress.network.channels import find_constant_channel
+from edgecompress.network.output_kinds import KINDS, channel_axis
 from edgecompress.records.outputs import Fidelity, OutputFidelity, OutputSpec
 
 NOTHING_KEPT: Final = 0.0
@@ -16,7 +17,8 @@ NOTHING_KEPT: Final = 0.0
 def measure_fidelity(outputs: Batch, reference: Batch, specs: tuple[OutputSpec, ...], *, min_kept: float | None = None) -> Fidelity:
     """Return the fidelity of `outputs` to the dense network's; ignored outputs are left out.
 
-    An output with NaN or infinity where the dense network has numbers keeps nothing.
+    An output with NaN or infinity where the dense network has numbers keeps nothing, nor does one with a channel that became constant: the
+    answers may not show on these inputs what is missing.
 
     Args:
         outputs, reference: Each `(n, …)`, one for each of `specs`.
@@ -40,7 +42,10 @@ def measure_fidelity(outputs: Batch, reference: Batch, specs: tuple[OutputSpec, 
             lost = OutputFidelity(name=spec.name, kind=spec.kind, kept=NOTHING_KEPT, min_kept=least, max_abs=float("inf"))
             measured.append(lost)
         else:
-            measured.append(KINDS[spec.kind].measure(y, wanted, spec, least))
+            fidelity, axis = KINDS[spec.kind].measure(y, wanted, spec, least), channel_axis(spec)
+            if (constant := find_constant_channel(y, wanted, axis)) is not None:
+                fidelity = msgspec.structs.replace(fidelity, kept=NOTHING_KEPT, channel=constant, channel_axis=axis % y.ndim)
+            measured.append(fidelity)
     return Fidelity(outputs=tuple(measured), samples=batches.count_samples(reference))
 
 
@@ -65,9 +70,11 @@ def describe_output_fidelity(each: OutputFidelity) -> str:
     if each.sqnr_db is not None:
         where = f" in channel {each.channel} of axis {each.channel_axis}" if each.channel is not None else ""
         details.append(f"{each.sqnr_db:.1f} dB{where}")
+    elif each.channel is not None:
+        details.append(f"channel {each.channel} of axis {each.channel_axis} is constant")
     if each.kind == "independent":
         details.append(f"largest difference {each.max_abs:.2g}")
-    told = "of the answers" if each.kind in {"logits", "probabilities", "class_map", "classes"} else ""
+    told = "of the answers" if each.kind in {"logits", "probabilities", "class_map", "classes"} and each.channel is None else ""
     inside = f" ({', '.join(details)})" if details else ""
     return " ".join(filter(None, (f"keeps {each.kept:.1%}", told))) + inside
 

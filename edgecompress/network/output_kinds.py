@@ -63,6 +63,11 @@ def class_axis(spec: OutputSpec) -> int:
     return 1 if spec.axis is None else spec.axis
 
 
+def channel_axis(spec: OutputSpec) -> int:
+    """Return the axis of an output's classes, events, values or directions."""
+    return -1 if spec.axis is None and spec.kind == "embedding" else class_axis(spec)
+
+
 def agreement(output: Tensor, reference: Tensor, spec: OutputSpec) -> float:
     """Return the fraction of samples or positions with the same class; integers in the reference are classes already."""
     if not reference.is_floating_point():
@@ -179,7 +184,7 @@ def _signal(reference: Tensor, axis: int | None, spec: OutputSpec) -> Tensor:
 
 
 def _cosines(output: Tensor, reference: Tensor, spec: OutputSpec) -> Tensor:
-    return F.cosine_similarity(output, reference, dim=-1 if spec.axis is None else spec.axis, eps=1e-12)
+    return F.cosine_similarity(output, reference, dim=channel_axis(spec), eps=1e-12)
 
 
 def _nearest(embeddings: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from edgecompress.errors import ParityError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
-from edgecompress.network.channels import choose_channel_axis
-from edgecompress.network.output_kinds import KINDS, agreement, guess_specs
+from edgecompress.network.channels import MIN_CHANNEL_VALUES, choose_channel_axis, find_constant_channel
+from edgecompress.network.output_kinds import KINDS, agreement, channel_axis, guess_specs
 from edgecompress.network.outputs import Specs
 from edgecompress.records import Parity
 from edgecompress.records.outputs import OutputSpec
@@ -19,15 +19,14 @@ from edgecompress.targets import Gate
 
 SQNR_CAP_DB: Final = 200.0  # keeps the SQNR of equal outputs finite; float32 outputs that differ stay below
 MIN_INTEGER_AGREEMENT: Final = 0.99  # of an arg-max in a float file: rounding decides ties, and few answers are ties
-MIN_VALUES: Final = 8  # of fewer values some are equal by chance
 MIN_VARIATION: Final = 0.02  # 8 bits tell 0.4% of the largest magnitude apart
 
 
 def measure_parity(outputs: Batch, reference: Batch, specs: Specs | None = None) -> Parity:
     """Return the parity of `outputs` with `reference`; each output is compared by its kind, range and power, and the worst numbers count.
 
-    Values whose channels have ranges of their own are compared channel by channel. A channel that is constant here and not in the reference
-    counts as lost. Integers are compared by agreement alone.
+    Values whose channels have ranges of their own are compared channel by channel. A channel of any output that is constant here and not in
+    the reference counts as lost. Integers are compared by agreement alone.
 
     Args:
         specs: The kinds of the outputs; None guesses them from the shapes.
@@ -46,6 +45,7 @@ def measure_parity(outputs: Batch, reference: Batch, specs: Specs | None = None)
     judged = [each for each in zip(outputs, reference, kinds, strict=True) if each[2].kind != "ignore"]
     numbers = [_measure_numbers(y, wanted) for y, wanted, _ in judged if wanted.is_floating_point()]
     values = [find_worst_channel(y, wanted, spec) for y, wanted, spec in judged if _is_judged_by_values(wanted, spec)]
+    values += [lost for y, wanted, spec in judged if (lost := _find_lost_channel(y, wanted, spec)) is not None]
     worst = min(values, key=lambda each: each.sqnr_db, default=None)
     integers = [agreement(y, wanted, spec) for y, wanted, spec in judged if not wanted.is_floating_point()]
     return Parity(
@@ -92,6 +92,16 @@ def find_worst_channel(output: Tensor, reference: Tensor, spec: OutputSpec) -> C
     return min(found, key=lambda each: each.sqnr_db)
 
 
+def _find_lost_channel(output: Tensor, reference: Tensor, spec: OutputSpec) -> ChannelParity | None:
+    axis = channel_axis(spec) % reference.ndim
+    lost = find_constant_channel(output, reference, axis)
+    return (
+        None
+        if lost is None
+        else ChannelParity(-SQNR_CAP_DB, f"channel {lost} of axis {axis} of {spec.name}, which is constant in the file")
+    )
+
+
 def _measure_channel(output: Tensor, reference: Tensor, name: str) -> ChannelParity:
     if _is_lost(output, reference):
         return ChannelParity(-SQNR_CAP_DB, f"{name}, which is constant in the file")
@@ -100,7 +110,7 @@ def _measure_channel(output: Tensor, reference: Tensor, name: str) -> ChannelPar
 
 def _is_lost(output: Tensor, reference: Tensor) -> bool:
     """Whether a channel is constant though the reference varies by more than MIN_VARIATION of its magnitude over a few values or more."""
-    if reference.numel() < MIN_VALUES:
+    if reference.numel() < MIN_CHANNEL_VALUES:
         return False
     spread = float(reference.double().max() - reference.double().min())
     return float(output.max() - output.min()) == 0 and spread > MIN_VARIATION * float(reference.abs().max())
@@ -119,8 +129,10 @@ def sqnr_db(output: Tensor, reference: Tensor) -> float:
 
 
 def worst_sqnr_db(outputs: Batch, reference: Batch) -> float:
-    """Return the smallest SQNR in dB of several outputs."""
-    return min(sqnr_db(y, wanted) for y, wanted in zip(outputs, reference, strict=True))
+    """Return the smallest SQNR in dB of several outputs; integers, whose numbers are no magnitudes, count only where all outputs are."""
+    pairs = list(zip(outputs, reference, strict=True))
+    numbers = [(y, wanted) for y, wanted in pairs if wanted.is_floating_point()]
+    return min(sqnr_db(y, wanted) for y, wanted in numbers or pairs)
 
 
 def top1_agreement(outputs: Batch, reference: Batch, specs: Specs | None = None) -> float | None:

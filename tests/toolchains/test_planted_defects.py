@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from support.converter_session import ConverterSessions
 from support.many_outputs import DECLARED, KINDS, clear_inputs, draw_scenes, trained_network, with_stale_statistics
 from torch import Tensor
@@ -167,9 +166,7 @@ def test_an_undamaged_file_is_published_with_every_output_measured(exports: Expo
 def test_a_damaged_output_is_caught_by_both_proofs(exports: Exports, form: str, scheme: str, how: str, kind: str) -> None:
     outputs = exports[form, scheme].outputs
     name = f"{kind}_a"
-    damaged = tuple(
-        DAMAGES[how](y, spec) if spec.name == name else y for y, spec in zip(outputs, exports.specs, strict=True)
-    )
+    damaged = tuple(DAMAGES[how](y, spec) if spec.name == name else y for y, spec in zip(outputs, exports.specs, strict=True))
     assert exports.is_caught_by_gate(scheme, damaged)
     assert exports.refused_outputs(damaged) == {name}
 

@@ -9,6 +9,7 @@ from edgecompress.network.channels import choose_channel_axis
 from edgecompress.network.fidelity import describe_loss, measure_fidelity
 from edgecompress.network.output_kinds import KINDS
 from edgecompress.network.outputs import divergence
+from edgecompress.network.parity import measure_parity, worst_sqnr_db
 from edgecompress.records.outputs import OUTPUT_KINDS, OutputSpec
 
 
@@ -152,3 +153,28 @@ def test_what_cannot_be_compared_is_refused():
         measure_fidelity((draw(4, 3),), (draw(4, 2),), (spec("values"),))
     with pytest.raises(ParityError, match="dense network's own outputs"):
         measure_fidelity((draw(4, 3),), (draw(4, 3) / 0,), (spec("values"),))
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "independent", "class_map", "values", "embedding", "state"])
+def test_an_output_with_a_channel_that_became_constant_keeps_nothing_though_the_answers_agree(kind):
+    reference = F.one_hot(torch.arange(60) % 3, 3) * 10.0 - 5 + 0.1 * draw(60, 3)
+    output = reference.clone()
+    output[:, 1] = 0  # the largest where it was the largest, for the others are below zero there
+    lost = measure_fidelity((output,), (reference,), (spec(kind),))
+    assert lost.outputs[0].kept == 0
+    assert lost.outputs[0].channel == 1
+    assert measure_parity((output,), (reference,), (spec(kind),)).worst_channel == "channel 1 of axis 1 of y, which is constant in the file"
+
+
+def test_a_channel_that_hardly_varies_may_become_constant():
+    reference = torch.cat([10 * draw(60, 2), 0.1 * draw(60, 1) - 30], 1)
+    output = reference.clone()
+    output[:, 2] = -30
+    assert measure_fidelity((output,), (reference,), (spec("logits"),)).outputs[0].kept == 1
+    assert measure_parity((output,), (reference,), (spec("logits"),)).values_sqnr_db is None
+
+
+def test_integers_have_no_noise():
+    numbers, classes = draw(20, 4), torch.arange(20)
+    assert worst_sqnr_db((numbers, classes + 1), (numbers, classes)) == 200
+    assert worst_sqnr_db((classes + 1,), (classes,)) < 40
