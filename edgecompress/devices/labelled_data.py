@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
+from edgecompress.data.classes import map_classes
 from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
@@ -188,16 +189,8 @@ def _load_recipe_dataset(source: str, resolution: int = 0) -> "tuple[Dataset[Any
 
 
 def _map_classes(path: Path, manifest: Artifact, dataset: "Dataset[Any]") -> tuple[int, ...]:
-    """Return the artifact's class of each class of the data: class folders are in alphabetical order, the artifact's labels may not be."""
-    theirs, ours = tuple(getattr(dataset, "class_names", ())), manifest.labels
-    if not theirs or not ours or theirs == ours[: len(theirs)]:
-        return ()
-    known = [name for name in theirs if name in ours]
-    if not known:
-        return ()  # other names for the same classes, which `_list_notes` reports
-    if unknown := sorted(set(theirs) - set(ours)):
-        raise ConfigError(f"{path}: class {unknown[0]!r} of the data is not among its labels ({', '.join(ours[:12])}); name it as they do")
-    return tuple(ours.index(name) for name in theirs)
+    """Return the artifact's class of each class of the data; other names for the same classes are reported by `_list_notes`."""
+    return map_classes(getattr(dataset, "class_names", ()), manifest.labels, str(path))
 
 
 def _list_notes(manifest: Artifact, dataset: "Dataset[Any]") -> Iterator[str]:

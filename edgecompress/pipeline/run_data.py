@@ -7,6 +7,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from edgecompress import data as datasets
+from edgecompress.data.classes import renumber_classes
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
 from edgecompress.data.recipe import Recipe
 from edgecompress.data.targets import Targets
@@ -38,7 +39,8 @@ class RunData:
         """Return the dataset of a split of SPLITS; None when the user gave none."""
         if self.path:
             kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
-            return datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+            found = datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+            return renumber_classes(found, self.recipe.labels, self.recipe.source)
         name = self._choose_function(split)
         return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()") if name else None
 
