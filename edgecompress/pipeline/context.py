@@ -18,7 +18,7 @@ from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric, choose
 from edgecompress.data.recipe import Recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
 from edgecompress.data.user_functions import call_user_function
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, first_line
 from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch, Structure, output_names, structure_of
@@ -89,9 +89,15 @@ class DenseNetwork:
         """Return the kind of each output, read from the recipe, the graph and a few targets.
 
         Raises:
-            ConfigError: The recipe's `outputs()` does not fit the network.
+            ConfigError: The network does not run on its example inputs, or the recipe's `outputs()` does not fit it.
         """
-        names = output_names(self.model, self.recipe.example_inputs)
+        example = self.recipe.example_inputs
+        try:
+            names = output_names(self.model, example)
+        except Exception as error:  # whatever the user's forward raises is theirs to read
+            shapes = ", ".join(str(tuple(x.shape)) for x in example)
+            subject = f"{self.recipe.name}: does not run on its example inputs {shapes}"
+            raise ConfigError(f"{subject}: {first_line(error)}; mend example_inputs()") from error
         return read_specs(self.program, names=names, declared=self.recipe.outputs, targets=targets, subject=self.recipe.outputs_place)
 
 

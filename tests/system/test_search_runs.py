@@ -34,11 +34,16 @@ def stamps(run):
     return {name: (run / name).stat().st_mtime_ns for name in KEPT}
 
 
+def has_finished(run, step):
+    """Whether the ledger of a run lists a step."""
+    return (run / "run.json").is_file() and step in read_run(run).steps
+
+
 def killed(arguments, folder):
     """Kill a search without warning in its first trial; return what that one had finished."""
     first = folder / "digits/trials/0000"
     with start(*arguments, cwd=folder) as process:
-        while not (first / KEPT[-1]).is_file():
+        while not has_finished(first, Path(KEPT[-1]).stem):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
