@@ -68,6 +68,7 @@ class Distillation(TrainingTask):
         self.model, self.teacher, self.data, self.optimizer = model, teacher, data, optimizer
         self.evaluator, self.validation, self.usual_rate, self.options = evaluator, validation, usual_rate, options
         self.repairs, self.trains_leaves, self.track = repairs, trains_leaves, track
+        self.raises_not_finite = options.learning_rate > 0
         self.low_precision = options.precision == "bf16" or (options.precision == "auto" and has_fast_bf16())
 
     def measure_start(self, notes: list[str]) -> Assessment:

@@ -13,6 +13,7 @@ from edgecompress.data.builtin_metrics import METRICS
 from edgecompress.data.metrics import Metric, choose_metric, describe_metric, evaluate_metric
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch, structure_of
+from edgecompress.network.output_kinds import KINDS
 from edgecompress.network.outputs import Specs, divergence, scores_of, top1
 from edgecompress.network.surgery import forward
 from edgecompress.progress import Track, track_silently
@@ -50,7 +51,7 @@ class Evaluator:
     ) -> None:
         self.data, self.metric, self.specs, self.example, self.track = data, metric, specs, example, track
         if data is not None:
-            self.structure = structure_of(dense, example)
+            self.structure, self.example_outputs = structure_of(dense, example), forward(dense, example)
             self.metric = metric if metric is not None else choose_metric(specs, fetch_target(data, example, specs))
             if self.metric is None:
                 self.inputs, _ = fetch_pairs(data, MAX_COMPARED, example=example, with_targets=False)
@@ -68,7 +69,7 @@ class Evaluator:
             with torch.inference_mode():
                 apart = float(divergence(forward(model.eval(), self.inputs), self.wanted, specs=self.specs))
             return {DIVERGENCE.name: apart} if math.isfinite(apart) else {}
-        if is_builtin(self.metric) and self.metric.place == TOP1:
+        if is_builtin(self.metric) and self.metric.place == TOP1 and scores_of(self.example_outputs, self.specs) is not None:
             found = measure_top1(model, self.data, self.track, example_inputs=self.example, specs=self.specs)
             return {} if found is None else {TOP1: found}
         with torch.inference_mode():
@@ -107,6 +108,6 @@ def is_builtin(metric: Metric) -> bool:
 
 def fetch_target(data: "Dataset[Any]", example: Batch, specs: Specs) -> Targets | None:
     """Return the target of a dataset's first sample, as a batch of one; None where no output can have labels, whatever the targets are."""
-    if not any(spec.kind in ("logits", "probabilities", "class_map") for spec in specs):
+    if not any(KINDS[spec.kind].has_classes for spec in specs):
         return None
     return fetch_pairs(data, [0], example=example)[1]

@@ -37,6 +37,7 @@ from edgecompress.recovery.selection import Chooser
 from edgecompress.recovery.validation import hold_out
 
 USUAL_RATE: Final = {"sgd": 0.01, "adamw": 1e-3}  # usual for networks that have been trained before
+START_IS_KEPT: Final = "no epoch was better than the network before training, which is kept"
 NO_DATA: Final = Samples(torch.empty(0), None, source="no data")
 
 
@@ -135,7 +136,7 @@ def finetune(
             metrics = evaluator.measure(model)
             only = Epoch(epoch=0, loss=None, top1=metrics.get(TOP1), metrics=metrics, learning_rate=0.0, seconds=0.0)
             progress, notes, criterion = Progress(epochs=[only], state={}), [], ""
-    start, best, last = progress.epochs[0], progress.best_epoch, progress.epochs[-1]
+    start, best = progress.epochs[0], progress.best_epoch
     return set_memory_format(model, torch.contiguous_format).eval(), FinetuneResult(
         dense_top1=evaluator.dense.get(TOP1),
         before_top1=start.top1,
@@ -152,7 +153,7 @@ def finetune(
         eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
         data=describe_dataset(data),
         seed=options.seed,
-        note="; ".join([*notes, *progress.notes, *_describe_outcome(best.epoch, last.epoch, options.epochs)]),
+        note="; ".join([*notes, *progress.notes, *([START_IS_KEPT] if best is start and options.epochs else [])]),
     )
 
 
@@ -209,18 +210,6 @@ def _make_task(
 def _first_inputs(data: "Dataset[Any] | None") -> Batch:
     """Return the inputs of a dataset's first sample as a batch of one; () without any."""
     return fetch_pairs(data, [0], with_targets=False)[0] if data is not None and len(data) else ()  # type: ignore[arg-type]
-
-
-def _describe_outcome(best: int, last: int, asked: int) -> list[str]:
-    """Return remarks on how training ended."""
-    found = []
-    if last < asked:
-        found.append(
-            f"training ended after epoch {last}: nothing had improved since epoch {best}, at a learning rate that was nearly spent"
-        )
-    if best == 0 < last:
-        found.append("no epoch was better than the network before training, which is kept")
-    return found
 
 
 def _make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

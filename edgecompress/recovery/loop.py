@@ -27,6 +27,9 @@ from edgecompress.recovery.selection import Chooser, is_over
 MAX_GRAD_NORM: Final = 1.0  # the loss of outputs with small numbers is divided by a small power, so its gradients can be very large
 
 
+RATE_IS_SPENT: Final = "and the learning rate is nearly spent"
+
+
 class LoopOptions(Protocol):
     """Options that every kind of training has."""
 
@@ -71,6 +74,7 @@ class TrainingTask(ABC):
         target_loss: The part of the loss by the targets; None ignores the targets.
         chooser: Prefers one epoch to another.
         clips_gradients: Whether gradients are clipped to `MAX_GRAD_NORM`.
+        raises_not_finite: Whether a loss that is not finite is an error, since the user chose the rate; otherwise it ends training.
     """
 
     name: ClassVar[str]
@@ -85,6 +89,7 @@ class TrainingTask(ABC):
     target_loss: TargetLoss | None = None
     chooser: Chooser = Chooser(None, 0)
     clips_gradients: bool = True
+    raises_not_finite: bool = True
 
     @abstractmethod
     def measure_start(self, notes: list[str]) -> Assessment:
@@ -130,10 +135,18 @@ def run_epochs(task: TrainingTask, *, options: LoopOptions, key: str, checkpoint
                 progress.peak_rate, progress.why = task.choose_rate(start)
         for number in range(progress.epochs[-1].epoch + 1, options.epochs + 1):
             if is_over(progress.epochs, progress.best, options.epochs):
+                last = progress.epochs[-1].epoch
+                progress.notes.append(f"training ended after epoch {last}: nothing improved since epoch {progress.best}, {RATE_IS_SPENT}")
                 break
             started = time.perf_counter()
             torch.manual_seed(epoch_seed(options.seed, number))
-            loss = _run_epoch(task, options, progress.peak_rate, number, track)
+            try:
+                loss = _run_epoch(task, options, progress.peak_rate, number, track)
+            except NotFiniteError as error:
+                if task.raises_not_finite:
+                    raise
+                progress.notes.append(f"{str(error).partition('; ')[0]}, which ended it")
+                break
             rate = float(task.optimizer.param_groups[0]["lr"])
             epoch = _describe_epoch(number, loss, rate, started, task.finish_epoch())
             if task.chooser.prefers(epoch, progress.best_epoch, progress.epochs):

@@ -130,7 +130,7 @@ def tabulate_epochs(record: FinetuneResult) -> Table:
         for e in record.epochs
     ]
     dense = ("dense", UNKNOWN, format_headline(record.dense_top1, record.dense_metrics), UNKNOWN, UNKNOWN)
-    return make_table(("epoch", "loss", name, "divergence", "s"), [dense, *rows])
+    return make_table(("epoch", "loss", name, "validation divergence", "s"), [dense, *rows])
 
 
 def tabulate_quantization(record: QuantizeResult) -> Table:
@@ -187,9 +187,8 @@ def _summarize_decomposition(result: DecomposeResult) -> str:
 
 def _summarize_finetuning(result: FinetuneResult) -> str:
     trained = len(result.epochs) - 1
-    kept = {None: "", trained: "", 0: ", the network before training is kept"}.get(
-        result.best_epoch, f", epoch {result.best_epoch} is kept"
-    )
+    kept = f", epoch {result.best_epoch} is kept" if result.best_epoch and result.best_epoch < trained else ""
+    kept += f"; {result.note}" if result.note else ""
     if result.top1 is not None:
         steps = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)} (dense {format_percent(result.dense_top1)})"
         return f"{steps}, {trained} epochs{kept}"

@@ -126,6 +126,29 @@ def test_a_usual_rate_that_harms_is_lowered(net, monkeypatch):
     assert max(epoch.learning_rate for epoch in result.epochs) <= result.learning_rate
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_loss_that_is_not_finite_ends_training_at_a_rate_that_nobody_asked_for(net, monkeypatch, tmp_path, killed):
+    """What was reached before is kept; a run that was killed ends in the same way."""
+    dense, compact = net
+    data = digits()[0]
+    monkeypatch.setattr(distillation, "find_learning_rate", lambda *_: (0.05, "for this test"))
+    bad = finetuning.run_epochs.__globals__
+    steps, usual = [], bad["distillation_loss"]
+
+    def spoil_in_epoch_3(*args, **options):
+        steps.append(1)
+        return usual(*args, **options) * (float("nan") if len(steps) > 16 else 1.0)
+
+    monkeypatch.setitem(bad, "distillation_loss", spoil_in_epoch_3)
+    path = tmp_path / "checkpoint.safetensors"
+    for _ in range(2 if killed else 1):
+        model, result = finetune(compact, data, teacher=dense, options=SHORT, checkpoint_path=path)
+    assert [epoch.epoch for epoch in result.epochs] == [0, 1, 2]
+    assert result.note.startswith("fine-tuning: the loss became nan in epoch 3/3, which ended it")
+    repaired, _ = finetune(compact, data, teacher=dense, options=REPAIR)
+    assert (fingerprint(model) == fingerprint(repaired)) == (result.best_epoch == 0)
+
+
 def test_the_test_of_a_rate_leaves_no_trace(net):
     """The usual rate passes the test, and training with it is what it would have been without the test."""
     dense, compact = net
@@ -169,11 +192,12 @@ class Spy(Dataset):
 
 def test_a_part_of_the_training_data_is_never_trained_on(net):
     dense, compact = net
-    data = Spy(400)
-    options = FinetuneOptions(epochs=2, batch_size=32)
-    _, result = finetune(compact, data, teacher=dense, example_inputs=IMAGE, options=options)
-    assert sorted(set(data.reads))[0] == 1
-    assert data.reads.count(1) == 50  # read once, to be kept
+    reads = []
+    for epochs in (1, 3):
+        data = Spy(400)
+        _, result = finetune(compact, data, teacher=dense, example_inputs=IMAGE, options=FinetuneOptions(epochs=epochs, batch_size=32))
+        reads.append(data.reads)
+    assert sum(few == many for few, many in zip(*reads, strict=True)) == 50  # read before training, and in no epoch
     assert result.validation == "top-1, then divergence from the dense network on 50 training samples that were held out"
     assert result.train_samples == 400
 
