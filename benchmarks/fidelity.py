@@ -48,14 +48,20 @@ def run_job(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def add_rows(rows: Rows, name: str, found: dict[str, Any]) -> None:
-    files, dense, peer = found["files"], found["dense"], found["peer"]
     print(f"# {name}: trained in {found['trained_s']:.0f} s, exported in {found['export']['seconds']:.0f} s", file=sys.stderr)
-    for line in (found["export"]["error"], peer.get("error")):
-        print(*([f"# {name}: {line}"] if line else []), end="\n" if line else "", file=sys.stderr)
+    for error in filter(None, (found["export"]["error"], found["peer"].get("error"))):
+        print(f"# {name}: {error}", file=sys.stderr)
+    published = [file for file in found["files"] if not file["file"].endswith(".rejected")]
+    judged = [file for file in published if (file["model"], file["scheme"]) != ("dense", "fp32")]
+    add_truth(rows, name, found["files"], refused=len(found["files"]) - len(published))
+    add_bound(rows, name, judged, found)
+    add_metric(rows, name, judged, found)
 
+
+def add_truth(rows: Rows, name: str, files: list[dict[str, Any]], *, refused: int) -> None:
+    """Add the largest difference between what manifests tell and what the files are."""
     differences = [abs(each["told"] - each["computed"]) for file in files for each in file["kept"]]
     differences += [abs(file["told_metric"] - file["metric"]) for file in files if file["told_metric"] is not None]
-    published = [file for file in files if not file["file"].endswith(".rejected")]
     rows.add(
         f"{name}: largest difference of a told number from the file's",
         ours=max(differences, default=math.nan),
@@ -63,47 +69,52 @@ def add_rows(rows: Rows, name: str, found: dict[str, Any]) -> None:
         bound=TOLERANCE,
         numbers=float(len(differences)),
         files=float(len(files)),
-        refused=float(len(files) - len(published)),
+        refused=float(refused),
     )
 
-    judged = [file for file in published if (file["model"], file["scheme"]) != ("dense", "fp32")]
-    beside = {f"{'dense_' if file['model'] == 'dense' else ''}{file['scheme']}": file["metric"] for file in files}
+
+def add_bound(rows: Rows, name: str, judged: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Add the worst published file against its bound, with the metric of every file beside, refused ones included."""
+    beside = {f"{'dense_' if file['model'] == 'dense' else ''}{file['scheme']}": file["metric"] for file in found["files"]}
     if not judged:
+        text = f"{name}: nothing is published, and the export ends with exit code {PARITY_EXIT_CODE}"
         stopped = float(found["export"]["exit_code"] == PARITY_EXIT_CODE)
-        rows.add(
-            f"{name}: nothing is published, and the export ends with exit code 5", ours=stopped, peer=None, bound=1, sense=">=", **beside
-        )
+        rows.add(text, ours=stopped, peer=None, bound=1, sense=">=", **beside, **tell_peer(found["peer"]))
     elif TASKS[name]:
-        lost = dense - min(file["metric"] for file in judged)
+        lost = found["dense"] - min(file["metric"] for file in judged)
         rows.add(f"{name}: metric that the worst published file loses", ours=lost, peer=None, bound=MAX_LOSS, **beside)
     else:
         worst = min((each for file in judged for each in file["kept"]), key=lambda each: each["computed"] - each["min_kept"])
-        rows.add(
-            f"{name}: least kept by a published file, {worst['kind']}",
-            ours=worst["computed"],
-            peer=None,
-            bound=worst["min_kept"],
-            sense=">=",
-            **beside,
-        )
+        text = f"{name}: least kept by a published file, {worst['kind']}"
+        rows.add(text, ours=worst["computed"], peer=None, bound=worst["min_kept"], sense=">=", **beside)
 
+
+def add_metric(rows: Rows, name: str, judged: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Add the metric of the int8 file beside the dense network's and the peer's."""
     integers = [file for file in judged if file["scheme"].startswith("int8")]
-    best = max(integers, key=lambda file: (file["scheme"] == "int8-static", file["model"] == "compressed", file["metric"]), default=None)
-    if best is not None:
-        kept = min(each["computed"] for each in best["kept"])
-        rows.add(
-            f"{name}: metric in int8 over the peer's int8 of the dense network",
-            ours=best["metric"],
-            peer=peer.get("metric"),
-            bound=MIN_OVER_PEER if "metric" in peer else dense - MAX_LOSS,
-            sense=">=",
-            dense=dense,
-            chance=found["chance"],
-            kept=kept,
-            peer_kept=min(peer.get("kept", [math.nan])),
-            bytes=best["bytes"],
-            peer_bytes=peer.get("bytes", math.nan),
-        )
+    if not integers:
+        return
+    best = max(integers, key=lambda file: (file["scheme"] == "int8-static", file["model"] == "compressed", file["metric"]))
+    peer = found["peer"].get("metric")
+    rows.add(
+        f"{name}: metric in int8 over the peer's int8 of the dense network",
+        ours=best["metric"],
+        peer=peer,
+        bound=found["dense"] - MAX_LOSS if peer is None else MIN_OVER_PEER,
+        sense=">=",
+        dense=found["dense"],
+        chance=found["chance"],
+        kept=min(each["computed"] for each in best["kept"]),
+        bytes=best["bytes"],
+        **tell_peer(found["peer"]),
+    )
+
+
+def tell_peer(peer: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of the peer's file: its metric, the least that it keeps of an output, and its size; none where it failed."""
+    if "metric" not in peer:
+        return {}
+    return {"peer_metric": peer["metric"], "peer_kept": min(peer["kept"], default=math.nan), "peer_bytes": peer["bytes"]}
 
 
 def main() -> None:
