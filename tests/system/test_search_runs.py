@@ -237,7 +237,7 @@ def test_a_trial_has_its_own_resolution_and_without_labels_agreement_for_accurac
     assert manifest.inputs[0].shape == (1, 1, 12, 12)
     assert manifest.top1 is None
     assert point.accuracy_of == FIDELITY
-    assert point.dense.accuracy == 1.0
+    assert point.dense.accuracy == pytest.approx(1.0, abs=1e-5)
     assert 0 < point.score.accuracy < 1.0, "the file agrees with the compressed network, not with the dense one"
-    assert manifest.parity.top1_agreement == 1.0
+    assert manifest.parity.sqnr_db > 100
     assert read_run(tmp_path / "searches/sized" / point.run).options.resolution == 12

@@ -39,6 +39,7 @@ GIVEN = {
     "repetitions": 3,
     "macs_ratio": 0.6,
     "min_int8_agreement": 0.9,  # of the smallest networks that learn anything
+    "min_fidelity": 0.0,  # one epoch leaves little of a second output; what is tested here is that inputs come through
 }
 BOTH = ("fp32", "int8-static")
 ALL = [
@@ -53,7 +54,9 @@ def test_the_whole_job_from_python(name, format_name, schemes, tmp_path, monkeyp
     train, held_out = sets(name)
     given = GIVEN | {"format": (format_name,), "scheme": schemes}
     made = edgecompress.export(trained(name), example(name), name=name, run=tmp_path, train_data=train, eval_data=held_out, **given)
-    assert {(a.model, a.quant.scheme) for a in made.artifacts} == {("dense", "fp32"), *(("compressed", scheme) for scheme in schemes)}
+    compared = {("dense", "int8-static")}  # made to compare with, and refused where int8 alone costs the dense network too much
+    published = {(a.model, a.quant.scheme) for a in made.artifacts}
+    assert published - compared == {("dense", "fp32"), *(("compressed", scheme) for scheme in schemes)}
     calibration = load_file(tmp_path / "calibration.safetensors")
     assert {key: (len(x), x.dtype) for key, x in calibration.items()} == {f"input_{i}": (64, x.dtype) for i, x in enumerate(example(name))}
     for artifact in made.artifacts:
