@@ -14,7 +14,7 @@ Three rows a network:
 - the metric of the int8-static file over the peer's (≥ 0.97), with the dense network's beside. Where no such file is published, the best
   int8 file that is.
 
---quick takes fewer samples, one epoch of fine-tuning, and the int8-static scheme alone: three minutes on two cores.
+--quick takes fewer samples, one epoch of fine-tuning, and the int8-static scheme alone: minutes, not 50 s.
 """
 
 import json
