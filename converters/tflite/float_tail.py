@@ -55,7 +55,7 @@ def _read_op(model: Any, op: Any, names: list[str], makers: dict[int, str]) -> T
     if not is_float or not (kind in JOINS or kind in ARITHMETIC):
         return TailOp(name, inputs)
     if kind in JOINS:
-        return TailOp(name, inputs, "join")
+        return TailOp(name, inputs, "join", parts=tuple(names[t] for t in read))
     constants = [graph.tensors[t].shape for t in read if t not in makers and t not in graph.inputs]
     return TailOp(name, inputs, "arithmetic", choose_axis(made.shape, constants, rank - 1))
 

@@ -56,16 +56,18 @@ class TailOp(NamedTuple):
 
     Attributes:
         name: Of its first output.
-        inputs: Names of what it reads, constants left out.
+        inputs: Names of the ops that it reads.
         kind: "join" puts its inputs beside each other; "layer" ends the search and may be part of the tail; "body" ends it; the channels of
             "arithmetic" may differ where those of its inputs do not; "other" is anything else.
         axis: Of the channels of a layer's or arithmetic's output; None where it has none.
+        parts: Names of the tensors that a join reads, constants among them.
     """
 
     name: str
     inputs: tuple[str, ...]
     kind: Literal["join", "layer", "body", "arithmetic", "other"] = "other"
     axis: int | None = None
+    parts: tuple[str, ...] = ()
 
 
 class Mixture(NamedTuple):
@@ -92,10 +94,9 @@ def keep_tail_float(program: ExportedProgram, quant: QuantSpec, calibration: Bat
     tail, mixtures = find_tail(list_ops(graph), output_names(graph), lambda asked: measure_peaks(graph, few, asked), scheme.activation_bits)
     if not tail:
         return program, quant, ""
-    for node in graph.graph.nodes:
-        if node.name in tail:
-            stack = node.meta.get("nn_module_stack") or {}
-            node.meta["nn_module_stack"] = {**stack, FLOAT_TAIL: (FLOAT_TAIL, "torch.nn.Module")}
+    found = [node for node in graph.graph.nodes if node.name in tail]
+    for node in (*found, *(_layer_of(node) for node in found)):  # an activation that is fused into a layer has the layer's scheme
+        node.meta["nn_module_stack"] = {**(node.meta.get("nn_module_stack") or {}), FLOAT_TAIL: (FLOAT_TAIL, "torch.nn.Module")}
     graph.recompile()
     with torch.no_grad(), silence_export():
         marked = torch.export.export(graph, example_inputs(program), strict=False)
@@ -125,7 +126,7 @@ def find_tail(ops: Sequence[TailOp], outputs: Collection[str], measure: MeasureP
     known = {op.name: op for op in ops}
     region = _trace_region(known, outputs)
     reached = [op for op in ops if op.name in region]
-    questions = {op: [(name, None) for name in op.inputs] if op.kind == "join" else [(op.name, op.axis)] for op in reached if _can_mix(op)}
+    questions = {op: [(name, None) for name in op.parts] if op.kind == "join" else [(op.name, op.axis)] for op in reached if _can_mix(op)}
     asked = list(dict.fromkeys(question for each in questions.values() for question in each))
     found = measure(asked) if asked else {}
     mixtures = []
@@ -158,24 +159,29 @@ def list_ops(graph: fx.GraphModule) -> list[TailOp]:
     for node in graph.graph.nodes:
         if node.op != "call_function":
             continue
-        layer = cast("fx.Node", node.args[0]) if is_fused(node) else node
+        layer = _layer_of(node)
         inputs = tuple(each.name for each in layer.all_input_nodes if each.op != "get_attr")
         if layer.target in WEIGHTED_OPS:
             rank = node.meta["val"].ndim
             found.append(TailOp(node.name, inputs, "layer", None if rank < 2 else rank - 1 if layer.target in LINEAR_OPS else 1))
             continue
-        inputs = tuple(each.name for each in node.all_input_nodes if each.op != "get_attr")
         if node.target in BODY_OPS:
             found.append(TailOp(node.name, inputs, "body"))
         elif not is_float_tensor(node):
             found.append(TailOp(node.name, inputs))
         elif node.target in JOINS:
-            found.append(TailOp(node.name, inputs, "join"))
+            found.append(TailOp(node.name, inputs, "join", parts=tuple(each.name for each in node.all_input_nodes)))
         elif node.target in ARITHMETIC and not any(user.target in SOFTMAX_OPS for user in node.users):  # a mask's −∞ is no range
             found.append(TailOp(node.name, inputs, "arithmetic", _channel_axis(node)))
         else:
             found.append(TailOp(node.name, inputs))
     return found
+
+
+def _layer_of(node: fx.Node) -> fx.Node:
+    """Return the layer that an activation is fused into; any other node itself."""
+    before = cast("fx.Node", node.args[0]) if is_fused(node) else node
+    return before if before.target in WEIGHTED_OPS else node
 
 
 def output_names(graph: fx.GraphModule) -> list[str]:

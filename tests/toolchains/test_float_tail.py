@@ -41,6 +41,7 @@ def convert(sessions: ConverterSessions, form: str, folder: Path, join: str) -> 
     reply = sessions.convert(form, request, folder / "inputs.safetensors")
     with np.load(folder / "file.npz") as found:
         outputs = tuple(torch.from_numpy(found[name]) for name in found)
+    outputs = tuple(y.permute(0, 3, 1, 2) if spec.layout == "NHWC" else y for y, spec in zip(outputs, reply.outputs, strict=True))
     with torch.no_grad():
         given = model(x)
     return reply, channel_sqnr_db(outputs, given if isinstance(given, tuple) else (given,), join)

@@ -141,7 +141,8 @@ def test_positions_of_an_anchor_grid_are_no_channels():
 
 @pytest.mark.parametrize(("ratio", "mixed"), [(3.9, False), (4.1, True)])
 def test_a_part_that_keeps_six_of_eight_bits_may_be_joined(ratio, mixed):
-    ops = [TailOp("a", (), "layer", 1), TailOp("b", (), "layer", 1), TailOp("zeros", ()), TailOp("join", ("a", "b", "zeros"), "join")]
+    names = ("a", "b", "zeros")
+    ops = [TailOp("a", (), "layer", 1), TailOp("b", (), "layer", 1), TailOp("zeros", ()), TailOp("join", names, "join", parts=names)]
     peaks = {"a": torch.ones(3), "b": torch.full((3,), ratio), "zeros": torch.zeros(3)}
     tail, _ = find_tail(ops, ["join"], lambda asked: {each: peaks[each[0]].amax() if each[1] is None else peaks[each[0]] for each in asked})
     assert tail == ({"join", "zeros"} if mixed else set())
