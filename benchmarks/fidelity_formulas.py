@@ -1,6 +1,8 @@
 """Run a TFLite file by its own interpreter, and compute fidelity and metrics with numpy alone: nothing here is edgecompress's.
 
-What is told in a manifest is compared with these numbers. The formulas follow docs/guide, not the code.
+What is told in a manifest is compared with these numbers. The definitions are edgecompress's: a wrong computation shows, a definition that
+is ill chosen does not. That a spread counts at least a tenth of the root mean square stands in `network/output_kinds.py` alone, and the
+axis of channels is the one that the manifest tells.
 """
 
 from collections.abc import Mapping
