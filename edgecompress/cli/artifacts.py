@@ -57,7 +57,10 @@ def run_verify(paths: p.Artifacts, *, json: p.Json = False, **given: Any) -> Non
     if json:
         typer.echo(to_json(manifests), nl=False)
     else:
-        make_console().print(views.tabulate_artifacts(manifests))
+        out = make_console()
+        out.print(views.tabulate_artifacts(manifests))
+        for line in views.list_compression(manifests):
+            out.print(line, soft_wrap=not out.is_terminal)
 
 
 @p.add_fields(BenchmarkOptions)
@@ -126,7 +129,9 @@ def run_report(
     if json:
         typer.echo(to_json(record), nl=False)
     else:
-        make_console().print(record.verdict.sentence)
+        out = make_console()
+        for line in (record.verdict.sentence, *record.verdict.proofs):
+            out.print(line, soft_wrap=not out.is_terminal)
         make_console(stderr=True).print(f"{run / 'report.html'}")
     if open_it:
         typer.launch(str((run / "report.html").resolve()))

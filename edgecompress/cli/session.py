@@ -13,7 +13,7 @@ from edgecompress import toolchains
 from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.errors import ConfigError
 from edgecompress.options import DEFAULTS, Options, parse_fixed_layers, parse_method, select_outputs, update_options
-from edgecompress.records import DecomposeResult, Record
+from edgecompress.records import Record
 from edgecompress.reporting.numbers import format_seconds
 from edgecompress.runs import is_run, open_run, read_run, use_options
 
@@ -87,8 +87,8 @@ def open_target(target: str | None, run: Path | None, given: dict[str, Any], *, 
             stage, _, step = name.rpartition("/")
             label = " ".join((step, stage.removeprefix("stages/")))
             notes.print(f"  {label:<11} {STEP_VIEWS[step].summarize(record):<86} {spent:>8}")
-            for note in record.notes if isinstance(record, DecomposeResult) else ():
-                notes.print(f"    {note}")
+            for line in STEP_VIEWS[step].explain(record):
+                notes.print(f"    {line}")
 
         yield open_context(opened, recipe, track=track, on_step=report_step)
 

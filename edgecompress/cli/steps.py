@@ -46,7 +46,10 @@ def make_step_command(name: str) -> Callable[..., None]:
         if json:
             typer.echo(to_json(record), nl=False)
         else:
-            make_console().print(STEP_VIEWS[name].tabulate(record))
+            out = make_console()
+            out.print(STEP_VIEWS[name].tabulate(record))
+            for line in () if out.is_terminal else STEP_VIEWS[name].explain(record):  # there they stand below the step's line already
+                out.print(line)
 
     return run_step
 
@@ -57,11 +60,14 @@ def run_export(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json
     with open_target(recipe, run, given) as context:
         from edgecompress.pipeline.publication import publish
 
-        exported, measured = publish(context)
+        exported, measured, verdict = publish(context)
     if json:
         typer.echo(to_json(exported), nl=False)
     else:
-        make_console().print(tabulate_artifacts(exported.artifacts, measured))
+        out = make_console()
+        out.print(tabulate_artifacts(exported.artifacts, measured))
+        for line in (verdict.sentence, *verdict.proofs):
+            out.print(line, soft_wrap=not out.is_terminal)
     _conclude_export(context, exported)
 
 
@@ -75,9 +81,8 @@ def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
 
     folder, notes = context.run.folder, make_console(stderr=True)
     for refused in exported.refused:
-        notes.print(
-            f"refused: {refused.reason}" if refused.reason.startswith(refused.path) else f"refused: {refused.path}: {refused.reason}"
-        )
+        label = "refused, made only to compare with" if refused.for_comparison else "refused"
+        notes.print(f"{label}: {refused.path}: {refused.reason.removeprefix(f'{refused.path}: ')}")
     notes.print(f"next: edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
     notes.print(f"      open {folder / 'report.html'}")
     check_refusals(exported)

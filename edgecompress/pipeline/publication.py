@@ -11,15 +11,17 @@ from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read_record
+from edgecompress.reporting.document import Verdict
 from edgecompress.reporting.report import report
 from edgecompress.runs import hash_values, stopwatch, store_result
 
 
 class Publication(NamedTuple):
-    """What an export published and refused, and the latencies of the published files on this machine."""
+    """What an export published and refused, the latencies of the published files on this machine, and the verdict of the report."""
 
     exported: ExportResult
     measured: tuple[BenchmarkResult, ...]
+    verdict: Verdict
 
 
 def publish(context: RunContext) -> Publication:
@@ -30,8 +32,8 @@ def publish(context: RunContext) -> Publication:
     run(context, "export")
     exported = context.read(ExportResult)
     measured = measure_artifacts(context, exported.artifacts) if exported.artifacts else ()
-    report(context.run.folder, read_run_records(context.run.folder))
-    return Publication(exported, measured)
+    found = report(context.run.folder, read_run_records(context.run.folder))
+    return Publication(exported, measured, found.verdict)
 
 
 def check_refusals(exported: ExportResult) -> None:

@@ -43,6 +43,7 @@ def read_run_records(folder: Path) -> RunRecords:
         qat=None if options and not options.qat_epochs else _read_step(folder, "qat", QatResult),
         artifacts=exported.artifacts if exported else (),
         refused=exported.refused if exported else (),
+        compression=exported.compression if exported else None,
         results=tuple(read_record(path, BenchmarkResult) for path in sorted(folder.glob("results/*/*.json"))),
         evaluations=tuple(read_record(path, Evaluation) for path in sorted(folder.glob("results/*/accuracy/*.json"))),
         stages=tuple(_read_stages(folder, options.stages if options else 1)),

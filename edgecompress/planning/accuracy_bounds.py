@@ -96,7 +96,7 @@ def limit_loss(
         known = [lost for plan, lost in tried if plan is best]  # empty if only the layers fixed by hand are decomposed
         lost = known[0] if known else evaluator.measure_loss(best)
         note = f"before fine-tuning it loses {lost:.2f} {measure}; {max_drop:g} are allowed"
-    return msgspec.structs.replace(best, notes=(*best.notes, note))
+    return _refuse_budget(best, note) if failed else msgspec.structs.replace(best, notes=(*best.notes, note))
 
 
 class FidelityGuard:
@@ -142,7 +142,7 @@ class FidelityGuard:
         """
         if self.samples < MIN_FIDELITY_SAMPLES:
             note = f"{asked} was refused: {self.samples} inputs cannot show whether the network survives it"
-            return msgspec.structs.replace(plan_at(0.0), notes=(*full.notes, note))
+            return _refuse_budget(plan_at(0.0), note)
         first = self.measure(full)
         if first.holds:
             return full
@@ -153,7 +153,7 @@ class FidelityGuard:
             kept = "" if worst is None else f" {describe_output_fidelity(worst)} and"
             spent = f"ratio {best.macs / best.macs_before:.2f}{kept} was taken"
         note = f"{self._describe_refusal(asked, first)}; {spent}"
-        return msgspec.structs.replace(best, notes=(*best.notes, note))
+        return _refuse_budget(best, note)
 
     def refuse(self, tried: CompressionPlan, plan_at: PlanAt, *, asked: str) -> CompressionPlan:
         """Return the plan that decomposes nothing but the layers fixed by hand, with the reason."""
@@ -163,8 +163,12 @@ class FidelityGuard:
             saved = 1 - tried.macs / tried.macs_before
             even = f"{asked}, and even saving {saved:.1%} of the MACs,"
             note = f"{self._describe_refusal(even, self.measure(tried))}; nothing was decomposed"
-        none = plan_at(0.0)
-        return msgspec.structs.replace(none, notes=(*none.notes, note))
+        return _refuse_budget(plan_at(0.0), note)
 
     def _describe_refusal(self, asked: str, found: Fidelity) -> str:
         return f"{asked} was refused: without fine-tuning {describe_loss(found)}, on {found.samples} held-out inputs"
+
+
+def _refuse_budget(plan: CompressionPlan, why: str) -> CompressionPlan:
+    """Return a plan that saves less than its budget asks for, with the reason."""
+    return msgspec.structs.replace(plan, notes=(*plan.notes, why), refusal=why)

@@ -117,7 +117,8 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
         scheme, measured_on: Scheme of the files whose latencies were measured, and device, runtime and threads; "" without latencies.
         latency_ms_before, latency_ms: Latency of the whole network: dense as measured, planned as predicted.
         outputs: The kinds of outputs by which losses were measured.
-        notes: Remarks of the planner, e.g. that a budget was not spent because accuracy would suffer.
+        refusal: Why the budget was not spent, where the network would not survive it; "" where it was spent, or layers ended it.
+        notes: Remarks of the planner; `refusal` is the last one.
     """
 
     schema: int = SCHEMA
@@ -135,6 +136,7 @@ class CompressionPlan(Record, frozen=True, kw_only=True):
     latency_ms: float | None = None
     notes: tuple[str, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
+    refusal: str = ""
 
     @property
     def schemes(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The before/after table: results in groups that may be compared, each beside the dense fp32 file.
 
-A ratio of two times is made only inside a group, whose results are `comparable`. A ratio of two sizes, or a difference of two accuracies,
-is made with the dense fp32 file of the same format, and for accuracy of the same data.
+A ratio of two times is made only inside a group, whose results are `comparable`. A ratio of two sizes, or a change of a metric,
+is made with the dense fp32 file of the same format, and for a metric on the same data.
 """
 
 import math
@@ -11,8 +11,11 @@ import msgspec
 
 from edgecompress.devices.statistics import comparable, differing_conditions, median, ratio
 from edgecompress.records import Artifact, BenchmarkResult
+from edgecompress.records.metrics import MetricSpec, metric_loss
 from edgecompress.reporting.document import ArtifactRow, Group, Latency, Note
-from edgecompress.reporting.numbers import format_whole
+from edgecompress.reporting.numbers import describe_change, format_whole
+from edgecompress.reporting.quality import find_metric, metric_values
+from edgecompress.targets import FLOAT32, SCHEMES
 
 Pair = tuple[Artifact, BenchmarkResult]
 
@@ -28,12 +31,12 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 def is_baseline(artifact: Artifact) -> bool:
     """Whether an artifact is a dense fp32 file, which others are compared with."""
-    return artifact.model == "dense" and artifact.quant.scheme == "fp32"
+    return artifact.model == "dense" and artifact.quant.scheme == FLOAT32
 
 
-def label_artifact(artifact: Artifact, artifacts: Iterable[Artifact]) -> str:
-    """Return the name of an artifact; with its suffix where a run has files of several formats, which would share the name."""
-    return artifact.path if len({other.format for other in artifacts}) > 1 else artifact.name
+def is_dense_int8(artifact: Artifact) -> bool:
+    """Whether an artifact is the dense network in int8, which shows how much of the gain quantization alone gives."""
+    return artifact.model == "dense" and SCHEMES[artifact.quant.scheme].is_int8
 
 
 def find_baseline(artifact: Artifact, artifacts: Iterable[Artifact]) -> Artifact | None:
@@ -61,26 +64,19 @@ def summarize_latency(result: BenchmarkResult) -> Latency:
 
 
 def make_unmeasured_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> ArtifactRow:
-    """Return the row of an artifact with the figures that hold on any device: size and accuracy."""
-    base = find_baseline(artifact, artifacts)
+    """Return the row of an artifact with the figures that hold on any device: size, metric and both proofs."""
+    base, spec = find_baseline(artifact, artifacts), find_metric(artifacts)
     times_smaller, size_reason = None, f"no dense fp32 {artifact.format} file to compare with"
-    change, top1_reason = None, "accuracy of this file was not measured"
     if base is not None:
         size_reason = "" if artifact.size_bytes else "the file is empty"
         times_smaller = base.size_bytes / artifact.size_bytes if artifact.size_bytes else None
-    if artifact.top1 is not None:
-        if base is None:
-            top1_reason = f"no dense fp32 {artifact.format} file to compare with"
-        elif base.top1 is None:
-            top1_reason = f"accuracy of {base.name} was not measured"
-        elif base.data != artifact.data:
-            top1_reason = f"other data than {base.name}: {artifact.data or 'unnamed'}, not {base.data or 'unnamed'}"
-        elif base.parity and artifact.parity and base.parity.samples != artifact.parity.samples:
-            top1_reason = f"on {format_whole(artifact.parity.samples)} samples, {base.name} on {format_whole(base.parity.samples)}"
-        else:
-            change, top1_reason = 100 * (artifact.top1 - base.top1), ""
+    values, dense_values = metric_values(artifact), metric_values(base) if base else {}
+    reason = explain_missing_change(artifact, base, spec) if spec else "there is no metric"
+    change = None
+    if spec and not reason:  # of a dense file itself too: no change
+        change = -metric_loss(spec, dense_values, values)
     return ArtifactRow(
-        artifact=label_artifact(artifact, artifacts),
+        artifact=artifact.path,
         model=artifact.model,
         format=artifact.format,
         scheme=artifact.quant.scheme,
@@ -88,12 +84,30 @@ def make_unmeasured_row(artifact: Artifact, artifacts: tuple[Artifact, ...]) -> 
         size_bytes=artifact.size_bytes,
         times_smaller=times_smaller,
         size_reason=size_reason,
-        top1=artifact.top1,
-        top1_change_points=change,
-        top1_reason=top1_reason,
+        metric=spec,
+        value=values.get(spec.name) if spec else None,
+        dense_value=dense_values.get(spec.name) if spec and not reason else None,
+        change=change,
+        metric_reason=reason,
         data=artifact.data,
         parity=artifact.parity,
+        fidelity=artifact.fidelity,
     )
+
+
+def explain_missing_change(artifact: Artifact, base: Artifact | None, spec: MetricSpec) -> str:
+    """Return why the metric of a file may not be compared with that of the dense fp32 file; "" where it may."""
+    if spec.name not in metric_values(artifact):
+        return f"{spec.name} of this file was not measured"
+    if base is None:
+        return f"no dense fp32 {artifact.format} file to compare with"
+    if spec.name not in metric_values(base):
+        return f"{spec.name} of {base.path} was not measured"
+    if base.data != artifact.data:
+        return f"other data than {base.path}: {artifact.data or 'unnamed'}, not {base.data or 'unnamed'}"
+    if base.parity and artifact.parity and base.parity.samples != artifact.parity.samples:
+        return f"on {format_whole(artifact.parity.samples)} samples, {base.path} on {format_whole(base.parity.samples)}"
+    return ""
 
 
 def find_artifact(result: BenchmarkResult, artifacts: tuple[Artifact, ...]) -> Artifact | None:
@@ -182,31 +196,58 @@ def describe_session(result: BenchmarkResult) -> tuple[tuple[str, str], ...]:
 
 
 def make_measured_row(pair: Pair, pairs: list[Pair], everything: list[Pair], artifacts: tuple[Artifact, ...]) -> ArtifactRow:
-    """Return the row of one result, with its speed-up against the dense fp32 result of its group or the reason for none."""
+    """Return the row of one result, with its speed-up against the dense results of its group or the reason for none."""
     artifact, result = pair
-    found = summarize_latency(result)
-    bases = [other for other in pairs if is_baseline(other[0])]
-    bases.sort(key=lambda other: (other[0].format != artifact.format, other[0].route != artifact.route))
-    speed_up, interval, name, reason = None, None, "", ""
-    if not bases:
+    base = pair if is_baseline(artifact) else find_dense_pair(artifact, pairs, is_baseline)
+    int8 = None if artifact.model == "dense" else find_dense_pair(artifact, pairs, is_dense_int8)
+    speed_up, interval = compare_speed(base[1], result) if base else (None, None)
+    int8_speed_up, int8_interval = compare_speed(int8[1], result) if int8 else (None, None)
+    reason = ""
+    if base is None:
         reason = explain_missing_ratio(result, [r for a, r in everything if is_baseline(a)])
-    else:
-        base, base_result = pair if is_baseline(artifact) else bases[0]
-        name = base.name
-        speed_up = summarize_latency(base_result).median_ms / found.median_ms if found.median_ms > 0 else None
-        reason = "" if speed_up is not None else "the clock of this device is too coarse: median 0 ms"
-        if speed_up is not None and base_result is not result:
-            compared = ratio(base_result, result)
-            if compared.low is not None and compared.high is not None:
-                speed_up, interval = compared.ratio, (compared.low, compared.high)
+    elif speed_up is None:
+        reason = "the clock of this device is too coarse: median 0 ms"
+    parents = [(int8, int8_speed_up)] if int8 and int8[0].quant.scheme == artifact.quant.scheme else [(base, speed_up)]
     return msgspec.structs.replace(
         make_unmeasured_row(artifact, artifacts),
-        latency=found,
+        latency=summarize_latency(result),
         speed_up=speed_up,
         speed_interval=interval,
-        speed_baseline=name,
+        speed_baseline=base[0].path if base else "",
         speed_reason=reason,
+        int8_speed_up=int8_speed_up,
+        int8_interval=int8_interval,
+        int8_baseline=int8[0].path if int8 else "",
+        slower_than=next((parent[0].path for parent, factor in parents if parent and is_slower(factor)), ""),
     )
+
+
+def find_dense_pair(artifact: Artifact, pairs: list[Pair], is_wanted: Callable[[Artifact], bool]) -> Pair | None:
+    """Return a dense file of a session, that of the same format and route before others."""
+    found = [pair for pair in pairs if is_wanted(pair[0])]
+    return min(found, key=lambda other: (other[0].format != artifact.format, other[0].route != artifact.route), default=None)
+
+
+def compare_speed(slow: BenchmarkResult, fast: BenchmarkResult) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the time of `slow` over that of `fast`, with its 99% interval where there is one; None where the clock shows no time."""
+    before, after = summarize_latency(slow).median_ms, summarize_latency(fast).median_ms
+    if after <= 0:
+        return None, None
+    if fast is not slow:
+        compared = ratio(slow, fast)
+        if compared.low is not None and compared.high is not None:
+            return compared.ratio, (compared.low, compared.high)
+    return before / after, None
+
+
+def is_slower(factor: float | None) -> bool:
+    """Whether a speed-up is called slower in words; one that rounds to 1.0× is within what clocks show."""
+    return bool(factor) and describe_change(factor or 1.0, "faster", "slower")[1] == "slower"
+
+
+def is_faster(factor: float | None, interval: tuple[float, float] | None) -> bool:
+    """Whether a speed-up is called faster in words, and its interval, where there is one, holds no 1."""
+    return bool(factor) and describe_change(factor or 1.0, "faster", "slower")[1] == "faster" and (interval is None or interval[0] > 1)
 
 
 def explain_missing_ratio(result: BenchmarkResult, bases: list[BenchmarkResult]) -> str:

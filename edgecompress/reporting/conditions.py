@@ -24,7 +24,7 @@ def list_conditions(records: RunRecords, groups: tuple[Group, ...], *, created_a
     )
     found = [Conditions(title="Run", entries=drop_empty(run))]
     found += [Conditions(title=make_heading(group), entries=drop_empty(describe_place(group))) for group in groups]
-    found += [Conditions(title=artifact.name, entries=drop_empty(describe_file(artifact))) for artifact in records.artifacts]
+    found += [Conditions(title=artifact.path, entries=drop_empty(describe_file(artifact))) for artifact in records.artifacts]
     return tuple(found)
 
 
@@ -92,9 +92,10 @@ def describe_file(artifact: Artifact) -> Entries:
         ("Format", f"{artifact.format}{f' by {artifact.route}' if artifact.route else ''}, {artifact.quant.scheme}"),
         ("Inputs", " · ".join(f"{t.name} {format_shape(t.shape)} {t.dtype} {t.layout}".strip() for t in artifact.inputs)),
         ("Outputs", " · ".join(f"{t.name} {format_shape(t.shape)} {t.dtype}" for t in artifact.outputs)),
+        ("Kinds of outputs", " · ".join(f"{spec.name} {spec.kind}".strip() for spec in artifact.kinds)),
         ("Preprocessing", f"{cut}{normalised}"),
-        ("Accuracy on", artifact.data),
-        ("Parity on", f"{format_whole(artifact.parity.samples)} samples" if artifact.parity else ""),
+        ("Judged on", artifact.data),
+        ("Conversion checked on", f"{format_whole(artifact.parity.samples)} samples" if artifact.parity else ""),
         ("SQNR against its scheme in PyTorch", f"{format_db(artifact.simulated.sqnr_db)} dB" if artifact.simulated else ""),
         ("Toolchain", ", ".join(f"{name} {version}" for name, version in sorted(artifact.toolchain.items()))),
         ("Plan SHA-256", artifact.plan_sha256),

@@ -5,21 +5,40 @@ Numbers stay numbers (the template formats them). A number that is None has a re
 
 from typing import Literal
 
-from edgecompress.records import SCHEMA, DeviceInfo, LayerQuantization, Parity, PrecisionPlan, QatResult, Record, RefusedArtifact
-from edgecompress.records.metrics import MetricSpec
+from edgecompress.records import (
+    SCHEMA,
+    DeviceInfo,
+    Fidelity,
+    LayerQuantization,
+    MetricSpec,
+    OutputFidelity,
+    OutputSpec,
+    Parity,
+    PrecisionPlan,
+    QatResult,
+    Record,
+    RefusedArtifact,
+)
 
-FigureKind = Literal["size", "speed", "top1", "macs"]
+FigureKind = Literal["size", "speed", "int8", "metric", "kept", "macs"]
 
 
 class Figure(Record, frozen=True, kw_only=True):
     """One headline number.
 
     Attributes:
-        change: before / after for size (bytes) and speed (ms), after / before for MACs, after − before in points for top-1.
+        kind: `speed` is against the dense fp32 file, `int8` the speed against the dense file in integers; `kept` is the fraction that is
+            kept of the network as given.
+        name: Of the metric, of the output that is kept least, or of the dense file in integers.
+        change: before / after for size (bytes) and speeds (ms), after / before for MACs; of a metric as in `ArtifactRow`. None for `kept`,
+            whose `after` is the fraction.
+        metric: Says how a metric's values are shown.
         reason: Why `change` is None, or a caveat.
     """
 
     kind: FigureKind
+    name: str = ""
+    metric: MetricSpec | None = None
     before: float | None = None
     after: float | None = None
     change: float | None = None
@@ -30,7 +49,8 @@ class Verdict(Record, frozen=True, kw_only=True):
     """The result in one sentence, its numbers, and the shortfalls that a reader must not overlook.
 
     Attributes:
-        artifact: The file of the figures; "" when nothing was exported.
+        artifact: The file of the figures, which the report recommends; "" when nothing was exported.
+        proofs: Conversion and compression of this file, a sentence each.
         shortfalls: Goals that were missed, files that were refused, and figures that were not measured.
     """
 
@@ -38,6 +58,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     artifact: str
     figures: tuple[Figure, ...]
     shortfalls: tuple[str, ...]
+    proofs: tuple[str, ...] = ()
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -60,12 +81,19 @@ class ArtifactRow(Record, frozen=True, kw_only=True):
     """One artifact on one device, or one that was not measured.
 
     Attributes:
+        artifact: Name of the file.
         baseline: Whether this is a dense fp32 file, which others are compared with.
         times_smaller: Size of the dense fp32 file of this format over this size.
-        top1_change_points: Difference from the dense fp32 file of this format, on the same data.
+        metric: The metric that files are judged by; None where there is none and fidelity decides.
+        value, dense_value: Of the metric: of this file, and of the dense fp32 file of this format on the same data.
+        change: Of the metric, a loss being negative whichever direction is better: points of an accuracy, percent of another.
+        parity: Conversion: this file against the network that it was converted from.
+        fidelity: Compression: how much this file keeps of the network as given.
         speed_up: Time of `speed_baseline` over the time of this file: a ratio of medians where there is no interval; None, with
             `speed_reason`, where the two are not `comparable`.
         speed_interval: The 99% confidence interval of `speed_up`, where the files were measured with `bench --compare`.
+        int8_speed_up, int8_interval: The same against the dense file in integers, `int8_baseline`, of a compressed file.
+        slower_than: The dense file of the same scheme, or else in fp32, that is faster than this file; "" where none is.
     """
 
     artifact: str
@@ -76,16 +104,23 @@ class ArtifactRow(Record, frozen=True, kw_only=True):
     size_bytes: int
     times_smaller: float | None = None
     size_reason: str = ""
-    top1: float | None = None
-    top1_change_points: float | None = None
-    top1_reason: str = ""
+    metric: MetricSpec | None = None
+    value: float | None = None
+    dense_value: float | None = None
+    change: float | None = None
+    metric_reason: str = ""
     data: str = ""
     parity: Parity | None = None
+    fidelity: Fidelity | None = None
     latency: Latency | None = None
     speed_up: float | None = None
     speed_interval: tuple[float, float] | None = None
     speed_baseline: str = ""
     speed_reason: str = ""
+    int8_speed_up: float | None = None
+    int8_interval: tuple[float, float] | None = None
+    int8_baseline: str = ""
+    slower_than: str = ""
 
 
 class Group(Record, frozen=True, kw_only=True):
@@ -107,6 +142,50 @@ class Group(Record, frozen=True, kw_only=True):
     reason: str = ""
     cpu_mask: str = ""
     told: tuple[tuple[str, str], ...] = ()
+
+
+class KeptRow(Record, frozen=True, kw_only=True):
+    """How much of one output a file keeps, or the compressed network itself, whose `artifact` is ""."""
+
+    artifact: str
+    found: OutputFidelity
+
+
+class OutputTable(Record, frozen=True, kw_only=True):
+    """One output with its kind, and how much of it is kept."""
+
+    spec: OutputSpec
+    rows: tuple[KeptRow, ...]
+
+
+class MetricRow(Record, frozen=True, kw_only=True):
+    """The metrics of a file, or of a network in PyTorch.
+
+    Attributes:
+        name: Name of the file, or which network.
+        change: Of the first metric, from the dense network or the dense fp32 file of the format; None for these and where it is unknown.
+    """
+
+    name: str
+    values: dict[str, float]
+    change: float | None = None
+
+
+class CompressionProof(Record, frozen=True, kw_only=True):
+    """What is left of the network as given: every output by its kind, and every metric.
+
+    Attributes:
+        metric: The metric that bounds the loss; None where fidelity does.
+        max_loss: Largest loss of the metric; None where it was not kept.
+        data, samples: The held-out inputs.
+    """
+
+    outputs: tuple[OutputTable, ...]
+    metric: MetricSpec | None
+    metrics: tuple[MetricRow, ...]
+    max_loss: float | None
+    data: str
+    samples: int | None
 
 
 class AccuracyRow(Record, frozen=True, kw_only=True):
@@ -294,6 +373,7 @@ class Report(Record, frozen=True, kw_only=True):
     groups: tuple[Group, ...]
     unmeasured: tuple[ArtifactRow, ...]
     accuracies: tuple[AccuracyTable, ...]
+    compression: CompressionProof | None
     layers: LayerTable | None
     training: Training | None
     quantization: Quantization | None

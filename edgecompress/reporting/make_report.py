@@ -8,6 +8,7 @@ from edgecompress.records import FinetuneResult, QuantizeResult
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.accuracies import make_accuracy_tables
 from edgecompress.reporting.comparison import drop_repeated_groups, group_results
+from edgecompress.reporting.compression import make_compression_proof
 from edgecompress.reporting.conditions import list_conditions
 from edgecompress.reporting.document import EpochPoint, MissingSection, Note, Quantization, Report, Training
 from edgecompress.reporting.layers import make_layer_table
@@ -29,6 +30,7 @@ def make_report(records: RunRecords, *, run: str, created_at: str, version: str)
     accuracies, unknown = make_accuracy_tables(records.artifacts, records.evaluations)
     problems = (evaluation.problem for evaluation in records.evaluations if evaluation.problem)
     layers = make_layer_table(records)
+    rows = {row.artifact: row for row in (*(row for group in groups for row in group.rows), *unmeasured)}
     models = (record.model for record in (records.stats, records.plan) if record is not None and record.model)
     return Report(
         title=next(models, run),
@@ -38,6 +40,7 @@ def make_report(records: RunRecords, *, run: str, created_at: str, version: str)
         groups=groups,
         unmeasured=unmeasured,
         accuracies=accuracies,
+        compression=make_compression_proof(records, tuple(rows.values())),
         layers=layers,
         stages=make_stage_rows(records),
         training=make_training(records.finetuned),
@@ -99,14 +102,15 @@ def make_quantization(quantized: QuantizeResult | None) -> Quantization | None:
 def collect_notes(records: RunRecords) -> tuple[Note, ...]:
     """Return the notes of all steps; a text that several artifacts or results share stands once."""
     plan, decomposed, finetuned = records.plan, records.decomposed, records.finetuned
-    found = [Note(source="plan", text=text) for text in (plan.notes if plan else ())]
+    told = {plan.refusal} if plan else set()  # stands among the shortfalls
+    found = [Note(source="plan", text=text) for text in (plan.notes if plan else ()) if text not in told]
     found += [Note(source="decompose", text=text) for text in (decomposed.notes if decomposed else ())]
     if finetuned and finetuned.note:
         found.append(Note(source="finetune", text=finetuned.note))
     shared: dict[str, list[str]] = {}
     for artifact in records.artifacts:
         for text in artifact.notes:
-            shared.setdefault(text, []).append(artifact.name)
+            shared.setdefault(text, []).append(artifact.path)
     for result in records.results:
         for text in result.notes:
             shared.setdefault(text, []).append(f"{result.artifact} on {result.device.model or result.device.url}")

@@ -161,8 +161,7 @@ def format_metric(value: float | None, *, is_accuracy: bool) -> str:
     return format_percent(value) if is_accuracy else format_significant(value, 4)
 
 
-def format_loss(lost: float | None, *, is_accuracy: bool) -> str:
-    """Return the change that a loss is, in points of an accuracy or percent of another metric; a loss is negative, everywhere."""
-    if lost is None:
-        return UNKNOWN
-    return format_points(-lost) if is_accuracy else f"{format_points(-lost)}%"
+def format_metric_change(change: float | None, *, is_accuracy: bool) -> str:
+    """Return a change in points of an accuracy or percent of another metric: `−0.48`, `−23.80%`; a loss is negative, everywhere."""
+    text = format_points(change)
+    return text if is_accuracy or text in {UNKNOWN, NOT_FINITE} else f"{text}%"

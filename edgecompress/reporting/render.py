@@ -12,14 +12,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from edgecompress.reporting import numbers, plots
+from edgecompress.records import Fidelity
+from edgecompress.reporting import numbers, plots, quality
 from edgecompress.reporting.document import Group, Report
 
 # C0 and C1 controls but tab and newline, surrogates, and the controls of text direction (Unicode TR 36, 3.1).
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 FILTERS = (
-    "size", "count", "whole", "ms", "seconds", "factor", "ratio", "percent", "points", "db", "error", "loss_change", "significant", "shape",
-    "metric",
+    "size", "count", "whole", "ms", "seconds", "factor", "ratio", "percent", "points", "share", "metric", "metric_change", "db", "error",
+    "loss_change", "significant",
+    "shape",
 )  # fmt: skip
 
 
@@ -48,6 +50,8 @@ def make_environment() -> Environment:
     )
     found.filters.update({name: getattr(numbers, f"format_{name}") for name in FILTERS})
     found.filters.update({"time_axis_end": find_time_axis_end, "deviation_axis": find_deviation_axis})
+    found.filters.update({"kept": quality.format_kept, "kept_details": summarize_kept, "details": quality.list_details})
+    found.filters.update({"conversion": quality.describe_conversion})
     found.globals.update({"describe_change": numbers.describe_change, "factors": numbers.format_factors})
     return found
 
@@ -58,6 +62,15 @@ def replace_unsafe_characters(value: Any) -> Any:
         cleaned = UNSAFE.sub("\ufffd", value)
         return type(value)(cleaned) if isinstance(value, Markup) else cleaned
     return value
+
+
+def summarize_kept(fidelity: Fidelity | None) -> str:
+    """Return which output of several is kept least, its kind and the numbers beside it, for the line below the kept fraction."""
+    worst = fidelity.worst if fidelity else None
+    if fidelity is None or worst is None:
+        return "not measured" if fidelity is None else "no output is judged"
+    name = (worst.name,) if len(fidelity.outputs) > 1 else ()
+    return ", ".join((*name, worst.kind, *quality.list_details(worst)))
 
 
 def find_time_axis_end(group: Group) -> float:

@@ -1,6 +1,6 @@
 """Views of artifacts, and of their latencies and accuracies on a device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rich.table import Table
@@ -9,71 +9,57 @@ from edgecompress.cli.views.tables import make_table
 from edgecompress.devices.statistics import CONFIDENCE, Ratio, comparable, median, ratio, speed_up
 from edgecompress.records import Artifact, BenchmarkResult
 from edgecompress.records.evaluation import Evaluation
-from edgecompress.records.metrics import MetricSpec, metric_loss
+from edgecompress.reporting.comparison import group_results
+from edgecompress.reporting.document import ArtifactRow
 from edgecompress.reporting.numbers import (
     UNKNOWN,
-    format_db,
     format_error,
     format_exact,
     format_factor,
-    format_loss,
     format_metric,
+    format_metric_change,
     format_ms,
     format_percent,
     format_ratio,
     format_share,
     format_size,
 )
-from edgecompress.targets import SCHEMES
+from edgecompress.reporting.quality import describe_conversion, describe_kept, format_kept
 
 MAX_OPS: Final = 10  # they take nearly all of the time, and more would not fit a screen
 
 
 def tabulate_artifacts(made: Sequence[Artifact], results: Sequence[BenchmarkResult] = ()) -> Table:
-    """Return size, metric, fidelity and speed of each artifact, compared with the dense fp32 artifact of its format.
+    """Return size, metric, both proofs and speed of each artifact, compared with the dense fp32 artifact of its format.
 
     The column `keeps` is the proof of compression, how much is left of the network as given; `conversion` is that the file is what was
-    compressed.
+    compressed. Only the names fold where the terminal is narrow.
     """
-    by_name = {result.artifact: result for result in results}
-    dense = {a.format: a for a in made if a.model == "dense" and a.quant.scheme == "fp32"}
-    spec = next((a.metric for a in made if a.metric), None)
-    rows = []
-    for a in made:
-        base, result = dense.get(a.format), by_name.get(a.path)
-        reference = by_name.get(base.path) if base else None
-        faster = format_factor(speed_up(reference, result)) if reference and result and comparable(reference, result) is None else UNKNOWN
-        latency = format_ms(median(result.latency_ms)) if result else UNKNOWN
-        scored = _describe_metric(a, base, spec) if spec else ()
-        rows.append((a.path, format_size(a.size_bytes), *scored, describe_fidelity(a), latency, faster, describe_parity(a)))
+    groups, unmeasured, _ = group_results(tuple(made), tuple(results))
+    found = {row.artifact: row for row in (*unmeasured, *(row for group in reversed(groups) for row in group.rows))}
+    rows = [found[a.path] for a in made]
+    spec = next((row.metric for row in rows if row.metric), None)
     scored = (spec.name, "change") if spec else ()
-    return make_table(("artifact", "size", *scored, "keeps", "median ms", "speed-up", "conversion"), rows)
+    headings = ("artifact", "size", *scored, "keeps", "median ms", "speed-up", "conversion")
+    return make_table(headings, map(_describe_row, rows), fold=("artifact",))
 
 
-def _describe_metric(a: Artifact, base: Artifact | None, spec: MetricSpec) -> tuple[str, str]:
-    """Return the value of the metric, and its change from the dense fp32 file."""
-    value = a.metrics.get(spec.name)
-    lost = None
-    if base and base is not a and value is not None and spec.name in base.metrics:
-        lost = metric_loss(spec, base.metrics, a.metrics)
-    return format_metric(value, is_accuracy=spec.is_accuracy), format_loss(lost, is_accuracy=spec.is_accuracy)
+def _describe_row(row: ArtifactRow) -> tuple[str, ...]:
+    scored: tuple[str, ...] = ()
+    if spec := row.metric:
+        change = UNKNOWN if row.baseline else format_metric_change(row.change, is_accuracy=spec.is_accuracy)
+        scored = (format_metric(row.value, is_accuracy=spec.is_accuracy), change)
+    latency = format_ms(row.latency.median_ms) if row.latency else UNKNOWN
+    proof = describe_conversion(row.parity, row.scheme)
+    name = f"{row.artifact} (slower than dense)" if row.slower_than else row.artifact
+    return (name, format_size(row.size_bytes), *scored, format_kept(row.fidelity), latency, format_factor(row.speed_up), proof)
 
 
-def describe_fidelity(a: Artifact) -> str:
-    """Return how much of the dense network's outputs a file keeps, that of the worst output: `97.4%`."""
-    worst = a.fidelity.worst if a.fidelity else None
-    return UNKNOWN if worst is None else format_share(worst.kept)
-
-
-def describe_parity(a: Artifact) -> str:
-    """Return how far an artifact is from the network that it was converted from: the number that the gate decided by."""
-    if a.parity is None:
-        return UNKNOWN
-    if SCHEMES[a.quant.scheme].gate.max_rel is not None:
-        return f"max {format_error(a.parity.max_rel)} of range"
-    same = [each for each in (a.parity.top1_agreement, a.parity.integer_agreement) if each is not None]
-    told = f"agrees {format_percent(min(same))}, " if same else ""
-    return f"{told}{format_db(a.parity.sqnr_db)} dB"
+def list_compression(made: Sequence[Artifact]) -> Iterator[str]:
+    """Yield how much each artifact keeps of every output of the network as given, a line an output."""
+    for artifact in made:
+        for each in artifact.fidelity.outputs if artifact.fidelity else ():
+            yield f"{artifact.path} keeps {describe_kept(each)}"
 
 
 def tabulate_results(measured: Sequence[BenchmarkResult], *, compare: bool = False) -> Table:

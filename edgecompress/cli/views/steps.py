@@ -1,6 +1,6 @@
 """Views of the steps of a run: the table that a command prints, and the line that reports a finished step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from rich.table import Table
@@ -16,7 +16,9 @@ from edgecompress.records import (
     ModelStats,
     QatResult,
     QuantizeResult,
+    Record,
 )
+from edgecompress.records.metrics import metric_loss
 from edgecompress.reporting.numbers import (
     UNKNOWN,
     format_count,
@@ -25,6 +27,7 @@ from edgecompress.reporting.numbers import (
     format_factor,
     format_loss_change,
     format_metric,
+    format_metric_change,
     format_ms,
     format_percent,
     format_ratio,
@@ -34,6 +37,7 @@ from edgecompress.reporting.numbers import (
     format_significant,
     format_size,
 )
+from edgecompress.reporting.quality import describe_kept
 
 
 def tabulate_stats(record: ModelStats) -> Table:
@@ -53,8 +57,33 @@ def tabulate_stats(record: ModelStats) -> Table:
         for layer in record.layers
     ]
     rows.append(("total", "", "", "", format_count(record.params), format_count(record.macs), "", "", format_ms(record.latency_ms)))
-    rows += [(spec.name, "output", spec.kind, f"from {spec.source}", "", "", "", "", "") for spec in record.outputs]
     return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
+
+
+def list_outputs(record: ModelStats) -> Iterator[str]:
+    """Yield the kind of each output, by which it is judged and trained, and where that was read."""
+    for spec in record.outputs:
+        yield f"output {spec.name}: {spec.kind}{f' ({spec.source})' if spec.source else ''}"
+
+
+def list_plan_notes(record: CompressionPlan) -> Iterator[str]:
+    """Yield why less was saved than was asked for."""
+    if record.refusal:
+        yield f"taken back: {record.refusal}"
+
+
+def list_proofs(record: ExportResult) -> Iterator[str]:
+    """Yield what compression cost the network itself: its metric, and how much every output keeps."""
+    found = record.compression
+    if found is None:
+        return
+    if spec := found.metric:
+        before, after = (format_metric(values[spec.name], is_accuracy=spec.is_accuracy) for values in (found.dense_metrics, found.metrics))
+        lost = -metric_loss(spec, found.dense_metrics, found.metrics)
+        change = format_metric_change(lost, is_accuracy=spec.is_accuracy) + (" points" if spec.is_accuracy else "")
+        yield f"of the network as given the compressed one keeps: {spec.name} {before} → {after} ({change})"
+    for each in found.fidelity.outputs:
+        yield f"of the network as given the compressed one keeps {describe_kept(each)}"
 
 
 def tabulate_plan(record: CompressionPlan) -> Table:
@@ -164,10 +193,7 @@ def tabulate_qat(record: QatResult) -> Table:
 
 
 def _summarize_analysis(stats: ModelStats) -> str:
-    kinds = ", ".join(f"{spec.name} is {spec.kind}" for spec in stats.outputs)
-    return (
-        f"{format_count(stats.params)} params, {format_count(stats.macs)} MACs, {len(stats.layers)} layers{f'; {kinds}' if kinds else ''}"
-    )
+    return f"{format_count(stats.params)} params, {format_count(stats.macs)} MACs, {len(stats.layers)} layers"
 
 
 def _summarize_plan(plan: CompressionPlan) -> str:
@@ -177,7 +203,7 @@ def _summarize_plan(plan: CompressionPlan) -> str:
         if plan.latency_ms and plan.latency_ms_before
         else ""
     )
-    note = f"; {plan.notes[-1]}" if plan.notes else ""
+    note = f"; {plan.notes[-1]}" if plan.notes and not plan.refusal else ""
     return f"macs {format_ratio(ratio)}{faster}, {len(plan.layers)} layers factorized, {len(plan.skipped)} left dense{note}"
 
 
@@ -214,34 +240,34 @@ def _summarize_qat(result: QatResult) -> str:
 
 
 def _summarize_export(result: ExportResult) -> str:
-    """Return both proofs: files that are what was compressed, and what is left of the network as given."""
     asked = sum(not refused.for_comparison for refused in result.refused)
-    refused = f", {asked} refused" if asked else ""
-    files = f"{len(result.artifacts)} files are what was compressed{refused}"
-    found = result.compression
-    if found is None:
-        return files
-    if found.metric is not None:
-        before, after = found.dense_metrics[found.metric.name], found.metrics[found.metric.name]
-        values = " → ".join(format_metric(value, is_accuracy=found.metric.is_accuracy) for value in (before, after))
-        return f"{files}; the compressed network: {found.metric.name} {values}"
-    worst = found.fidelity.worst
-    return f"{files}; of the network as given it keeps {format_share(worst.kept)}" if worst else files
+    return f"{len(result.artifacts)} files, each is what was compressed{f'; {asked} refused' if asked else ''}"
+
+
+def _list_nothing(_: Record) -> Iterator[str]:
+    return iter(())
 
 
 class StepView(NamedTuple):
-    """How a step is shown: `tabulate` is its command's output, `summarize` the line after the step is done."""
+    """How a step is shown.
+
+    Attributes:
+        tabulate: The output of its command.
+        summarize: The line after the step is done.
+        explain: Short lines below that one, each with one fact.
+    """
 
     tabulate: Callable[[Any], Table]
     summarize: Callable[[Any], str]
+    explain: Callable[[Any], Iterable[str]] = _list_nothing
 
 
 STEP_VIEWS: Final = {
-    "analyze": StepView(tabulate_stats, _summarize_analysis),
-    "plan": StepView(tabulate_plan, _summarize_plan),
-    "decompose": StepView(tabulate_errors, _summarize_decomposition),
+    "analyze": StepView(tabulate_stats, _summarize_analysis, list_outputs),
+    "plan": StepView(tabulate_plan, _summarize_plan, list_plan_notes),
+    "decompose": StepView(tabulate_errors, _summarize_decomposition, lambda record: record.notes),
     "finetune": StepView(tabulate_epochs, _summarize_finetuning),
     "quantize": StepView(tabulate_quantization, _summarize_quantization),
     "qat": StepView(tabulate_qat, _summarize_qat),
-    "export": StepView(lambda result: tabulate_artifacts(result.artifacts), _summarize_export),
+    "export": StepView(lambda result: tabulate_artifacts(result.artifacts), _summarize_export, list_proofs),
 }
