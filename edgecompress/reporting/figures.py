@@ -1,12 +1,13 @@
 """The figures of a verdict: size, speeds, what is left of the network as given, and multiply-adds."""
 
 from edgecompress.records import FinetuneResult, MetricSpec
+from edgecompress.records.evaluation import TOP1
 from edgecompress.records.metrics import metric_loss
 from edgecompress.records.outputs import Fidelity
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable
 from edgecompress.reporting.numbers import format_ratio, format_whole
-from edgecompress.reporting.quality import TOP1, list_details
+from edgecompress.reporting.quality import list_details
 
 OF_THE_FILE = "of the file itself"
 OF_THE_NETWORK = "of the PyTorch model before export"

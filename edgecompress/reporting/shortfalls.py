@@ -39,7 +39,7 @@ def list_shortfalls(
     found = (
         *(f"{file.path} was refused: {describe_refusal(file)}" for file in records.refused if not file.for_comparison),
         *list_plan_shortfalls(records.plan, records.decomposed),
-        *list_quality_shortfalls(quality, records.finetuned, exported=row is not None),
+        *list_quality_shortfalls(quality, records.finetuned, row),
         *list_int8_shortfalls(records, row),
         *list_row_shortfalls(groups, unmeasured),
         *list_slower_in_int8(groups),
@@ -71,16 +71,16 @@ def list_plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResu
     return short
 
 
-def list_quality_shortfalls(quality: Figure, finetuned: FinetuneResult | None, *, exported: bool) -> list[str]:
+def list_quality_shortfalls(quality: Figure, finetuned: FinetuneResult | None, row: ArtifactRow | None) -> list[str]:
     short = []
     if quality.metric is not None and quality.change is not None and -quality.change >= MIN_NOTICED_LOSS:
         lost = format_metric_change(-quality.change, is_accuracy=quality.metric.is_accuracy).lstrip("+")
         short.append(
             f"{quality.name} fell by {lost} points." if quality.metric.is_accuracy else f"{quality.name} is {lost} worse than before."
         )
-    if exported and quality.change is None and quality.kind == "metric":
-        short.append(f"The change of {quality.name} is not known: {quality.reason}.")
-    if exported and quality.kind == "kept" and quality.after is None:
+    if row is not None and row.metric is not None and row.change is None:
+        short.append(f"The change of {row.metric.name} is not known: {row.metric_reason}.")
+    if row is not None and quality.kind == "kept" and quality.after is None:
         short.append("What the files keep of the network as given was not measured; export them again.")
     losses = [epoch.loss for epoch in finetuned.epochs if epoch.epoch] if finetuned else []  # epoch 0 has none
     if any(loss is None or not math.isfinite(loss) for loss in losses):

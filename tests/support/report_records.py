@@ -6,6 +6,8 @@ The numbers are made up but of the size that the real example shows; they are th
 import random
 from typing import Any
 
+from msgspec.structs import replace
+
 from edgecompress.records import (
     Artifact,
     BenchmarkResult,
@@ -14,12 +16,16 @@ from edgecompress.records import (
     DecomposeResult,
     DeviceInfo,
     Epoch,
+    Fidelity,
     FinetuneResult,
     LayerPlan,
     LayerPrecision,
     LayerQuantization,
     LayerStats,
+    MetricSpec,
     ModelStats,
+    OutputFidelity,
+    OutputSpec,
     Parity,
     PrecisionPlan,
     Preprocessing,
@@ -29,10 +35,13 @@ from edgecompress.records import (
     SkippedLayer,
     TensorSpec,
 )
+from edgecompress.records.artifact import CompressionCost
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import Report
 from edgecompress.reporting.make_report import make_report
 
+TOP1 = MetricSpec(name="top-1")
+OUTPUTS = (OutputSpec(kind="logits", name="output_0", source="integer labels below 10"),)
 DATA = "Fashion-MNIST, shipped subset, 5,000 test images"
 LOCAL = DeviceInfo(
     url="local://",
@@ -109,6 +118,7 @@ def stats() -> ModelStats:
         macs=sum(layer.macs for layer in layers),
         latency_ms=sum(layer.latency_ms or 0 for layer in layers),
         conditions={"PyTorch": "2.9.1", "Threads for the layer times": "1"},
+        outputs=OUTPUTS,
     )
 
 
@@ -234,6 +244,7 @@ def trained() -> QatResult:
 def artifact(name: str, **changes: Any) -> Artifact:
     """Return one artifact; its hash follows its name."""
     number = sum(map(ord, name))
+    kept = {"fp32": 0.984, "fp16": 0.983, "int8-static": 0.972}
     scheme = next((s for s in ("fp16", "int8-static", "int8-dynamic") if s in name), "fp32")
     format_ = name.rpartition(".")[2]
     fields: dict[str, Any] = {
@@ -259,8 +270,34 @@ def artifact(name: str, **changes: Any) -> Artifact:
         "top1": 0.9194,
         "data": DATA,
         "created_at": "2026-03-02T09:14:06+00:00",
+        "kinds": OUTPUTS,
+        "fidelity": fidelity(0.9965 if name.endswith("dense-int8-static.tflite") else 1.0 if "dense" in name else kept[scheme]),
+        "metric": TOP1,
     }
-    return Artifact(**{**fields, **changes})
+    made = {**fields, **changes}
+    return Artifact(**{"metrics": {} if made["top1"] is None else {"top-1": made["top1"], "top-5": 0.998}, **made})
+
+
+def fidelity(kept: float, **changes: Any) -> Fidelity:
+    """Return the fidelity of a classifier with one output, or with `changes` of another kind."""
+    found = {"name": "output_0", "kind": "logits", "kept": kept, "min_kept": 0.95, "max_abs": 1.63, "agreement": kept}
+    return Fidelity(outputs=(OutputFidelity(**{**found, **changes}),), samples=256)
+
+
+def compression() -> CompressionCost:
+    return CompressionCost(
+        fidelity=fidelity(0.9845),
+        metric=TOP1,
+        dense_metrics={"top-1": 0.9194, "top-5": 0.999},
+        metrics={"top-1": 0.9158, "top-5": 0.998},
+        max_loss=2.0,
+        data=DATA,
+    )
+
+
+def without_metric(made: Artifact, kept: Fidelity | None) -> Artifact:
+    """Return the artifact of a network that is judged by fidelity alone."""
+    return replace(made, top1=None, metric=None, metrics={}, fidelity=kept)
 
 
 def artifacts() -> tuple[Artifact, ...]:
@@ -273,6 +310,7 @@ def artifacts() -> tuple[Artifact, ...]:
         artifact("resnet20-int8-static.tflite", size_bytes=131_704, top1=0.9146, parity=rounding),
         artifact("resnet20-dense-fp32.ptl", size_bytes=1_131_006),
         artifact("resnet20-fp32.ptl", size_bytes=402_310, top1=0.9158),
+        artifact("resnet20-dense-int8-static.tflite", size_bytes=342_104, top1=0.9186, parity=rounding),
     )
 
 
@@ -304,10 +342,11 @@ def result(
 
 
 def results() -> tuple[BenchmarkResult, ...]:
-    dense, fp32, fp16, int8, dense_ptl, ptl = artifacts()
+    dense, fp32, fp16, int8, dense_ptl, ptl, dense_int8 = artifacts()
+    here = ((dense, 1.92), (fp32, 0.71), (fp16, 0.72), (int8, 0.46), (dense_ptl, 4.33), (ptl, 2.64), (dense_int8, 0.83))
     return (
-        *(result(a, m, device=PHONE) for a, m in ((dense, 6.12), (fp32, 2.31), (fp16, 2.29), (int8, 1.38))),
-        *(result(a, m) for a, m in ((dense, 1.92), (fp32, 0.71), (fp16, 0.72), (int8, 0.46), (dense_ptl, 4.33), (ptl, 2.64))),
+        *(result(a, m, device=PHONE) for a, m in ((dense, 6.12), (fp32, 2.31), (fp16, 2.29), (int8, 1.38), (dense_int8, 1.97))),
+        *(result(a, m) for a, m in here),
     )
 
 
@@ -326,7 +365,7 @@ def main_records() -> dict[str, Any]:
 
 def all_records() -> dict[str, Any]:
     """Return `main_records` with the records that only some runs have."""
-    return main_records() | {"qat": trained()}
+    return main_records() | {"qat": trained(), "compression": compression()}
 
 
 def dense_and_int8_results(**changes: Any) -> tuple[BenchmarkResult, BenchmarkResult]:

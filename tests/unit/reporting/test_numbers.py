@@ -4,6 +4,7 @@ import html
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,8 @@ WRITTEN = [
     (numbers.format_points, -0.42, "−0.42"),
     (numbers.format_points, 0.42, "+0.42"),
     (numbers.format_points, 0.001, "±0.00"),
+    (partial(numbers.format_metric_change, is_accuracy=True), -0.48, "−0.48"),
+    (partial(numbers.format_metric_change, is_accuracy=False), -23.8, "−23.80%"),
     (numbers.format_db, -3.14, "−3.1"),
     (numbers.format_error, 1.4e-7, "1.4e−7"),
     (numbers.format_error, 0.0279, "0.028"),
@@ -69,7 +72,7 @@ def test_numbers_are_written_for_people(write, value, expected):
     assert write(value) == expected
 
 
-@pytest.mark.parametrize("write", OF_A_NUMBER, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", OF_A_NUMBER, ids=lambda write: getattr(write, "func", write).__name__)
 def test_an_unknown_number_is_a_dash_and_one_that_is_not_finite_is_named(write):
     assert write(None) == "–"
     assert {write(value) for value in (float("nan"), float("inf"), -float("inf"))} == {"not finite"}
@@ -99,7 +102,7 @@ SHOWN_BY_BOTH = {
     "finetune": (run.finetuned, ("loss", "top-1", "s")),
     "quantize": (run.quantized, ("int8 per channel, dB", "per tensor, dB", "alone in int8, dB", "agrees")),
     "qat": (run.trained, ("loss", "top-1", "agrees", "SQNR, dB")),
-    "export": (None, ("size", "median ms", "speed-up")),
+    "export": (None, ("size", "top-1", "change", "keeps", "median ms", "speed-up", "conversion")),
     "bench": (None, ("median ms", "min–max", "peak memory")),
 }
 
