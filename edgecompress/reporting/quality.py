@@ -61,14 +61,18 @@ def explain_conversion(parity: Parity | None, scheme: str) -> str:
     return f"Conversion: the file is what was compressed, {', '.join(told)} on {format_whole(parity.samples)} inputs."
 
 
-def explain_compression(fidelity: Fidelity | None) -> str:
-    """Return the proof of compression as a sentence, of the worst output where there are several."""
+def explain_compression(fidelity: Fidelity | None, *, bounded: bool) -> str:
+    """Return the proof of compression as a sentence, of the worst output where there are several.
+
+    Args:
+        bounded: Tell the bound, which decides where there is no metric.
+    """
     if fidelity is None:
         return "Compression: how much of the network as given the file keeps was not measured; export it again."
     if (worst := fidelity.worst) is None:
         return "Compression: no output is judged, all of them are to be ignored."
     others = f", the output nearest to its bound of {len(fidelity.outputs)}" if len(fidelity.outputs) > 1 else ""
-    least = f"; {format_share(worst.min_kept)} must be kept" if worst.min_kept else ""
+    least = f"; {format_share(worst.min_kept)} must be kept" if bounded and worst.min_kept else ""
     return (
         f"Compression: of the network as given it keeps {describe_kept(worst)}{others}, on {format_whole(fidelity.samples)} held-out inputs"
         f"{least}."

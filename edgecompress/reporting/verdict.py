@@ -111,7 +111,7 @@ def make_verdict(
         artifact=row.artifact if row else "",
         figures=(size, speed, *((int8,) if int8 else ()), quality, macs),
         shortfalls=list_shortfalls(records, groups, unmeasured, row=compressed, quality=quality, left_out=left_out),
-        proofs=(explain_conversion(row.parity, row.scheme), explain_compression(row.fidelity)) if row else (),
+        proofs=(explain_conversion(row.parity, row.scheme), explain_compression(row.fidelity, bounded=row.metric is None)) if row else (),
     )
 
 
