@@ -24,11 +24,12 @@ from edgecompress.targets import FLOAT32, FLOAT_TAIL, SCHEMES
 
 aten = torch.ops.aten
 
-TAIL_SAMPLES: Final = 32  # ranges that differ enough to matter differ on few samples
+TAIL_SAMPLES: Final = 16  # ranges that differ enough to matter differ on few samples
 # A part that gets fewer than 64 of 256 integers loses two bits by being joined. That is judged early: a float join costs next to nothing.
 JOINED_LOSS: Final = 4.0
 # The channels of one op differ by themselves, and a layer in float costs its integer speed: it must leave fewer than 16 of 256 integers.
 CHANNEL_LOSS: Final = 16.0
+MAX_LAYER_CHANNELS: Final = 32  # a layer that ends in more gives class scores, some of which are always near 0 and need no scale
 BITS: Final = 8  # the losses above are those of so many bits
 MAP_AXES: Final = 4
 
@@ -162,8 +163,9 @@ def list_ops(graph: fx.GraphModule) -> list[TailOp]:
         layer = _layer_of(node)
         inputs = tuple(each.name for each in layer.all_input_nodes if each.op != "get_attr")
         if layer.target in WEIGHTED_OPS:
-            rank = node.meta["val"].ndim
-            found.append(TailOp(node.name, inputs, "layer", None if rank < 2 else rank - 1 if layer.target in LINEAR_OPS else 1))
+            shape = node.meta["val"].shape
+            axis = len(shape) - 1 if layer.target in LINEAR_OPS else 1
+            found.append(TailOp(node.name, inputs, "layer", axis if 0 < axis < len(shape) and shape[axis] <= MAX_LAYER_CHANNELS else None))
             continue
         if node.target in BODY_OPS:
             found.append(TailOp(node.name, inputs, "body"))

@@ -124,6 +124,13 @@ def test_class_scores_and_softmax_of_a_classifier_are_alike():
     assert tail_of(nn.Sequential(body, nn.Softmax(1)), x) == []
 
 
+def test_class_scores_of_many_classes_are_no_ranges_of_their_own():
+    body = nn.Sequential(nn.Flatten(), nn.Linear(48, 100))
+    with torch.no_grad():
+        body[1].weight[7], body[1].bias[7] = 0, 0.01
+    assert tail_of(body, torch.randn(16, 3, 4, 4)) == []
+
+
 def test_positions_of_an_anchor_grid_are_no_channels():
     """Boxes alone reach from 20 to 620 pixels along their positions, and all four coordinates have the same range."""
 
