@@ -96,7 +96,10 @@ class Options(Record, frozen=True, kw_only=True):
     ] = ""
     allocator: Annotated[str, Option("How the budget is shared out among the layers", choices=ALLOCATORS, rare=True)] = "latency"
     method: Annotated[str, Option("Factorization, METHOD[:KEY=VALUE,…]", "It is that of every layer, e.g. `cp3:seed=1,starts=5`.")] = AUTO
-    layer: Annotated[tuple[str, ...], Option("Form of a layer, NAME=METHOD:RANK[:KEY=VALUE,…] or NAME=dense")] = ()
+    layer: Annotated[
+        tuple[str, ...],
+        Option("Layer form, NAME=METHOD:RANK or =dense", "Options of the method follow the rank: `NAME=METHOD:RANK:KEY=VALUE,…`."),
+    ] = ()
     data_aware: Annotated[bool, Option("Fit factors to what the layers read from calibration inputs, where the method can", rare=True)] = (
         False
     )
