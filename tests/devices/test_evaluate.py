@@ -179,6 +179,7 @@ def metric(outputs, targets):
 """
 
 
+@pytest.mark.slow
 def test_a_network_without_classes_is_scored_by_its_recipe_s_metric(tmp_path, edgecompress):
     (tmp_path / "place.py").write_text(REGRESSION)
     made = edgecompress("export", tmp_path / "place.py", "--format", "torchscript", "--scheme", "fp32", "--macs-ratio", "1", "--run", "r")

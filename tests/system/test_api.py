@@ -55,6 +55,7 @@ def framed(samples):
     return Samples(x, samples.labels, source=f"framed {samples.source}")
 
 
+@pytest.mark.slow
 def test_what_the_guide_to_python_shows_runs(net, tmp_path, monkeypatch, capsys):
     blocks = [b for b in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if b.startswith(MARK)]
     assert len(blocks) == 1, f"{GUIDE} has {len(blocks)} blocks that start with {MARK!r}"

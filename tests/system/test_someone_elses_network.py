@@ -55,12 +55,14 @@ def embedder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_embedder_without_training_data_keeps_the_bound(embedder):
     (made,) = compressed(embedder / "bounded").values()
     assert [each.kind for each in made.fidelity.outputs] == ["embedding"]
     assert made.fidelity.outputs[0].kept >= BOUNDS["sentence-embedder"]
 
 
+@pytest.mark.slow
 def test_without_a_bound_the_budget_is_spent_and_it_is_said_what_is_kept(embedder):
     (made,) = compressed(embedder / "unbounded").values()
     kept = made.fidelity.outputs[0].kept
@@ -70,6 +72,7 @@ def test_without_a_bound_the_budget_is_spent_and_it_is_said_what_is_kept(embedde
     assert f"{kept:.1%}" in (embedder / "unbounded.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_fidelity_that_is_told_is_that_of_the_file(embedder):
     recipe = load_recipe(str(embedder / "embedder"))
     x = recipe.eval_data().tensors

@@ -83,6 +83,7 @@ def test_an_installed_wheel_is_found_and_not_the_repository(installed, tmp_path)
     assert not [path for path in paths if path and Path(path).resolve() == REPOSITORY]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_does_the_main_job(installed, digits_recipe, tmp_path):
     """Export starts the converters, bench the runner, inspect the reader of files: each of those programs lies inside the wheel."""
     command = installed / "edgecompress"
