@@ -115,6 +115,7 @@ def test_no_table_and_no_such_device(edgecompress, digits_recipe, tmp_path):
     assert gone.code == DeviceError.exit_code, gone.err
 
 
+@pytest.mark.slow
 def test_layers_that_a_plan_keeps_in_float_are_in_float_in_the_file(table, edgecompress, digits_recipe, tmp_path):
     asked = ("--latency-ms", "2.4", "--max-drop", "90", "--mixed-precision", "--table", table, "--epochs", "1", "--epoch-samples", "200")
     scheme = ("--format", "tflite", "--scheme", "int8-static", "--calibration-samples", "64", "--verify-samples", "100")
