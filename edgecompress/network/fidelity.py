@@ -49,17 +49,6 @@ def measure_fidelity(outputs: Batch, reference: Batch, specs: tuple[OutputSpec, 
     return Fidelity(outputs=tuple(measured), samples=batches.count_samples(reference))
 
 
-def replace_bound(fidelity: Fidelity, min_kept: float | None) -> Fidelity:
-    """Return the same fidelity with another bound for every output; None stands for the bounds of the kinds."""
-    return msgspec.structs.replace(
-        fidelity,
-        outputs=tuple(
-            msgspec.structs.replace(each, min_kept=(KINDS[each.kind].min_kept or 0.0) if min_kept is None else min_kept)
-            for each in fidelity.outputs
-        ),
-    )
-
-
 def describe_output_fidelity(each: OutputFidelity) -> str:
     """Return e.g. `keeps 96.1% of the answers` or `keeps 93.4% (cosine 0.9912, nearest neighbours 93.4%)`."""
     details = []
