@@ -8,6 +8,7 @@ load and crash in the program's process, within the limits of time and memory th
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -31,6 +32,7 @@ MISSING_PACKAGE = 20
 REPLY_BYTES = 1 << 20
 REQUEST_BYTES = 1 << 20
 LOG_TAIL_LINES = 8
+STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours and cursor movements, for a terminal
 EXIT_CODES = {kind.exit_code: kind for kind in (EdgeCompressError, ConfigError, UnsupportedError, ToolchainError, ParityError)}
 
 Q = TypeVar("Q", bound=Record)
@@ -182,7 +184,7 @@ def _last_line(stdout: IO[bytes]) -> bytes:
 def _log_tail(stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - (1 << 14)))
-    lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in STYLES.sub("", stderr.read().decode(errors="replace")).splitlines() if line.strip()]
     return " | ".join(line[:300] for line in lines[-LOG_TAIL_LINES:]) or "nothing"
 
 
@@ -259,7 +261,7 @@ def answer_request(
         line = json.dumps({"error": str(error), "package": package, "extra": extra(asked) if asked else ""})
         code = MISSING_PACKAGE
     except EdgeCompressError as error:
-        line, code = json.dumps({"error": str(error)}), error.exit_code
+        line, code = json.dumps({"error": STYLES.sub("", str(error))}), error.exit_code
     reply_to.write(line + "\n")
     reply_to.close()
     return code

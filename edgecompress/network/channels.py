@@ -9,12 +9,14 @@ from torch import Tensor
 MIN_CHANNEL_VALUES: Final = 8  # of fewer values some are equal by chance
 MIN_CHANNEL_SPREAD: Final = 0.05  # 8 bits tell 13 values apart in it, so that no rounding makes such a channel constant
 MIN_RANGE_RATIO: Final = 4.0  # a channel with a quarter of the range that others have keeps two bits less of 8
+POSITIONS_RATIO: Final = 8  # of lengths: 100 cells of 4 coordinates, 8,400 cells of 85 numbers, 16,000 moments of one wave
 
 
 def choose_channel_axis(tensor: Tensor) -> int | None:
     """Return the axis, 1 or the last, along which ranges differ most; None where the ranges of channels are alike.
 
-    Along a last axis of pixels or time ranges differ as well, but gradually; so a step between two neighbours is asked for there.
+    Along a last axis of pixels or time ranges differ as well, but gradually; so a step between two neighbours is asked for there. Of an
+    output with two axes, one that is many times as long as the other holds positions: boxes in pixels differ from cell to cell.
 
     Args:
         tensor: `(n, …)`.
@@ -23,7 +25,7 @@ def choose_channel_axis(tensor: Tensor) -> int | None:
         return None
     ratios = {}
     for axis in dict.fromkeys((1, tensor.ndim - 1)):
-        if 0 < axis < tensor.ndim and tensor.shape[axis] > 1:
+        if 0 < axis < tensor.ndim and tensor.shape[axis] > 1 and not _holds_positions(tensor, axis):
             scales = channel_scales(tensor.detach().float(), axis, centred=False).flatten()
             present = scales[scales > 0]
             ratio = float(present.max() / present.min()) if len(present) > 1 else 1.0
@@ -31,6 +33,10 @@ def choose_channel_axis(tensor: Tensor) -> int | None:
             if ratio >= MIN_RANGE_RATIO and (axis == 1 or float(steps.max()) >= math.log(MIN_RANGE_RATIO)):
                 ratios[axis] = ratio
     return max(ratios, key=lambda each: ratios[each], default=None)
+
+
+def _holds_positions(tensor: Tensor, axis: int) -> bool:
+    return tensor.ndim == 3 and tensor.shape[axis] > POSITIONS_RATIO * tensor.shape[3 - axis]
 
 
 def channel_scales(tensor: Tensor, axis: int | None, *, centred: bool = True) -> Tensor:

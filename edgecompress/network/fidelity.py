@@ -51,21 +51,9 @@ def measure_fidelity(outputs: Batch, reference: Batch, specs: tuple[OutputSpec, 
 
 def describe_output_fidelity(each: OutputFidelity) -> str:
     """Return e.g. `keeps 96.1% of the answers` or `keeps 93.4% (cosine 0.9912, nearest neighbours 93.4%)`."""
-    details = []
-    if each.cosine is not None:
-        details.append(f"cosine {each.cosine:.4f}")
-    if each.neighbours is not None:
-        details.append(f"nearest neighbours {each.neighbours:.1%}")
-    if each.sqnr_db is not None:
-        where = f" in channel {each.channel} of axis {each.channel_axis}" if each.channel is not None else ""
-        details.append(f"{each.sqnr_db:.1f} dB{where}")
-    elif each.channel is not None:
-        details.append(f"channel {each.channel} of axis {each.channel_axis} is constant")
-    if each.kind == "independent":
-        details.append(f"largest difference {each.max_abs:.2g}")
-    told = "of the answers" if each.kind in {"logits", "probabilities", "class_map", "classes"} and each.channel is None else ""
-    inside = f" ({', '.join(details)})" if details else ""
-    return " ".join(filter(None, (f"keeps {each.kept:.1%}", told))) + inside
+    answers = " of the answers" if each.has_answers and each.channel is None else ""
+    details = f" ({', '.join(each.details)})" if each.details else ""
+    return f"keeps {each.kept:.1%}{answers}{details}"
 
 
 def describe_loss(fidelity: Fidelity) -> str:

@@ -27,30 +27,36 @@ SPLITS: Final = {
 
 
 class RunData:
-    """The datasets of a run: the recipe's, or those at the path of `--data`."""
+    """The datasets of a run: the recipe's, or those at the path of `--data`; each one is made once, since that may take minutes."""
 
     def __init__(self, recipe: Recipe, *, path: str = "", seed: int = 0) -> None:
         self.recipe = recipe
         self.path = path
         self.seed = seed
+        self._datasets: dict[str, Any] = {}
         self._digests: dict[tuple[str, bool], str] = {}
 
     def dataset(self, split: str) -> Any:
         """Return the dataset of a split of SPLITS; None when the user gave none."""
-        if self.path:
-            kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
-            found = datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
-            return renumber_classes(found, self.recipe.labels, self.recipe.source)
-        name = self._choose_function(split)
-        return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()") if name else None
+        kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"
+        name = kind if self.path else self._choose_function(split)
+        if name and name not in self._datasets:
+            self._datasets[name] = self._load_split(kind) if self.path else self._call_function(name)
+        return self._datasets[name] if name else None
+
+    def _load_split(self, kind: datasets.Split) -> Any:
+        found = datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
+        return renumber_classes(found, self.recipe.labels, self.recipe.source)
+
+    def _call_function(self, name: str) -> Any:
+        with fixed_random_numbers():  # a set that the function draws is the same one for every process
+            return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()")
 
     def digest(self, split: str, *, with_inputs: bool = True) -> str:
         """Return a hash of what the dataset of a split holds, computed once; "" for none, and for data at a path, whose files tell."""
         name = "" if self.path else self._choose_function(split)
         if name and (name, with_inputs) not in self._digests:
-            with fixed_random_numbers():  # a set that the function draws is the same one for every process
-                dataset = self.dataset(split)
-            self._digests[name, with_inputs] = digest_dataset(dataset, with_inputs=with_inputs)
+            self._digests[name, with_inputs] = digest_dataset(self.dataset(split), with_inputs=with_inputs)
         return self._digests[name, with_inputs] if name else ""
 
     def _choose_function(self, split: str) -> str:

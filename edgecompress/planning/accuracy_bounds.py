@@ -146,10 +146,17 @@ class FidelityGuard:
         first = self.measure(full)
         if first.holds:
             return full
-        best = largest_accepted_plan(plan_at, lambda plan: self.measure(plan).holds, track=track)
+        measured: list[tuple[CompressionPlan, Fidelity]] = []
+
+        def holds(plan: CompressionPlan) -> bool:
+            measured.append((plan, self.measure(plan)))
+            return measured[-1][1].holds
+
+        best = largest_accepted_plan(plan_at, holds, track=track)
         spent = "nothing was decomposed"
         if best.layers:  # layers fixed by hand stay decomposed, whatever they cost
-            worst = self.measure(best).worst
+            known = [found for plan, found in measured if plan is best]
+            worst = (known[0] if known else self.measure(best)).worst
             kept = "" if worst is None else f" {describe_output_fidelity(worst)} and"
             spent = f"ratio {best.macs / best.macs_before:.2f}{kept} was taken"
         note = f"{self._describe_refusal(asked, first)}; {spent}"

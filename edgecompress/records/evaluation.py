@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from edgecompress.records import SCHEMA, DeviceInfo, Parity, Record
 from edgecompress.records.fields import Count, Limits, Option, describe_fields
 from edgecompress.records.measurement import BENCHMARK_DEFAULTS, DevicePython, DeviceRunner, RunTimeout, Threads
-from edgecompress.records.metrics import MetricSpec
+from edgecompress.records.metrics import TOP1, MetricSpec
 
 
 class EvaluationOptions(Record, frozen=True, kw_only=True):
@@ -36,7 +36,6 @@ class EvaluationOptions(Record, frozen=True, kw_only=True):
 
 EvaluationOptions.__doc__ = describe_fields(EvaluationOptions, "How artifacts are evaluated on labelled inputs.")
 EVALUATION_DEFAULTS: Final = EvaluationOptions()
-TOP1: Final = MetricSpec(name="top-1")
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from edgecompress.records.base import Record
 
@@ -21,6 +22,9 @@ class MetricSpec(Record, frozen=True, kw_only=True):
     higher_is_better: bool = True
     is_accuracy: bool = True
     assumed: bool = False
+
+
+TOP1: Final = MetricSpec(name="top-1")
 
 
 def metric_loss(spec: MetricSpec, dense: Mapping[str, float], found: Mapping[str, float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgecompress.records.base import SCHEMA, Record
+from edgecompress.records.metrics import TOP1, MetricSpec
 from edgecompress.records.outputs import OutputSpec
 
 
@@ -186,6 +187,7 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
 
     Attributes:
         epochs: The first one is the state after BatchNorm re-estimation, before training.
+        metric: The headline of the metric; None without one, and in records of older versions.
         dense_metrics, before_metrics, metrics: Values of the metric on the evaluation set, the first one being the headline: of the dense
             network, before training, and of the network that is kept.
         best_epoch: The epoch that is kept; None in records of older versions, which kept the last one.
@@ -211,6 +213,32 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
     validation: str = ""
     learning_rate: float = 0.0
     rate_reason: str = ""
+    metric: MetricSpec | None = None
+
+    @property
+    def headline(self) -> MetricSpec | None:
+        """What the network was scored by; top-1 in records of older versions that have it, None where nothing was scored."""
+        return self.metric or (TOP1 if self.dense_top1 is not None else None)
+
+    def select_value(self, metrics: dict[str, float], top1: float | None) -> float | None:
+        """Return the headline among the values of a network; `top1` is that of records of older versions."""
+        spec = self.headline
+        return None if spec is None else metrics.get(spec.name, top1 if spec.name == TOP1.name else None)
+
+    @property
+    def dense(self) -> float | None:
+        """The headline of the dense network."""
+        return self.select_value(self.dense_metrics, self.dense_top1)
+
+    @property
+    def before(self) -> float | None:
+        """The headline after BatchNorm re-estimation, before training."""
+        return self.select_value(self.before_metrics, self.before_top1)
+
+    @property
+    def after(self) -> float | None:
+        """The headline of the network that is kept."""
+        return self.select_value(self.metrics, self.top1)
 
 
 class QatResult(Record, frozen=True, kw_only=True):

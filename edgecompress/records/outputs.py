@@ -59,6 +59,28 @@ class OutputFidelity(Record, frozen=True, kw_only=True):
     channel: int | None = None
     channel_axis: int | None = None
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The numbers beside `kept` in words, by the kind; the channel is named where it decided."""
+        found = []
+        if self.cosine is not None:
+            found.append(f"cosine {self.cosine:.4f}")
+        if self.neighbours is not None:
+            found.append(f"nearest neighbours {self.neighbours:.1%}")
+        where = "" if self.channel is None else f"channel {self.channel} of axis {self.channel_axis}"
+        if self.sqnr_db is not None:
+            found.append(f"{self.sqnr_db:.1f} dB{where and f' in {where}'}".replace("-", "−"))
+        elif where:
+            found.append(f"{where} is constant")
+        if self.kind == "independent":
+            found.append(f"largest difference {self.max_abs:.2g}")
+        return tuple(found)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the fraction that is kept is one of answers."""
+        return self.agreement is not None and self.kind != "independent"
+
 
 class Fidelity(Record, frozen=True, kw_only=True):
     """How much a compressed network or its file keeps of the dense network, on held-out inputs, for every output by its kind."""

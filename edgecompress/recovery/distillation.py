@@ -13,8 +13,9 @@ from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import record_statistics, reestimate_batchnorm
 from edgecompress.progress import Track
 from edgecompress.records import Epoch
+from edgecompress.records.metrics import TOP1
 from edgecompress.recovery.checkpoint import copy_state
-from edgecompress.recovery.evaluation import EVAL_BATCH, TOP1, Evaluator
+from edgecompress.recovery.evaluation import EVAL_BATCH, Evaluator
 from edgecompress.recovery.learning_rate import find_learning_rate
 from edgecompress.recovery.loop import Assessment, LoopOptions, TrainingTask
 from edgecompress.recovery.modes import train_leaves
@@ -22,6 +23,7 @@ from edgecompress.recovery.schedule import epoch_seed, shuffled_batches
 from edgecompress.recovery.validation import Validation
 
 BATCHNORM_SAMPLES: Final = 2048  # bounds the time of a pass; statistics of more samples hardly differ
+EPOCH_SAMPLES: Final = 1024  # after an epoch, whose own running averages follow some 600 samples
 TEST_SAMPLES: Final = 512  # for the statistics after a short test of a learning rate
 
 
@@ -109,7 +111,7 @@ class Distillation(TrainingTask):
         measured = self._validate()
         if self.repairs:  # running averages follow the last few batches
             state = copy_state(self.model)
-            reestimate_batchnorm(self.model, self._draw_inputs(BATCHNORM_SAMPLES))
+            reestimate_batchnorm(self.model, self._draw_inputs(EPOCH_SAMPLES))
             repaired = self._validate()
             if self.chooser.is_worse(repaired, measured):
                 self.model.load_state_dict(state)
@@ -130,7 +132,7 @@ class Distillation(TrainingTask):
     def _evaluate(self, measured: Assessment) -> Assessment:
         """Add the values on the evaluation data."""
         metrics = self.evaluator.measure(self.model)
-        return measured._replace(top1=metrics.get(TOP1), metrics=metrics)
+        return measured._replace(top1=metrics.get(TOP1.name), metrics=metrics)
 
     def _draw_inputs(self, samples: int) -> Iterator[Batch]:
         order = shuffled_batches(self.indices, samples, EVAL_BATCH)

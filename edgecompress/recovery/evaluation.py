@@ -17,12 +17,11 @@ from edgecompress.network.output_kinds import KINDS
 from edgecompress.network.outputs import Specs, divergence, scores_of, top1
 from edgecompress.network.surgery import forward
 from edgecompress.progress import Track, track_silently
-from edgecompress.records.metrics import MetricSpec
+from edgecompress.records.metrics import TOP1, MetricSpec
 from edgecompress.recovery.schedule import chunks
 
 EVAL_BATCH: Final = 250  # without gradients, so many samples take no more memory than a training batch
 MAX_COMPARED: Final = 1000  # evaluation samples that are compared with the dense network's outputs where there is no metric
-TOP1: Final = "top-1"
 DIVERGENCE: Final = MetricSpec(name="divergence", higher_is_better=False, is_accuracy=False)
 
 
@@ -69,9 +68,9 @@ class Evaluator:
             with torch.inference_mode():
                 apart = float(divergence(forward(model.eval(), self.inputs), self.wanted, specs=self.specs))
             return {DIVERGENCE.name: apart} if math.isfinite(apart) else {}
-        if is_builtin(self.metric) and self.metric.place == TOP1 and scores_of(self.example_outputs, self.specs) is not None:
+        if is_builtin(self.metric) and self.metric.place == TOP1.name and scores_of(self.example_outputs, self.specs) is not None:
             found = measure_top1(model, self.data, self.track, example_inputs=self.example, specs=self.specs)
-            return {} if found is None else {TOP1: found}
+            return {} if found is None else {TOP1.name: found}
         with torch.inference_mode():
             run = partial(batches.run_model, model.eval())
             return evaluate_metric(self.metric, run, self.data, structure=self.structure, example=self.example)

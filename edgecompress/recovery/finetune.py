@@ -27,9 +27,10 @@ from edgecompress.network.surgery import forward, is_decomposed, set_memory_form
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Epoch, FinetuneResult, Record
+from edgecompress.records.metrics import TOP1
 from edgecompress.recovery.checkpoint import Progress, make_key
 from edgecompress.recovery.distillation import Distillation
-from edgecompress.recovery.evaluation import TOP1, Evaluator, is_builtin
+from edgecompress.recovery.evaluation import Evaluator, is_builtin
 from edgecompress.recovery.loop import run_epochs
 from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, use_loss
 from edgecompress.recovery.modes import needs_leaves
@@ -134,13 +135,14 @@ def finetune(
             criterion = task.validation.criterion
         else:
             metrics = evaluator.measure(model)
-            only = Epoch(epoch=0, loss=None, top1=metrics.get(TOP1), metrics=metrics, learning_rate=0.0, seconds=0.0)
+            only = Epoch(epoch=0, loss=None, top1=metrics.get(TOP1.name), metrics=metrics, learning_rate=0.0, seconds=0.0)
             progress, notes, criterion = Progress(epochs=[only], state={}), [], ""
     start, best = progress.epochs[0], progress.best_epoch
     return set_memory_format(model, torch.contiguous_format).eval(), FinetuneResult(
-        dense_top1=evaluator.dense.get(TOP1),
+        dense_top1=evaluator.dense.get(TOP1.name),
         before_top1=start.top1,
         top1=best.top1,
+        metric=evaluator.headline if evaluator.metric is not None else None,
         dense_metrics=evaluator.dense,
         before_metrics=start.metrics,
         metrics=best.metrics,

@@ -40,7 +40,10 @@ def describe_training(finetuned: FinetuneResult | None) -> Entries:
 
 
 def describe_sampling_error(finetuned: FinetuneResult) -> str:
-    """Return the half-width of the 95% confidence interval of top-1, 1.96·√(p(1 − p) / n) (normal approximation), as words."""
+    """Return the half-width of the 95% confidence interval of top-1, 1.96·√(p(1 − p) / n) (normal approximation), as words.
+
+    It holds for fractions of samples that are right, which is not known of another metric.
+    """
     if finetuned.top1 is None or finetuned.eval_samples < 1:
         return ""
     width = 196 * math.sqrt(finetuned.top1 * (1 - finetuned.top1) / finetuned.eval_samples)

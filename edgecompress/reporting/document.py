@@ -278,13 +278,14 @@ class EpochPoint(Record, frozen=True, kw_only=True):
     """One epoch of fine-tuning, epoch 0 being the network before it; the loss is None where it was not finite, and of epoch 0.
 
     Attributes:
+        value: Headline of the metric on the evaluation samples; None where nothing was scored.
         divergence: From the dense network on validation samples; None where it was not measured.
         kept: Whether the network is that of this epoch.
     """
 
     epoch: int
     loss: float | None
-    top1: float | None
+    value: float | None
     learning_rate: float
     seconds: float
     divergence: float | None = None
@@ -292,16 +293,19 @@ class EpochPoint(Record, frozen=True, kw_only=True):
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """The fine-tuning of a run; accuracies are fractions of the evaluation samples.
+    """The fine-tuning of a run.
 
     Attributes:
+        metric: The headline on the evaluation samples; None where nothing was scored.
+        dense, before, after: Its values of the dense network, before training, and of the network that is kept.
         validation: By what and on which samples the kept epoch was chosen.
         rate_reason: Why the learning rate was taken.
     """
 
-    dense_top1: float | None
-    before_top1: float | None
-    top1: float | None
+    metric: MetricSpec | None
+    dense: float | None
+    before: float | None
+    after: float | None
     epochs: tuple[EpochPoint, ...]
     train_samples: int
     eval_samples: int
@@ -317,7 +321,8 @@ class StageRow(Record, frozen=True, kw_only=True):
     Attributes:
         layers: Number of factorized layers.
         changed: Number of those that were dense, or of a higher rank, in the stage before.
-        before_top1: Top-1 after BatchNorm re-estimation, before training.
+        metric: The headline on the evaluation samples; None where nothing was scored.
+        before, after: Its values after BatchNorm re-estimation, before training, and of the network that is kept.
     """
 
     number: int
@@ -325,8 +330,9 @@ class StageRow(Record, frozen=True, kw_only=True):
     params: int
     layers: int
     changed: int
-    before_top1: float | None
-    top1: float | None
+    metric: MetricSpec | None
+    before: float | None
+    after: float | None
     epochs: int
     seconds: float
 

@@ -1,13 +1,11 @@
 """The figures of a verdict: size, speeds, what is left of the network as given, and multiply-adds."""
 
 from edgecompress.records import FinetuneResult, MetricSpec
-from edgecompress.records.evaluation import TOP1
 from edgecompress.records.metrics import metric_loss
 from edgecompress.records.outputs import Fidelity
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable
 from edgecompress.reporting.numbers import format_ratio, format_whole
-from edgecompress.reporting.quality import list_details
 
 OF_THE_FILE = "of the file itself"
 OF_THE_NETWORK = "of the PyTorch model before export"
@@ -82,24 +80,33 @@ def _make_network_figure(records: RunRecords, spec: MetricSpec | None) -> Figure
             change=-metric_loss(spec, network.dense_metrics, network.metrics),
             reason=OF_THE_NETWORK,
         )
-    if spec in {None, TOP1} and (of_training := _make_training_figure(finetuned)) is not None:
+    if (of_training := _make_training_figure(finetuned, spec)) is not None:
         return of_training
     return _make_kept_figure(network.fidelity if network else None, OF_THE_NETWORK) if spec is None else None
 
 
-def _make_training_figure(finetuned: FinetuneResult | None) -> Figure | None:
-    if finetuned is None or finetuned.dense_top1 is None or finetuned.top1 is None:
+def _make_training_figure(finetuned: FinetuneResult | None, spec: MetricSpec | None) -> Figure | None:
+    """Return the figure of the evaluation after training; None where another metric or none was measured."""
+    headline = finetuned.headline if finetuned else None
+    if finetuned is None or headline is None or finetuned.dense is None or finetuned.after is None or spec not in {None, headline}:
         return None
-    change = 100 * (finetuned.top1 - finetuned.dense_top1)
-    before, after = finetuned.dense_top1, finetuned.top1
-    return Figure(kind="metric", name=TOP1.name, metric=TOP1, before=before, after=after, change=change, reason=OF_THE_NETWORK)
+    change = -metric_loss(headline, {headline.name: finetuned.dense}, {headline.name: finetuned.after})
+    return Figure(
+        kind="metric",
+        name=headline.name,
+        metric=headline,
+        before=finetuned.dense,
+        after=finetuned.after,
+        change=change,
+        reason=OF_THE_NETWORK,
+    )
 
 
 def _make_kept_figure(fidelity: Fidelity | None, of: str) -> Figure | None:
     worst = fidelity.worst if fidelity else None
     if fidelity is None or worst is None:
         return None
-    told = ", ".join((worst.kind, *list_details(worst)))
+    told = ", ".join((worst.kind, *worst.details))
     reason = f"{told}; {of}, on {format_whole(fidelity.samples)} samples"
     return Figure(kind="kept", name=worst.name, after=worst.kept, reason=reason)
 

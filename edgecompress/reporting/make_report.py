@@ -60,7 +60,7 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
         EpochPoint(
             epoch=epoch.epoch,
             loss=epoch.loss if epoch.epoch and epoch.loss is not None and math.isfinite(epoch.loss) else None,
-            top1=epoch.top1,
+            value=finetuned.select_value(epoch.metrics, epoch.top1),
             divergence=epoch.divergence,
             kept=epoch.epoch == finetuned.best_epoch,
             learning_rate=epoch.learning_rate,
@@ -69,9 +69,10 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
         for epoch in finetuned.epochs
     )
     return Training(
-        dense_top1=finetuned.dense_top1,
-        before_top1=finetuned.before_top1,
-        top1=finetuned.top1,
+        metric=finetuned.headline,
+        dense=finetuned.dense,
+        before=finetuned.before,
+        after=finetuned.after,
         epochs=points,
         train_samples=finetuned.train_samples,
         eval_samples=finetuned.eval_samples,

@@ -4,15 +4,12 @@ Terminal and report write both with these functions. Neither torch nor numpy is 
 """
 
 from collections.abc import Iterable
-from typing import Final
 
 from edgecompress.records import Artifact, MetricSpec, Parity
-from edgecompress.records.evaluation import TOP1
+from edgecompress.records.metrics import TOP1
 from edgecompress.records.outputs import Fidelity, OutputFidelity
-from edgecompress.reporting.numbers import UNKNOWN, format_db, format_error, format_percent, format_share, format_significant, format_whole
+from edgecompress.reporting.numbers import UNKNOWN, format_db, format_error, format_percent, format_share, format_whole
 from edgecompress.targets import SCHEMES
-
-ANSWERS: Final = frozenset(["logits", "probabilities", "class_map", "classes"])  # kinds of which the same answers are kept
 
 
 def metric_of(artifact: Artifact) -> MetricSpec | None:
@@ -81,23 +78,8 @@ def explain_compression(fidelity: Fidelity | None, *, bounded: bool) -> str:
 
 def describe_kept(each: OutputFidelity) -> str:
     """Return e.g. `97.4% of output_0 (values, 31.2 dB in channel 3 of axis 1)` or `96.1% of the answers of output_0 (logits)`."""
-    answers = "the answers of " if each.kind in ANSWERS else ""
-    return f"{format_share(each.kept)} of {answers}{each.name} ({', '.join((each.kind, *list_details(each)))})"
-
-
-def list_details(each: OutputFidelity) -> tuple[str, ...]:
-    """Return the numbers beside the kept fraction of an output, by its kind; the worst channel is named where channels are judged alone."""
-    details = []
-    if each.cosine is not None:
-        details.append(f"cosine {each.cosine:.4f}")
-    if each.neighbours is not None:
-        details.append(f"nearest neighbours {format_share(each.neighbours)}")
-    if each.sqnr_db is not None:
-        where = f" in channel {each.channel} of axis {each.channel_axis}" if each.channel is not None else ""
-        details.append(f"{format_db(each.sqnr_db)} dB{where}")
-    if each.kind == "independent":
-        details.append(f"largest difference {format_significant(each.max_abs, 2)}")
-    return tuple(details)
+    answers = "the answers of " if each.has_answers else ""
+    return f"{format_share(each.kept)} of {answers}{each.name} ({', '.join((each.kind, *each.details))})"
 
 
 def format_kept(fidelity: Fidelity | None) -> str:

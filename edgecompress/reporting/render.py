@@ -50,7 +50,7 @@ def make_environment() -> Environment:
     )
     found.filters.update({name: getattr(numbers, f"format_{name}") for name in FILTERS})
     found.filters.update({"time_axis_end": find_time_axis_end, "deviation_axis": find_deviation_axis})
-    found.filters.update({"kept": quality.format_kept, "kept_details": summarize_kept, "details": quality.list_details})
+    found.filters.update({"kept": quality.format_kept, "kept_details": summarize_kept})
     found.filters.update({"conversion": quality.describe_conversion})
     found.globals.update({"describe_change": numbers.describe_change, "factors": numbers.format_factors})
     return found
@@ -70,7 +70,7 @@ def summarize_kept(fidelity: Fidelity | None) -> str:
     if fidelity is None or worst is None:
         return "not measured" if fidelity is None else "no output is judged"
     name = (worst.name,) if len(fidelity.outputs) > 1 else ()
-    return ", ".join((*name, worst.kind, *quality.list_details(worst)))
+    return ", ".join((*name, worst.kind, *worst.details))
 
 
 def find_time_axis_end(group: Group) -> float:

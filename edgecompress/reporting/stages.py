@@ -20,8 +20,9 @@ def _make_row(number: int, plan: CompressionPlan, decomposed: DecomposeResult, f
         params=plan.params,
         layers=len(plan.layers),
         changed=sum(error > 0 for error in decomposed.relative_errors.values()),
-        before_top1=finetuned.before_top1,
-        top1=finetuned.top1,
+        metric=finetuned.headline,
+        before=finetuned.before,
+        after=finetuned.after,
         epochs=len(finetuned.epochs) - 1,
         seconds=sum(epoch.seconds for epoch in finetuned.epochs),
     )

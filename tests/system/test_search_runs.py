@@ -130,6 +130,7 @@ def test_what_is_noisy_is_measured_again_thrice_at_most(search, digits_recipe):
     assert all("processors busy" in str(result.noisy) for result in made)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_what_its_study_has_and_shows_the_front(search, digits_recipe, edgecompress):
     """Trials share what does not depend on the choice, and `export` takes them and has nothing left to do."""
     answer = edgecompress("search", digits_recipe, "--run", search, "--trials", "2")

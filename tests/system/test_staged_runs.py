@@ -189,11 +189,12 @@ def test_the_report_has_a_row_for_each_stage(staged, recipe, tmp_path):
     assert [row["number"] for row in rows] == [1, 2, 3]
     for row, made, trained_to in zip(rows, records(folder, "plan"), records(folder, "finetune"), strict=True):
         assert (row["macs"], row["params"], row["layers"]) == (made.macs, made.params, len(made.layers))
-        assert (row["before_top1"], row["top1"], row["epochs"]) == (trained_to.before_top1, trained_to.top1, 2)
+        assert (row["before"], row["after"], row["epochs"]) == (trained_to.before_top1, trained_to.top1, 2)
     page = (folder / "report.html").read_text()
     assert re.search(r'id="stages".*?scope="row">1<.*scope="row">2<.*scope="row">3<', page, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_killed_in_the_second_stage_it_goes_on_to_the_same_bits(recipe, digits_recipe, edgecompress, tmp_path):
     training = ("--stages", "3", "--epochs", "4", "--seed", "0")
     checkpoint = tmp_path / "killed" / "stages" / "2" / "finetune.checkpoint.safetensors"

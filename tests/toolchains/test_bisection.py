@@ -222,7 +222,8 @@ def refusal(folder, model, x, form, scheme, *, layer="", route=""):
 @pytest.mark.parametrize(
     ("form", "scheme", "layer"),
     [
-        ("torchscript", "int8-static", "middle"),
+        ("torchscript", "fp32", "middle"),
+        pytest.param("torchscript", "int8-static", "middle", marks=pytest.mark.slow),
         pytest.param("torchscript", "fp32", "blocks.1.main.3", marks=pytest.mark.slow),
         pytest.param("torchscript", "int8-static", "blocks.0.main.4", marks=pytest.mark.slow),
         pytest.param("tflite", "fp32", "middle", marks=pytest.mark.slow),

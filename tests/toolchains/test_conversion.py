@@ -136,6 +136,11 @@ FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
     ),
     "silent": (WRITE, ToolchainError, "no reply.*log ends: nothing"),
     "garbage": (WRITE + "print('done!')", ToolchainError, r"its last line is no reply \(b'done!'\)"),
+    "colours": (
+        WRITE + r"print('\x1b[31mred\x1b[0m \x1b[2Kline', file=sys.stderr)",
+        ToolchainError,
+        "no reply.*log ends: red line$",
+    ),
     "half-json": (WRITE + "print('{\"inputs\": [')", ToolchainError, "no reply"),
     "unknown-key": (WRITE + 'print(\'{"inputs": [], "outputs": [], "toolchain": {}, "x": 1}\')', ToolchainError, "no reply"),
     "flood": (WRITE + "print('x' * (3 << 20))", ToolchainError, "no reply"),

@@ -37,7 +37,8 @@ def covered(tmp_path_factory):
 
 
 def marked(cell):
-    marks = [pytest.mark.slow] if cell.output.route == "onnx2tf" else []  # TensorFlow takes as long as the others together
+    quick_toolchain = cell.output.format == "torchscript" or cell.output.route == "litert-torch"
+    marks = [] if quick_toolchain else [pytest.mark.slow]  # the others take minutes, and tests of their converters are quick
     return pytest.param(cell, marks=marks, id="-".join(filter(None, (*cell[:2], *cell.output))))
 
 

@@ -143,10 +143,12 @@ def tabulate_errors(record: DecomposeResult) -> Table:
 
 def tabulate_epochs(record: FinetuneResult) -> Table:
     """Return the loss, the headline of the metric and the divergence from the dense network after each epoch of fine-tuning."""
-    name = next(iter(record.dense_metrics), "top-1")
+    spec, name = record.headline, _name_headline(record)
 
     def format_headline(top1: float | None, metrics: dict[str, float]) -> str:
-        return format_percent(top1) if name == "top-1" else format_significant(metrics.get(name))
+        if spec is None:
+            return format_significant(metrics.get(name))
+        return format_metric(record.select_value(metrics, top1), is_accuracy=spec.is_accuracy)
 
     rows = [
         (
@@ -215,13 +217,18 @@ def _summarize_finetuning(result: FinetuneResult) -> str:
     trained = len(result.epochs) - 1
     kept = f", epoch {result.best_epoch} is kept" if result.best_epoch and result.best_epoch < trained else ""
     kept += f"; {result.note}" if result.note else ""
-    if result.top1 is not None:
-        steps = f"top-1 {format_percent(result.before_top1)} → {format_percent(result.top1)} (dense {format_percent(result.dense_top1)})"
-        return f"{steps}, {trained} epochs{kept}"
-    if name := next(iter(result.metrics), ""):
+    if (spec := result.headline) is not None and result.after is not None:
+        before, after, dense = (format_metric(v, is_accuracy=spec.is_accuracy) for v in (result.before, result.after, result.dense))
+    elif (name := _name_headline(result)) in result.metrics:
         before, after, dense = (format_significant(m.get(name)) for m in (result.before_metrics, result.metrics, result.dense_metrics))
-        return f"{name} {before} → {after} (dense {dense}), {trained} epochs{kept}"
-    return f"{trained} epochs, no labels to score on{kept}"
+    else:
+        return f"{trained} epochs, no labels to score on{kept}"
+    return f"{_name_headline(result)} {before} → {after} (dense {dense}), {trained} epochs{kept}"
+
+
+def _name_headline(result: FinetuneResult) -> str:
+    """Return the name of the metric, or of the divergence that stands for it where there is none."""
+    return result.headline.name if result.headline else next(iter(result.dense_metrics), "divergence")
 
 
 def _summarize_quantization(result: QuantizeResult) -> str:

@@ -84,6 +84,22 @@ def test_columns_of_an_image_are_no_channels():
     assert choose_channel_axis(blob.expand(4, 1, 32, 32)) is None
 
 
+@pytest.mark.parametrize(("cells", "axis"), [((200, 4), 1), ((4, 200), 2)], ids=["(cells, 4)", "(4, cells)"])
+def test_cells_of_boxes_are_no_channels(cells, axis):
+    left = torch.linspace(1, 600, 200)  # in pixels, so cells on the left have small coordinates
+    boxes = torch.stack([left, left / 2 + 150, left + 30, left / 2 + 190], 1) + draw(16, 200, 4)
+    boxes = boxes if cells[1] == 4 else boxes.transpose(1, 2)
+    assert choose_channel_axis(boxes) != axis
+    scores = draw(16, 200, 1).sigmoid() if cells[1] == 4 else draw(16, 1, 200).sigmoid()
+    assert choose_channel_axis(torch.cat([boxes, scores], 3 - axis)) == 3 - axis
+
+
+def test_moments_of_a_wave_are_no_channels():
+    wave = draw(8, 1, 400)
+    wave[..., :200] *= 0.01  # a silent start
+    assert choose_channel_axis(wave) is None
+
+
 def test_twenty_decibels_of_values_are_nine_tenths():
     reference = draw(10_000, 1)
     noise = 0.1 * draw(10_000, 1, seed=1)

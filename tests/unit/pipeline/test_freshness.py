@@ -1,5 +1,7 @@
 """Nothing stale passes as fresh: the key of a step changes with the code and the data that it is made from, and with nothing else."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,17 @@ def edit(path, before, after):
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))
+
+
+def test_each_data_function_is_called_once(folder):
+    recipe, called = load_recipe(str(folder / "net")), []
+
+    def count(name):
+        make = getattr(recipe, name)
+        return lambda: called.append(name) or make()
+
+    redone(folder, dataclasses.replace(recipe, train_data=count("train_data"), eval_data=count("eval_data")))
+    assert sorted(called) == ["eval_data", "train_data"]
 
 
 def test_files_that_a_recipe_imports_count_and_files_beside_it_do_not(folder):

@@ -16,6 +16,7 @@ from support.report_records import dense_and_int8_results, report_of
 from edgecompress.devices.statistics import comparable
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Departure, RefusedArtifact, from_json
+from edgecompress.records.metrics import MetricSpec
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
 from edgecompress.reporting.comparison import percentile
@@ -126,6 +127,22 @@ def test_a_slower_file_is_called_slower() -> None:
     assert "2.0× slower" in found.verdict.sentence
     assert "faster" not in render_report(found)
     assert any("resnet20-int8-static.tflite is 2.0× slower than resnet20-dense-fp32.tflite on" in t for t in found.verdict.shortfalls)
+
+
+def test_the_curve_of_training_is_that_of_the_metric() -> None:
+    error = MetricSpec(name="px", higher_is_better=False, is_accuracy=False)
+    trained = run.finetuned()
+    epochs = tuple(replace(e, top1=None, metrics={"px": 9.0 - e.epoch}, divergence=0.1 / (1 + e.epoch)) for e in trained.epochs)
+    scored = {"dense_metrics": {"px": 3.5}, "before_metrics": {"px": 9.0}, "metrics": {"px": 4.0}, "metric": error}
+    unscored = replace(trained, epochs=epochs, dense_top1=None, before_top1=None, top1=None)
+    page = render_report(report_of(finetuned=replace(unscored, **scored)))
+    assert "<figcaption><bdi>px</bdi> by epoch, lower is better" in page
+    assert "From 9.000 to 4.000; dense 3.500" in page
+    without = render_report(report_of(finetuned=unscored))
+    assert "validation divergence by epoch, lower is better" in without
+    assert "<bdi>px</bdi>" not in without
+    before = render_report(report_of(finetuned=trained))  # records of older versions have top-1 alone
+    assert "<figcaption><bdi>top-1</bdi>, % by epoch" in before
 
 
 def test_what_the_plan_refused_stands_in_the_report() -> None:
