@@ -6,6 +6,7 @@ load and crash in the program's process, within the limits of time and memory th
 `start_converter` can thus start a program, whose toolchain takes seconds to load, before the caller imports torch for the request.
 """
 
+import gc
 import json
 import os
 import re
@@ -240,6 +241,7 @@ def serve_conversion(
         _write_file(Path(request.output), content)
         return reply
 
+    gc.disable()  # a fifth of a small conversion went into looking for garbage; this process ends after one, and its memory is watched
     return answer_request(program, convert_and_write, ConversionRequest, extra=extra, ahead=ahead)
 
 
@@ -264,6 +266,7 @@ def answer_request(
         line, code = json.dumps({"error": STYLES.sub("", str(error))}), error.exit_code
     reply_to.write(line + "\n")
     reply_to.close()
+    gc.freeze()  # the interpreter would search all modules for garbage before it ends, for a second
     return code
 
 
