@@ -2,7 +2,7 @@
 
 The networks are trained here, in seconds: an embedder of sentences, a U-Net, a detector with two heads, a pitch tracker, and a regression
 of poses. Embedder and tracker are exported without targets; the U-Net with masks; detector and regression with the user's metric, and the
-detector with the user's loss. Every file is then run by the interpreter of TFLite alone and compared with the dense network by formulas
+detector with the user's loss. Every file is then run by its format's own runtime alone and compared with the dense network by formulas
 written anew (fidelity_formulas.py). The peer is plain int8 of the dense network: litert-torch and ai-edge-quantizer with their own recipe.
 
 Three rows a network:
@@ -14,19 +14,22 @@ Three rows a network:
 - the metric of the int8-static file over the peer's (≥ 0.97), with the dense network's beside. Where no such file is published, the best
   int8 file that is.
 
---quick takes fewer samples, one epoch of fine-tuning, and the int8-static scheme alone: minutes, not 50 s.
+--quick takes smaller networks, fewer samples, one epoch of fine-tuning, and ONNX in the int8-static scheme alone; its peer is torch.onnx
+with onnxruntime.quantization.
 """
 
-import json
+import gc
 import math
 import os
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+from fidelity_jobs import run_job
 from rows import Rows, parse
 
 TASKS = {"embedder": False, "unet": True, "detector": True, "pitch": False, "pose": True}  # whether export is given targets, so a metric
@@ -37,14 +40,11 @@ MAX_LOSS = 0.02  # the default of --max-loss: 2 points of what lies between 0 an
 MIN_OVER_PEER = 0.97
 
 
-def run_job(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Train and export one network in a process of its own; return its last line."""
-    argv = [sys.executable, Path(__file__).with_name("fidelity_jobs.py"), name, folder, *(("--quick",) if quick else ())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def enter_worker(log: Path) -> None:
+    """Send what the toolchains print in this process to a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def add_rows(rows: Rows, name: str, found: dict[str, Any]) -> None:
@@ -120,10 +120,20 @@ def tell_peer(peer: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     options = parse(__doc__ or "")
     rows = Rows(options.write)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS_AT_ONCE) as pool:
-        jobs = {name: pool.submit(run_job, name, Path(folder) / name, quick=options.quick) for name in TASKS}
-        for name, job in jobs.items():
-            add_rows(rows, name, job.result())
+    torch.set_num_threads(1)
+    gc.freeze()  # workers share the modules that are loaded here
+    at_once = len(TASKS) if options.quick else JOBS_AT_ONCE  # of jobs of seconds, no processor waits for the last
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        log = folder / "log"
+        with ProcessPoolExecutor(at_once, get_context("fork"), enter_worker, (log,)) as pool:
+            jobs = {name: pool.submit(run_job, name, folder / name, quick=options.quick) for name in TASKS}
+            for name, job in jobs.items():
+                try:
+                    add_rows(rows, name, job.result())
+                except Exception:
+                    print(f"# {name} failed; the log of all jobs ends:\n{log.read_text()[-3000:]}", file=sys.stderr)
+                    raise
     rows.end()
 
 

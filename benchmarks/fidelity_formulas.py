@@ -1,4 +1,4 @@
-"""Run a TFLite file by its own interpreter, and compute fidelity and metrics with numpy alone: nothing here is edgecompress's.
+"""Run a TFLite or ONNX file by its own runtime, and compute fidelity and metrics with numpy alone: nothing here is edgecompress's.
 
 What is told in a manifest is compared with these numbers. The definitions are edgecompress's: a wrong computation shows, a definition that
 is ill chosen does not. That a spread counts at least a tenth of the root mean square stands in `network/output_kinds.py` alone, and the
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +26,20 @@ def run_file(path: Path, inputs: Array, reference: dict[str, Array]) -> list[Arr
         inputs: `(n, …)` as the network takes them; images are turned to the file's layout.
         reference: Outputs of the network, which tell the layout of the file's, by name; a file calls them so, or output_0, output_1, ….
     """
+    return (run_onnx if {".onnx"} & {*path.suffixes} else run_tflite)(path, inputs, reference)
+
+
+def run_onnx(path: Path, inputs: Array, _: dict[str, Array]) -> list[Array]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else int8 sums overflow on x86 without VNNI
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    found = [session.run(None, {taken.name: sample[None]}) for sample in inputs]  # the outputs are in the network's order
+    return [np.concatenate(column).astype(np.float32) for column in zip(*found, strict=True)]
+
+
+def run_tflite(path: Path, inputs: Array, reference: dict[str, Array]) -> list[Array]:
     interpreter = Interpreter(str(path), num_threads=1)
     run = interpreter.get_signature_runner()
     ((name, details),) = run.get_input_details().items()

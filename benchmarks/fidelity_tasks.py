@@ -13,30 +13,43 @@ from torch.utils._pytree import tree_map
 CELLS = SCENE_SIDE // CELL
 
 
+class Sizes(NamedTuple):
+    """The sizes of a task.
+
+    Attributes:
+        samples: Numbers of training and held-out samples.
+        width: Of the network.
+        epochs, batch, rate: Of the training of the dense network.
+    """
+
+    samples: tuple[int, int]
+    width: int
+    epochs: int
+    batch: int
+    rate: float
+
+
 class Task(NamedTuple):
     """A task.
 
     Attributes:
+        network: Makes the dense network of a width.
         data: Makes training and held-out data of so many samples.
-        samples, few: Numbers of training and held-out samples, and those of the quick form.
         loss: Of the outputs and the targets of a batch.
         metric: Of the outputs and the targets of a batch; 1 is perfect.
-        epochs, batch, rate: Of the training of the dense network.
+        full, quick: The sizes of the two forms of the benchmark.
         chance: The metric of an answer that does not look at the input.
         least: The metric that the trained network must reach.
         labelled: Whether `export` gets the targets.
         given: What `export` gets beside the data: the user's metric and loss, by name.
     """
 
-    network: Callable[[], nn.Module]
+    network: Callable[[int], nn.Module]
     data: Callable[[int, int], Data]
-    samples: tuple[int, int]
-    few: tuple[int, int]
     loss: Callable[[Any, Any], Tensor]
     metric: Callable[[Any, Any], dict[str, float]]
-    epochs: int
-    batch: int
-    rate: float
+    full: Sizes
+    quick: Sizes
     chance: float
     least: float
     labelled: bool = True
@@ -125,42 +138,47 @@ def explain(outputs: Tensor, poses: Tensor) -> dict[str, float]:
 
 TASKS = {
     "embedder": Task(
-        Embedder, make_sentences, (2500, 400), (1500, 300), contrast, retrieve,
-        epochs=8, batch=64, rate=3e-3, chance=0.1, least=0.2, labelled=False,
+        Embedder, make_sentences, contrast, retrieve, chance=0.1, least=0.2, labelled=False,
+        full=Sizes((2500, 400), width=96, epochs=8, batch=64, rate=3e-3),
+        quick=Sizes((1500, 200), width=64, epochs=5, batch=32, rate=3e-3),
     ),
     "unet": Task(
-        UNet, make_maps, (1500, 400), (700, 200), segment, measure_iou,
-        epochs=5, batch=8, rate=2e-2, chance=0.2, least=0.4,
+        UNet, make_maps, segment, measure_iou, chance=0.2, least=0.4,
+        full=Sizes((1500, 400), width=12, epochs=5, batch=8, rate=2e-2),
+        quick=Sizes((700, 100), width=8, epochs=5, batch=8, rate=2e-2),
     ),
     "detector": Task(
-        Detector, make_detections, (2000, 400), (1000, 200), detect, measure_f1,
-        epochs=9, batch=32, rate=3e-3, chance=0.0, least=0.5, given=("metric", "loss"),
+        Detector, make_detections, detect, measure_f1, chance=0.0, least=0.5, given=("metric", "loss"),
+        full=Sizes((2000, 400), width=16, epochs=9, batch=32, rate=3e-3),
+        quick=Sizes((600, 120), width=8, epochs=10, batch=8, rate=1e-2),
     ),
     "pitch": Task(
-        PitchTracker, make_tones, (4000, 500), (1500, 300), blur, measure_pitch,
-        epochs=5, batch=16, rate=3e-3, chance=0.017, least=0.7, labelled=False,
+        PitchTracker, make_tones, blur, measure_pitch, chance=0.017, least=0.7, labelled=False,
+        full=Sizes((4000, 500), width=32, epochs=5, batch=16, rate=3e-3),
+        quick=Sizes((800, 200), width=16, epochs=4, batch=16, rate=5e-3),
     ),
     "pose": Task(
-        PoseRegressor, make_poses, (4000, 500), (1500, 300), regress, explain,
-        epochs=5, batch=16, rate=3e-3, chance=0.0, least=0.7, given=("metric",),
+        PoseRegressor, make_poses, regress, explain, chance=0.0, least=0.7, given=("metric",),
+        full=Sizes((4000, 500), width=16, epochs=5, batch=16, rate=3e-3),
+        quick=Sizes((800, 200), width=8, epochs=4, batch=16, rate=5e-3),
     ),
 }  # fmt: skip
 
 
-def train(task: Task, data: Data) -> nn.Module:
+def train(task: Task, sizes: Sizes, data: Data) -> nn.Module:
     """Train the dense network of a task, always in the same way, and return it in eval mode.
 
     Raises:
         RuntimeError: The network did not learn its task.
     """
     torch.manual_seed(0)
-    model = task.network().train()
+    model = task.network(sizes.width).train()
     inputs, targets = data.train.inputs, data.train.targets
-    steps = len(inputs) // task.batch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, task.rate, total_steps=task.epochs * steps, pct_start=0.2)
-    for _ in range(task.epochs):
-        for chosen in torch.randperm(len(inputs))[: steps * task.batch].split(task.batch):
+    steps = len(inputs) // sizes.batch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=sizes.rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, sizes.rate, total_steps=sizes.epochs * steps, pct_start=0.2)
+    for _ in range(sizes.epochs):
+        for chosen in torch.randperm(len(inputs))[: steps * sizes.batch].split(sizes.batch):
             loss = task.loss(model(inputs[chosen]), tree_map(lambda column, chosen=chosen: column[chosen], targets))
             optimizer.zero_grad()
             loss.backward()
