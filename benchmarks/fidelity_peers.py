@@ -43,3 +43,8 @@ def quantize_by_onnxruntime(model: nn.Module, inputs: Tensor, path: Path) -> Non
 
 
 QUANTIZE = {".tflite": quantize_by_litert, ".onnx": quantize_by_onnxruntime}
+
+
+def load_onnx_toolchain() -> None:
+    """Load the modules that torch.export and torch.onnx import at their first call, so that processes forked afterwards share them."""
+    torch.onnx.export(nn.Linear(1, 1).eval(), (torch.zeros(1, 1),), dynamo=True, verbose=False)

@@ -140,7 +140,7 @@ TASKS = {
     "embedder": Task(
         Embedder, make_sentences, contrast, retrieve, chance=0.1, least=0.2, labelled=False,
         full=Sizes((2500, 400), width=96, epochs=8, batch=64, rate=3e-3),
-        quick=Sizes((1500, 200), width=64, epochs=5, batch=32, rate=3e-3),
+        quick=Sizes((1500, 200), width=64, epochs=4, batch=32, rate=3e-3),
     ),
     "unet": Task(
         UNet, make_maps, segment, measure_iou, chance=0.2, least=0.4,
@@ -150,7 +150,7 @@ TASKS = {
     "detector": Task(
         Detector, make_detections, detect, measure_f1, chance=0.0, least=0.5, given=("metric", "loss"),
         full=Sizes((2000, 400), width=16, epochs=9, batch=32, rate=3e-3),
-        quick=Sizes((600, 120), width=8, epochs=10, batch=8, rate=1e-2),
+        quick=Sizes((800, 300), width=8, epochs=8, batch=8, rate=1e-2),
     ),
     "pitch": Task(
         PitchTracker, make_tones, blur, measure_pitch, chance=0.017, least=0.7, labelled=False,
