@@ -14,8 +14,8 @@ Three rows a network:
 - the metric of the int8-static file over the peer's (≥ 0.97), with the dense network's beside. Where no such file is published, the best
   int8 file that is.
 
---quick takes smaller networks, fewer samples, one epoch of fine-tuning, and ONNX in the int8-static scheme alone; its peer is torch.onnx
-with onnxruntime.quantization.
+--quick takes smaller networks, fewer samples, one short epoch of fine-tuning, and ONNX in the int8-static scheme alone; its peer is
+torch.onnx with onnxruntime.quantization.
 """
 
 import gc
