@@ -1,10 +1,10 @@
-"""Read and write state dicts, and check them. Reading a file never runs code from the file."""
+"""Read and write the state dicts of a run, and check networks."""
 
 import errno
 import hashlib
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -12,40 +12,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from edgecompress.errors import ConfigError, first_line
+from edgecompress.errors import ConfigError
 from edgecompress.files import replace_atomically
 from edgecompress.network.factors import Factors
 
 State = dict[str, Tensor]
+MAX_NAMED: Final = 3  # names of keys in a message; the first ones tell which network they belong to
 
 
 def read_state(path: Path) -> State:
-    """Read a state dict from safetensors, or from a `torch.save` file that holds nothing but tensors.
+    """Read a state dict from a safetensors file.
 
     Raises:
-        ConfigError: The file is missing, damaged, or a pickle that would have to run code.
+        ConfigError: The file is missing or damaged.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint; give a .safetensors or .pt file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: damaged safetensors file ({error}); copy or save it again") from error
+        raise ConfigError(f"{path}: no such file of weights; copy it, or make it again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            raise ConfigError(f"{path}: not a checkpoint, or a damaged one; give a .safetensors or .pt file") from error
-        raise ConfigError(
-            f"{path}: holds Python objects that would run code when loaded; save torch.save(model.state_dict(), …) or a .safetensors file"
-        ) from error
-    except Exception as error:  # a damaged pickle ends in any kind of error, KeyError and struct.error among them
-        raise ConfigError(f"{path}: not a checkpoint, or a damaged one ({first_line(error)}); give a .safetensors or .pt file") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"{path}: not a state dict; save torch.save(model.state_dict(), …)")
-    return state
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: damaged safetensors file ({error}); copy or save it again") from error
 
 
 def load_weights(model: nn.Module, state: State, *, source: str) -> None:
@@ -55,18 +41,33 @@ def load_weights(model: nn.Module, state: State, *, source: str) -> None:
         ConfigError: Keys or shapes differ; the message names the first ones.
     """
     own = model.state_dict()
-    wrong = [
-        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
-    ]
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if unknown and any(f"{layer}.weight" in missing for layer in map(_dense_layer_of, unknown)):
-        raise ConfigError(f"{source}: holds the weights of an already decomposed model; give those of the dense model")
-    if wrong or missing or unknown:
-        parts = wrong[:1] + [
-            f"{len(keys)} keys {what} (first: {keys[0]})" for what, keys in (("missing", missing), ("unknown", unknown)) if keys
-        ]
-        raise ConfigError(f"{source}: does not fit the model: {', '.join(parts)}; give the checkpoint of this very network")
+    misfit = describe_misfit(
+        [describe_difference(k, state[k], own[k]) for k in own if k in state and state[k].shape != own[k].shape],
+        sorted(own.keys() - state.keys()),
+        sorted(state.keys() - own.keys()),
+    )
+    if misfit:
+        raise ConfigError(f"{source}: does not fit the model: {misfit}; give the checkpoint of this very network")
     model.load_state_dict(state)
+
+
+def describe_difference(key: str, found: Tensor, own: Tensor) -> str:
+    """Return how a tensor of a checkpoint differs from the network's: in its shape, or else in its type."""
+    if found.shape != own.shape:
+        return f"{key} is {tuple(found.shape)}, the model has {tuple(own.shape)}"
+    return f"{key} is {str(found.dtype).removeprefix('torch.')}, the model has {str(own.dtype).removeprefix('torch.')}"
+
+
+def describe_misfit(wrong: Sequence[str], missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """Return in one phrase what keeps tensors from a network: those that differ, those missing, those unknown; "" for nothing."""
+    more = f" (and {len(wrong) - MAX_NAMED} more differ)" if len(wrong) > MAX_NAMED else ""
+    parts = [", ".join(wrong[:MAX_NAMED]) + more] if wrong else []
+    parts += [
+        f"{len(keys)} keys {what} (first: {', '.join(keys[:MAX_NAMED])})"
+        for what, keys in (("missing", missing), ("unknown", unknown))
+        if keys
+    ]
+    return ", ".join(parts)
 
 
 def save_state(state: State, path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -109,8 +110,3 @@ def nonfinite_tensors(model: nn.Module) -> Iterator[str]:
             finite = isinstance(value, nn.Parameter) or isinstance(module, _NormBase)
             if value.is_floating_point() and bool((~value.isfinite() if finite else value.isnan()).any()):
                 yield f"{prefix}.{name}".removeprefix(".")
-
-
-def _dense_layer_of(key: str) -> str:
-    """Return the dense layer that a factor's key belongs to: `layer1.conv1` for `layer1.conv1.core.weight`."""
-    return key.rpartition(".")[0].rpartition(".")[0]

@@ -22,11 +22,12 @@ from edgecompress.errors import ConfigError, first_line
 from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch, Structure, output_names, structure_of
+from edgecompress.network.checkpoints import load_checkpoint
 from edgecompress.network.exported import example_outputs, to_program
 from edgecompress.network.output_reading import read_specs
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
-from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state
+from edgecompress.network.weights import check_dense, fingerprint
 from edgecompress.options import Options
 from edgecompress.pipeline.run_data import RunData
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
@@ -55,6 +56,12 @@ class DenseNetwork:
     def __init__(self, recipe: Recipe, *, weights: str = "") -> None:
         self.recipe = recipe
         self.weights = weights
+        self._notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the checkpoint was read, where it is no plain state dict of this network."""
+        return self._notes if self.model else ()
 
     @cached_property
     def model(self) -> nn.Module:
@@ -67,7 +74,7 @@ class DenseNetwork:
         check_dense(model, subject=self.recipe.source)
         if self.weights:
             path = Path(self.weights)
-            load_weights(model, read_state(path), source=str(path))
+            self._notes = tuple(filter(None, (load_checkpoint(model, path),)))
             check_dense(model, subject=str(path))
         return unfuse_attention(model).eval()
 

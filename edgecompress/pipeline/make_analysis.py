@@ -15,4 +15,4 @@ def make_analysis(context: RunContext) -> ModelStats:
         outputs = context.output_specs
     except UnsupportedError:  # torch.export refuses the network; its layers can be shown all the same
         outputs = ()
-    return msgspec.structs.replace(stats, outputs=outputs)
+    return msgspec.structs.replace(stats, outputs=outputs, notes=context.network.notes)

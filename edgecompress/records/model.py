@@ -35,7 +35,11 @@ class LayerStats(Record, frozen=True, kw_only=True):
 
 
 class ModelStats(Record, frozen=True, kw_only=True):
-    """The layers, totals and outputs of a network; `params` counts every parameter, `macs` only convolutions and linear layers."""
+    """The layers, totals and outputs of a network; `params` counts every parameter, `macs` only convolutions and linear layers.
+
+    Attributes:
+        notes: How the checkpoint and the data were read, where that needs saying.
+    """
 
     schema: int = SCHEMA
     model: str
@@ -46,6 +50,7 @@ class ModelStats(Record, frozen=True, kw_only=True):
     latency_ms: float | None = None
     conditions: dict[str, str] = {}
     outputs: tuple[OutputSpec, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Budget(Record, frozen=True, kw_only=True):

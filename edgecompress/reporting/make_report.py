@@ -104,7 +104,8 @@ def collect_notes(records: RunRecords) -> tuple[Note, ...]:
     """Return the notes of all steps; a text that several artifacts or results share stands once."""
     plan, decomposed, finetuned = records.plan, records.decomposed, records.finetuned
     told = {plan.refusal} if plan else set()  # stands among the shortfalls
-    found = [Note(source="plan", text=text) for text in (plan.notes if plan else ()) if text not in told]
+    found = [Note(source="analyze", text=text) for text in (records.stats.notes if records.stats else ())]
+    found += [Note(source="plan", text=text) for text in (plan.notes if plan else ()) if text not in told]
     found += [Note(source="decompose", text=text) for text in (decomposed.notes if decomposed else ())]
     if finetuned and finetuned.note:
         found.append(Note(source="finetune", text=finetuned.note))

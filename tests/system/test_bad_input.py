@@ -114,7 +114,7 @@ RECIPES = [
         "stem.weight is (8, 1, 3, 3), the model has (16, 1, 3, 3)",
     ),
     (pickled, ("--weights", "digits/other.pt"), 2, "holds Python objects that would run code when loaded; save"),
-    (whole_module, ("--weights", "digits/other.pt"), 2, "holds Python objects that would run code when loaded; save"),
+    (whole_module, ("--weights", "digits/other.pt"), 2, "holds a whole module, Python objects that would run code when loaded; where"),
     (damaged, ("--weights", "digits/other.safetensors"), 2, "damaged safetensors file"),
     (decomposed, ("--weights", "digits/other.safetensors"), 2, "holds the weights of an already decomposed model; give those of the dense"),
     (already_decomposed, (), 2, "body is already decomposed; give the dense model"),
