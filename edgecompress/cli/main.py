@@ -16,6 +16,7 @@ from edgecompress.cli.profile import run_profile
 from edgecompress.cli.search import run_search
 from edgecompress.cli.steps import STEP_COMMANDS
 from edgecompress.errors import EdgeCompressError
+from edgecompress.faults.user_code import describe_user_error, is_user_fault
 
 INTERRUPTED: Final = 130  # the exit code of a program that Ctrl-C ended
 MAX_SHORT_OPTIONS: Final = 14  # the help of so many options fits a screen, so that none is left out
@@ -107,10 +108,14 @@ def main(argv: list[str] | None = None) -> None:
         arguments.append("--help")
     try:
         status = app(args=arguments, prog_name="edgecompress", standalone_mode=False, obj={HELP_ALL: help_all})
-    except (EdgeCompressError, KeyboardInterrupt, typer.Abort, UsageFault, BrokenPipeError) as error:
+    except (EdgeCompressError, KeyboardInterrupt, MemoryError, typer.Abort, UsageFault, BrokenPipeError) as error:
         if debug:
             raise
         sys.exit(print_error(error))
+    except Exception as error:
+        if debug or not is_user_fault(error):  # a programming mistake of edgecompress keeps its traceback
+            raise
+        sys.exit(print_error(describe_user_error(error, "code of the recipe")))
     if status == INTERRUPTED:  # typer has caught the KeyboardInterrupt without a message
         print_error(KeyboardInterrupt())
     sys.exit(status if isinstance(status, int) else 0)
@@ -122,6 +127,9 @@ def print_error(error: BaseException) -> int:
         line = " ".join(str(error).split())
         typer.echo(f"edgecompress: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
         return error.exit_code
+    if isinstance(error, MemoryError):
+        typer.echo("edgecompress: out of memory; every finished step is kept, free memory or take smaller inputs and batches", err=True)
+        return EdgeCompressError.exit_code
     if isinstance(error, UsageFault):
         error.show()
         return int(error.exit_code)

@@ -5,7 +5,17 @@ from typing import Final, Literal, Protocol
 
 from edgecompress.data import idx, imagefolder, npz
 from edgecompress.data.images import open_image, preprocess_image
-from edgecompress.data.samples import Samples, check_finite, check_shape, describe_dataset, fetch_items, fetch_pairs, fetch_samples
+from edgecompress.data.samples import (
+    Samples,
+    check_finite,
+    check_shape,
+    count_items,
+    describe_dataset,
+    fetch_items,
+    fetch_pairs,
+    fetch_samples,
+    remember_function,
+)
 from edgecompress.data.targets import Targets, check_labels, collate_targets, is_class_index, take_targets
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
@@ -20,6 +30,7 @@ __all__ = [
     "check_labels",
     "check_shape",
     "collate_targets",
+    "count_items",
     "describe_dataset",
     "fetch_items",
     "fetch_pairs",
@@ -28,6 +39,7 @@ __all__ = [
     "load_data",
     "open_image",
     "preprocess_image",
+    "remember_function",
     "take_targets",
 ]
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from edgecompress.data.samples import count_items
+
 SAMPLED_ITEMS: Final = 64  # enough that an edit of a set as a whole (other labels, another scaling) shows, few enough to read in no time
 REPEATED_ITEMS: Final = 16  # read a second time: an augmentation that changes one item in three is missed once in 700 times
 MAX_BYTES: Final = 64_000_000  # of all items that are read; fewer of them are where they are large
@@ -40,7 +42,7 @@ def digest_dataset(dataset: Any, *, with_inputs: bool = True) -> str:
     if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return digest_value(type(dataset).__name__)
     with fixed_random_numbers():
-        n = len(dataset)
+        n = count_items(dataset)
         indices = _sample_indices(n)
         size = sum(part.size for index in indices[:1] for part in _digest_item(dataset, index, with_inputs))
         indices = indices[: max(2, MAX_BYTES // max(1, size))]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from edgecompress.data.targets import Targets
-from edgecompress.data.user_functions import describe_place, takes_arguments, user_code
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import describe_place, split_place, takes_arguments, user_code
 from edgecompress.network.batches import Batch, Structure, restore_structure
 
 
@@ -30,7 +30,7 @@ class Loss:
         Raises:
             ConfigError: The function raises, or returns anything but one number as a tensor.
         """
-        with user_code(self.function, self.place):
+        with user_code(*split_place(self.place)):
             value = self.function(restore_structure(outputs, structure), targets)
         if not isinstance(value, Tensor):
             raise ConfigError(f"{self.place}: returns {type(value).__name__}; return a scalar tensor, computed from the outputs")
@@ -69,7 +69,7 @@ def check_loss(loss: Loss, outputs: Batch, targets: Targets, structure: Structur
         missing = f"{loss.place}: has no gradient; compute it from the outputs by operations of torch that have one (no argmax, no item())"
         if not value.requires_grad:
             raise ConfigError(missing)
-        with user_code(loss.function, loss.place):
+        with user_code(*split_place(loss.place)):
             found = [g for g in torch.autograd.grad(value, learned, allow_unused=True) if g is not None]
     if not all(bool(g.isfinite().all()) for g in found):
         raise ConfigError(f"{loss.place}: its gradient holds NaN or infinity; keep it away from log(0), sqrt(0) and 0 / 0")

@@ -27,8 +27,8 @@ from torch.utils.data import Dataset
 from edgecompress.data.builtin_metrics import METRICS
 from edgecompress.data.samples import choose_indices, describe_dataset, fetch_pairs
 from edgecompress.data.targets import Targets, is_class_index, take_targets
-from edgecompress.data.user_functions import describe_place, takes_arguments, user_code
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import describe_place, split_place, takes_arguments, user_code
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch, Structure
 from edgecompress.network.output_kinds import class_axis
@@ -213,9 +213,9 @@ def _accumulate(metric: Metric, parts: Iterator[tuple[Batch, Targets]], structur
     accumulator = metric.start()
     for outputs, targets in parts:
         copies = tuple(y.clone() for y in outputs)  # the metric may change them; those of inference mode could not be changed at all
-        with torch.no_grad(), user_code(metric.given, metric.place):
+        with torch.no_grad(), user_code(*split_place(metric.place)):
             accumulator.update(batches.restore_structure(copies, structure), targets)
-    with torch.no_grad(), user_code(metric.given, metric.place):
+    with torch.no_grad(), user_code(*split_place(metric.place)):
         found = accumulator.compute()
     return _read_values(found, metric, accumulator)
 
@@ -258,7 +258,7 @@ def _copy_empty(given: Any) -> Accumulator:
 
 
 def _call_factory(given: Callable[[], Any], place: str) -> Accumulator:
-    with user_code(given, place):
+    with user_code(*split_place(place)):
         made: Accumulator = given()
     if not _is_accumulator(made):
         raise ConfigError(

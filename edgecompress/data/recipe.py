@@ -56,8 +56,8 @@ from edgecompress.data.code import digest_code
 from edgecompress.data.losses import Loss, make_loss
 from edgecompress.data.metrics import Direction, Metric, make_metric
 from edgecompress.data.recipe_files import hash_sources, import_file, import_module
-from edgecompress.data.user_functions import call_user_function, describe_place
-from edgecompress.errors import ConfigError, EdgeCompressError
+from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import call_user_function, describe_place, split_place, user_code
 from edgecompress.network.output_reading import Declared
 from edgecompress.records import Preprocessing
 from edgecompress.records.outputs import OUTPUT_KINDS, OutputSpec
@@ -103,14 +103,8 @@ def load_recipe(target: str) -> Recipe:
     is_file = path.suffix == ".py"
     if (is_file and not path.is_file()) or (not is_file and not _is_module_name(target)):
         raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
-    try:
+    with user_code("the import", target):
         module = import_file(path.resolve()) if is_file else import_module(target)
-    except EdgeCompressError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{target}: cannot be imported ({error}); install what it needs or check the name") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is theirs to read
-        raise ConfigError(f"{target}: fails while it is imported: {type(error).__name__}: {error}; mend the recipe") from error
     for name in ("model", "example_inputs"):
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
@@ -146,14 +140,14 @@ def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sh
         source=source,
         sources_sha256=sources_sha256,
         model=get_function("model"),
-        example_inputs=check_example(call_user_function(get_function("example_inputs"), f"{target}: example_inputs()"), target),
+        example_inputs=check_example(call_user_function(get_function("example_inputs"), "example_inputs()", target), target),
         train_data=get_function("train_data"),
         eval_data=get_function("eval_data"),
         calibration_data=get_function("calibration_data"),
         preprocessing=_check_preprocessing(
-            call_user_function(get_function("preprocessing", lambda: None), f"{target}: preprocessing()"), target
+            call_user_function(get_function("preprocessing", lambda: None), "preprocessing()", target), target
         ),
-        labels=_check_labels(call_user_function(get_function("labels", tuple), f"{target}: labels()"), target),
+        labels=_check_labels(call_user_function(get_function("labels", tuple), "labels()", target), target),
         **_collect_judging(
             outputs=getattr(module, "outputs", None),
             metric=getattr(module, "metric", None),
@@ -207,9 +201,9 @@ def _collect_judging(*, outputs: Any, metric: Any, loss: Any, higher_is_better: 
         ConfigError: One is of a wrong type.
     """
     place = describe_place(outputs, "outputs", source=source)
-    outputs = call_user_function(outputs, place) if callable(outputs) else outputs
+    outputs = call_user_function(outputs, *split_place(place)) if callable(outputs) else outputs
     direction_place = describe_place(higher_is_better, "higher_is_better", source=source)
-    direction = call_user_function(higher_is_better, direction_place) if callable(higher_is_better) else higher_is_better
+    direction = call_user_function(higher_is_better, *split_place(direction_place)) if callable(higher_is_better) else higher_is_better
     direction = _check_direction(direction, direction_place)
     if direction is not None and metric is None:
         raise ConfigError(f"{direction_place}: no metric to go with it; define metric(outputs, targets)")

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,9 +12,12 @@ from torch.utils.data import Dataset
 
 from edgecompress.data.targets import Targets, check_labels, collate_targets
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import user_code
 from edgecompress.network.batches import Batch
 
 FORMS: Final = "(input, target), ((input_0, input_1), target), or the same without the target as input, ((input_0, input_1),)"
+
+_FUNCTIONS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 class Column(Protocol):
@@ -135,7 +140,9 @@ def fetch_items(
     samples: list[Batch] = []
     targets: list[Any] = []
     for index in indices:
-        inputs, target = split_item(dataset[index], source)
+        with user_code(f"sample {index} of {_name_dataset(dataset)}"):
+            item = dataset[index]
+        inputs, target = split_item(item, source)
         example = tuple(x[None] for x in inputs) if example is None else example
         samples.append(_convert_to_example(inputs, example, f"{source}: sample {index}"))
         if with_targets and target is not None:
@@ -146,6 +153,29 @@ def fetch_items(
     if targets and len(targets) != len(samples):
         raise ConfigError(f"{source}: {len(samples)} inputs but {len(targets)} labels; label every sample or none")
     return columns, targets
+
+
+def count_items(dataset: Any) -> int:
+    """Return the length of a dataset.
+
+    Raises:
+        ConfigError: Its `__len__` raised.
+    """
+    with user_code(f"the length of {_name_dataset(dataset)}"):
+        return len(dataset)
+
+
+def remember_function(dataset: Any, name: str) -> None:
+    """Let errors of a dataset's items name the function of the recipe that returned it."""
+    with suppress(TypeError):  # an object that has no hash, or no weak references, is named by its class
+        _FUNCTIONS[dataset] = f"{name}()"
+
+
+def _name_dataset(dataset: Any) -> str:
+    try:
+        return _FUNCTIONS.get(dataset) or describe_dataset(dataset)
+    except TypeError:
+        return describe_dataset(dataset)
 
 
 def describe_dataset(dataset: Dataset[Any]) -> str:
@@ -193,7 +223,7 @@ def choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int | 
     source = describe_dataset(dataset)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError(f"{source}: has no length and no index; give a map-style torch Dataset")
-    total = len(dataset)
+    total = count_items(dataset)
     if total == 0:
         raise ConfigError(f"{source}: holds no samples; give at least one")
     if which is not None and not isinstance(which, int):

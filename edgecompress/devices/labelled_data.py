@@ -14,9 +14,9 @@ from edgecompress.data.classes import map_classes
 from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
-from edgecompress.data.user_functions import call_user_function
 from edgecompress.devices.manifests import read_manifest
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import call_user_function
 from edgecompress.network.batches import Batch, Structure, structure_of, structure_of_names
 from edgecompress.network.output_kinds import KINDS, class_axis, guess_specs
 from edgecompress.records import Artifact, OutputSpec, TensorSpec
@@ -74,7 +74,7 @@ def prepare_job(path: Path, data: Data, samples: int, *, metric: Metric | None =
     dataset, recipe = _load_dataset(path, manifest, data, example)
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"{datasets.describe_dataset(dataset)}: has no length; give a map-style torch Dataset")
-    indices = _choose_samples(len(dataset), samples)
+    indices = _choose_samples(datasets.count_items(dataset), samples)
     _, targets = datasets.fetch_pairs(dataset, indices[:TRIED_SAMPLES], example=example)
     specs = _read_specs(manifest)
     usual = choose_metric(specs, targets)
@@ -115,7 +115,7 @@ def _find_structure(specs: tuple[OutputSpec, ...], recipe: Recipe | None) -> Str
     """Return the structure in which the recipe's network returns its outputs; without a recipe that which their names tell."""
     if recipe is None:
         return structure_of_names([spec.name for spec in specs])
-    network: nn.Module = call_user_function(recipe.model, f"{recipe.source}: model()")
+    network: nn.Module = call_user_function(recipe.model, "model()", recipe.source)
     return structure_of(network.eval(), recipe.example_inputs)
 
 
@@ -185,7 +185,9 @@ def _load_recipe_dataset(source: str, resolution: int = 0) -> "tuple[Dataset[Any
     recipe = recipe_at_resolution(load_recipe(source), resolution)
     if recipe.eval_data is None:
         raise ConfigError(f"{source}: has no eval_data(); add it, or give --data")
-    return call_user_function(recipe.eval_data, f"{source}: eval_data()"), recipe
+    dataset = call_user_function(recipe.eval_data, "eval_data()", source)
+    datasets.remember_function(dataset, "eval_data")
+    return dataset, recipe
 
 
 def _map_classes(path: Path, manifest: Artifact, dataset: "Dataset[Any]") -> tuple[int, ...]:

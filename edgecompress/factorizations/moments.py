@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from edgecompress.factorizations.blocks.chain import compose_kernels
 from edgecompress.factorizations.blocks.layers import TRANSPOSED, Convolution, DenseLayer, copy_bias, group_count, grouped_kernel
 from edgecompress.factorizations.protocol import Moments
-from edgecompress.network.batches import Batch
+from edgecompress.network.batches import Batch, call_network
 from edgecompress.network.factors import Factors
 
 MAX_ROWS_BYTES: Final = 64_000_000  # memory for im2col rows; longer batches are split
@@ -40,7 +40,7 @@ def collect_moments(model: nn.Module, layers: Sequence[str], inputs: Iterable[Ba
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True) for name in layers]  # type: ignore[arg-type]
     try:
         for x in inputs:
-            model(*x)
+            call_network(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecompress.errors import ConfigError, first_line
+from edgecompress.network.batches import call_network
 from edgecompress.network.counting import params_of, record_layer_costs
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
@@ -24,18 +24,15 @@ def analyze(
     """Return parameters, MACs, shapes and, with `measure`, median eager milliseconds of each Linear and convolution; batch 1, one thread.
 
     Raises:
-        ConfigError: The model does not run on the example inputs.
+        ConfigError: The model does not run on the example inputs; see `call_network`.
     """
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with use_threads(1):
             with record_layer_costs(model, len(example_inputs[0])) as seen:
-                model(*example_inputs)
+                call_network(model, example_inputs)
             times, total = _time_layers(model, example_inputs, track) if measure else ({}, None)
-    except Exception as error:  # whatever the user's forward raises is theirs to read
-        shapes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
-        raise ConfigError(f"{name}: does not run on its example inputs {shapes}: {first_line(error)}; mend example_inputs()") from error
     finally:
         for module, mode in training.items():
             module.training = mode

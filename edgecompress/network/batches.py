@@ -3,6 +3,7 @@
 A network with one input has a tuple of one. Outputs are flattened from whatever the network returns, in the order of an exported program.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from edgecompress.errors import ConfigError, UnsupportedError
+from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
+from edgecompress.faults.user_code import describe_user_error, find_first_line, find_innermost_frame, is_own_file, is_user_file
 
 Batch = tuple[Tensor, ...]
 Structure = _pytree.TreeSpec  # how a network nests its outputs: a tensor, a tuple, a dict, a named tuple, or these in each other
@@ -67,16 +69,53 @@ def has_same_shapes(a: Batch, b: Batch) -> bool:
     return [x.shape for x in a] == [y.shape for y in b]
 
 
+def call_network(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Return whatever a network returns for some inputs; every call of a network that a user wrote goes through here.
+
+    Raises:
+        ConfigError: The network raised; the message has the user's line, the submodule and the shapes of the inputs.
+    """
+    try:
+        return model(*inputs)
+    except (EdgeCompressError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if _is_raised_by_hook(error):
+            raise
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        what = f"forward() of {_find_failed_module(model, error)} for {'inputs' if len(inputs) > 1 else 'an input'} of shape {shapes}"
+        raise describe_user_error(error, what, find_first_line(type(model).forward) if _is_written_by_user(model) else "") from error
+
+
+def _is_written_by_user(model: nn.Module) -> bool:
+    return is_user_file(getattr(getattr(type(model).forward, "__code__", None), "co_filename", ""))
+
+
+def _is_raised_by_hook(error: BaseException) -> bool:
+    """Whether a hook of edgecompress raised; layers of edgecompress stand for the user's, and raise for what those would refuse."""
+    frame = find_innermost_frame(error)
+    return frame is not None and is_own_file(frame.f_code.co_filename) and not isinstance(frame.f_locals.get("self"), nn.Module)
+
+
+def _find_failed_module(model: nn.Module, error: BaseException) -> str:
+    """Return class and name of the innermost module of a network in which an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    called = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = [module for module in called if isinstance(module, nn.Module) and id(module) in names]
+    failed = inside[-1] if inside else model
+    return " ".join(filter(None, (type(failed).__name__, names[id(failed)])))
+
+
 def run_model(model: nn.Module, inputs: Batch) -> Batch:
     """Return the outputs of one call of a network.
 
     Raises:
-        ConfigError: An index is beyond the rows of its embedding, which the message names.
+        ConfigError: The network raised, or an index is beyond the rows of its embedding, which the message names.
         UnsupportedError: An output is no tensor, or does not have one row per sample.
     """
     watched = [m.register_forward_pre_hook(_check_indices(name, m)) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
     try:
-        given = model(*inputs)
+        given = call_network(model, inputs)
     finally:
         for handle in watched:
             handle.remove()
@@ -93,7 +132,7 @@ def run_model(model: nn.Module, inputs: Batch) -> Batch:
 @torch.inference_mode()
 def structure_of(model: nn.Module, example: Batch) -> Structure:
     """Return the structure of the outputs of a network in eval mode, which `restore_structure` gives back to a batch."""
-    return _pytree.tree_flatten(model(*example))[1]
+    return _pytree.tree_flatten(call_network(model, example))[1]
 
 
 def restore_structure(outputs: Batch, structure: Structure) -> Any:
@@ -121,7 +160,7 @@ def output_names(model: nn.Module, example: Batch) -> tuple[str, ...]:
     The name is the key of a dict or the field of a named tuple, with dots between the levels of nested ones, e.g. `heads.boxes`; an output
     that has none, or that of another output, is `output_0`, `output_1`, … by its number.
     """
-    paths, _ = _pytree.tree_flatten_with_path(model(*example))
+    paths, _ = _pytree.tree_flatten_with_path(call_network(model, example))
     names: list[str] = []
     for i, (path, _) in enumerate(paths):
         numbered = all(isinstance(key, _pytree.SequenceKey) for key in path)

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError, first_line
+from edgecompress.network.batches import call_network
 from edgecompress.network.folding import fold_batch_norm
 from edgecompress.network.weights import nonfinite_tensors
 
@@ -51,10 +52,7 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
     inputs = tuple(x.detach().cpu().contiguous() for x in example_inputs)
     module = _copy_for_inference(model, name)
     with torch.no_grad():
-        try:
-            module(*inputs)
-        except Exception as error:  # the model is anybody's code
-            raise ConfigError(f"{name}: fails on its example inputs: {first_line(error)}; make them fit the model") from error
+        call_network(module, inputs)
         program = _export_module(module, inputs, name)
         _check_static(program, name)
         graph = program.module(check_guards=False)

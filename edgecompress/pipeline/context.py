@@ -17,8 +17,8 @@ from edgecompress.data.losses import check_loss
 from edgecompress.data.metrics import METRIC_BATCH, Metric, check_metric, choose_metric
 from edgecompress.data.recipe import Recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
-from edgecompress.data.user_functions import call_user_function
-from edgecompress.errors import ConfigError, first_line
+from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import call_user_function
 from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch, Structure, output_names, structure_of
@@ -70,7 +70,7 @@ class DenseNetwork:
         Raises:
             ConfigError: The recipe fails, the checkpoint does not fit, or a weight is not finite.
         """
-        model = call_user_function(self.recipe.model, f"{self.recipe.source}: model()")
+        model = call_user_function(self.recipe.model, "model()", self.recipe.source)
         check_dense(model, subject=self.recipe.source)
         if self.weights:
             path = Path(self.weights)
@@ -98,13 +98,7 @@ class DenseNetwork:
         Raises:
             ConfigError: The network does not run on its example inputs, or the recipe's `outputs()` does not fit it.
         """
-        example = self.recipe.example_inputs
-        try:
-            names = output_names(self.model, example)
-        except Exception as error:  # whatever the user's forward raises is theirs to read
-            shapes = ", ".join(str(tuple(x.shape)) for x in example)
-            subject = f"{self.recipe.name}: does not run on its example inputs {shapes}"
-            raise ConfigError(f"{subject}: {first_line(error)}; mend example_inputs()") from error
+        names = output_names(self.model, self.recipe.example_inputs)
         return read_specs(self.program, names=names, declared=self.recipe.outputs, targets=targets, subject=self.recipe.outputs_place)
 
 

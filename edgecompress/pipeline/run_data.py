@@ -11,8 +11,8 @@ from edgecompress.data.classes import renumber_classes
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
 from edgecompress.data.recipe import Recipe
 from edgecompress.data.targets import Targets
-from edgecompress.data.user_functions import call_user_function
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import call_user_function
 from edgecompress.network.batches import Batch
 
 TARGET_SAMPLES: Final = 64  # data are often sorted by class, so that the first few would show one class alone
@@ -50,7 +50,9 @@ class RunData:
 
     def _call_function(self, name: str) -> Any:
         with fixed_random_numbers():  # a set that the function draws is the same one for every process
-            return call_user_function(getattr(self.recipe, name), f"{self.recipe.source}: {name}()")
+            found = call_user_function(getattr(self.recipe, name), f"{name}()", self.recipe.source)
+        datasets.remember_function(found, name)
+        return found
 
     def digest(self, split: str, *, with_inputs: bool = True) -> str:
         """Return a hash of what the dataset of a split holds, computed once; "" for none, and for data at a path, whose files tell."""
@@ -69,7 +71,7 @@ class RunData:
         for split in ("eval", "train"):
             with suppress(ConfigError):  # a step that reads the data explains them; targets of any kind are allowed where nothing does
                 dataset = self.dataset(split)
-                n = len(dataset) if hasattr(dataset, "__len__") else 0
+                n = datasets.count_items(dataset) if hasattr(dataset, "__len__") else 0
                 rows = sorted({round(i * (n - 1) / (TARGET_SAMPLES - 1)) for i in range(TARGET_SAMPLES)}) if n else []
                 _, targets = datasets.fetch_items(dataset, rows, example=self.recipe.example_inputs)
                 if targets:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import UserCodeError
 from edgecompress.files import write_atomically
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.step_keys import hash_inputs
@@ -38,13 +39,21 @@ def run_step(context: RunContext, step: Step) -> Record:
         context.on_step(name, record, context.run.record.steps[name].seconds, True)
         return record
     with stopwatch() as spent:
-        record = step.make(context)
+        record = _make_record(context, step, name)
     write_atomically(path, to_json(record))
     if step.reusable:
         files = tuple(str(folder(file).relative_to(context.run.folder)) for file in step.files)
         context.run.finish(name, made_from, files, spent[0])
     context.on_step(name, record, spent[0], False)
     return record
+
+
+def _make_record(context: RunContext, step: Step, name: str) -> Record:
+    """Return the record of a step; an error of the user's code is raised with the name of the step before it."""
+    try:
+        return step.make(context)
+    except UserCodeError as error:
+        raise UserCodeError(f"{name}: {error}") from error.__cause__
 
 
 def _order_steps(context: RunContext, last: str) -> Iterator[tuple[Step, int]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import describe_dataset, fetch_samples
+from edgecompress.data import count_items, describe_dataset, fetch_samples
 from edgecompress.errors import ConfigError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -38,9 +38,9 @@ def quantize(
     """
     for scheme in schemes:
         check_choice("scheme", scheme, SCHEMES)
-    if samples < 1 or len(data) < 1:  # type: ignore[arg-type]
+    if samples < 1 or count_items(data) < 1:
         raise ConfigError("calibration: no samples; give calibration_data() or --data, and --calibration-samples of at least 1")
-    inputs, _ = fetch_samples(data, min(samples, len(data)), seed=seed, example=example_inputs, labelled=False)  # type: ignore[arg-type]
+    inputs, _ = fetch_samples(data, min(samples, count_items(data)), seed=seed, example=example_inputs, labelled=False)
     if any(not x.is_floating_point() for x in inputs):
         forward(model, inputs)  # an index beyond its embedding is told here by name
     low, high = zip(*((float(x.min()), float(x.max())) for x in inputs), strict=True)

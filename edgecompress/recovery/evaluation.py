@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import Targets, check_labels, describe_dataset, fetch_pairs, is_class_index
+from edgecompress.data import Targets, check_labels, count_items, describe_dataset, fetch_pairs, is_class_index
 from edgecompress.data.builtin_metrics import METRICS
 from edgecompress.data.metrics import Metric, choose_metric, describe_metric, evaluate_metric
 from edgecompress.network import batches
@@ -88,7 +88,7 @@ def measure_top1(
     """Return the top-1 accuracy of `model` on labelled data as a fraction; None without labels, or without one output of class scores."""
     model.eval()
     right = total = 0
-    order = chunks(range(len(data)), EVAL_BATCH)  # type: ignore[arg-type]
+    order = chunks(range(count_items(data)), EVAL_BATCH)
     for indices in track(order, "evaluating", len(order)):
         x, targets = fetch_pairs(data, indices, example=example_inputs)
         scores = scores_of(batches.run_model(model, x), specs)

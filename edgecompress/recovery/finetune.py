@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import Samples, describe_dataset, fetch_pairs
+from edgecompress.data import Samples, count_items, describe_dataset, fetch_pairs
 from edgecompress.data.code import digest_code
 from edgecompress.data.content import digest_dataset
 from edgecompress.data.losses import Loss, make_loss
@@ -105,7 +105,7 @@ def finetune(
     _check_options(options)
     data = NO_DATA if train_data is None else train_data
     repairs = has_batchnorm(model) and is_decomposed(model)
-    if (options.epochs > 0 or repairs) and len(data) < 2:  # type: ignore[arg-type]
+    if (options.epochs > 0 or repairs) and count_items(data) < 2:
         raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
     # Channels last: CPUs' convolution kernels are faster in it; shapes and results are the same.
     model = set_memory_format(copy.deepcopy(model), torch.channels_last)
@@ -151,8 +151,8 @@ def finetune(
         validation=criterion,
         learning_rate=progress.peak_rate,
         rate_reason=progress.why,
-        train_samples=len(data),  # type: ignore[arg-type]
-        eval_samples=len(eval_data) if eval_data is not None else 0,  # type: ignore[arg-type]
+        train_samples=count_items(data),
+        eval_samples=count_items(eval_data) if eval_data is not None else 0,
         data=describe_dataset(data),
         seed=options.seed,
         note="; ".join([*notes, *progress.notes, *([START_IS_KEPT] if best is start and options.epochs else [])]),
@@ -211,7 +211,7 @@ def _make_task(
 
 def _first_inputs(data: "Dataset[Any] | None") -> Batch:
     """Return the inputs of a dataset's first sample as a batch of one; () without any."""
-    return fetch_pairs(data, [0], with_targets=False)[0] if data is not None and len(data) else ()  # type: ignore[arg-type]
+    return fetch_pairs(data, [0], with_targets=False)[0] if data is not None and count_items(data) else ()
 
 
 def _make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import check_labels, describe_dataset, fetch_pairs, is_class_index
+from edgecompress.data import check_labels, count_items, describe_dataset, fetch_pairs, is_class_index
 from edgecompress.data.code import digest_code
 from edgecompress.data.content import digest_dataset
 from edgecompress.data.losses import Loss, make_loss
@@ -127,7 +127,7 @@ def qat(
         before_sqnr_db=before.sqnr_db,
         sqnr_db=after.sqnr_db,
         epochs=tuple(progress.epochs),
-        train_samples=len(train_data),  # type: ignore[arg-type]
+        train_samples=count_items(train_data),
         eval_samples=before.samples,
         data=describe_dataset(train_data),
         seed=options.seed,
@@ -225,7 +225,7 @@ def _compare(
     targets = None
     if data is not None:
         has_scores = scores_of(forward(model, example), specs) is not None
-        inputs, targets = fetch_pairs(data, range(min(EVAL_SAMPLES, len(data))), example=example, with_targets=has_scores)  # type: ignore[arg-type]
+        inputs, targets = fetch_pairs(data, range(min(EVAL_SAMPLES, count_items(data))), example=example, with_targets=has_scores)
     outputs = _run_in_batches(student, inputs, track)
     wanted = forward(model, inputs)
     scores = scores_of(outputs, specs)
@@ -242,5 +242,5 @@ def _run_in_batches(student: FakeQuantizedModule, inputs: Batch, track: Track = 
 def _check_options(options: QatOptions, data: "Dataset[Any] | None") -> None:
     if options.epochs < 1 or options.samples < 2 or options.batch_size < 2 or not options.learning_rate > 0:
         raise ConfigError("quantization-aware training: epochs must be ≥ 1, samples ≥ 2, batch size ≥ 2, learning rate > 0")
-    if data is None or len(data) < 2:  # type: ignore[arg-type]
+    if data is None or count_items(data) < 2:
         raise ConfigError("quantization-aware training: fewer than two training samples; give train_data() or --data")

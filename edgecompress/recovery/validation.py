@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from edgecompress.data import fetch_pairs
+from edgecompress.data import count_items, fetch_pairs
 from edgecompress.data.metrics import Metric, check_metric, measure_metric
 from edgecompress.network.batches import Batch, Structure, run_model, take_samples
 from edgecompress.network.outputs import Specs, divergence
@@ -131,14 +131,14 @@ def hold_out(
     """
     with torch.inference_mode():
         outputs = run_model(teacher.eval(), take_samples(example, slice(1)))
-    total = len(data)  # type: ignore[arg-type]
+    total = count_items(data)
     size = sum(x.nbytes for x in (*take_samples(example, slice(1)), *outputs))
     indices, held_out = split_indices(total, size, most)
     make = partial(Validation, teacher, specs=specs, example=example, with_targets=with_targets)
     if held_out:
         return indices, make(data, held_out, words="training samples that were held out")
     few = f"{total} training samples are too few to hold any out"
-    available = len(eval_data) if eval_data is not None else 0  # type: ignore[arg-type]
+    available = count_items(eval_data) if eval_data is not None else 0
     if eval_data is not None and available:
         return indices, make(eval_data, range(min(available, most)), words=f"evaluation samples, since {few}")
     return indices, make(data, indices, words=f"samples that are trained on, since {few}")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from edgecompress.errors import EdgeCompressError
+from edgecompress.errors import ConfigError, EdgeCompressError
 from edgecompress.files import write_atomically
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, from_json, to_json
@@ -67,7 +67,8 @@ def explore(
         on_trial(number, outcome)
         failures = failures + 1 if error and not isinstance(error, RefusedTrial) else 0
         if error and failures == MAX_FAILURES_IN_A_ROW:
-            raise EdgeCompressError(f"search: {MAX_FAILURES_IN_A_ROW} trials in a row failed, the last with: {error}") from error
+            kind = ConfigError if isinstance(error, ConfigError) else EdgeCompressError
+            raise kind(f"search: {MAX_FAILURES_IN_A_ROW} trials in a row failed, the last with: {error}") from error
 
 
 def read_outcome(trial: FrozenTrial) -> SearchPoint | FailedTrial | None:

@@ -32,7 +32,7 @@ def outputs(value):
 AT = r"recipe\.py:\d+:"  # the place of a function
 BAD = {
     "metric nan": (NET + FLOATS + metric("return {'error': float('nan')}"), r"AT metric\(\): error is nan"),
-    "metric raises": (NET + FLOATS + metric("return {'iou': outputs.boxes.mean()}"), r"AT metric\(\): fails with AttributeError"),
+    "metric raises": (NET + FLOATS + metric("return {'iou': outputs.boxes.mean()}"), r"AT metric\(\) fails with AttributeError"),
     "metric random": (NET + FLOATS + metric("return {'noise': torch.rand(()).item()}"), r"AT metric\(\): noise is .*, then .* for the"),
     "metric no dict": (NET + FLOATS + metric("return 0.5"), r"AT metric\(\): returns float"),
     "no targets": (NET + data("eval_data", inputs="8") + metric("return {'a': 1.0}"), r"targets, .*AT metric\(\) needs"),
@@ -41,7 +41,7 @@ BAD = {
     "loss detached": (NET + FLOATS + loss("return (outputs.detach() - targets).square().mean()"), r"AT loss\(\): has no gradient"),
     "loss nan": (NET + FLOATS + loss("return (outputs - targets).mean() * float('nan')"), r"AT loss\(\): is nan"),
     "loss a vector": (NET + FLOATS + loss("return (outputs - targets).square()"), r"AT loss\(\): returns a tensor of shape"),
-    "loss raises": (NET + FLOATS + loss("return F.cross_entropy(outputs['scores'], targets)"), r"AT loss\(\): fails with"),
+    "loss raises": (NET + FLOATS + loss("return F.cross_entropy(outputs['scores'], targets)"), r"AT loss\(\) fails with"),
     "outputs unknown": (NET + CLASSES + outputs("{'boxes': 'values'}"), r"AT outputs\(\): no output is named 'boxes'"),
     "outputs too many": (NET + CLASSES + outputs("['logits', 'values']"), r"AT outputs\(\): 2 kinds for 1 outputs"),
     "outputs no kind": (NET + CLASSES + outputs("'scores'"), r"AT outputs\(\): a kind is 'scores'; give one of"),

@@ -239,7 +239,7 @@ def test_a_faulty_metric_is_refused_in_one_line_with_its_place(tmp_path: Any, mo
     body, fact = FAULTY[case]
     monkeypatch.chdir(tmp_path)
     metric = make_metric(define(tmp_path, "metric", body))
-    with pytest.raises(ConfigError, match=rf"^recipe\.py:\d: metric\(\): .*({fact})") as caught:
+    with pytest.raises(ConfigError, match=rf"^recipe\.py:\d: metric\(\):? .*({fact})") as caught:
         check_metric(metric, (X,), Y, ONE)
     assert "\n" not in str(caught.value)
     if case == "raises":
@@ -287,7 +287,7 @@ def test_a_faulty_loss_is_refused_in_one_line_with_its_place(tmp_path: Any, monk
     body, fact = LOSSES[case]
     monkeypatch.chdir(tmp_path)
     loss = make_loss(define(tmp_path, "loss", body))
-    with pytest.raises(ConfigError, match=rf"^recipe\.py:\d: loss\(\): .*{fact}") as caught:
+    with pytest.raises(ConfigError, match=rf"^recipe\.py:\d: loss\(\):? .*{fact}") as caught:
         check_loss(loss, (X,), Y, ONE)
     assert "\n" not in str(caught.value)
 

@@ -104,13 +104,16 @@ BROKEN = {
     "model no function": (GOOD + "model = 3\n", r"has no function model\(\)"),
     "import": (
         "import no_such_package_at_all\n" + GOOD,
-        r"cannot be imported \(No module named 'no_such_package_at_all'\); install what it needs",
+        r"the import fails with ModuleNotFoundError: No module named 'no_such_package_at_all'; install it, or check its name",
     ),
-    "relative": ("from .gone import Net\n" + GOOD, r"cannot be imported .*gone"),
-    "syntax": (GOOD + "def (:\n", "fails while it is imported: SyntaxError"),
-    "raises": ("raise ValueError('on my own')\n", "fails while it is imported: ValueError: on my own; mend the recipe"),
-    "exits": ("import sys\nsys.exit(3)\n", "fails while it is imported: SystemExit: 3; mend the recipe"),
-    "example raises": (GOOD.replace("(torch.zeros(1, 4),)", "1 / 0"), r"example_inputs\(\) fails: ZeroDivisionError: division by zero"),
+    "relative": ("from .gone import Net\n" + GOOD, r"the import fails with ModuleNotFoundError: .*gone"),
+    "syntax": (GOOD + "def (:\n", r"the import fails with SyntaxError"),
+    "raises": ("raise ValueError('on my own')\n", r"the import fails with ValueError: on my own; mend it"),
+    "exits": ("import sys\nsys.exit(3)\n", r"the import fails with SystemExit: 3; mend it"),
+    "example raises": (
+        GOOD.replace("(torch.zeros(1, 4),)", "1 / 0"),
+        r"example_inputs\(\) fails with ZeroDivisionError: division by zero",
+    ),
     "dynamic": (GOOD.replace("torch.zeros(1, 4),", "1, None"), r"example_inputs\(\) must return a tuple of tensors"),
     "dynamic zero": (GOOD.replace("zeros(1, 4)", "zeros(0, 4)"), r"shape \(0, 4\); artifacts have static shapes, give every size"),
     "no batch": (GOOD.replace("zeros(1, 4)", "tensor(1.0)"), r"shape \(\); artifacts have static shapes"),
@@ -120,14 +123,17 @@ BROKEN = {
         GOOD + "def preprocessing():\n    return {'mean': 1}\n",
         r"preprocessing\(\) returned dict; return edgecompress\.Preprocessing",
     ),
-    "preprocessing raises": (GOOD + "def preprocessing():\n    return {}['mean']\n", r"preprocessing\(\) fails: KeyError: 'mean'"),
+    "preprocessing raises": (
+        GOOD + "def preprocessing():\n    return {}['mean']\n",
+        r"preprocessing\(\) fails with KeyError: 'mean'",
+    ),
     "outputs unknown": (
         GOOD + "def outputs():\n    return 'score'\n",
         r"outputs\(\): a kind is 'score'; give one of logits, ",
     ),
     "outputs number": (GOOD + "def outputs():\n    return ['logits', 3]\n", r"outputs\(\): a kind is of type int"),
     "outputs by number": (GOOD + "def outputs():\n    return {0: 'logits'}\n", r"outputs\(\): 0 is no name of an output"),
-    "outputs raises": (GOOD + "def outputs():\n    return {}[3]\n", r"outputs\(\) fails: KeyError: 3"),
+    "outputs raises": (GOOD + "def outputs():\n    return {}[3]\n", r"outputs\(\) fails with KeyError: 3"),
     "metric one argument": (
         GOOD + "def metric(outputs):\n    return {}\n",
         r"metric\(\): is no function of two arguments; define metric\(outputs, targets\)",
@@ -141,7 +147,7 @@ BROKEN = {
     "direction alone": (GOOD + "higher_is_better = True\n", "higher_is_better: no metric to go with it"),
     "labels none": (GOOD + "def labels():\n    return None\n", r"labels\(\) returned NoneType; return a list of class names"),
     "labels text": (GOOD + "def labels():\n    return 'cat'\n", r"labels\(\) returned str; return a list of class names"),
-    "labels raise": (GOOD + "def labels():\n    return open('/gone')\n", r"labels\(\) fails: FileNotFoundError"),
+    "labels raise": (GOOD + "def labels():\n    return open('/gone')\n", r"labels\(\) fails with FileNotFoundError"),
 }
 
 
@@ -149,7 +155,7 @@ BROKEN = {
 def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
     text, message = BROKEN[name]
     path = write(text)
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}(:10)?:? (.*{message}|{message})"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}(:\d+)?:? (.*{message}|{message})"):
         load_recipe(str(path))
 
 
@@ -160,8 +166,8 @@ def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
         ("gone/deep", "gone/deep: no such recipe"),
         ("../gone", r"\.\./gone: no such recipe"),
         ("", ": no such recipe"),
-        ("no_such_module_here", r"no_such_module_here: cannot be imported \(No module named 'no_such_module_here'\)"),
-        ("weights.safetensors", r"cannot be imported"),
+        ("no_such_module_here", r"^no_such_module_here: the import fails with ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("weights.safetensors", r"the import fails with ModuleNotFoundError"),
     ],
 )
 def test_a_missing_recipe_is_refused(tmp_path, monkeypatch, target, message):

@@ -197,7 +197,12 @@ BAD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], type[EdgeCompress
     "nan-mask": (lambda: with_mask(torch.nan), IMAGE, ConfigError, "net: mask holds NaN or inf; "),
     "half": (lambda: nn.Conv2d(3, 4, 3).half(), IMAGE, ConfigError, r"net: weight is float16; .*model\.float\(\)"),
     "batch": (lambda: nn.Conv2d(3, 4, 3), (2, 3, 8, 8), ConfigError, r"input 0 has shape \(2, 3, 8, 8\), .*batch 1; give x\[:1\]"),
-    "wrong-shape": (lambda: nn.Conv2d(3, 4, 3), (1, 4, 8, 8), ConfigError, "net: fails on its example inputs: .*channels"),
+    "wrong-shape": (
+        lambda: nn.Conv2d(3, 4, 3),
+        (1, 4, 8, 8),
+        ConfigError,
+        r"forward\(\) of Conv2d .* \(1, 4, 8, 8\) fails with .*channels",
+    ),
     "branch": (Branch, IMAGE, UnsupportedError, r"values of its input \(test_exported.py:\d+: return x if x.sum.*torch.where"),
     "nonzero": (Nonzero, IMAGE, UnsupportedError, "net: aten.index.Tensor makes a shape that depends on the input's values; use a mask"),
     "state": (Counter, IMAGE, UnsupportedError, "net: forward changes the buffer seen; "),

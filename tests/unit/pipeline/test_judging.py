@@ -40,7 +40,7 @@ FLOATS = items(lambda i: torch.full((3,), float(i)))
 MIXED = items(lambda i: torch.zeros(3) if i % 2 else {"a": 1})
 FAULTY = {
     "nan": ({"metric": lambda y, t: {"f1": float("nan")}, "eval_data": FLOATS}, r"test_judging\.py:\d+: metric\(\): f1 is nan"),
-    "raises": ({"metric": lambda y, t: t["boxes"], "eval_data": FLOATS}, r"test_judging\.py:\d+: metric\(\): fails with"),
+    "raises": ({"metric": lambda y, t: t["boxes"], "eval_data": FLOATS}, r"test_judging\.py:\d+: metric\(\) fails with"),
     "train data only": ({"metric": lambda y, t: 1.0, "train_data": FLOATS}, r"metric\(\): returns float"),
     "no targets": ({"metric": mean_error, "eval_data": [torch.rand(8)] * 9}, r"list: yields no targets, .*metric\(\) needs them"),
     "targets do not batch": ({"metric": mean_error, "eval_data": MIXED}, "list: targets do not batch: "),
