@@ -93,6 +93,12 @@ class Judge:
         """Return why a network must not be published as good, with the numbers and the bound; "" where it keeps the bound."""
         return "; ".join(filter(None, (self.describe_metric_shortfall(found), describe_loss(self._select_unmeasured(found.fidelity)))))
 
+    def allows_noise(self, outputs: Batch) -> bool:
+        """Whether the user's metric, which sees every output, allows the loss of these; where none does, noise has a limit of its own."""
+        if self.metric is None or self.metric.output is not None:
+            return False
+        return not self.describe_shortfall(self.judge(outputs))
+
     def describe_metric_shortfall(self, found: DenseComparison) -> str:
         """Return how much of the metric is lost where that is too much; "" otherwise."""
         if self.headline is None:
@@ -100,6 +106,10 @@ class Judge:
         if metric_loss(self.headline, self.dense_metrics, found.metrics) <= self.loss_limit:
             return ""
         return f"{describe_metric_loss(self.headline, self.dense_metrics, found.metrics)}; at most {self.loss_limit:g} may be lost"
+
+    def name_bound(self, found: DenseComparison) -> str:
+        """Return the option of the bound that a network is beyond."""
+        return "--max-loss" if self.describe_metric_shortfall(found) else "--min-fidelity"
 
     def _select_unmeasured(self, fidelity: Fidelity) -> Fidelity:
         """Return the fidelity of the outputs that the metric does not see: all without one, none where the user's metric gets all."""

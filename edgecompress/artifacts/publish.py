@@ -93,6 +93,7 @@ def export_artifact(
     reference: Batch | None = None,
     calibration: Batch | None = None,
     options: ConversionOptions | None = None,
+    remedy: str = "keep layers in float with --mixed-precision",
     track: Track = track_silently,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
@@ -103,6 +104,7 @@ def export_artifact(
         program: The result of `to_program` for `model`; computed where it is None.
         reference: The outputs of `model` on the evidence; computed where it is None.
         calibration: Calibration inputs, each `(samples, …)` in the model's layout.
+        remedy: What to ask for instead of a file that loses too much.
 
     Raises:
         UnsupportedError: The format lacks an op of the model, or the scheme.
@@ -142,6 +144,7 @@ def export_artifact(
             calibration_reference=forward(model, batches.take_samples(calibration, slice(CALIBRATION_SAMPLES))) if calibration else None,
             also_python=options.also_python if format == "tflite" else "",
             specs=judge.specs if judge else None,
+            allows_noise=judge.allows_noise if judge else None,
             track=track,
         )
         compared = judge.judge(checked.outputs) if judge and checked.parity is not None else None
@@ -150,26 +153,16 @@ def export_artifact(
         )
         error: EdgeCompressError | None = checked.error
         if error is None and judge and compared and (lost := judge.describe_shortfall(compared)):
-            bound = "--max-loss" if judge.describe_metric_shortfall(compared) else "--min-fidelity"
-            error = FidelityError(f"{path.name}: too little is left of the dense network: {lost}; {_suggest_remedy(about, bound)}")
+            bound = judge.name_bound(compared)
+            error = FidelityError(f"{path.name}: too little is left of the dense network: {lost}; {remedy}, or allow more with {bound}")
         if error is not None:
             made.replace(rejected)
             write_atomically(manifest_path(rejected), to_json(manifest))
-            _remove_artifact(path)
+            remove_artifact(path)
             raise error
     write_atomically(manifest_path(path), to_json(manifest))
-    _remove_artifact(rejected)
+    remove_artifact(rejected)
     return manifest
-
-
-def _suggest_remedy(about: Description, bound: str) -> str:
-    """Return what to ask for instead of a file that loses too much."""
-    less = (
-        "keep layers in float with --mixed-precision"
-        if about.variant == "dense"
-        else "compress less (--macs-ratio), train longer (--epochs)"
-    )
-    return f"{less}, or allow more with {bound}"
 
 
 def _make_request(
@@ -240,7 +233,7 @@ def _make_manifest(
     )
 
 
-def _remove_artifact(path: Path) -> None:
+def remove_artifact(path: Path) -> None:
     """Remove an artifact of an earlier export, which the new one has made out of date, with its manifest."""
     path.unlink(missing_ok=True)
     manifest_path(path).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from edgecompress.artifacts.execution import run_artifact
-from edgecompress.artifacts.gate import check_other_runtime, require_parity
+from edgecompress.artifacts.gate import check_other_runtime, relax_to_parity, require_parity
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import ConfigError, ParityError
 from edgecompress.files import hash_file
@@ -58,9 +58,4 @@ def verify(path: Path, *, limits: Gate | None = None, also_python: str = "") -> 
 def _limits_of(manifest: Artifact, samples: int) -> Gate:
     """Return the gate of a published artifact on `samples` samples, relaxed to the numbers that it was published with."""
     limits, published = SCHEMES[manifest.quant.scheme].gate, manifest.parity
-    max_rel, share, sqnr_db = limits.max_rel, limits.min_agreement, limits.min_sqnr_db
-    if published is not None:
-        max_rel = None if max_rel is None else max(max_rel, 2 * published.max_rel)
-        share = min(share, published.top1_agreement) if share is not None and published.top1_agreement is not None else share
-        sqnr_db = min(sqnr_db, (published.sqnr_db if published.values_sqnr_db is None else published.values_sqnr_db) - 3)
-    return relax_gate(msgspec.structs.replace(limits, max_rel=max_rel, min_agreement=share, min_sqnr_db=sqnr_db), samples)
+    return relax_gate(limits if published is None else relax_to_parity(limits, published), samples)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
@@ -97,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP threads that spin while they wait can make two busy processes crawl; a short spin costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: converters are stopped, and nothing half-written stays
     debug, verbose = _remove_flag(arguments, "--debug"), _remove_flag(arguments, "--verbose") or _remove_flag(arguments, "-v")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     if not verbose:

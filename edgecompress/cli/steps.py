@@ -12,6 +12,7 @@ from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.options import QAT_COMMAND_EPOCHS, Options
 from edgecompress.pipeline.steps import STEPS
 from edgecompress.records import ExportResult, to_json
+from edgecompress.records.artifact import group_refusals
 from edgecompress.records.fields import option_fields
 from edgecompress.targets import TARGETS
 
@@ -72,19 +73,23 @@ def run_export(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json
 
 
 def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
-    """Print the refused artifacts and the next commands.
+    """Print why artifacts were refused, but for the cause that becomes the error, and the next commands.
 
     Raises:
         EdgeCompressError: An artifact was refused.
     """
-    from edgecompress.pipeline.publication import check_refusals
+    from edgecompress.pipeline.publication import check_refusals, find_main_refusal
 
-    folder, notes = context.run.folder, make_console(stderr=True)
-    for refused in exported.refused:
-        label = "refused, made only to compare with" if refused.for_comparison else "refused"
-        notes.print(f"{label}: {refused.path}: {refused.reason.removeprefix(f'{refused.path}: ')}")
-    notes.print(f"next: edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
-    notes.print(f"      open {folder / 'report.html'}")
+    folder, notes, main = context.run.folder, make_console(stderr=True), find_main_refusal(exported)
+    for group in group_refusals(exported.refused):
+        label = "refused, made only to compare with" if group.for_comparison else "refused"
+        if group != main:
+            notes.print(f"{label}: {', '.join(group.paths)}: {group.cause}")
+    looks = [f"open {folder / 'report.html'}"]
+    if any(artifact.model == "compressed" for artifact in exported.artifacts):
+        looks.insert(0, f"edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
+    for label, line in zip(("next:", "     "), looks, strict=False):
+        notes.print(f"{label} {line}")
     check_refusals(exported)
 
 

@@ -35,6 +35,16 @@ def choose_channel_axis(tensor: Tensor) -> int | None:
     return max(ratios, key=lambda each: ratios[each], default=None)
 
 
+def usual_channel_axis(tensor: Tensor) -> int | None:
+    """Return the axis of the channels where their ranges do not show it: 1, or the last one where 1 holds positions; None for none.
+
+    Args:
+        tensor: `(n, …)`.
+    """
+    axis = 2 if tensor.ndim == 3 and _holds_positions(tensor, 1) else 1
+    return axis if tensor.ndim > 1 and tensor.shape[axis] > 1 else None
+
+
 def _holds_positions(tensor: Tensor, axis: int) -> bool:
     return tensor.ndim == 3 and tensor.shape[axis] > POSITIONS_RATIO * tensor.shape[3 - axis]
 

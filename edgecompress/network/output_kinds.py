@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgecompress.network.channels import channel_scales, choose_channel_axis
+from edgecompress.network.channels import channel_scales, choose_channel_axis, usual_channel_axis
 from edgecompress.records.outputs import OutputFidelity, OutputKind, OutputSpec
 
 CAP_DB: Final = 200.0  # keeps the SQNR of equal outputs finite
@@ -136,6 +136,7 @@ def _measure_independent(output: Tensor, reference: Tensor, spec: OutputSpec, mi
 def _measure_values(output: Tensor, reference: Tensor, spec: OutputSpec, min_kept: float) -> OutputFidelity:
     output, reference = output.double(), reference.double()
     axis = choose_channel_axis(reference)
+    axis = usual_channel_axis(reference) if axis is None else axis
     error = channel_scales(output - reference, axis, centred=False) / _signal(reference, axis, spec)
     error = torch.nan_to_num(error.flatten(), nan=0.0, posinf=1e10)  # 0 / 0 is a channel of zeros that stays one
     worst = int(error.argmax())

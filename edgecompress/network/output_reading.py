@@ -188,7 +188,7 @@ def _check_declared(spec: OutputSpec, read: OutputSpec | None, output: Tensor, n
          "comes out of a sigmoid", "independent"),
         (lambda: spec.kind in {"logits", "class_map", "probabilities", "embedding"} and len(shape) < 2, f"has shape {shape}", "values"),
         (lambda: spec.kind == "logits" and len(shape) > 2 and spec.axis is None, f"has shape {shape}, one answer for each position",
-         "class_map, or logits with an axis"),
+         "class_map where the largest channel is the answer, values where the numbers are (heatmaps, boxes), or logits with an axis"),
         (lambda: spec.axis is not None and not -len(shape) < spec.axis < len(shape), f"has no axis {spec.axis}", "another axis"),
         (lambda: bool(spec.channels) and shape[1 if spec.axis is None else spec.axis :][:1] != (len(spec.channels),),
          f"has shape {shape}, {len(spec.channels)} channels are named", "one name a channel, and their axis"),

@@ -9,7 +9,7 @@ import msgspec
 from torch.export import ExportedProgram
 
 from edgecompress.artifacts.gate import Divergence
-from edgecompress.artifacts.publish import ConversionOptions, Description, artifact_name, export_artifact
+from edgecompress.artifacts.publish import ConversionOptions, Description, artifact_name, export_artifact, remove_artifact
 from edgecompress.artifacts.routes import export_by_route
 from edgecompress.devices.bench import bench
 from edgecompress.devices.manifests import manifest_path
@@ -27,7 +27,7 @@ from edgecompress.pipeline.networks import export_compressed, export_trained, lo
 from edgecompress.pipeline.steps import STEPS
 from edgecompress.quantization.calibration import load_calibration
 from edgecompress.quantization.quantize import quant_spec
-from edgecompress.records import Artifact, ExportResult, RefusedArtifact, read_record
+from edgecompress.records import Artifact, CompressionPlan, ExportResult, RefusedArtifact, read_record
 from edgecompress.records.artifact import CompressionCost
 from edgecompress.runs import hash_values, stopwatch
 from edgecompress.targets import FLOAT32, SCHEMES
@@ -37,13 +37,18 @@ def make_artifacts(context: RunContext) -> ExportResult:
     """Publish every artifact of the target, and the dense network to compare with: in fp32 in each format, and in the preferred scheme.
 
     The latter shows how much of the gain quantization alone would have given. An artifact that is refused does not keep the others back:
-    its error is in the result. Artifacts are reused one by one.
+    its error is in the result. Where the compressed network itself loses too much, one file of it is made, to be kept aside, and no other.
+    Artifacts are reused one by one.
     """
+    lost, aside = _find_loss(context), _choose_file_to_keep_aside(select_outputs(context.options))
     jobs = [*_list_dense_jobs(context), *(("compressed", *output) for output in select_outputs(context.options))]
     made: list[Artifact] = []
     refused: list[RefusedArtifact] = []
     for variant, format_name, scheme in context.track(jobs, "exporting", len(jobs)):
         try:
+            if lost and variant == "compressed" and (format_name, scheme) != aside:
+                remove_artifact(context.run.path("artifacts") / artifact_name(context.recipe.name, variant, format_name, scheme))
+                raise FidelityError(f"not made, since the compressed network itself loses too much: {lost}")
             made.append(_make_artifact(context, variant, format_name, scheme))
         except (ParityError, FidelityError, UnsupportedError, ToolchainError) as error:
             path = artifact_name(context.recipe.name, variant, format_name, scheme)
@@ -58,6 +63,30 @@ def _list_dense_jobs(context: RunContext) -> list[tuple[str, str, str]]:
     outputs = select_outputs(context.options)
     floats = [("dense", name, FLOAT32) for name in dict.fromkeys(name for name, _ in outputs)]
     return floats + [("dense", name, scheme) for name, scheme in outputs if SCHEMES[scheme].is_int8][:1]
+
+
+def _find_loss(context: RunContext) -> str:
+    """Return why no file of the compressed network can be published, with the remedy; "" where it keeps enough of the dense one."""
+    judge = context.judge
+    found = judge.judge(_reference_outputs(context, "compressed"))
+    lost = judge.describe_shortfall(found)
+    return lost and f"{lost}; {_suggest_remedy(context, 'compressed')}, or allow more with {judge.name_bound(found)}"
+
+
+def _choose_file_to_keep_aside(outputs: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the format and scheme that change a network least."""
+    return next((output for output in outputs if output[1] == FLOAT32), outputs[0])
+
+
+def _suggest_remedy(context: RunContext, variant: str) -> str:
+    """Return what to ask for instead of a file that loses too much, or of all files."""
+    judge = context.judge
+    if variant == "dense" or not judge.describe_shortfall(judge.judge(_reference_outputs(context, "compressed"))):
+        return "keep layers in float with --mixed-precision"
+    plan = context.read(CompressionPlan)
+    milder = (1 + plan.macs / max(1, plan.macs_before)) / 2
+    longer = " or train longer (--epochs)" if context.repairs else ""
+    return f"compress less, e.g. --macs-ratio {milder:.2f},{longer}".rstrip(",")
 
 
 def _measure_compression(context: RunContext) -> CompressionCost:
@@ -103,6 +132,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             program=_export_program(context, variant, scheme),
             reference=_reference_outputs(context, variant),
             calibration=calibration,
+            remedy=_suggest_remedy(context, variant),
             track=context.track,
         )
         made = export_by_route(

@@ -53,8 +53,8 @@ def make_plan(context: RunContext) -> CompressionPlan:
         track=context.track,
     )
     notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in find_unsupported_attention(context.dense).items()]
-    if assumed := [f"{spec.name} {'higher' if spec.higher_is_better else 'lower'}" for spec in metrics if spec.assumed]:
-        notes.append(f"read from the names of metrics, since higher_is_better does not say: better is {', '.join(assumed)}")
+    if assumed := [f"{'higher' if spec.higher_is_better else 'lower'} {spec.name}" for spec in metrics if spec.assumed]:
+        notes.append(f"a {' and a '.join(assumed)} is taken to be better, by the name; say higher_is_better in the recipe")
     if context.stage > 1:
         notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
     return msgspec.structs.replace(made, notes=(*notes, *made.notes), outputs=context.output_specs)

@@ -11,6 +11,7 @@ from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run
 from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read_record
+from edgecompress.records.artifact import Refusal, group_refusals
 from edgecompress.reporting.document import Verdict
 from edgecompress.reporting.report import report
 from edgecompress.runs import hash_values, stopwatch, store_result
@@ -40,11 +41,17 @@ def check_refusals(exported: ExportResult) -> None:
     """Let an export pass in which no artifact was refused that was asked for.
 
     Raises:
-        EdgeCompressError: An artifact was refused: the first one's error, in its own class.
+        EdgeCompressError: Artifacts were refused: the error with the cause of most of them, in its own class.
     """
-    asked = [refused for refused in exported.refused if not refused.for_comparison]
-    if asked:
-        raise restore_error(asked[0])
+    if main := find_main_refusal(exported):
+        kind: type[EdgeCompressError] = getattr(errors, main.error)
+        raise kind(f"{', '.join(main.paths)}: {main.cause}")
+
+
+def find_main_refusal(exported: ExportResult) -> Refusal | None:
+    """Return the cause for which most files were refused that were asked for, the first of several; None where none was."""
+    asked = [group for group in group_refusals(exported.refused) if not group.for_comparison]
+    return max(asked, key=lambda group: len(group.paths), default=None)
 
 
 def restore_error(refused: RefusedArtifact) -> EdgeCompressError:

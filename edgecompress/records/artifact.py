@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from edgecompress.records.base import SCHEMA, Record
 from edgecompress.records.metrics import MetricSpec
@@ -224,6 +225,28 @@ class RefusedArtifact(Record, frozen=True, kw_only=True):
     reason: str
     departure: Departure | None = None
     for_comparison: bool = False
+
+    @property
+    def cause(self) -> str:
+        """The reason on one line, without the name of the file."""
+        return " ".join(self.reason.split()).removeprefix(f"{self.path}: ")
+
+
+class Refusal(NamedTuple):
+    """Files that were refused for one cause, by an error of the class `error`."""
+
+    paths: tuple[str, ...]
+    error: str
+    cause: str
+    for_comparison: bool
+
+
+def group_refusals(refused: Iterable[RefusedArtifact]) -> tuple[Refusal, ...]:
+    """Return the causes for which files were refused, each with its files, in the order of the files."""
+    groups: dict[tuple[str, str, bool], list[str]] = {}
+    for file in refused:
+        groups.setdefault((file.error, file.cause, file.for_comparison), []).append(file.path)
+    return tuple(Refusal(tuple(paths), *group) for group, paths in groups.items())
 
 
 class CompressionCost(Record, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ class OutputFidelity(Record, frozen=True, kw_only=True):
             few samples.
         relative_error: Root mean square difference over the standard deviation of the dense network's values, of the worst channel.
         sqnr_db: 20·log10(1 / relative_error), capped at 200.
-        channel: Index of the worst channel along `channel_axis`; None where the channels have alike ranges and are judged as one.
+        channel: Index of the worst channel along `channel_axis`; None for one channel alone, and for kinds without channels.
         max_abs: Largest difference of any value.
     """
 

@@ -9,19 +9,20 @@ from edgecompress.reporting.numbers import format_ratio, format_whole
 
 OF_THE_FILE = "of the file itself"
 OF_THE_NETWORK = "of the PyTorch model before export"
+NOT_EXPORTED = "nothing exported yet"
 
 
-def make_size_figure(row: ArtifactRow | None) -> Figure:
+def make_size_figure(row: ArtifactRow | None, *, reason: str = NOT_EXPORTED) -> Figure:
     if row is None:
-        return Figure(kind="size", reason="nothing exported yet")
+        return Figure(kind="size", reason=reason)
     before = row.times_smaller * row.size_bytes if row.times_smaller is not None else None
     return Figure(kind="size", before=before, after=row.size_bytes, change=row.times_smaller, reason=row.size_reason)
 
 
-def make_speed_figure(row: ArtifactRow | None, group: Group | None) -> Figure:
+def make_speed_figure(row: ArtifactRow | None, group: Group | None, *, reason: str = NOT_EXPORTED) -> Figure:
     """Return the speed against the dense fp32 file."""
     if row is None:
-        return Figure(kind="speed", reason="nothing exported yet")
+        return Figure(kind="speed", reason=reason)
     if row.latency is None or group is None:
         return Figure(kind="speed", reason="not measured on any device")
     before = row.speed_up * row.latency.median_ms if row.speed_up is not None else None

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult, RefusedArtifact
+from edgecompress.records import CompressionPlan, DecomposeResult, FinetuneResult
+from edgecompress.records.artifact import Refusal, group_refusals
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.comparison import is_dense_int8
 from edgecompress.reporting.document import ArtifactRow, Figure, Group
@@ -37,7 +38,7 @@ def list_shortfalls(
         left_out: Sentences about results that the report leaves out.
     """
     found = (
-        *(f"{file.path} was refused: {describe_refusal(file)}" for file in records.refused if not file.for_comparison),
+        *(describe_refusal(group) for group in group_refusals(records.refused) if not group.for_comparison),
         *list_plan_shortfalls(records.plan, records.decomposed),
         *list_quality_shortfalls(quality, records.finetuned, row),
         *list_int8_shortfalls(records, row),
@@ -49,9 +50,9 @@ def list_shortfalls(
     return tuple(dict.fromkeys(found))
 
 
-def describe_refusal(file: RefusedArtifact) -> str:
-    """Return why a file was refused, on one line and without its name."""
-    return " ".join(file.reason.split()).removeprefix(f"{file.path}: ")
+def describe_refusal(group: Refusal) -> str:
+    """Return why files were refused as a sentence."""
+    return f"{', '.join(group.paths)} {'was' if len(group.paths) == 1 else 'were'} refused: {group.cause}"
 
 
 def list_plan_shortfalls(plan: CompressionPlan | None, decomposed: DecomposeResult | None) -> list[str]:
@@ -98,7 +99,7 @@ def list_int8_shortfalls(records: RunRecords, row: ArtifactRow | None) -> Iterat
     for file in refused:
         yield (
             f"{file.path}, the network as given made only to compare with, was refused, so what quantization alone gives is not known: "
-            f"{describe_refusal(file)}"
+            f"{file.cause}"
         )
     if row is None or row.model == "dense" or refused or row.int8_speed_up is not None:
         return

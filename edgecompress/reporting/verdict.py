@@ -8,6 +8,7 @@ from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.comparison import is_faster
 from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable, Verdict
 from edgecompress.reporting.figures import (
+    NOT_EXPORTED,
     describe_group,
     make_int8_figure,
     make_macs_figure,
@@ -99,7 +100,9 @@ def make_verdict(
     row, group = (found.row, found.group) if found else (None, None)
     compressed = found.compressed if found else None
     int8 = make_int8_figure(compressed, group)
-    size, speed, quality = make_size_figure(row), make_speed_figure(row, group), make_quality_figure(row, records)
+    reason = "every compressed file was refused" if any(not file.for_comparison for file in records.refused) else NOT_EXPORTED
+    size, speed = make_size_figure(row, reason=reason), make_speed_figure(row, group, reason=reason)
+    quality = make_quality_figure(row, records)
     macs = make_macs_figure(layers, dense=row is not None and row.model == "dense")
     sentence = (
         write_sentence(found, size, speed, int8, quality, macs)

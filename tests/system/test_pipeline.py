@@ -166,8 +166,8 @@ def gone(pid):
     return not status or re.search(r"^State:\s+[ZX]", status, re.MULTILINE) is not None
 
 
-def interrupt(process):
-    process.send_signal(signal.SIGINT)
+def interrupt(process, by=signal.SIGINT):
+    process.send_signal(by)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -231,11 +231,12 @@ def test_ctrl_c_while_converting_leaves_no_converter_and_no_file(run, edgecompre
     assert steps(edgecompress("quantize", run), reused=True) == [*STEPS]
 
 
-def test_ctrl_c_while_measuring_leaves_no_runner_and_no_result(run, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_an_interrupt_while_measuring_leaves_no_runner_and_no_result(run, tmp_path, by):
     before = contents(run)
     with start("bench", run, "--repetitions", "1000000", cwd=tmp_path) as process:
         children = until(process, lambda: program(process, "runner.py"))
-        interrupt(process)
+        interrupt(process, by)
     assert all(map(gone, children))
     assert contents(run) == before
 

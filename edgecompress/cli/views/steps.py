@@ -249,7 +249,14 @@ def _summarize_qat(result: QatResult) -> str:
 
 def _summarize_export(result: ExportResult) -> str:
     asked = sum(not refused.for_comparison for refused in result.refused)
-    return f"{len(result.artifacts)} files, each is what was compressed{f'; {asked} refused' if asked else ''}"
+    compressed = sum(artifact.model == "compressed" for artifact in result.artifacts)
+    dense = len(result.artifacts) - compressed
+    parts = [
+        f"{compressed} compressed files, each is what was compressed" if compressed else "no compressed file",
+        f"{dense} of the network as given" if dense else "",
+        f"{asked} refused" if asked else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _list_nothing(_: Record) -> Iterator[str]:

@@ -52,3 +52,12 @@ def test_the_users_metric_gets_all_outputs_and_alone_decides():
     assert shortfall(judge(make_metric(accuracy)), scores=True).startswith("accuracy went from 100.00% to ")
     assert shortfall(judge(make_metric(accuracy)), direction=True) == ""
     assert shortfall(judge(make_metric(accuracy), max_loss=100.0), scores=True) == ""
+
+
+def test_only_a_metric_that_sees_all_outputs_allows_noise():
+    scores, direction = outputs()
+    noisy = (scores + 0.01, direction + 0.1)
+    assert judge(make_metric(accuracy)).allows_noise(noisy)
+    assert not judge(make_metric(accuracy)).allows_noise((scores.roll(1, 0), direction))
+    assert not judge(make_builtin("top-1")).allows_noise(noisy)
+    assert not judge().allows_noise(noisy)

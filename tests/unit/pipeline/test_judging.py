@@ -65,7 +65,7 @@ def test_a_faulty_metric_or_loss_is_refused_before_the_plan(tmp_path, case):
 
 def test_a_direction_that_was_read_from_a_name_is_told(tmp_path):
     _, made = plan(tmp_path, metric=mean_error, eval_data=FLOATS)
-    assert any("since higher_is_better does not say: better is mae lower, agree higher" in note for note in made.notes)
+    assert any("a lower mae and a higher agree is taken to be better, by the name" in note for note in made.notes)
     _, made = plan(tmp_path, metric=mean_error, eval_data=FLOATS, higher_is_better={"mae": False, "agree": True})
     assert not [note for note in made.notes if "higher_is_better" in note]
 

@@ -16,6 +16,7 @@ from support.report_records import dense_and_int8_results, report_of
 from edgecompress.devices.statistics import comparable
 from edgecompress.errors import ConfigError
 from edgecompress.records import Budget, Departure, RefusedArtifact, from_json
+from edgecompress.records.artifact import group_refusals
 from edgecompress.records.metrics import MetricSpec
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting import numbers
@@ -248,6 +249,21 @@ def test_refused_files_are_told_first() -> None:
     refused = (RefusedArtifact(path="resnet20-int8.ptl", error="ParityError", reason="resnet20-int8.ptl: top-1 agreement\n 91.0%"),)
     found = report_of(stats=run.stats(), refused=refused)
     assert found.verdict.shortfalls[0] == "resnet20-int8.ptl was refused: top-1 agreement 91.0%"
+
+
+def test_files_refused_for_one_cause_are_told_together() -> None:
+    causes = {"net-fp32.ptl": "too little", "net-int8.ptl": "not made", "net-fp16.tflite": "not made"}
+    refused = tuple(RefusedArtifact(path=path, error="FidelityError", reason=f"{path}: {cause}") for path, cause in causes.items())
+    assert [(group.paths, group.cause) for group in group_refusals(refused)] == [
+        (("net-fp32.ptl",), "too little"),
+        (("net-int8.ptl", "net-fp16.tflite"), "not made"),
+    ]
+    found = report_of(stats=run.stats(), refused=refused)
+    assert found.verdict.shortfalls[:2] == (
+        "net-fp32.ptl was refused: too little",
+        "net-int8.ptl, net-fp16.tflite were refused: not made",
+    )
+    assert {figure.reason for figure in found.verdict.figures if figure.kind in {"size", "speed"}} == {"every compressed file was refused"}
 
 
 def test_the_layer_where_a_refused_file_departs_stands_in_the_page_escaped() -> None:
