@@ -11,6 +11,10 @@ class CommandHelp(NamedTuple):
 
 
 COMMAND_HELP: Final = {
+    "check": CommandHelp(
+        "Say in seconds what a run would stumble over. The network is run a few times on its example and its data, and exported once.",
+        "edgecompress check examples/resnet20_fashion_mnist",
+    ),
     "analyze": CommandHelp(
         "Count and time every layer.",
         "edgecompress analyze examples/resnet20_fashion_mnist",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from edgecompress.cli.artifacts import run_bench, run_devices, run_report, run_targets, run_verify
+from edgecompress.cli.check import run_check
 from edgecompress.cli.evaluate import run_evaluate
 from edgecompress.cli.help import COMMAND_HELP
 from edgecompress.cli.inspect import run_inspect
@@ -68,6 +69,7 @@ app = typer.Typer(
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
 COMMANDS: Final = {
+    "check": run_check,
     **STEP_COMMANDS,
     "profile": run_profile,
     "search": run_search,

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgecompress import toolchains
+from edgecompress.cli.views.check import list_findings
 from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.errors import ConfigError
 from edgecompress.options import DEFAULTS, Options, parse_fixed_layers, parse_method, select_outputs, update_options
-from edgecompress.records import Record
+from edgecompress.records import CheckResult, Record
 from edgecompress.reporting.numbers import format_seconds
 from edgecompress.runs import is_run, open_run, read_run, use_options
 
@@ -55,11 +56,14 @@ def show_progress() -> Iterator[ProgressBars]:
 
 
 @contextmanager
-def open_target(target: str | None, run: Path | None, given: dict[str, Any], *, defaults: Mapping[str, Any] = {}) -> Iterator["RunContext"]:
+def open_target(
+    target: str | None, run: Path | None, given: dict[str, Any], *, defaults: Mapping[str, Any] = {}, shows_findings: bool = True
+) -> Iterator["RunContext"]:
     """Open the run of a recipe or run folder with the given options, and print a line for each step.
 
     Args:
         defaults: Values for options that are neither given nor set in the run.
+        shows_findings: Whether warnings and notes of the probe are printed too.
 
     Raises:
         ConfigError: No such recipe or run, an option out of range, or another process at work there.
@@ -83,6 +87,10 @@ def open_target(target: str | None, run: Path | None, given: dict[str, Any], *, 
         stack.enter_context(use_options(opened, update_options(before, missing | given)))
 
         def report_step(name: str, record: Record, seconds: float, reused: bool) -> None:
+            if isinstance(record, CheckResult):
+                for line in list_findings(record) if shows_findings else ():
+                    notes.print(f"  {line}", soft_wrap=True)
+                return
             spent = "reused" if reused else f"{format_seconds(seconds)} s"
             stage, _, step = name.rpartition("/")
             label = " ".join((step, stage.removeprefix("stages/")))

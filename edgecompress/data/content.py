@@ -89,7 +89,7 @@ def _digest_item(dataset: Any, index: int, with_inputs: bool) -> tuple[_Part, ..
     _seed_generators()
     try:
         item = dataset[index]
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         return (_make_part(type(error).__name__),)
     parts = tuple(item) if isinstance(item, tuple | list) else (item,)
     return tuple(_make_part(part) for part in (parts if with_inputs else parts[1:]))
@@ -144,7 +144,8 @@ def _encode(value: Any) -> Iterator[bytes]:
         value = value.detach().cpu()
         yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
         if value.layout == torch.strided and not value.is_quantized and value.numel():
-            yield value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            dense = value.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)  # a stride of 0 stays in contiguous()
+            yield dense.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, np.ndarray) and value.dtype != object:
         yield f"array {value.dtype} {value.shape};".encode() + np.ascontiguousarray(value).tobytes()
     elif isinstance(value, Mapping):

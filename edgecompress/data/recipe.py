@@ -73,6 +73,7 @@ class Recipe:
         sources_sha256: Hash of the recipe and of the user's files that it imports; of a model in memory, of its code.
         outputs: As the user gives them, checked by themselves and not against the network; `outputs_place` begins messages about them.
         resized: Returns the recipe at another resolution; None for a recipe without `resolution`.
+        example_rows: The example inputs as the user gives them; `example_inputs` has the first entry of each.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Recipe:
     metric: Metric | None = None
     loss: Loss | None = None
     resized: "Callable[[int], Recipe] | None" = None
+    example_rows: tuple[Tensor, ...] = ()
 
 
 def load_recipe(target: str) -> Recipe:
@@ -134,13 +136,15 @@ def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sh
         return partial(function, resolution=resolution) if resolution and _takes_resolution(function) else function
 
     file = Path(module.__file__ or target)
+    rows = check_example(call_user_function(get_function("example_inputs"), "example_inputs()", target), target)
     assemble_again = partial(_assemble_recipe, module, target, source=source, sources_sha256=sources_sha256)
     return Recipe(
         name=file.parent.name if file.name == "recipe.py" else file.stem,
         source=source,
         sources_sha256=sources_sha256,
         model=get_function("model"),
-        example_inputs=check_example(call_user_function(get_function("example_inputs"), "example_inputs()", target), target),
+        example_inputs=take_one_sample(rows),
+        example_rows=rows,
         train_data=get_function("train_data"),
         eval_data=get_function("eval_data"),
         calibration_data=get_function("calibration_data"),
@@ -164,7 +168,7 @@ def _takes_resolution(function: object) -> bool:
 
 
 def check_example(value: object, subject: str) -> tuple[Tensor, ...]:
-    """Return the example inputs as a tuple of tensors with a batch axis of one.
+    """Return the example inputs as a tuple of tensors on the CPU.
 
     Raises:
         ConfigError: The inputs are not tensors, have no batch axis or a dynamic size, or hold NaN.
@@ -179,7 +183,12 @@ def check_example(value: object, subject: str) -> tuple[Tensor, ...]:
             raise ConfigError(f"{subject}: an example input has shape {tuple(x.shape)}; artifacts have static shapes, give every size")
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ConfigError(f"{subject}: an example input holds NaN or infinity; return ordinary numbers")
-    return tuple(x[:1].detach().clone() for x in inputs)
+    return tuple(x.detach().cpu().clone() for x in inputs)
+
+
+def take_one_sample(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the first entry of each example input; the probe checks that the first axis is the batch."""
+    return tuple(x[:1].clone() for x in rows)
 
 
 def _check_preprocessing(value: object, subject: str) -> Preprocessing | None:
@@ -265,12 +274,14 @@ def recipe_from_model(
     """
     name = name or type(model).__name__.lower()
     code = digest_code(model, metric, loss, higher_is_better)
+    rows = check_example(example_inputs, name)
     return Recipe(
         name=name,
         source="python",
         sources_sha256=hashlib.sha256(f"{model}{code}{outputs}".encode()).hexdigest(),
         model=lambda: copy.deepcopy(model),  # no run may change the caller's model
-        example_inputs=check_example(example_inputs, name),
+        example_inputs=take_one_sample(rows),
+        example_rows=rows,
         train_data=_make_data_function(train_data),
         eval_data=_make_data_function(eval_data),
         calibration_data=_make_data_function(calibration_data),

@@ -148,7 +148,7 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256()
     for name, value in sorted(state.items()):
         made.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        made.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        made.update(value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-accumulates (MACs) of layers while a network runs, dense and factorized layers alike.
+"""Count the parameters and multiply-accumulates (MACs) of layers while a network runs, or of weights in an exported graph.
 
 Products of activations with each other, like the two of an attention between its projections, belong to no layer and are not counted.
 """
@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
-from edgecompress.network.layer_kinds import TRANSPOSED_MODULES, WEIGHTED_MODULES
+from edgecompress.network.layer_kinds import CONVOLUTION_OPS, LINEAR_OPS, TRANSPOSED_MODULES, TRANSPOSED_OPS, WEIGHTED_MODULES
+
+aten = torch.ops.aten
+PRODUCT_OPS = {aten.matmul.default, aten.mm.default, aten.bmm.default}
+RECURRENT_OPS = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 
 
 @dataclass
@@ -74,3 +79,60 @@ def cost_of(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
     with record_layer_costs(module) as seen:
         module(torch.empty(1, *input_shape, device="meta"))
     return params_of(module), sum(one.macs for one in seen.values())
+
+
+def count_weight_macs(program: ExportedProgram) -> dict[str, int]:
+    """Return the MACs of each weight of a program of batch 1, for all ops that multiply an activation by a weight.
+
+    A weight may be reshaped or computed from constants on its way. Products of activations with each other are left out.
+    """
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    origins: dict[fx.Node, str] = {}  # of nodes that depend on constants alone
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            origins[node] = names[node.name]
+        if node.op != "call_function":
+            continue
+        inputs = node.all_input_nodes
+        if inputs and all(each in origins for each in inputs):
+            origins[node] = origins[max(inputs, key=_count_elements)]
+            continue
+        for weight, macs in _list_products(node):
+            if weight in origins:
+                found[origins[weight]] = found.get(origins[weight], 0) + macs
+    return found
+
+
+def _list_products(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """Yield the operands of a node that may be weights, each with its MACs."""
+    args = node.args
+    if node.target in LINEAR_OPS | CONVOLUTION_OPS | TRANSPOSED_OPS:
+        x, weight = args[0], args[1]
+        assert isinstance(x, fx.Node)
+        assert isinstance(weight, fx.Node)
+        shape = _shape(x) if node.target in TRANSPOSED_OPS else _shape(node)
+        axis = len(shape) - (1 if node.target in LINEAR_OPS else len(_shape(weight)) - 1)
+        yield weight, _count_elements(weight) * math.prod(shape) // max(1, shape[axis])
+    elif node.target in PRODUCT_OPS or node.target is aten.addmm.default:
+        a, b = args[-2:]
+        assert isinstance(a, fx.Node)
+        assert isinstance(b, fx.Node)
+        for weight in (a, b):
+            yield weight, _count_elements(node) * _shape(a)[-1]
+    elif node.target in RECURRENT_OPS:
+        x, weights = args[0], args[2]
+        assert isinstance(x, fx.Node)
+        assert isinstance(weights, list | tuple)
+        for weight in weights:
+            if isinstance(weight, fx.Node) and len(_shape(weight)) == 2:
+                yield weight, _count_elements(weight) * math.prod(_shape(x)[:-1])
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _count_elements(node: fx.Node) -> int:
+    return int(node.meta["val"].numel()) if isinstance(node.meta.get("val"), Tensor) else 0

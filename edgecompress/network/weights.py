@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from edgecompress.errors import ConfigError
 from edgecompress.files import replace_atomically
-from edgecompress.network.factors import Factors
 
 State = dict[str, Tensor]
 MAX_NAMED: Final = 3  # names of keys in a message; the first ones tell which network they belong to
@@ -74,7 +73,7 @@ def save_state(state: State, path: Path, metadata: dict[str, str] | None = None)
     """Write tensors to a safetensors file, atomically; as contiguous copies, because safetensors refuses views and shared memory."""
     with replace_atomically(path) as temporary:
         try:
-            save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, temporary, metadata)
+            save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}, temporary, metadata)
         except SafetensorError as error:  # an I/O error comes as text
             raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
 
@@ -84,23 +83,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        dense = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # contiguous() leaves a stride of 0 on an axis of size 1
+        digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_dense(model: nn.Module, *, subject: str) -> None:
-    """Check that a run can start from `model`.
-
-    Raises:
-        ConfigError: The model is no module, is already decomposed, or has a weight that is not finite.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{subject}: model() returned {type(model).__name__}; return a torch.nn.Module")
-    for name, module in model.named_modules():
-        if isinstance(module, Factors):
-            raise ConfigError(f"{subject}: {name} is already decomposed; give the dense model")
-    for name in nonfinite_tensors(model):
-        raise ConfigError(f"{subject}: weight {name} holds NaN or infinity; retrain or repair the checkpoint")
 
 
 def nonfinite_tensors(model: nn.Module) -> Iterator[str]:

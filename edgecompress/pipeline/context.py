@@ -23,11 +23,12 @@ from edgecompress.files import stamp_files
 from edgecompress.network.attention import unfuse_attention
 from edgecompress.network.batches import Batch, Structure, output_names, structure_of
 from edgecompress.network.checkpoints import load_checkpoint
+from edgecompress.network.checks import check_dense
 from edgecompress.network.exported import example_outputs, to_program
 from edgecompress.network.output_reading import read_specs
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.surgery import forward
-from edgecompress.network.weights import check_dense, fingerprint
+from edgecompress.network.weights import fingerprint
 from edgecompress.options import Options
 from edgecompress.pipeline.run_data import RunData
 from edgecompress.pipeline.steps import STAGED, STEPS, stage_path
@@ -65,10 +66,10 @@ class DenseNetwork:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model with its checkpoint loaded and its attention in ordinary Linears.
+        """The model with its checkpoint loaded and its attention in ordinary Linears, on the CPU.
 
         Raises:
-            ConfigError: The recipe fails, the checkpoint does not fit, or a weight is not finite.
+            ConfigError: The recipe fails, the checkpoint does not fit, or the weights are not finite float32 numbers.
         """
         model = call_user_function(self.recipe.model, "model()", self.recipe.source)
         check_dense(model, subject=self.recipe.source)
@@ -76,7 +77,7 @@ class DenseNetwork:
             path = Path(self.weights)
             self._notes = tuple(filter(None, (load_checkpoint(model, path),)))
             check_dense(model, subject=str(path))
-        return unfuse_attention(model).eval()
+        return unfuse_attention(model).cpu().eval()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -36,6 +36,10 @@ class RunData:
         self._datasets: dict[str, Any] = {}
         self._digests: dict[tuple[str, bool], str] = {}
 
+    def has_split(self, split: str) -> bool:
+        """Whether a split has data of its own: a function of its name, or the two splits at a path."""
+        return split in ("train", "eval") if self.path else getattr(self.recipe, f"{split}_data") is not None
+
     def dataset(self, split: str) -> Any:
         """Return the dataset of a split of SPLITS; None when the user gave none."""
         kind: datasets.Split = "eval" if SPLITS[split][0] == "eval" else "train"

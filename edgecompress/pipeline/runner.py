@@ -5,27 +5,49 @@ from collections.abc import Iterator
 from edgecompress.errors import ConfigError
 from edgecompress.faults.user_code import UserCodeError
 from edgecompress.files import write_atomically
+from edgecompress.network.checks import CHECKS, as_error
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.step_keys import hash_inputs
-from edgecompress.pipeline.steps import STAGED, STEPS, Step, steps_up_to
-from edgecompress.records import Record, read_record, to_json
+from edgecompress.pipeline.steps import CHECK, STAGED, STEPS, Step, steps_up_to
+from edgecompress.records import CheckResult, Record, read_record, to_json
 from edgecompress.runs import stopwatch
 
 
 def run(context: RunContext, last: str) -> Record:
     """Run a step and all that it needs, each on the files that those before it left in the run folder; return its record.
 
-    Planning, decomposing and fine-tuning are repeated for each stage that the options ask for.
+    The probe precedes them all. Planning, decomposing and fine-tuning are repeated for each stage that the options ask for.
 
     Raises:
         EdgeCompressError: A step failed; those before it are kept.
     """
     _check_options(context, STEPS[last])
+    refuse_findings(run_check(context), context, last)
     record: Record | None = None
     for step, stage in _order_steps(context, last):
         record = run_step(context.at_stage(stage), step)
     assert record is not None
     return record
+
+
+def run_check(context: RunContext) -> CheckResult:
+    """Return the findings of the probe, of this command or of an earlier one on the same network and data."""
+    record = run_step(context, CHECK)
+    assert isinstance(record, CheckResult)
+    return record
+
+
+def refuse_findings(found: CheckResult, context: RunContext, last: str) -> None:
+    """Refuse a network or data that a step cannot work with, before anything long runs.
+
+    Raises:
+        EdgeCompressError: The first finding that stops a step up to `last`.
+    """
+    steps = {step.name for step in steps_up_to(last, context.options)}
+    steps -= set() if context.repairs else {"finetune"}  # without training it only re-estimates BatchNorm
+    for finding in found.errors:
+        if CHECKS[finding.kind].blocks in steps:
+            raise as_error(finding, context.recipe.name)
 
 
 def run_step(context: RunContext, step: Step) -> Record:

@@ -8,7 +8,7 @@ from edgecompress.errors import EdgeCompressError
 from edgecompress.files import hash_file
 from edgecompress.options import Options, budget_of, cost_scheme_of, parse_fixed_layers, parse_layer_schemes, select_outputs
 from edgecompress.pipeline.context import RunContext
-from edgecompress.pipeline.steps import SOURCE_OPTIONS, STAGED, STEPS, Step
+from edgecompress.pipeline.steps import CHECK, SOURCE_OPTIONS, STAGED, STEPS, Step
 from edgecompress.planning import stages
 from edgecompress.records import Budget, CompressionPlan, OutputSpec
 from edgecompress.runs import hash_values
@@ -17,12 +17,22 @@ from edgecompress.targets import INT8_STATIC, TARGETS
 
 def hash_inputs(context: RunContext, step: Step) -> str:
     """Return the key of a step: network, the data it uses, the files of the steps that it needs, and the options that have an effect."""
+    if step is CHECK:
+        return hash_values(step.name, context.source, [_digest_split(context, split) for split in step.data])
     files = [context.digest(name) for name in step.needs if STEPS[name].applies(context.options)]
     if step.name in STAGED and context.stage > 1:
         files.append(context.at_stage(context.stage - 1).digest("finetune"))
     stage = context.stage if step.name in STAGED else 0
     data = (_known_specs(context), context.hash_data(step.data))
     return hash_values(step.name, context.source, data, files, stage, effective_options(context, step))
+
+
+def _digest_split(context: RunContext, split: str) -> str:
+    """Return a hash of what a dataset holds, or the error of one that cannot be made, which the probe explains."""
+    try:
+        return context.hash_data((split,))
+    except EdgeCompressError as error:
+        return str(error)
 
 
 def _known_specs(context: RunContext) -> tuple[OutputSpec, ...]:

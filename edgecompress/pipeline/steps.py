@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edgecompress.options import Options, select_outputs
 from edgecompress.records import (
+    CheckResult,
     CompressionPlan,
     DecomposeResult,
     ExportResult,
@@ -142,6 +143,16 @@ _ROWS: Final = (
         reusable=False,
     ),
 )  # fmt: skip
+# The probe precedes every step and enters no key: it decides whether steps run, and not what they compute.
+CHECK: Final = Step(
+    name="check",
+    record=CheckResult,
+    needs=(),
+    options=SOURCE_OPTIONS,
+    files=("check.json",),
+    make=_import_when_called("make_check"),
+    data=("train", "eval", "calibration"),
+)
 STEPS: Final = {step.name: step for step in _ROWS}
 STAGED: Final = ("plan", "decompose", "finetune")  # the steps that are repeated, under `stages/NUMBER/`, where a run has several stages
 

@@ -28,6 +28,7 @@ from edgecompress.records.base import (
     read_record,
     to_json,
 )
+from edgecompress.records.check import CheckResult, Finding
 from edgecompress.records.cost import (
     Cost,
     CostTable,
@@ -84,6 +85,7 @@ __all__ = [
     "BenchmarkOptions",
     "BenchmarkResult",
     "Budget",
+    "CheckResult",
     "CompressionPlan",
     "ConstantTensor",
     "ConversionReply",
@@ -98,6 +100,7 @@ __all__ = [
     "ExportResult",
     "FailedTrial",
     "Fidelity",
+    "Finding",
     "FinetuneResult",
     "Inspection",
     "InspectionRequest",

@@ -11,6 +11,7 @@ from edgecompress.data import fetch_pairs
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.batchnorm import record_statistics, reestimate_batchnorm
+from edgecompress.network.modes import train_leaves
 from edgecompress.progress import Track
 from edgecompress.records import Epoch
 from edgecompress.records.metrics import TOP1
@@ -18,7 +19,6 @@ from edgecompress.recovery.checkpoint import copy_state
 from edgecompress.recovery.evaluation import EVAL_BATCH, Evaluator
 from edgecompress.recovery.learning_rate import find_learning_rate
 from edgecompress.recovery.loop import Assessment, LoopOptions, TrainingTask
-from edgecompress.recovery.modes import train_leaves
 from edgecompress.recovery.schedule import epoch_seed, shuffled_batches
 from edgecompress.recovery.validation import Validation
 

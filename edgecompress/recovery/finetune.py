@@ -21,6 +21,7 @@ from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch, structure_of, take_samples
 from edgecompress.network.batchnorm import has_batchnorm
+from edgecompress.network.modes import needs_leaves
 from edgecompress.network.output_kinds import KINDS, guess_specs
 from edgecompress.network.outputs import Specs
 from edgecompress.network.surgery import forward, is_decomposed, set_memory_format
@@ -33,7 +34,6 @@ from edgecompress.recovery.distillation import Distillation
 from edgecompress.recovery.evaluation import Evaluator, is_builtin
 from edgecompress.recovery.loop import run_epochs
 from edgecompress.recovery.losses import LABEL_LOSSES, choose_target_loss, use_loss
-from edgecompress.recovery.modes import needs_leaves
 from edgecompress.recovery.selection import Chooser
 from edgecompress.recovery.validation import hold_out
 
@@ -109,6 +109,8 @@ def finetune(
         raise ConfigError("fine-tuning: fewer than two training samples; give train_data() or --data")
     # Channels last: CPUs' convolution kernels are faster in it; shapes and results are the same.
     model = set_memory_format(copy.deepcopy(model), torch.channels_last)
+    for parameter in model.parameters():  # those that were frozen when the network was trained must follow its new layers
+        parameter.requires_grad_(parameter.is_floating_point())
     teacher = set_memory_format(copy.deepcopy(teacher), torch.channels_last).eval()
     given = loss if loss is None or isinstance(loss, Loss) else make_loss(loss)
     with use_threads(options.threads):

@@ -80,12 +80,13 @@ def run_trial(
 
 
 def copy_shared_steps(ours: Run) -> None:
-    """Copy the steps that do not depend on the choice from other trials: the analysis and the dense files.
+    """Copy the steps that do not depend on the choice from other trials: the probe, the analysis and the dense files.
 
     Their keys are copied as well, so a step that was made from something else is made anew.
     """
     o = ours.record.options
     names = (
+        "check",
         "analyze",
         *(f"artifacts/{artifact_name(ours.record.name, 'dense', name, scheme)}" for name in o.format for scheme in (FLOAT32, *o.scheme)),
     )

@@ -134,7 +134,7 @@ def test_a_spoilt_model_is_refused_in_one_line_and_nothing_is_made(recipe, edgec
     assert message in line
     assert LINE.fullmatch(line)
     assert answer.out == ""
-    assert set(contents(tmp_path / "r")) <= {"run.json"}
+    assert set(contents(tmp_path / "r")) <= {"run.json", "check.json"}
     assert not (tmp_path / "code-ran").exists()
 
 

@@ -62,7 +62,7 @@ def test_a_fault_in_judging_is_one_line_before_anything_long(edgecompress, tmp_p
     assert re.search(fact, line), line
     assert re.search(r"; .+", line), line
     assert answer.out == ""
-    assert set(contents(tmp_path / "run")) <= {"run.json", "stats.json"}
+    assert set(contents(tmp_path / "run")) <= {"run.json", "check.json", "stats.json"}
 
 
 def test_a_sound_metric_loss_and_outputs_are_used(edgecompress, tmp_path):

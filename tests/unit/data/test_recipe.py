@@ -183,11 +183,14 @@ def test_a_folder_without_recipe_is_refused(tmp_path):
 
 def test_example_inputs_are_copies_of_batch_one():
     x = torch.ones(5, 3)
-    (kept,) = check_example([x], "net")
+    recipe = recipe_from_model(torch.nn.Linear(3, 2), [x])
+    (rows,), (kept,) = recipe.example_rows, recipe.example_inputs
+    assert rows.shape == (5, 3)
     assert kept.shape == (1, 3)
     kept.zero_()
+    rows.zero_()
     assert float(x.sum()) == 15
-    assert check_example(x, "net")[0].shape == (1, 3)
+    assert check_example(x, "net")[0].shape == (5, 3)
     assert check_example((torch.zeros(1, 2, dtype=torch.int64),), "net")[0].dtype == torch.int64
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from edgecompress.errors import ConfigError
 from edgecompress.factorizations import factorize
+from edgecompress.network.checks import check_dense
 from edgecompress.network.surgery import replace_module
-from edgecompress.network.weights import check_dense, fingerprint, load_weights, read_state, save_state
+from edgecompress.network.weights import fingerprint, load_weights, read_state, save_state
 
 
 @pytest.fixture

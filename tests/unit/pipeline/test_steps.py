@@ -16,7 +16,7 @@ from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.runner import run as run_steps
 from edgecompress.pipeline.step_keys import hash_inputs
 from edgecompress.pipeline.steps import SOURCE_OPTIONS, STAGED, STEPS, stage_path, steps_up_to
-from edgecompress.records import CompressionPlan, ExportResult, ModelStats, Record
+from edgecompress.records import CheckResult, CompressionPlan, ExportResult, ModelStats, Record
 from edgecompress.runs import open_run
 
 # A value of each option that differs from its default and is allowed beside the others' defaults.
@@ -133,7 +133,7 @@ def test_steps_are_run_once_and_reused_with_their_records(tmp_path):
         context = open_context(run, recipe, on_step=lambda name, record, _seconds, reused: told.append((name, type(record), reused)))
         first = run_steps(context, "plan")
         assert run_steps(context, "plan") == first
-    kinds = [("analyze", ModelStats), ("plan", CompressionPlan)]
+    kinds = [("check", CheckResult), ("analyze", ModelStats), ("plan", CompressionPlan)]
     assert told == [(*kind, reused) for reused in (False, True) for kind in kinds]
 
 

@@ -1,0 +1,331 @@
+"""The checks of a network and its data that take seconds, as a table: a new check is one row and one pure function of a probe."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
+from edgecompress.network import batches
+from edgecompress.network.factors import Factors
+from edgecompress.network.probe import Probe, differs, find_departing_module, split_remedy
+from edgecompress.network.surgery import find_hidden_layers, find_second_names
+from edgecompress.network.weights import nonfinite_tensors
+from edgecompress.records.check import CheckResult, Finding
+
+MAX_NAMES: Final = 3  # names in a message; more of them say nothing new
+BYTE_RANGE: Final = 255.0
+MIN_BYTE_MAXIMUM: Final = 32.0  # whole numbers up to here may be counts or indices
+MAX_RANGE_RATIO: Final = 30.0  # two splits of one data set differ by less
+OTHER_MACS_TOLERANCE: Final = 0.001  # fraction of the MACs that is worth a word
+
+
+class Fact(NamedTuple):
+    """What a check found, before it is known in which row of the table the check stands."""
+
+    text: str
+    remedy: str = ""
+    severity: Literal["error", "warning", "note"] = "error"
+
+
+class Check(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        find: Yields what is wrong, or worth a word.
+        blocks: The first step that an error of it stops; those before go on.
+        error: Class of the exception that a command raises.
+        needs: Checks that must have passed; otherwise this one would repeat their findings.
+        names_subject: Whether its facts begin with what they are about, e.g. a line of the user's code.
+    """
+
+    find: Callable[[Probe], Iterator[Fact]]
+    blocks: str = "analyze"
+    error: type[EdgeCompressError] = ConfigError
+    needs: tuple[str, ...] = ()
+    names_subject: bool = False
+
+
+def _check_module(p: Probe) -> Iterator[Fact]:
+    model: object = p.model
+    if not isinstance(model, nn.Module):
+        yield Fact(f"model() returned {type(model).__name__}", "return a torch.nn.Module")
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            yield Fact(f"{name or 'the model'} is a TorchScript module", "return the torch.nn.Module that it was made from")
+            return
+        if isinstance(module, Factors):
+            yield Fact(f"{name} is already decomposed", "give the dense model")
+            return
+
+
+def _check_devices(p: Probe) -> Iterator[Fact]:
+    if empty := [name for name, x in _tensors(p.model) if x.is_meta]:
+        yield Fact(f"{empty[0]} is on the meta device, without values", "load the weights in model()")
+    elif moved := [name for name, x in _tensors(p.model) if x.device.type != "cpu"]:
+        yield Fact(f"{_list_names(moved)} on another device; the copy that is compressed is on the CPU", severity="note")
+
+
+def _check_dtypes(p: Probe) -> Iterator[Fact]:
+    other = [(name, x) for name, x in _tensors(p.model) if (x.is_floating_point() or x.is_complex()) and x.dtype is not torch.float32]
+    if other:
+        name, x = other[0]
+        yield Fact(f"{name} is {_name_dtype(x)}", "give the model in float32, model.float(), and float32 example inputs")
+        return
+    for i, x in enumerate(p.example):
+        if (x.is_floating_point() or x.is_complex()) and x.dtype is not torch.float32:
+            yield Fact(f"example input {i} is {_name_dtype(x)}", "return it in float32, x.float()")
+
+
+def _check_values(p: Probe) -> Iterator[Fact]:
+    for name in nonfinite_tensors(p.model):
+        yield Fact(f"weight {name} holds NaN or infinity", "retrain or repair the checkpoint")
+        return
+
+
+def _check_run(p: Probe) -> Iterator[Fact]:
+    if p.first.outputs is None:
+        if len(p.rows[0]) == 1 or p.by_rows[0].outputs is None:  # otherwise the next row says why
+            yield Fact(*split_remedy(str(p.first.error)))
+    elif real := [run for run in p.alone if run.outputs is None and p.real_pair is not None]:
+        yield Fact(*split_remedy(str(real[0].error)))
+
+
+def _check_batch_axis(p: Probe) -> Iterator[Fact]:
+    n = len(p.rows[0])
+    if all(len(x) == 1 for x in p.rows):
+        return
+    shapes = ", ".join(str(tuple(x.shape)) for x in p.rows)
+    remedy = "make the batch the first axis of every input and output, as batch_first=True does, and give an example of one sample"
+    if any(len(x) != n for x in p.rows):
+        yield Fact(f"the example inputs {shapes} differ in their first axis, which is the batch", remedy)
+        return
+    whole, rows = p.by_rows
+    if whole.outputs is None or any(row.outputs is None for row in rows):
+        reason = next(run.reason for run in (whole, *rows) if run.outputs is None)
+        yield Fact(f"the first axis of the example inputs {shapes} is no batch: {reason}", remedy)
+    elif any(y.ndim == 0 or len(y) != n for y in whole.outputs):
+        yield Fact(f"the first axis of the example inputs {shapes} is no batch: an output is {_list_shapes(whole.outputs)}", remedy)
+    elif any(differs(batches.take_samples(whole.outputs, slice(i, i + 1)), row.outputs or ()) for i, row in enumerate(rows)):
+        yield Fact(f"the first axis of the example inputs {shapes} is no batch: an output depends on several of its {n} entries", remedy)
+    else:
+        yield Fact(f"the example has {n} samples; files take one", severity="note")
+
+
+def _check_random(p: Probe) -> Iterator[Fact]:
+    one, again = p.alone[0].outputs, p.again.outputs
+    if one is not None and again is not None and differs(one, again):
+        x = batches.take_samples(p.pair, slice(1))
+        place = find_departing_module(p.model, lambda: p.model(*x), lambda: p.model(*x))
+        where = f", first in {place}" if place else ""
+        yield Fact(
+            f"two runs on one sample in eval mode differ{where}; it draws random numbers",
+            "draw none where self.training is False, e.g. F.dropout(x, training=self.training)",
+        )
+
+
+def _check_batch(p: Probe) -> Iterator[Fact]:
+    if any(run.outputs is None for run in p.alone):
+        return  # drawn samples that it does not take show nothing
+    if p.together.outputs is None:
+        remedy = "let forward take any number of samples, e.g. reshape(len(x), …)"
+        yield Fact(f"takes one sample at a time; on two it fails: {p.together.reason}", remedy)
+        return
+    whole = p.together.outputs
+    parts = [run.outputs or () for run in p.alone]
+    if any(differs(batches.take_samples(whole, slice(i, i + 1)), part) for i, part in enumerate(parts)):
+        yield _explain_coupling(p)
+
+
+def _explain_coupling(p: Probe) -> Fact:
+    alone = batches.take_samples(p.pair, slice(1))
+    place = find_departing_module(p.model, lambda: p.model(*alone), lambda: p.model(*p.pair))
+    module = p.model.get_submodule(place) if place else None
+    remedy = "let each output depend on its own sample alone"
+    if isinstance(module, _NormBase) and module.running_mean is None and not hasattr(module, "groups"):
+        place += f", a {type(module).__name__} without running statistics"
+        remedy = "train it with track_running_stats=True, or use GroupNorm"
+    elif isinstance(module, nn.RNNBase) and not module.batch_first:
+        place += f", a {type(module).__name__} whose second axis is the batch"
+        remedy = "build it with batch_first=True, or transpose in forward so that the first axis of inputs and outputs is the batch"
+    where = f", first in {place}" if place else ""
+    return Fact(f"two samples at once give other outputs than one by one{where}", remedy)
+
+
+def _check_export(p: Probe) -> Iterator[Fact]:
+    if isinstance(p.program, EdgeCompressError):
+        fact, remedy = split_remedy(str(p.program))
+        yield Fact(fact.split(": ", 1)[-1], remedy)
+
+
+def _check_hidden_layers(p: Probe) -> Iterator[Fact]:
+    hidden = find_hidden_layers(p.model)
+    if hidden:
+        names = _list_names([f"{name} ({type(module).__name__})" for name, module in hidden.items()])
+        macs = count_other_macs(p)
+        total = "" if not isinstance(p.program, torch.export.ExportedProgram) else f"; {_share(sum(macs.values()), p)} of the MACs"
+        yield Fact(
+            f"{names}: not registered{total}. They are neither compressed nor trained, and no checkpoint holds them",
+            "keep them in nn.ModuleList or nn.ModuleDict",
+            "warning",
+        )
+
+
+def _check_macs(p: Probe) -> Iterator[Fact]:
+    if not isinstance(p.program, torch.export.ExportedProgram) or find_hidden_layers(p.model):
+        return
+    macs = count_other_macs(p)
+    if sum(macs.values()) > OTHER_MACS_TOLERANCE * max(1, executed_macs(p)):
+        share, names = _share(sum(macs.values()), p), _list_names(list(macs))
+        yield Fact(
+            f"{share} of the MACs are done with weights of no Linear or convolution, which stay as they are: {names}", severity="note"
+        )
+
+
+def _check_second_names(p: Probe) -> Iterator[Fact]:
+    if names := find_second_names(p.model):
+        pairs = [f"{other} is {name}" for other, name in names.items()]
+        yield Fact(f"{_list_names(pairs)}: one module under two names, compressed once under both", severity="note")
+
+
+def _check_frozen(p: Probe) -> Iterator[Fact]:
+    frozen = [name for name, x in p.model.named_parameters() if not x.requires_grad]
+    if frozen:
+        total = sum(1 for _ in p.model.parameters())
+        yield Fact(f"{len(frozen)} of {total} parameters are frozen ({_list_names(frozen)}); they are trained in a copy", severity="note")
+
+
+def _check_training(p: Probe) -> Iterator[Fact]:
+    if not any(run.outputs is None for run in (*p.alone, p.together)) and p.training_error is not None:
+        yield Fact(*split_remedy(str(p.training_error)))
+
+
+def _check_data(p: Probe) -> Iterator[Fact]:
+    for split in p.data:
+        if split.error:
+            yield Fact(*split_remedy(split.error))
+
+
+def _check_range(p: Probe) -> Iterator[Fact]:
+    known = [(split.name, i, _range(x)) for split in p.data for i, x in enumerate(split.inputs) if x.is_floating_point() and x.numel()]
+    for name, i, (low, high, whole) in known:
+        other, _, (least, most, _) = next(row for row in known if row[1] == i)
+        sizes = sorted((max(abs(low), abs(high)), max(abs(least), abs(most))))
+        if sizes[1] > MAX_RANGE_RATIO * sizes[0] > 0:
+            ranges = f"{other} gives {least:g} … {most:g}, {name} {low:g} … {high:g}"
+            yield Fact(f"the data have different ranges: {ranges}", "scale them alike, as the network was trained", "warning")
+            return
+        if whole and low >= 0 and MIN_BYTE_MAXIMUM <= high <= BYTE_RANGE:
+            remedy = "divide them by 255 where the network was trained on 0 … 1"
+            yield Fact(f"{name} gives whole numbers from {low:g} to {high:g}, as pixels before scaling", remedy, "warning")
+            return
+
+
+def _check_labels(p: Probe) -> Iterator[Fact]:
+    for split in p.data:
+        labels = split.labels
+        if labels is not None and split.classes and len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= split.classes):
+            found = f"labels from {int(labels.min())} to {int(labels.max())}, the output has {split.classes} classes"
+            yield Fact(f"{split.name}: {found}", f"number the classes from 0 to {split.classes - 1}")
+            return
+
+
+STATIC: Final = ("module", "device", "number format", "finite weights")
+RUNS: Final = (*STATIC, "example")
+ONE_BY_ONE: Final = (*RUNS, "batch axis")
+CHECKS: Final = {
+    "module": Check(_check_module),
+    "device": Check(_check_devices, needs=STATIC[:1]),
+    "number format": Check(_check_dtypes, needs=STATIC[:2]),
+    "finite weights": Check(_check_values, needs=STATIC[:2]),
+    "example": Check(_check_run, needs=STATIC, names_subject=True),
+    "batch axis": Check(_check_batch_axis, needs=RUNS),
+    "repeatable": Check(_check_random, needs=ONE_BY_ONE),
+    "export": Check(_check_export, blocks="plan", error=UnsupportedError, needs=ONE_BY_ONE),
+    "batch": Check(_check_batch, needs=(*ONE_BY_ONE, "repeatable", "export")),
+    "registered layers": Check(_check_hidden_layers, needs=ONE_BY_ONE),
+    "counted weights": Check(_check_macs, needs=ONE_BY_ONE),
+    "names": Check(_check_second_names, needs=STATIC),
+    "frozen weights": Check(_check_frozen, needs=STATIC),
+    "training mode": Check(_check_training, blocks="finetune", error=UnsupportedError, needs=(*ONE_BY_ONE, "repeatable", "batch")),
+    "data": Check(_check_data, blocks="plan", needs=ONE_BY_ONE, names_subject=True),
+    "data range": Check(_check_range, blocks="plan", needs=ONE_BY_ONE),
+    "labels": Check(_check_labels, blocks="plan", needs=(*ONE_BY_ONE, "export")),
+}
+
+
+def find_all(probe: Probe, name: str, kinds: Iterable[str] = tuple(CHECKS)) -> CheckResult:
+    """Return the findings of the named checks, or of all of them, in the order of the table."""
+    findings: list[Finding] = []
+    done: list[str] = []
+    failed: set[str] = set()
+    for kind in kinds:
+        if failed.isdisjoint(CHECKS[kind].needs):
+            facts = list(CHECKS[kind].find(probe))
+            findings += [Finding(kind=kind, severity=fact.severity, text=fact.text, remedy=fact.remedy) for fact in facts]
+            done.append(kind)
+            failed |= {kind for fact in facts if fact.severity == "error"}
+    exported = "export" in done and isinstance(probe.program, torch.export.ExportedProgram)
+    macs, other = (executed_macs(probe), count_other_macs(probe)) if exported else (None, {})
+    return CheckResult(model=name, checks=tuple(done), findings=tuple(findings), macs=macs, other_macs=other)
+
+
+def check_dense(model: nn.Module, *, subject: str) -> None:
+    """Check that a run can start from `model`, without running it.
+
+    Raises:
+        ConfigError: The model is no module, is already decomposed, holds no values, is not float32, or has a weight that is not finite.
+    """
+    for finding in find_all(Probe(model, ()), subject, STATIC).errors:
+        raise as_error(finding, subject)
+
+
+def as_error(finding: Finding, subject: str) -> EdgeCompressError:
+    """Return the exception that a command raises for a finding."""
+    check = CHECKS[finding.kind]
+    return check.error(f"{'' if check.names_subject else f'{subject}: '}{finding.text}; {finding.remedy}")
+
+
+def executed_macs(p: Probe) -> int:
+    """Return the MACs of all weights in the exported graph."""
+    return sum(p.weight_macs.values())
+
+
+def count_other_macs(p: Probe) -> dict[str, int]:
+    """Return the MACs of each weight of the exported graph that no counted layer holds."""
+    first: dict[int, str] = {}
+    aliases = {name: first.setdefault(id(module), name) for name, module in p.model.named_modules(remove_duplicate=False)}
+    owners = {name: name.rpartition(".")[0] for name in p.weight_macs}
+    return {name: macs for name, macs in p.weight_macs.items() if aliases.get(owners[name], owners[name]) not in p.layers}
+
+
+def _share(macs: int, p: Probe) -> str:
+    return f"{macs / max(1, executed_macs(p)):.1%}"
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _name_dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _list_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def _list_shapes(outputs: batches.Batch) -> str:
+    return ", ".join(str(tuple(y.shape)) for y in outputs)
+
+
+def _range(x: Tensor) -> tuple[float, float, bool]:
+    """Return the least and the largest value, and whether all values are whole numbers."""
+    low, high = float(x.min()), float(x.max())
+    return low, high, math.isfinite(low) and math.isfinite(high) and bool((x == x.round()).all())
