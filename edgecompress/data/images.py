@@ -14,7 +14,8 @@ from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for images of this many channels.
-WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # More than 8 bits a channel: Pillow would clip these silently.
+WIDE_MODES = ("I", "F")  # Pillow would clip these silently.
+SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # Pillow gives their 16 bits as 32-bit integers.
 
 
 class ImageFiles:
@@ -54,19 +55,36 @@ class ImageArray:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return the decoded image of a file, turned upright by its EXIF orientation.
+    """Return the image of a file, turned upright by its EXIF orientation, with 8 bits a channel.
+
+    Of 16 bits the upper 8 are kept, as Pillow does with colour images of 16 bits. Grey, palette, CMYK and transparent images keep their
+    mode; `preprocess_image` converts them.
 
     Raises:
-        ConfigError: Missing, truncated, not an image, too large, or more than 8 bits a channel.
+        ConfigError: Missing, truncated, not an image, too large, or of float or 32-bit values, whose range nothing tells.
+    """
+    image = decode_image(path)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in WIDE_MODES:
+        raise ConfigError(f"{path}: more than 16 bits a channel (mode {image.mode}); save it with 8")
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Return the image of a file as Pillow decodes it, upright.
+
+    Raises:
+        ConfigError: Missing, truncated, not an image, or too large.
     """
     try:
         with Image.open(path) as file:
+            kind = file.format
             image = ImageOps.exif_transpose(file)
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError for a broken PNG
         raise ConfigError(f"{path}: unreadable image: {error}; replace or remove it") from error
-    if image.mode in WIDE_MODES:
-        raise ConfigError(f"{path}: more than 8 bits a channel (mode {image.mode}); save it with 8")
+    image.format = kind  # a turned image has lost it
     return image
 
 

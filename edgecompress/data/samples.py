@@ -39,6 +39,7 @@ class Samples(Dataset[Any]):
         class_names: Names in the order of the labels; empty when unknown.
         transform: Applied to the input, or tuple of inputs, of each sample when the sample is read, e.g. an augmentation; random numbers
             come from torch's global generator.
+        notes: How the data were read, where that needs saying.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Samples(Dataset[Any]):
         source: str,
         class_names: tuple[str, ...] = (),
         transform: Callable[[Any], Any] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         columns = inputs if isinstance(inputs, tuple) else (inputs,)
         if len(lengths := {len(column) for column in columns}) != 1:
@@ -61,6 +63,7 @@ class Samples(Dataset[Any]):
         self.source = source
         self.class_names = class_names
         self.transform = transform
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.columns[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
-from edgecompress.data.classes import map_classes
+from edgecompress.data.classes import number_classes
 from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
@@ -36,7 +36,6 @@ class EvaluationJob:
         indices: The samples to use.
         example: One input of the model in its own layout, on the device "meta".
         scores: The index of the output that holds scores of `classes` which the targets name; None, and 0 classes, where no output does.
-        class_map: The artifact's class of each class of the data; () where both are numbered alike.
         metric: The user's metric, or mean IoU of class maps; None leaves it to top-1.
         structure: That of the outputs which the metric takes.
     """
@@ -48,7 +47,6 @@ class EvaluationJob:
     example: Batch
     scores: int | None
     classes: int
-    class_map: tuple[int, ...]
     metric: Metric | None
     structure: Structure
     notes: tuple[str, ...]
@@ -72,6 +70,7 @@ def prepare_job(path: Path, data: Data, samples: int, *, metric: Metric | None =
         )
     example = tuple(_make_example(spec) for spec in manifest.inputs)
     dataset, recipe = _load_dataset(path, manifest, data, example)
+    dataset = number_classes(dataset, manifest.labels, str(path))
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"{datasets.describe_dataset(dataset)}: has no length; give a map-style torch Dataset")
     indices = _choose_samples(datasets.count_items(dataset), samples)
@@ -90,7 +89,6 @@ def prepare_job(path: Path, data: Data, samples: int, *, metric: Metric | None =
         example=example,
         scores=scores,
         classes=0 if scores is None else manifest.outputs[scores].shape[class_axis(specs[scores])],
-        class_map=_map_classes(path, manifest, dataset) if scores is not None else (),
         metric=None if scores is not None and metric is usual else metric,
         structure=_find_structure(specs, recipe) if metric.output is None else structure_of_names([spec.name for spec in specs]),
         notes=tuple(_list_notes(manifest, dataset)),
@@ -190,15 +188,8 @@ def _load_recipe_dataset(source: str, resolution: int = 0) -> "tuple[Dataset[Any
     return dataset, recipe
 
 
-def _map_classes(path: Path, manifest: Artifact, dataset: "Dataset[Any]") -> tuple[int, ...]:
-    """Return the artifact's class of each class of the data; other names for the same classes are reported by `_list_notes`."""
-    return map_classes(getattr(dataset, "class_names", ()), manifest.labels, str(path))
-
-
 def _list_notes(manifest: Artifact, dataset: "Dataset[Any]") -> Iterator[str]:
-    theirs = tuple(getattr(dataset, "class_names", ()))
-    if theirs and manifest.labels and not set(theirs) & set(manifest.labels):
-        yield "the classes of the data have other names than the artifact's labels; they were taken in the order of the data"
+    yield from getattr(dataset, "notes", ())
     if manifest.preprocessing is None and hasattr(getattr(dataset, "inputs", None), "preprocessing"):
         yield "the manifest knows no preprocessing; pixels were scaled to [0, 1]"
 
@@ -217,5 +208,4 @@ def fetch_batch(job: EvaluationJob, indices: Sequence[int]) -> tuple[Batch, list
         raise ConfigError(f"{source}: {len(indices)} inputs but {len(targets)} labels; give every input one")
     if job.scores is None:
         return x, targets, None
-    y = check_labels(datasets.collate_targets(targets, source), source, classes=len(job.class_map) or job.classes)
-    return x, targets, torch.tensor(job.class_map)[y] if job.class_map else y
+    return x, targets, check_labels(datasets.collate_targets(targets, source), source, classes=job.classes)

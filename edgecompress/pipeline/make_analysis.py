@@ -10,9 +10,10 @@ from edgecompress.records import ModelStats
 
 def make_analysis(context: RunContext) -> ModelStats:
     """Analyze the dense network on its example inputs."""
+    notes = (*context.network.notes, *context.data.read_notes())
     stats = analyze(context.dense, context.recipe.example_inputs, name=context.recipe.name, track=context.track)
     try:
         outputs = context.output_specs
     except UnsupportedError:  # torch.export refuses the network; its layers can be shown all the same
         outputs = ()
-    return msgspec.structs.replace(stats, outputs=outputs, notes=context.network.notes)
+    return msgspec.structs.replace(stats, outputs=outputs, notes=notes)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from edgecompress import data as datasets
-from edgecompress.data.classes import renumber_classes
+from edgecompress.data.classes import number_classes
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
 from edgecompress.data.recipe import Recipe
 from edgecompress.data.targets import Targets
@@ -50,11 +50,12 @@ class RunData:
 
     def _load_split(self, kind: datasets.Split) -> Any:
         found = datasets.load_data(Path(self.path), kind, preprocessing=self.recipe.preprocessing, example=self.recipe.example_inputs)
-        return renumber_classes(found, self.recipe.labels, self.recipe.source)
+        return number_classes(found, self.recipe.labels, self.recipe.source)
 
     def _call_function(self, name: str) -> Any:
         with fixed_random_numbers():  # a set that the function draws is the same one for every process
             found = call_user_function(getattr(self.recipe, name), f"{name}()", self.recipe.source)
+        found = number_classes(found, self.recipe.labels, self.recipe.source)
         datasets.remember_function(found, name)
         return found
 
@@ -69,6 +70,16 @@ class RunData:
         """Return the name of the recipe's function whose data stand for a split; "" where there is none."""
         names = (f"{name}_data" for name in SPLITS[split])
         return next((name for name in names if getattr(self.recipe, name) is not None), "")
+
+    def read_notes(self) -> tuple[str, ...]:
+        """Return how the datasets made so far were read, and those at a path, where that needs saying; each text once.
+
+        Raises:
+            ConfigError: The data at the path cannot be used.
+        """
+        for split in ("train", "eval") if self.path else ():
+            self.dataset(split)
+        return tuple(dict.fromkeys(note for found in self._datasets.values() for note in getattr(found, "notes", ())))
 
     def sample_targets(self) -> Targets | None:
         """Return the targets of a few samples from everywhere in the data, which tell what outputs are; None where they tell nothing."""

@@ -22,7 +22,10 @@ model.allocate_tensors()
 source, sink = model.get_input_details()[0], model.get_output_details()[0]
 
 for path in sys.argv[2:]:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):  # grey of 16 bits, which convert() would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
     if size := prep.get("resize"):  # the short side
         scale = size / min(image.size)
         image = image.resize((max(size, int(image.width * scale)), max(size, int(image.height * scale))), Image.Resampling.BILINEAR)
