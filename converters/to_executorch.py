@@ -26,12 +26,13 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from converters.executorch.lowering import lower_program
     from converters.executorch.quantization import quantize
     from converters.shared.layer_schemes import scheme_of
-    from converters.shared.programs import prepare_program
+    from converters.shared.programs import check_real, prepare_program
     from edgecompress.network.exported import example_inputs
     from edgecompress.network.subgraph import enclosing_modules
 
     prepared = prepare_program(request, "executorch")
     program, scheme, notes = prepared.program, prepared.scheme, ()
+    check_real(program, "executorch")
     if scheme.has_integer_weights:
         inputs = example_inputs(program)
 

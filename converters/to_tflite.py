@@ -84,13 +84,14 @@ def _check(request: ConversionRequest, route: str) -> None:
 def _prepare(request: ConversionRequest) -> tuple[Any, list[Any]]:
     """Return the program, rewritten for TFLite and with its integer weights rounded, and the calibration samples."""
     from converters.shared.layer_schemes import check_layers
-    from converters.shared.programs import ROUNDING_SAMPLES, round_program
+    from converters.shared.programs import ROUNDING_SAMPLES, check_real, round_program
     from converters.tflite.program import rewrite_program
     from edgecompress.network.exported import read_program
     from edgecompress.quantization.calibration import read_calibration
 
     program = read_program(Path(request.program))
     check_layers(request, program, subject="tflite")
+    check_real(program, "tflite")
     schemes = [SCHEMES[name] for name in (request.scheme, *request.layers.values())]
     has_integers = any(scheme.has_static_activations for scheme in schemes)
     samples = read_calibration(request.calibration, program) if has_integers or request.calibration else []

@@ -15,6 +15,7 @@ from torch import fx
 
 from converters.shared import layer_schemes
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.faults.remedies import find_toolchain_remedy
 from edgecompress.records import UndelegatedOp
 
 WEIGHTS: Final = "quantized_decomposed.dequantize_per_channel.default"
@@ -59,7 +60,8 @@ def lower_program(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[s
         if found := NOT_CORE.search(str(error)):
             layer = layer_schemes.name_layer(program.graph.nodes, found[1])
             raise UnsupportedError(f"executorch: {layer}there is no {found[1]}; replace that op") from error
-        raise ToolchainError(f"executorch: lowering failed: {first_line(error)}; choose another format") from error
+        remedy = find_toolchain_remedy(error) or "choose another format"
+        raise ToolchainError(f"executorch: lowering failed: {first_line(error)}; {remedy}") from error
     finally:
         log.removeHandler(reasons)
     # Where a program was exported before executorch was imported, lowering drops quantization without a word (torch 2.13).

@@ -14,6 +14,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQu
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgecompress.errors import ToolchainError, first_line
+from edgecompress.faults.remedies import find_toolchain_remedy
 from edgecompress.network.folding import remove_unused_constants
 
 aten = torch.ops.aten
@@ -63,7 +64,8 @@ def quantize(
             remove_unused_constants(converted)  # the float weights
             made = torch.export.export(converted, inputs, strict=False)
     except Exception as error:  # PT2E fails with assertions and errors of every class
-        raise ToolchainError(f"executorch: PT2E quantization failed: {first_line(error)}; choose fp32 or format tflite") from error
+        remedy = find_toolchain_remedy(error) or "choose fp32 or format tflite"
+        raise ToolchainError(f"executorch: PT2E quantization failed: {first_line(error)}; {remedy}") from error
     left = sum(node.target in LAYERS and "dequantize" not in str(node.args[1]) for node in made.graph.nodes)
     return made, ((f"{left} of {layers} convolution and linear layers stayed float32",) if left else ())
 

@@ -7,8 +7,9 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from converters.shared.attention_masks import export_with_finite_masks
-from converters.shared.layer_schemes import quantized_scheme, scheme_of
-from edgecompress.errors import ToolchainError
+from converters.shared.layer_schemes import name_layer, quantized_scheme, scheme_of
+from edgecompress.errors import ToolchainError, UnsupportedError
+from edgecompress.faults.remedies import CAUSES
 from edgecompress.network.exported import example_inputs, example_outputs, read_program
 from edgecompress.network.subgraph import enclosing_modules
 from edgecompress.quantization.calibration import read_calibration
@@ -52,6 +53,20 @@ def prepare_program(request: ConversionRequest, format: str) -> PreparedProgram:
     if samples and scheme.has_integer_weights:
         program = round_program(program, request, samples, format)
     return PreparedProgram(program, original, scheme, samples)
+
+
+def check_real(program: Any, format: str) -> None:  # noqa: A002
+    """Raise an error where the program computes complex numbers, as transforms of Fourier do, and the format has none.
+
+    Raises:
+        UnsupportedError: Names the op and its layer.
+    """
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, Tensor) and value.is_complex():
+            op = str(node.target).removesuffix(".default")
+            remedy = CAUSES["complex numbers"].remedy
+            raise UnsupportedError(f"{format}: {name_layer([node], op)}{op} makes complex numbers, which the format lacks; {remedy}")
 
 
 def round_program(program: Any, request: ConversionRequest, samples: Sequence[tuple[Tensor, ...]], format: str) -> Any:  # noqa: A002

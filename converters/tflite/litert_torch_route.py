@@ -12,6 +12,7 @@ from converters.tflite.edits import edit_file, name_tensors, unshare_weights
 from converters.tflite.file import IMAGE_AXES
 from converters.tflite.recipe import quantize_file
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.faults.remedies import find_toolchain_remedy
 from edgecompress.network.exported import example_inputs, example_outputs
 from edgecompress.records import ConversionRequest
 from edgecompress.targets import FLOAT32
@@ -53,4 +54,5 @@ def lower_program(program: Any, layout: str) -> bytes:
             op = re.sub(r"[.:]+", ".", found[1])
             layer = layer_schemes.name_layer(program.graph.nodes, op)
             raise UnsupportedError(f"tflite: {layer}litert-torch has no {op}; replace that op or take route onnx2tf") from error
-        raise ToolchainError(f"tflite: litert-torch failed: {first_line(error)}; take route onnx2tf") from error
+        remedy = find_toolchain_remedy(error) or "take route onnx2tf"
+        raise ToolchainError(f"tflite: litert-torch failed: {first_line(error)}; {remedy}") from error

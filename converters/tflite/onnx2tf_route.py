@@ -19,6 +19,7 @@ import tf_keras  # noqa: F401  # says at once that it is missing; onnx2tf would 
 from converters.onnx.export import export_program, name_nodes
 from converters.tflite.file import IMAGE_AXES
 from edgecompress.errors import ToolchainError, UnsupportedError, first_line
+from edgecompress.faults.remedies import find_toolchain_remedy
 from edgecompress.network.exported import example_inputs
 from edgecompress.records import ConversionRequest
 from edgecompress.targets import SCHEMES
@@ -61,7 +62,8 @@ def convert(program: Any, request: ConversionRequest, samples: list[list[np.ndar
             raise UnsupportedError(
                 f"tflite: TensorFlow's converter has no {found[1].lower()} in {request.scheme}; replace that op or take route litert-torch"
             ) from error
-        raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; take route litert-torch") from error
+        remedy = find_toolchain_remedy(error) or "take route litert-torch"
+        raise ToolchainError(f"tflite: TensorFlow's converter failed: {first_line(error)}; {remedy}") from error
 
 
 def make_keras_model(program: Any) -> Any:
@@ -85,7 +87,8 @@ def make_keras_model(program: Any) -> Any:
             non_verbose=True,
         )
     except (Exception, SystemExit) as error:  # it ends the process when it gives up on an op
-        raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; take route litert-torch") from error
+        remedy = find_toolchain_remedy(error) or "take route litert-torch"
+        raise ToolchainError(f"tflite: onnx2tf failed: {first_line(error)}; {remedy}") from error
 
 
 def _write_onnx(program: Any) -> Path:

@@ -12,6 +12,7 @@ from converters.tflite.edits import edit_file, widen_biases
 from converters.tflite.file import find_layer_ops
 from converters.tflite.float_tail import find_float_ops
 from edgecompress.errors import ToolchainError, first_line
+from edgecompress.faults.remedies import find_toolchain_remedy
 from edgecompress.records import ConversionRequest
 from edgecompress.targets import FLOAT32, FLOAT_TAIL, SCHEMES
 
@@ -40,7 +41,8 @@ def quantize_file(content: bytes, program: Any, request: ConversionRequest, samp
         statistics = _calibrate(content, tool, samples) if tool.need_calibration else None
         quantized = bytes(tool.quantize(statistics).quantized_model)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ToolchainError(f"tflite: ai-edge-quantizer failed: {first_line(error)}; take route onnx2tf") from error
+        remedy = find_toolchain_remedy(error) or "take route onnx2tf"
+        raise ToolchainError(f"tflite: ai-edge-quantizer failed: {first_line(error)}; {remedy}") from error
     has_int16 = any(SCHEMES[scheme].activation_bits == 16 for scheme in (request.scheme, *request.layers.values()))
     return edit_file(quantized, widen_biases(content)) if has_int16 else quantized
 

@@ -33,6 +33,7 @@ MISSING_PACKAGE = 20
 REPLY_BYTES = 1 << 20
 REQUEST_BYTES = 1 << 20
 LOG_TAIL_LINES = 8
+LOG_NOTE = "; its log is "  # ends the message of a failure whose log is kept
 STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours and cursor movements, for a terminal
 EXIT_CODES = {kind.exit_code: kind for kind in (EdgeCompressError, ConfigError, UnsupportedError, ToolchainError, ParityError)}
 
@@ -101,7 +102,7 @@ def start_converter(
                 except LimitReached as error:
                     raise LimitReached(f"{error}; allow more with --convert-timeout-s or --convert-memory-gb") from error
                 if not temporary.stat().st_size:
-                    kept = f"; its log is {log}" if log else ""
+                    kept = f"{LOG_NOTE}{log}" if log else ""
                     raise ToolchainError(f"{program.name}: reported success and wrote an empty file{kept}")
             return reply
 
@@ -162,10 +163,16 @@ def start_program(
             nonlocal was_asked
             was_asked = True
             code = finish(msgspec.json.encode(request), timeout_s)
-            last, tail = _last_line(stdout), _log_tail(stderr)
-            if code != 0:
-                raise _error_of(code, last, tail, argv)
-            return _parse_reply(last, kind, argv, tail)
+            last = _last_line(stdout)
+            try:
+                if code != 0:
+                    raise _error_of(code, last, stderr, argv)
+                return _parse_reply(last, kind, argv)
+            except ToolchainError as error:
+                error.add_note(f"command: {' '.join(argv)}\nits log ends:\n{_log_tail(stderr)}")
+                if log:
+                    error.args = (f"{error}{LOG_NOTE}{log}",)
+                raise
 
         yield ask
 
@@ -186,36 +193,35 @@ def _log_tail(stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - (1 << 14)))
     lines = [line.strip() for line in STYLES.sub("", stderr.read().decode(errors="replace")).splitlines() if line.strip()]
-    return " | ".join(line[:300] for line in lines[-LOG_TAIL_LINES:]) or "nothing"
+    return "\n".join(line[:300] for line in lines[-LOG_TAIL_LINES:])
 
 
 def _program_name(argv: list[str]) -> str:
     return Path(argv[2]).name
 
 
-def _error_of(code: int, last: bytes, tail: str, argv: list[str]) -> EdgeCompressError:
+def _error_of(code: int, last: bytes, stderr: IO[bytes], argv: list[str]) -> EdgeCompressError:
     """Return the error that a nonzero exit status stands for."""
-    command = " ".join(argv)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         why = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        return ProgramDied(f"{_program_name(argv)}: died by {name}{why}; command: {command}; its log ends: {tail}")
+        return ProgramDied(f"{_program_name(argv)}: died by {name}{why}")
     try:
         failure = msgspec.json.decode(last, type=_Failure)
     except msgspec.MsgspecError:
-        return ToolchainError(f"{_program_name(argv)}: exit status {code}; command: {command}; its log ends: {tail}")
+        said = _log_tail(stderr).rpartition("\n")[2]
+        return ToolchainError(f"{_program_name(argv)}: exit status {code}{': ' if said else ''}{said}")
     if code == MISSING_PACKAGE:
         install = f"pip install 'edgecompress[{failure.extra}]'" if failure.extra else "pip install edgecompress"
         return ToolchainError(f"{_program_name(argv)}: {failure.package} is not installed for {argv[0]}; {install}")
-    kind = EXIT_CODES.get(code, ToolchainError)
-    return kind(failure.error if kind is not ToolchainError else f"{failure.error}; command: {command}; its log ends: {tail}")
+    return EXIT_CODES.get(code, ToolchainError)(failure.error)
 
 
-def _parse_reply(last: bytes, kind: type[R], argv: list[str], tail: str) -> R:
+def _parse_reply(last: bytes, kind: type[R], argv: list[str]) -> R:
     try:
         return from_json(last, kind, source=_program_name(argv))
     except ConfigError as error:
-        raise ToolchainError(f"{_program_name(argv)}: its last line is no reply ({last[:80]!r}); its log ends: {tail}") from error
+        raise ToolchainError(f"{_program_name(argv)}: its last line is no reply ({last[:80]!r})") from error
 
 
 def serve_conversion(

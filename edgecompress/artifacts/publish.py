@@ -117,11 +117,12 @@ def export_artifact(
         require_interpreter(options.also_python)
     path = folder / artifact_name(about.name, about.variant, format, quant.scheme)
     rejected = path.with_name(f"{path.name}.rejected")
+    log_name = f"{path.name}{'.' if options.route else ''}{options.route}.log"  # a second route leaves the log of the first
     within: dict[str, Any] = {"timeout_s": options.timeout_s, "memory_gb": options.memory_gb, "python": options.python}
     with (
         tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
         replace_atomically(path) as made,
-        start_converter(format, ahead=options.route, log=folder / "logs" / f"{path.name}.log", **within) as convert,
+        start_converter(format, ahead=options.route, log=folder / "logs" / log_name, **within) as convert,
     ):
         request = _make_request(Path(work), made, quant, about, options, calibrated=calibration is not None)
         if program is None:

@@ -1,5 +1,6 @@
 """Choose which of TFLite's two toolchains makes an artifact, where the user left the choice open."""
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgecompress.artifacts.converter_process import LOG_NOTE
 from edgecompress.artifacts.gate import Divergence
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, ParityError, ToolchainError, UnsupportedError
@@ -100,8 +102,19 @@ def _add_note(made: Artifact, folder: Path, note: str) -> Artifact:
 
 
 def _join_errors(first: EdgeCompressError, second: EdgeCompressError) -> EdgeCompressError:
-    """Return the first toolchain's error with the second's message added."""
+    """Return the first toolchain's error with what the second found, and one remedy: neither route is one, since both were tried."""
     if str(first) == str(second):
         return first
-    message = f"{first}; {SECOND} as well: {second}"
+    (fact, remedy, log), (other, another, _) = _split_message(first), _split_message(second)
+    message = f"{fact}; {SECOND} as well: {other}{remedy or another}{log}"
     return Divergence(message, first.departure) if isinstance(first, Divergence) else type(first)(message)
+
+
+def _split_message(error: EdgeCompressError) -> tuple[str, str, str]:
+    """Return fact, remedy and log of a message; the latter two begin with a semicolon, or are "". A remedy leaves out the other route."""
+    text, noted, log = str(error).partition(LOG_NOTE)
+    fact, _, remedy = text.rpartition("; ")
+    if not fact:
+        return text, "", noted + log
+    remedy = re.sub(r"(?: or )?take route \S+.*", "", remedy)
+    return fact, f"; {remedy}" if remedy else "", noted + log

@@ -4,7 +4,7 @@ A remedy belongs to what went wrong and not to the place that noticed it: an err
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 
@@ -50,6 +50,7 @@ CAUSES: Final = {
         r"data-dependent|Could not extract specialized integer",
         "replace the branch or index by torch.where or a mask of fixed shape",
     ),
+    "complex numbers": Cause((), r"complex numbers|complex<", "compute it by convolutions with fixed kernels, or take format onnx"),
     "number of inputs": Cause(
         ("TypeError",), r"forward\(\) (takes|missing) ", "give example_inputs() and the data as many inputs as forward() takes"
     ),
@@ -62,10 +63,22 @@ CAUSES: Final = {
 }
 
 
-def find_remedy(error: BaseException) -> str:
-    """Return the remedy for the cause of an error; "" where the cause is none of CAUSES. The innermost cause that is known decides."""
-    known = [cause.remedy for link in _chain(error) for cause in CAUSES.values() if _is_of(link, cause)]
+TOOLCHAIN_CAUSES: Final = ("full disk", "no network", "memory", "complex numbers")  # the others would blame the user for a converter
+
+
+def find_remedy(error: BaseException, among: Iterable[str] = tuple(CAUSES)) -> str:
+    """Return the remedy for the cause of an error; "" where it is none of those. The innermost cause that is known decides.
+
+    Args:
+        among: Names of CAUSES.
+    """
+    known = [CAUSES[name].remedy for link in _chain(error) for name in among if _is_of(link, CAUSES[name])]
     return known[-1] if known else ""
+
+
+def find_toolchain_remedy(error: BaseException) -> str:
+    """Return the remedy for the cause of an error that a converter's toolchain raised; "" where it is not known."""
+    return find_remedy(error, TOOLCHAIN_CAUSES)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError, first_line
+from edgecompress.faults.remedies import find_remedy
 from edgecompress.network.batches import call_network
 from edgecompress.network.folding import fold_batch_norm
 from edgecompress.network.weights import nonfinite_tensors
@@ -176,9 +177,7 @@ def _describe_failure(error: Exception) -> str:
 
 
 def _suggest_remedy(error: Exception) -> str:
-    if "data-dependent" in str(error):
-        return "replace the branch or index by torch.where or a mask of fixed shape"
-    return "change that line, or wrap the model so that forward is tensors in, tensors out"
+    return find_remedy(error, ("depends on values",)) or "change that line, or wrap the model so that forward is tensors in, tensors out"
 
 
 def _check_static(program: torch.export.ExportedProgram, name: str) -> None:

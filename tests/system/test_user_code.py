@@ -200,7 +200,7 @@ def small_run(tmp_path_factory):
     recipe = load_recipe(str(write(folder, "nothing")[0]))
     export(
         recipe.model(), recipe.example_inputs, run=folder / "r", eval_data=recipe.eval_data(), metric=recipe.metric.given,
-        format=("torchscript",), scheme=("fp32",), epochs=0,
+        format=("torchscript",), scheme=("fp32",), epochs=0, macs_ratio=1.0,
     )  # fmt: skip
     return folder
 

@@ -116,10 +116,10 @@ FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
     "traceback": (
         WRITE + "raise ValueError('odd weights')",
         ToolchainError,
-        r"exit status 1; command: .*to_fake\.py; .*ValueError: odd weights",
+        r"^to_fake\.py: exit status 1: ValueError: odd weights\ncommand: .*to_fake\.py\nits log ends:\nTraceback",
     ),
     "no-program": ("import sys; sys.exit(2)", ToolchainError, "exit status 2"),
-    "segfault": (WRITE + "os.kill(os.getpid(), signal.SIGSEGV)", ToolchainError, r"to_fake\.py: died by SIGSEGV; command"),
+    "segfault": (WRITE + "os.kill(os.getpid(), signal.SIGSEGV)", ToolchainError, r"^to_fake\.py: died by SIGSEGV\ncommand: "),
     "killed": (WRITE + "os.kill(os.getpid(), signal.SIGKILL)", ToolchainError, "died by SIGKILL; the machine may be out of memory"),
     "abort": (WRITE + "os.abort()", ToolchainError, "died by SIGABRT"),
     "config": (WRITE + 'print(\'{"error": "x: bad; mend"}\'); sys.exit(2)', ConfigError, "^x: bad; mend$"),
@@ -127,19 +127,19 @@ FAILURES: dict[str, tuple[str, type[EdgeCompressError], str]] = {
     "toolchain": (
         WRITE + "print('deep', file=sys.stderr); print('{\"error\": \"it: broke; wait\"}'); sys.exit(4)",
         ToolchainError,
-        "^it: broke; wait; command: .*log ends: deep$",
+        r"^it: broke; wait\ncommand: .*\nits log ends:\ndeep$",
     ),
     "missing": (
         WRITE + 'print(json.dumps({"error": "", "package": "litert_torch", "extra": "tflite"})); sys.exit(20)',
         ToolchainError,
-        r"litert_torch is not installed for .*; pip install 'edgecompress\[tflite\]'$",
+        r"litert_torch is not installed for .*; pip install 'edgecompress\[tflite\]'\ncommand: ",
     ),
-    "silent": (WRITE, ToolchainError, "no reply.*log ends: nothing"),
+    "silent": (WRITE, ToolchainError, r"no reply \(b''\)"),
     "garbage": (WRITE + "print('done!')", ToolchainError, r"its last line is no reply \(b'done!'\)"),
     "colours": (
         WRITE + r"print('\x1b[31mred\x1b[0m \x1b[2Kline', file=sys.stderr)",
         ToolchainError,
-        "no reply.*log ends: red line$",
+        r"no reply \(b''\)\ncommand: .*\nits log ends:\nred line$",
     ),
     "half-json": (WRITE + "print('{\"inputs\": [')", ToolchainError, "no reply"),
     "unknown-key": (WRITE + 'print(\'{"inputs": [], "outputs": [], "toolchain": {}, "x": 1}\')', ToolchainError, "no reply"),
@@ -155,6 +155,13 @@ def test_a_failure_is_reported_in_one_line_and_leaves_no_file(start: Start, tmp_
         start(source)
     assert "\n" not in str(caught.value)
     assert list_outputs(tmp_path) == []
+
+
+def test_a_failure_whose_log_is_kept_says_where_and_shows_none_of_it(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        start(WRITE + "print('noise', file=sys.stderr); print('{\"error\": \"it: broke; wait\"}'); sys.exit(4)", log=tmp_path / "log")
+    assert str(caught.value) == f"it: broke; wait; its log is {tmp_path / 'log'}"
+    assert "noise" in (tmp_path / "log").read_text()
 
 
 def test_a_failure_keeps_the_earlier_file(start: Start, tmp_path: Path) -> None:
@@ -316,4 +323,4 @@ def test_converter_process_does_not_import_torch() -> None:
 def test_a_reply_is_read_back_unchanged() -> None:
     spec = TensorSpec(name="x", shape=(1, 2), dtype="int8", layout="", scale=0.5, zero_point=-3)
     reply = ConversionReply(inputs=(spec,), outputs=(), toolchain={"a": "1"})
-    assert converter_process._parse_reply(to_json(reply), ConversionReply, ["python", "-P", "to_fake.py"], "") == reply
+    assert converter_process._parse_reply(to_json(reply), ConversionReply, ["python", "-P", "to_fake.py"]) == reply

@@ -99,6 +99,26 @@ def test_the_error_has_both_reasons_where_no_route_passes(tmp_path: Path, asked:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("tflite: a: litert-torch has no x; replace that op or take route onnx2tf; its log is a.log",
+         "tflite: onnx2tf failed: y; take route litert-torch; its log is b.log",
+         "tflite: a: litert-torch has no x; onnx2tf as well: tflite: onnx2tf failed: y; replace that op; its log is a.log"),
+        ("tflite: litert-torch failed: x; take route onnx2tf", "tflite: onnx2tf has no y; replace that op or take route litert-torch",
+         "tflite: litert-torch failed: x; onnx2tf as well: tflite: onnx2tf has no y; replace that op"),
+        ("tflite: litert-torch failed: x; take route onnx2tf", "tflite: onnx2tf failed: y; take route litert-torch",
+         "tflite: litert-torch failed: x; onnx2tf as well: tflite: onnx2tf failed: y"),
+        ("tflite: the same; do that", "tflite: the same; do that", "tflite: the same; do that"),
+    ],
+)  # fmt: skip
+def test_where_both_routes_fail_neither_is_the_remedy(tmp_path: Path, first: str, second: str, message: str) -> None:
+    make = publisher([], litert_torch=UnsupportedError(first), onnx2tf=ToolchainError(second))
+    with pytest.raises(UnsupportedError) as caught:
+        export_by_route("auto", make, folder=tmp_path, medians=never, second=True)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(("times", "best"), [({FIRST: 2.0, SECOND: 3.0}, FIRST), ({FIRST: 3.0, SECOND: 2.0}, SECOND)])
 def test_the_faster_of_two_that_pass_is_published(tmp_path: Path, times: dict[str, float], best: str) -> None:
     def medians(paths: Sequence[Path]) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecompress.faults.remedies import CAUSES, find_remedy
+from edgecompress.faults.remedies import CAUSES, find_remedy, find_toolchain_remedy
 
 
 class Branch(nn.Module):
@@ -49,6 +49,7 @@ EXAMPLES = {
     "other checkpoint": lambda _: nn.Linear(1, 2).load_state_dict(nn.Linear(2, 1).state_dict()),
     "dtypes": lambda _: nn.Linear(3, 1)(torch.zeros(1, 3).half()),
     "depends on values": lambda _: torch.export.export(Branch(), (torch.zeros(1, 3),), strict=False),
+    "complex numbers": RuntimeError("Unsupported ir element type: complex<f32>"),
     "number of inputs": lambda _: nn.Linear(3, 1)(torch.zeros(1, 3), torch.zeros(1)),
     "shapes": lambda _: linear(4),
 }
@@ -87,6 +88,13 @@ def test_shapes_that_do_not_fit_are_one_cause(call):
 @pytest.mark.parametrize("error", [ValueError("no"), KeyError("size"), pickle.PicklingError("lambda"), ZeroDivisionError()])
 def test_an_unknown_cause_has_no_remedy(error):
     assert find_remedy(error) == ""
+
+
+def test_a_converter_that_fails_over_shapes_is_not_the_users_fault():
+    error = raised(lambda: linear(4))
+    assert find_remedy(error)
+    assert find_toolchain_remedy(error) == ""
+    assert find_toolchain_remedy(RuntimeError("Unsupported ir element type: complex<f32>")) == CAUSES["complex numbers"].remedy
 
 
 def test_the_innermost_known_cause_decides():
