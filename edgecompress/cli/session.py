@@ -1,6 +1,7 @@
 """Open the run that a command works on, show its progress on stderr, and report every step."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgecompress.cli.views.check import list_findings
 from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.errors import ConfigError
 from edgecompress.options import DEFAULTS, Options, parse_fixed_layers, parse_method, select_outputs, update_options
+from edgecompress.progress import Track
 from edgecompress.records import CheckResult, Record
 from edgecompress.reporting.numbers import format_seconds
 from edgecompress.runs import is_run, open_run, read_run, use_options
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SECONDS_A_LINE: Final = 10.0  # a log stays short, and nobody wonders whether the command hangs
 PIPED_WIDTH: Final = 400  # wide enough that no line of a table is folded where a program reads it
 
 
@@ -32,8 +35,26 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH if piped else None)
 
 
+class ProgressLines:
+    """Lines where no terminal is, at most one in some seconds: how far a loop has come, and about how long the rest takes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.told = time.monotonic()
+
+    def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        started = time.monotonic()
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            now = time.monotonic()
+            if now - self.told >= SECONDS_A_LINE and done != total:
+                self.told = now
+                left = f" of {total}, about {format_seconds((now - started) / done * (total - done))} s left" if total else ""
+                self.console.print(f"    {description}: {done}{left}")
+
+
 class ProgressBars:
-    """Progress bars on a terminal, nothing when piped."""
+    """Progress bars on a terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -47,11 +68,14 @@ class ProgressBars:
 
 
 @contextmanager
-def show_progress() -> Iterator[ProgressBars]:
-    """Show the loops inside a block as bars on stderr, each until its loop is over."""
+def show_progress() -> Iterator[Track]:
+    """Show the loops inside a block on stderr: as bars on a terminal, each until its loop is over, as a line now and then elsewhere."""
     notes = make_console(stderr=True)
+    if not notes.is_terminal:
+        yield ProgressLines(notes)
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+    with Progress(*columns, console=notes, transient=True) as progress:
         yield ProgressBars(progress)
 
 

@@ -1,17 +1,17 @@
 """The commands that run the steps of `edgecompress.pipeline.steps.STEPS`, each with all steps that it needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from edgecompress.cli import parameters as p
 from edgecompress.cli.session import make_console, open_target
-from edgecompress.cli.views.artifacts import tabulate_artifacts
+from edgecompress.cli.views.artifacts import list_remarks, tabulate_artifacts
 from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.options import QAT_COMMAND_EPOCHS, Options
 from edgecompress.pipeline.steps import STEPS
-from edgecompress.records import ExportResult, to_json
+from edgecompress.records import BenchmarkResult, ExportResult, to_json
 from edgecompress.records.artifact import group_refusals
 from edgecompress.records.fields import option_fields
 from edgecompress.targets import TARGETS
@@ -67,13 +67,15 @@ def run_export(recipe: p.Target = None, run: p.RunFolder = None, *, json: p.Json
     else:
         out = make_console()
         out.print(tabulate_artifacts(exported.artifacts, measured))
+        if len({artifact.format for artifact in exported.artifacts}) > 1:
+            out.print("speed-up and change are against the dense fp32 file of the same format")
         for line in (verdict.sentence, *verdict.proofs):
             out.print(line, soft_wrap=not out.is_terminal)
-    _conclude_export(context, exported)
+    _conclude_export(context, exported, measured)
 
 
-def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
-    """Print why artifacts were refused, but for the cause that becomes the error, and the next commands.
+def _conclude_export(context: "RunContext", exported: ExportResult, measured: Sequence[BenchmarkResult]) -> None:
+    """Print why artifacts were refused, but for the cause that becomes the error, why times are noisy, and the next commands.
 
     Raises:
         EdgeCompressError: An artifact was refused.
@@ -88,6 +90,8 @@ def _conclude_export(context: "RunContext", exported: ExportResult) -> None:
     looks = [f"open {folder / 'report.html'}"]
     if any(artifact.model == "compressed" for artifact in exported.artifacts):
         looks.insert(0, f"edgecompress bench {folder} --device {TARGETS[context.options.target].device}")
+    for remark in list_remarks(measured, noise_only=True):
+        notes.print(remark)
     for label, line in zip(("next:", "     "), looks, strict=False):
         notes.print(f"{label} {line}")
     check_refusals(exported)

@@ -66,7 +66,8 @@ class Evaluator:
             return {}
         if self.metric is None:
             with torch.inference_mode():
-                apart = float(divergence(forward(model.eval(), self.inputs), self.wanted, specs=self.specs))
+                loss = divergence(forward(model.eval(), self.inputs), self.wanted, specs=self.specs)
+                apart = float(loss.clamp_min(0))  # rounding makes that of equal outputs negative
             return {DIVERGENCE.name: apart} if math.isfinite(apart) else {}
         if is_builtin(self.metric) and self.metric.place == TOP1.name and scores_of(self.example_outputs, self.specs) is not None:
             found = measure_top1(model, self.data, self.track, example_inputs=self.example, specs=self.specs)

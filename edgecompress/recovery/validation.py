@@ -100,7 +100,7 @@ class Validation:
         """Return the score of a network, which is left in eval mode."""
         outputs = forward(model.eval(), self.inputs)
         with torch.inference_mode():
-            found = float(divergence(outputs, self.wanted, specs=self.specs))
+            found = float(divergence(outputs, self.wanted, specs=self.specs).clamp_min(0))  # rounding makes that of equal outputs negative
         if not math.isfinite(found):
             return ValidationScore(None, None)
         if self.headline is None:

@@ -107,11 +107,11 @@ def tabulate_ops(measured: Sequence[BenchmarkResult]) -> Table:
     return make_table(("artifact", "op", "calls", "ms", "share"), rows, text_columns=2)
 
 
-def list_remarks(measured: Sequence[BenchmarkResult]) -> list[str]:
-    """Return each reason for noise and each note of a runner once, with the artifacts that have it."""
+def list_remarks(measured: Sequence[BenchmarkResult], *, noise_only: bool = False) -> list[str]:
+    """Return each reason for noise and, unless `noise_only`, each note of a runner once, with the artifacts that have it."""
     shared: dict[str, list[str]] = {}
     for result in measured:
-        for text in (*(f"noisy: {why}" for why in result.noisy), *result.notes):
+        for text in (*(f"noisy: {why}" for why in result.noisy), *(() if noise_only else result.notes)):
             shared.setdefault(text, []).append(result.artifact)
     return [f"{', '.join(dict.fromkeys(names))}: {text}" for text, names in shared.items()]
 
