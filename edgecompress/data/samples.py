@@ -1,7 +1,7 @@
 """A dataset that knows its source, and functions that fetch and check samples of any dataset."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from edgecompress.faults.user_code import user_code
 from edgecompress.network.batches import Batch
 
 FORMS: Final = "(input, target), ((input_0, input_1), target), or the same without the target as input, ((input_0, input_1),)"
+TARGET_KEYS: Final = ("label", "labels", "target", "targets")  # in the items of Hugging Face's datasets, and of many others
 
 _FUNCTIONS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -244,11 +245,20 @@ def choose_indices(dataset: Any, which: int | Sequence[int] | None, seed: int | 
 def split_item(item: Any, source: str) -> tuple[Batch, Any]:
     """Return inputs and target of an item of a dataset, without a batch axis; None for the target of an item without one.
 
+    An item may be a dict of one input and a label.
+
     Raises:
         ConfigError: The item has none of the forms that `fetch_pairs` lists.
     """
     given, label = item, None
-    if isinstance(item, tuple | list):
+    if isinstance(item, Mapping):
+        named = {key: value for key, value in item.items() if key not in TARGET_KEYS}
+        if len(named) != 1 or len(item) > 2:
+            raise ConfigError(
+                f"{source}: yields a dict of {', '.join(map(str, item)) or 'nothing'}, whose order tells no inputs; yield {FORMS}"
+            )
+        given, label = next(iter(named.values())), next((item[key] for key in TARGET_KEYS if key in item), None)
+    elif isinstance(item, tuple | list):
         if len(item) not in (1, 2):
             raise ConfigError(f"{source}: yields {len(item)} values a sample; yield {FORMS}")
         given, label = item[0], item[1] if len(item) == 2 else None

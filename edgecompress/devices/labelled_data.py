@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from edgecompress import data as datasets
 from edgecompress.data.classes import number_classes
+from edgecompress.data.dataloaders import take_dataset
 from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.data.recipe import Recipe, load_recipe, recipe_at_resolution
 from edgecompress.data.targets import Targets, check_labels
@@ -70,7 +71,7 @@ def prepare_job(path: Path, data: Data, samples: int, *, metric: Metric | None =
         )
     example = tuple(_make_example(spec) for spec in manifest.inputs)
     dataset, recipe = _load_dataset(path, manifest, data, example)
-    dataset = number_classes(dataset, manifest.labels, str(path))
+    dataset = number_classes(take_dataset(dataset, "the evaluation data"), manifest.labels, str(path))
     if not hasattr(dataset, "__len__"):
         raise ConfigError(f"{datasets.describe_dataset(dataset)}: has no length; give a map-style torch Dataset")
     indices = _choose_samples(datasets.count_items(dataset), samples)

@@ -9,6 +9,7 @@ from torch import Tensor
 from edgecompress import data as datasets
 from edgecompress.data.classes import number_classes
 from edgecompress.data.content import digest_dataset, fixed_random_numbers
+from edgecompress.data.dataloaders import take_dataset
 from edgecompress.data.recipe import Recipe
 from edgecompress.data.targets import Targets
 from edgecompress.errors import ConfigError
@@ -55,7 +56,7 @@ class RunData:
     def _call_function(self, name: str) -> Any:
         with fixed_random_numbers():  # a set that the function draws is the same one for every process
             found = call_user_function(getattr(self.recipe, name), f"{name}()", self.recipe.source)
-        found = number_classes(found, self.recipe.labels, self.recipe.source)
+        found = number_classes(take_dataset(found, f"{self.recipe.source}: {name}()"), self.recipe.labels, self.recipe.source)
         datasets.remember_function(found, name)
         return found
 

@@ -25,14 +25,10 @@ def network():
 
 def analyze(tmp_path, *, labels=(), options=None, **given):
     recipe = recipe_from_model(network(), (torch.zeros(1, 1, 4, 4),), name="net", labels=labels, **given)
-    made = []
     with open_run(tmp_path / "run", name="net", recipe="python") as run:
         run.set_options(options or Options())
-        context = open_context(run, recipe, on_step=lambda name, *_: made.append(name))
-        try:
-            return run_steps(context, "analyze"), context
-        finally:
-            assert made in ([], ["analyze"])
+        context = open_context(run, recipe)
+        return run_steps(context, "analyze"), context
 
 
 def write_numbered(folder):
