@@ -194,8 +194,8 @@ class Options(Record, frozen=True, kw_only=True):
     convert_timeout_s: Annotated[Positive, Option("Seconds after which a converter is stopped", rare=True)] = 900.0
     # Converting a ResNet-18 takes 2 to 4 GB.
     convert_memory_gb: Annotated[Positive, Option("Memory at which a converter is stopped, in GB", rare=True)] = 16.0
-    weights: Annotated[str, Option("Checkpoint of the dense model: .safetensors, .pt or the index of shards", metavar="FILE")] = ""
-    data: Annotated[str, Option("Data in place of the recipe's: ImageFolder, .npz, idx", metavar="PATH")] = ""
+    weights: Annotated[str, Option("Checkpoint: .safetensors, .pt, or a folder of shards", metavar="FILE")] = ""
+    data: Annotated[str, Option("Data in place of the recipe's: images, .npz, idx, .tar", metavar="PATH")] = ""
     resolution: Annotated[
         int, Limits(at_least=0), Option("Side of the images in pixels, where the recipe takes one", usual="the recipe's own", rare=True)
     ] = 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from edgecompress.data import idx, imagefolder, npz
+from edgecompress.data import idx, imagefolder, npz, webdataset
 from edgecompress.data.images import open_image, preprocess_image
 from edgecompress.data.samples import (
     Samples,
@@ -59,6 +59,7 @@ class Loader(Protocol):
 LOADERS: Final[dict[str, Loader]] = {
     "an .npz": npz,
     "idx files": idx,
+    "WebDataset shards": webdataset,
     "an ImageFolder": imagefolder,
 }
 

@@ -38,7 +38,7 @@ def find_unreadable(files: Sequence[Path], folder: Path) -> dict[Path, str]:
 def _explain_unreadable(file: Path) -> str:
     """Return why an image cannot be decoded; "" for one that can."""
     try:
-        decode_image(file)
+        decode_image(file, subject=str(file))
     except ConfigError as error:
         return str(error).removeprefix(f"{file}: ").partition(";")[0]
     return ""

@@ -1,7 +1,6 @@
 """A folder of images: `train/<class>/*` and `test/<class>/*` under their usual names, or `<class>/*` alone."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from edgecompress.data.image_checks import find_unreadable
 from edgecompress.data.images import ImageFiles, read_image_shape
 from edgecompress.data.samples import Samples
-from edgecompress.data.split import HELD_OUT, select_split
+from edgecompress.data.split import HELD_OUT, SPLITS, read_split_name, select_split
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
@@ -19,12 +18,6 @@ from edgecompress.records import Preprocessing
 SUFFIXES: Final = {
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
-# Names of a split's folder in any case, best first: of two held-out sets the one that chose nothing is scored.
-SPLITS: Final = {
-    "train": ("train", "training", "trn"),
-    "eval": ("test", "testing", "tst", "val", "valid", "validation", "validate", "eval", "evaluation", "dev", "holdout"),
-}
-FILLERS: Final = {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "seg"}  # beside a split's name: `train_images`
 MAX_NESTING: Final = 4  # folders around the data, as archives have them
 MAX_NAMED: Final = 5
 
@@ -85,7 +78,7 @@ def _find_splits(path: Path) -> tuple[Path, dict[str, list[Path]]]:
     """
     root = _enter(path)
     folders = _list_folders(root)
-    named = [(*found, folder) for folder in folders if (found := _read_split(folder.name)) is not None]
+    named = [(*found, folder) for folder in folders if (found := read_split_name(folder.name)) is not None]
     splits = {name: [_enter(folder) for each, _, folder in sorted(named) if each == name and _list_folders(folder)] for name in SPLITS}
     flat = [
         folder for split, _, folder in named if split == "eval" or len(named) == len(folders)
@@ -101,19 +94,10 @@ def _enter(folder: Path) -> Path:
         inner = _list_folders(folder)
         if len(inner) != 1 or not _list_folders(inner[0]):
             break
-        if _read_split(inner[0].name) is not None and _read_split(folder.name) is None:
+        if read_split_name(inner[0].name) is not None and read_split_name(folder.name) is None:
             break
         folder = inner[0]
     return folder
-
-
-def _read_split(name: str) -> tuple[str, int] | None:
-    """Return the split that a folder is named after, and the rank of the name; None for any other name."""
-    words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word and word not in FILLERS]
-    if len(words) != 1:
-        return None
-    forms = {words[0], words[0].removesuffix("set"), words[0].removesuffix("data")}
-    return next(((split, rank) for split, names in SPLITS.items() for rank, each in enumerate(names) if each in forms), None)
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -135,7 +119,7 @@ def _choose_held_out(folders: list[Path], classes: tuple[str, ...]) -> Path:
 def _refuse_splits_in_classes(folder: Path) -> None:
     """Refuse `cat/train/*`: taken as images of one class, those held out would be trained on."""
     for entry in _list_folders(folder):
-        if inner := [each.name for each in _list_folders(entry) if _read_split(each.name) is not None]:
+        if inner := [each.name for each in _list_folders(entry) if read_split_name(each.name) is not None]:
             raise ConfigError(
                 f"{entry}: a class folder that holds a folder {inner[0]}; move the classes into it: {inner[0]}/{entry.name}/…"
             )

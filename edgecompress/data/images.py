@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from edgecompress.data.samples import check_shape
-from edgecompress.errors import ConfigError
+from edgecompress.errors import ConfigError, first_line
 from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
@@ -54,36 +55,40 @@ class ImageArray:
         return preprocess_image(self.array[index], self.preprocessing, self.input_shape, subject=self.subject)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(file: Path | BinaryIO, *, subject: str = "") -> Image.Image:
     """Return the image of a file, turned upright by its EXIF orientation, with 8 bits a channel.
 
     Of 16 bits the upper 8 are kept, as Pillow does with colour images of 16 bits. Grey, palette, CMYK and transparent images keep their
     mode; `preprocess_image` converts them.
 
+    Args:
+        subject: Names the image in an error; "" stands for the path.
+
     Raises:
         ConfigError: Missing, truncated, not an image, too large, or of float or 32-bit values, whose range nothing tells.
     """
-    image = decode_image(path)
+    subject = subject or str(file)
+    image = decode_image(file, subject=subject)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
     if image.mode in WIDE_MODES:
-        raise ConfigError(f"{path}: more than 16 bits a channel (mode {image.mode}); save it with 8")
+        raise ConfigError(f"{subject}: more than 16 bits a channel (mode {image.mode}); save it with 8")
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
-def decode_image(path: Path) -> Image.Image:
+def decode_image(file: Path | BinaryIO, *, subject: str) -> Image.Image:
     """Return the image of a file as Pillow decodes it, upright.
 
     Raises:
         ConfigError: Missing, truncated, not an image, or too large.
     """
     try:
-        with Image.open(path) as file:
-            kind = file.format
-            image = ImageOps.exif_transpose(file)
+        with Image.open(file) as opened:
+            kind = opened.format
+            image = ImageOps.exif_transpose(opened)
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError for a broken PNG
-        raise ConfigError(f"{path}: unreadable image: {error}; replace or remove it") from error
+        raise ConfigError(f"{subject}: unreadable image: {first_line(error)}; replace or remove it") from error
     image.format = kind  # a turned image has lost it
     return image
 
