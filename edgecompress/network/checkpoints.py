@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ class _Match:
         missing, unknown: Keys without which the network cannot be evaluated, and keys that no network of this kind has.
         unread: Keys of the file that evaluation does not read.
         uncounted: Counters of the network that the file lacks.
+        wrapper: What stands before all keys of the network, and not before those of the file.
     """
 
     place: tuple[str, ...]
@@ -52,6 +53,7 @@ class _Match:
     unknown: tuple[str, ...]
     unread: tuple[str, ...]
     uncounted: tuple[str, ...]
+    wrapper: str = ""
 
     @property
     def fits(self) -> bool:
@@ -83,7 +85,13 @@ def load_checkpoint(model: nn.Module, path: Path) -> str:
     """
     content = read_checkpoint(path)
     own = model.state_dict()
-    matches = [match for place, state in _list_states(content) for match in _match_prefixes(own, place, state)]
+    states = list(_list_states(content))
+    matches = [match for place, state in states for match in _match_prefixes(own, place, state)]
+    wrapper = _find_common_prefix(own)
+    if wrapper and not any(match.fits for match in matches):
+        inner = {key.removeprefix(wrapper): value for key, value in own.items()}
+        found = [match for place, state in states for match in _match_prefixes(inner, place, state, wrapper)]
+        matches = [match for match in found if match.fits] or matches
     fitting = sorted((match for match in matches if match.fits), key=lambda match: match.ranks)
     if not fitting:
         raise _explain_misfit(matches, content, path)
@@ -108,8 +116,18 @@ def _list_states(content: object, place: tuple[str, ...] = ()) -> Iterator[tuple
             yield from _list_states(value, (*place, key))
 
 
-def _match_prefixes(own: State, place: tuple[str, ...], state: State) -> Iterator[_Match]:
-    """Yield how tensors fit a network under each of the likeliest prefixes of their keys."""
+def _find_common_prefix(own: State) -> str:
+    """Return the first part of all keys of a network that holds one module alone: a checkpoint may be of that module."""
+    parts = {key.partition(".")[0] for key in own if "." in key}
+    return f"{parts.pop()}." if len(parts) == 1 and all("." in key for key in own) else ""
+
+
+def _match_prefixes(own: State, place: tuple[str, ...], state: State, wrapper: str = "") -> Iterator[_Match]:
+    """Yield how tensors fit a network under each of the likeliest prefixes of their keys.
+
+    Args:
+        wrapper: Prefix that was taken off the network's own keys.
+    """
     names = {_unwrap_key(key): key for key in state}
     ours = {_unwrap_key(key): key for key in own}
     found: Counter[str] = Counter()
@@ -117,7 +135,9 @@ def _match_prefixes(own: State, place: tuple[str, ...], state: State) -> Iterato
         parts = name.split(".")
         found.update("".join(f"{part}." for part in parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in ours)
     for prefix, _ in found.most_common(TRIED_PREFIXES) or [("", 0)]:
-        yield _match_prefix(own, ours, place, {name: (key, state[key]) for name, key in names.items()}, prefix)
+        match = _match_prefix(own, ours, place, {name: (key, state[key]) for name, key in names.items()}, prefix)
+        state_of_own = {f"{wrapper}{key}": value for key, value in match.state.items()}
+        yield replace(match, state=state_of_own, wrapper=wrapper) if wrapper else match
 
 
 def _match_prefix(
@@ -202,6 +222,7 @@ def _describe_load(chosen: _Match, others: list[_Match], content: object, own: S
         parts.append("an average over training")
     parts += [f"prefix {chosen.prefix!r} removed"] if chosen.prefix else []
     parts += [f"{', '.join(chosen.wrappers)} removed from keys"] if chosen.wrappers else []
+    parts += [f"prefix {chosen.wrapper!r} added"] if chosen.wrapper else []
     if narrow := sorted({value.dtype for key, value in chosen.state.items() if value.itemsize < own[key].itemsize}, key=str):
         parts.append(f"{', '.join(str(dtype).removeprefix('torch.') for dtype in narrow)} widened")
     parts += [f"{_list_keys(chosen.unread)} not read"] if chosen.unread else []

@@ -281,6 +281,7 @@ X = IMAGES[GREY]
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda root: root / "nowhere", "no such file"),
     "empty folder": (lambda root: root, "empty folder"),
+    "hugging face": (lambda root: written(root / "dataset_dict.json", b"{}").parent, "a dataset of Hugging Face's library"),
     "unknown file": (lambda root: written(root / "data.csv", b"1,2"), "not a form"),
     "folder without classes": (lambda root: written(root / "a.png", b"").parent, "no class folders"),
     "classes without images": (lambda root: written(root / "ant" / "a.txt", b"").parents[1], "no images"),

@@ -201,6 +201,22 @@ def test_tied_weights_are_read_from_the_one_that_was_saved(tmp_path):
     assert torch.equal(second.head.weight, first.head.weight)
 
 
+def test_weights_of_the_one_module_that_a_network_holds_fit_it(net, state, tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Net()
+
+        def forward(self, x):
+            return self.inner(x).softmax(1)
+
+    wrapped = Wrapped()
+    assert load_checkpoint(wrapped, save({"model": state}, tmp_path / "w.pt")) == "w.pt: weights taken from 'model'; prefix 'inner.' added"
+    assert fingerprint(wrapped.inner) == fingerprint(net)
+    with pytest.raises(ConfigError, match=r"does not fit the model: 14 keys missing \(first: inner\."):
+        load_checkpoint(wrapped, save({"conv1.weight": torch.zeros(3)}, tmp_path / "w.pt"))
+
+
 def test_weights_of_several_networks_are_refused_where_no_usual_name_decides(state, tmp_path):
     path = save({"netG_A": state, "netG_B": zeros(state)}, tmp_path / "gan.pt")
     with pytest.raises(
