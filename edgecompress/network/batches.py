@@ -83,7 +83,7 @@ def call_network(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         if _is_raised_by_hook(error):
             raise
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        what = f"forward() of {_find_failed_module(model, error)} for {'inputs' if len(inputs) > 1 else 'an input'} of shape {shapes}"
+        what = f"forward() of {find_failed_module(model, error)} for {'inputs' if len(inputs) > 1 else 'an input'} of shape {shapes}"
         raise describe_user_error(error, what, find_first_line(type(model).forward) if _is_written_by_user(model) else "") from error
 
 
@@ -97,7 +97,7 @@ def _is_raised_by_hook(error: BaseException) -> bool:
     return frame is not None and is_own_file(frame.f_code.co_filename) and not isinstance(frame.f_locals.get("self"), nn.Module)
 
 
-def _find_failed_module(model: nn.Module, error: BaseException) -> str:
+def find_failed_module(model: nn.Module, error: BaseException) -> str:
     """Return class and name of the innermost module of a network in which an error was raised."""
     names = {id(module): name for name, module in model.named_modules()}
     called = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]

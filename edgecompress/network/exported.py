@@ -22,7 +22,9 @@ from torch.nn.utils import parametrize
 from edgecompress import files
 from edgecompress.errors import ConfigError, UnsupportedError, first_line
 from edgecompress.faults.remedies import find_remedy
-from edgecompress.network.batches import call_network
+from edgecompress.faults.user_code import find_user_line, is_user_file
+from edgecompress.network.batches import call_network, find_failed_module
+from edgecompress.network.constant_reads import record_reads, replay_reads
 from edgecompress.network.folding import fold_batch_norm
 from edgecompress.network.weights import nonfinite_tensors
 
@@ -54,7 +56,7 @@ def to_program(model: nn.Module, example_inputs: tuple[Tensor, ...], *, name: st
     module = _copy_for_inference(model, name)
     with torch.no_grad():
         call_network(module, inputs)
-        program = _export_module(module, inputs, name)
+        program = _export_with_constants(module, inputs, name)
         _check_static(program, name)
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
@@ -141,12 +143,26 @@ def _compute_parametrized_weights(model: nn.Module) -> None:
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
+def _export_with_constants(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
+    """Return the program of a module; numbers that it reads from its constants become constants of the program."""
+    try:
+        return _export_module(module, inputs, name)
+    except UnsupportedError:
+        reads = record_reads(module, inputs)
+        if not reads:
+            raise
+        with replay_reads(module, reads):
+            return _export_module(module, inputs, name)
+
+
 def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
     try:
         with silence_export():
             return torch.export.export(module, inputs, strict=False)
     except Exception as error:  # torch.export lets errors of many classes through, and those of the model's own code
-        raise UnsupportedError(f"{name}: torch.export cannot take it: {_describe_failure(error)}; {_suggest_remedy(error)}") from error
+        raise UnsupportedError(
+            f"{name}: torch.export cannot take it: {_describe_failure(error, module)}; {_suggest_remedy(error)}"
+        ) from error
 
 
 @contextmanager
@@ -167,10 +183,13 @@ def silence_export() -> Iterator[None]:
             logger.disabled = disabled
 
 
-def _describe_failure(error: Exception) -> str:
-    """Return the first line of a torch.export error, with the user's source line if the message has one."""
-    where = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
-    place = f" ({Path(where[-1][0]).name}:{where[-1][1]}: {where[-1][2].strip()[:120]})" if where else ""
+def _describe_failure(error: Exception, module: nn.Module) -> str:
+    """Return the first line of a torch.export error, with the user's source line and the module where they are known."""
+    where = [found for found in re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error)) if is_user_file(found[0])]
+    line = f"{Path(where[-1][0]).name}:{where[-1][1]}: {where[-1][2].strip()[:120]}" if where else Path(find_user_line(error)).name
+    failed = find_failed_module(module, error)
+    places = [line, f"in {failed}" if failed != type(module).__name__ else ""]  # the network itself need not be named
+    place = f" ({', '.join(filter(None, places))})" if any(places) else ""
     if "data-dependent" in str(error):
         return f"what it does depends on the values of its input{place}"
     return f"{first_line(error)}{place}"

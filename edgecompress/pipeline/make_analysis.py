@@ -5,7 +5,8 @@ import msgspec
 from edgecompress.errors import UnsupportedError
 from edgecompress.network.analyze import analyze
 from edgecompress.pipeline.context import RunContext
-from edgecompress.records import ModelStats
+from edgecompress.pipeline.steps import CHECK
+from edgecompress.records import CheckResult, ModelStats, read_record
 
 
 def make_analysis(context: RunContext) -> ModelStats:
@@ -16,4 +17,6 @@ def make_analysis(context: RunContext) -> ModelStats:
         outputs = context.output_specs
     except UnsupportedError:  # torch.export refuses the network; its layers can be shown all the same
         outputs = ()
-    return msgspec.structs.replace(stats, outputs=outputs, notes=notes)
+    other = read_record(context.run.path(CHECK.files[0]), CheckResult).other_macs
+    macs = stats.macs + sum(other.values())
+    return msgspec.structs.replace(stats, outputs=outputs, notes=notes, macs=macs, other_macs=other)

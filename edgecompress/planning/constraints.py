@@ -73,8 +73,8 @@ def make_constraints(
     made = []
     if budget.macs_ratio is not None:
         macs = {name: [float(c.macs) for c in found] for name, found in candidates.items()}
-        total = float(math.floor(budget.macs_ratio * stats.macs + 1e-6))
-        made.append(Constraint("macs_ratio", f"MACs ratio {budget.macs_ratio:g}", "MACs", macs, stats.macs, 0.0, total))
+        rest, total = float(sum(stats.other_macs.values())), float(math.floor(budget.macs_ratio * stats.macs + 1e-6))
+        made.append(Constraint("macs_ratio", f"MACs ratio {budget.macs_ratio:g}", "MACs", macs, stats.macs, rest, total))
     if budget.params_ratio is not None:
         params = {name: [float(c.params) for c in found] for name, found in candidates.items()}
         rest, total = float(stats.params - sum(layer.params for layer in stats.layers)), budget.params_ratio * stats.params
@@ -106,7 +106,8 @@ def largest_saving(stats: ModelStats, candidates: Mapping[str, Sequence[Candidat
         constraint = _latency_constraint("", "all that can be saved", latencies.network_ms, latencies, candidates)
     else:
         macs = {name: [float(c.macs) for c in found] for name, found in candidates.items()}
-        constraint = Constraint("", "all that can be saved", "MACs", macs, stats.macs, 0.0, stats.macs)
+        rest = float(sum(stats.other_macs.values()))
+        constraint = Constraint("", "all that can be saved", "MACs", macs, stats.macs, rest, stats.macs)
     return constraint._replace(total=constraint.minimum)
 
 

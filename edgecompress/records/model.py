@@ -35,9 +35,13 @@ class LayerStats(Record, frozen=True, kw_only=True):
 
 
 class ModelStats(Record, frozen=True, kw_only=True):
-    """The layers, totals and outputs of a network; `params` counts every parameter, `macs` only convolutions and linear layers.
+    """The layers, totals and outputs of a network.
 
     Attributes:
+        layers: Its Linears and convolutions.
+        params: All registered parameters.
+        macs: MACs of the layers and of `other_macs`.
+        other_macs: Weight → MACs, for weights that no layer holds; see `CheckResult.other_macs`.
         notes: How the checkpoint and the data were read, where that needs saying.
     """
 
@@ -47,6 +51,7 @@ class ModelStats(Record, frozen=True, kw_only=True):
     layers: tuple[LayerStats, ...]
     params: int
     macs: int
+    other_macs: dict[str, int] = {}
     latency_ms: float | None = None
     conditions: dict[str, str] = {}
     outputs: tuple[OutputSpec, ...] = ()

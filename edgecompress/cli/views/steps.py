@@ -56,6 +56,9 @@ def tabulate_stats(record: ModelStats) -> Table:
         )
         for layer in record.layers
     ]
+    if record.other_macs:
+        other = sum(record.other_macs.values())
+        rows.append(("weights of no layer", "", "", "", "", format_count(other), format_share(other / max(1, record.macs)), "", ""))
     rows.append(("total", "", "", "", format_count(record.params), format_count(record.macs), "", "", format_ms(record.latency_ms)))
     return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
 

@@ -227,3 +227,51 @@ def test_a_damaged_program_is_refused(tmp_path: Path) -> None:
         read_program(path)
     with pytest.raises(ConfigError, match=r"b\.pt2"):
         read_program(tmp_path / "b.pt2")
+
+
+class ReadsConstants(nn.Module):
+    """Numbers read from a buffer in every way, as networks converted to PyTorch read them; `sign` makes a read depend on the input."""
+
+    def __init__(self, *, sign: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.sign = sign
+        self.register_buffer("scales", torch.tensor([1.0, 1.0, 2.0, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = self.scales.tolist()
+        if self.scales[0] == 1 and (self.scales > 1).any():
+            scales = scales[2:]
+        y = self.conv(x) * float(self.scales[2]) + int(self.scales[1]) + self.scales[3].item()
+        if self.sign:
+            view = y.flatten()[:1].clone()
+            scales = scales if view.sum() > -9e9 else scales[:1]  # true of every input that a test could try
+        return nn.functional.interpolate(y, scale_factor=scales, mode="nearest")
+
+
+def test_numbers_read_from_constants_are_constants_of_the_program() -> None:
+    model, x = ReadsConstants().eval(), torch.randn(IMAGE)
+    program = to_program(model, (x,))
+    assert "conv.weight" in program.state_dict
+    assert "forward" not in vars(model)
+    other = torch.randn(IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(other), model(other), rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_that_depends_on_the_input_is_refused_with_its_line() -> None:
+    with pytest.raises(UnsupportedError, match=r"depends on the values of its input \(test_exported.py:\d+\);") as refused:
+        to_program(ReadsConstants(sign=True).eval(), (torch.randn(IMAGE),), name="net")
+    line = int(str(refused.value).partition("test_exported.py:")[2].partition(")")[0])
+    assert "view.sum()" in Path(__file__).read_text().splitlines()[line - 1]
+
+
+def test_a_number_set_from_the_input_depends_on_it() -> None:
+    class Sets(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept = torch.zeros(2)
+            kept[0] = x.mean()
+            return x * 2 if kept.sum() > -9e9 else x
+
+    with pytest.raises(UnsupportedError, match="depends on the values of its input"):
+        to_program(Sets(), (torch.randn(IMAGE),))

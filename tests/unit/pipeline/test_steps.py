@@ -160,3 +160,26 @@ def test_no_step_is_a_method_and_no_context_inherits():
     assert RunContext.__bases__ == (object,)
     assert not {*STEPS} & {*dir(RunContext)}
     assert "refused" in ExportResult.__struct_fields__
+
+
+class Unregistered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.rest = nn.Linear(64, 64), [nn.Linear(64, 64)]
+
+    def forward(self, x):
+        return self.rest[0](self.first(x))
+
+
+def test_macs_of_weights_that_no_layer_holds_are_counted(tmp_path):
+    recipe = recipe_from_model(
+        Unregistered(), (torch.zeros(1, 64),), name="net", train_data=Samples(torch.rand(16, 64), None, source="drawn")
+    )
+    with open_run(tmp_path / "run", name="net", recipe="python") as run:
+        run.set_options(update_options(Options(), {"macs_ratio": 0.3}))
+        context = open_context(run, recipe)
+        stats = run_steps(context, "analyze")
+        assert stats.macs == 2 * 64 * 64
+        assert sum(stats.other_macs.values()) == 64 * 64
+        with pytest.raises(ConfigError, match=r"MACs ratio 0\.3: the lowest this network reaches is 0\.[56]"):
+            run_steps(context, "plan")
