@@ -13,7 +13,10 @@ from edgecompress.records.fields import Option, OptionField, check_values, descr
 R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=Callable[..., None])
 
-Target = Annotated[str | None, typer.Argument(metavar="TARGET", help="Recipe (file, folder, module) or run folder.", show_default=False)]
+Target = Annotated[
+    str | None,
+    typer.Argument(metavar="TARGET", help="Recipe, FILE.py:FUNCTION@SHAPE or run folder.", show_default=False),
+]
 RunFolder = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="Run folder [runs/NAME].", show_default=False)]
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Artifacts, or a run folder for all of its artifacts.")]
 Device = Annotated[

@@ -35,8 +35,8 @@ few more are better when low.
 Functions may take `resolution`, the side of an image in pixels, with the usual one as default: `example_inputs(resolution=224)`, and the
 data functions and `preprocessing` where they depend on the size. `--resolution` then gives the argument.
 
-A recipe is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`). Files beside the recipe are imported
-relatively: `from .network import Net`.
+A recipe is named by a path (`my/recipe.py`, or its folder) or as a module (`package.module`); `sources` lists what else a network may
+come from. Files beside the recipe are imported by their name, `from network import Net`, or relatively, `from .network import Net`.
 """
 
 import copy
@@ -45,8 +45,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -55,9 +53,9 @@ from torch.utils.data import Dataset
 from edgecompress.data.code import digest_code
 from edgecompress.data.losses import Loss, make_loss
 from edgecompress.data.metrics import Direction, Metric, make_metric
-from edgecompress.data.recipe_files import hash_sources, import_file, import_module
+from edgecompress.data.sources import Source, load_source
 from edgecompress.errors import ConfigError
-from edgecompress.faults.user_code import call_user_function, describe_place, split_place, user_code
+from edgecompress.faults.user_code import call_user_function, describe_place, split_place
 from edgecompress.network.output_reading import Declared
 from edgecompress.records import Preprocessing
 from edgecompress.records.outputs import OUTPUT_KINDS, OutputSpec
@@ -100,18 +98,11 @@ def load_recipe(target: str) -> Recipe:
     Raises:
         ConfigError: The recipe is missing, fails while it is imported, or lacks `model` or `example_inputs`.
     """
-    path = Path(target).expanduser()
-    path = path / "recipe.py" if path.is_dir() else path
-    is_file = path.suffix == ".py"
-    if (is_file and not path.is_file()) or (not is_file and not _is_module_name(target)):
-        raise ConfigError(f"{target}: no such recipe; give a Python file, a folder with recipe.py, or a module name")
-    with user_code("the import", target):
-        module = import_file(path.resolve()) if is_file else import_module(target)
+    source = load_source(target)
     for name in ("model", "example_inputs"):
-        if not callable(getattr(module, name, None)):
+        if not callable(getattr(source.module, name, None)):
             raise ConfigError(f"{target}: has no function {name}(); a recipe defines model() and example_inputs()")
-    file = Path(module.__file__ or target)
-    return _assemble_recipe(module, target, source=str(file) if is_file else target, sources_sha256=hash_sources(module, file))
+    return _assemble_recipe(source, target)
 
 
 def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
@@ -128,20 +119,19 @@ def recipe_at_resolution(recipe: Recipe, resolution: int) -> Recipe:
     return recipe.resized(resolution)
 
 
-def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sha256: str, resolution: int = 0) -> Recipe:
+def _assemble_recipe(source: Source, target: str, *, resolution: int = 0) -> Recipe:
     """Collect the functions of a recipe; a resolution other than 0 is passed to those that take one."""
+    module = source.module
 
     def get_function(name: str, default: Any = None) -> Any:
         function = getattr(module, name, default)
         return partial(function, resolution=resolution) if resolution and _takes_resolution(function) else function
 
-    file = Path(module.__file__ or target)
     rows = check_example(call_user_function(get_function("example_inputs"), "example_inputs()", target), target)
-    assemble_again = partial(_assemble_recipe, module, target, source=source, sources_sha256=sources_sha256)
     return Recipe(
-        name=file.parent.name if file.name == "recipe.py" else file.stem,
-        source=source,
-        sources_sha256=sources_sha256,
+        name=source.name,
+        source=source.text,
+        sources_sha256=source.sha256,
         model=get_function("model"),
         example_inputs=take_one_sample(rows),
         example_rows=rows,
@@ -159,7 +149,7 @@ def _assemble_recipe(module: ModuleType, target: str, *, source: str, sources_sh
             higher_is_better=getattr(module, "higher_is_better", None),
             source=target,
         ),
-        resized=(lambda side: assemble_again(resolution=side)) if _takes_resolution(module.example_inputs) else None,
+        resized=(lambda side: _assemble_recipe(source, target, resolution=side)) if _takes_resolution(module.example_inputs) else None,
     )
 
 
@@ -289,10 +279,6 @@ def recipe_from_model(
         labels=tuple(labels),
         **_collect_judging(outputs=outputs, metric=metric, loss=loss, higher_is_better=higher_is_better, source=name),
     )
-
-
-def _is_module_name(target: str) -> bool:
-    return all(part.isidentifier() for part in target.split("."))
 
 
 def _make_data_function(data: "Dataset[Any] | None") -> Data | None:

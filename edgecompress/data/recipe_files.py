@@ -12,10 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 from edgecompress.errors import ConfigError
+from edgecompress.faults.user_code import is_user_file
+
+_ON_PATH: dict[str, frozenset[str]] = {}  # the folder that was put on the path → the names of modules that were imported before
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a file as a module of a package made for its folder, so that relative imports work and no names clash."""
+    """Import a file as a module of a package made for its folder, so that relative imports work and no names clash.
+
+    The folder is put first on the path, as for a script, so that `from net import Net` finds the file beside it, also in a function that
+    is called later. Modules that came from the folder of an earlier recipe are forgotten.
+    """
+    _put_on_path(path.parent)
     package = f"edgecompress_recipe_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(f"{package}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -29,6 +37,21 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _put_on_path(folder: Path) -> None:
+    """Put a folder first on the path, in place of the one of an earlier recipe, and forget what was imported from either."""
+    while _ON_PATH:
+        earlier, before = _ON_PATH.popitem()
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).is_relative_to(earlier) and is_user_file(file):
+                del sys.modules[name]
+        if earlier in sys.path:
+            sys.path.remove(earlier)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    _ON_PATH[str(folder)] = frozenset(sys.modules)
 
 
 def import_module(name: str) -> ModuleType:
@@ -56,7 +79,11 @@ def list_sources(module: ModuleType, file: Path) -> set[Path]:
     package = module.__name__.partition(".")[0]
     names = [name for name in list(sys.modules) if name.partition(".")[0] == package]
     found: set[Path] = {file.resolve()}
-    pending = [(module.__name__, file.resolve()), *((name, path) for name in names if (path := _find_file(name, package)) is not None)]
+    beside = file.resolve().parent
+    pending = [
+        (module.__name__, file.resolve()),
+        *((name, path) for name in names if (path := _find_file(name, package, beside)) is not None),
+    ]
     seen: set[str] = set()
     while pending:
         name, path = pending.pop()
@@ -65,7 +92,7 @@ def list_sources(module: ModuleType, file: Path) -> set[Path]:
         seen.add(name)
         found.add(path)
         for imported in _list_imports(name, path):
-            other = _find_file(imported, package)
+            other = _find_file(imported, package, beside)
             if other is not None and (imported.partition(".")[0] == package or _is_of_the_user(other, file.parent)):
                 pending.append((imported, other))
     return found
@@ -92,17 +119,17 @@ def _list_imports(name: str, path: Path) -> Iterator[str]:
             yield from (".".join(parts[:i]) for i in range(1, len(parts) + 1))
 
 
-def _find_file(name: str, package: str) -> Path | None:
-    """Return the source file of a module that is imported, or that lies in the recipe's package; None for any other name."""
+def _find_file(name: str, package: str, beside: Path) -> Path | None:
+    """Return the source file of a module that is imported, or that lies in the recipe's package or folder; None for any other name."""
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None)
         return Path(file).resolve() if file and file.endswith(".py") else None
     top, *rest = name.split(".")
-    if top != package or not rest:
-        return None
-    for root in getattr(sys.modules.get(package), "__path__", ()):
-        path = Path(root, *rest)
+    paths = [beside.joinpath(top, *rest)]
+    if top == package:
+        paths = [Path(root, *rest) for root in getattr(sys.modules.get(package), "__path__", ()) if rest]
+    for path in paths:
         for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
             if file.is_file():
                 return file.resolve()

@@ -209,7 +209,7 @@ def test_a_misspelt_command_line_is_a_short_usage_error(edgecompress, arguments)
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.py", "nowhere.py: no such recipe; give a Python file, a folder with recipe.py, or a module name"),
+        ("nowhere.py", "nowhere.py: no such recipe; give a Python file, a folder with recipe.py, a module name, FILE.py:FUNCTION"),
         ("no/folder", "no/folder: no such recipe"),
         ("no_module_of_this_name", "no_module_of_this_name: the import fails with ModuleNotFoundError"),
         (".", "no such recipe"),

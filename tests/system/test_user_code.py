@@ -213,3 +213,12 @@ def test_evaluate_tells_errors_of_the_recipe_that_is_its_data(edgecompress, tmp_
     answer = edgecompress("evaluate", tmp_path / "copy" / "r", "--data", path)
     assert answer.code == 2
     assert f"copy/recipe.py:{line}: {(LOADED | READ)[function]} fails with RuntimeError: planted; mend it" in complaint(answer)
+
+
+def test_a_run_of_a_function_of_a_file_is_gone_on_with(edgecompress, tmp_path):
+    (tmp_path / "nets.py").write_text("from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))\n")
+    answer = edgecompress("analyze", "nets.py:make@1x8")
+    assert answer.code == 0, answer.err
+    again = edgecompress("analyze", "runs/make")
+    assert again.code == 0, again.err
+    assert "99 params" in again.err

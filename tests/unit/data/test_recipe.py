@@ -162,7 +162,7 @@ def test_a_broken_recipe_is_refused_with_what_to_do(write, name):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("gone.py", "gone.py: no such recipe; give a Python file, a folder with recipe.py, or a module name"),
+        ("gone.py", "gone.py: no such recipe; give a Python file, a folder with recipe.py, a module name, FILE.py:FUNCTION"),
         ("gone/deep", "gone/deep: no such recipe"),
         ("../gone", r"\.\./gone: no such recipe"),
         ("", ": no such recipe"),
