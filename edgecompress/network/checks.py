@@ -1,8 +1,7 @@
 """The checks of a network and its data that take seconds, as a table: a new check is one row and one pure function of a probe."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,25 +9,15 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
 from edgecompress.network import batches
+from edgecompress.network.data_checks import check_data, check_labels, check_range, check_statistics
 from edgecompress.network.factors import Factors
-from edgecompress.network.probe import Probe, differs, find_departing_module, split_remedy
+from edgecompress.network.probe import Fact, Probe, differs, find_departing_module, split_remedy
 from edgecompress.network.surgery import find_hidden_layers, find_second_names
 from edgecompress.network.weights import nonfinite_tensors
 from edgecompress.records.check import CheckResult, Finding
 
 MAX_NAMES: Final = 3  # names in a message; more of them say nothing new
-BYTE_RANGE: Final = 255.0
-MIN_BYTE_MAXIMUM: Final = 32.0  # whole numbers up to here may be counts or indices
-MAX_RANGE_RATIO: Final = 30.0  # two splits of one data set differ by less
 OTHER_MACS_TOLERANCE: Final = 0.001  # fraction of the MACs that is worth a word
-
-
-class Fact(NamedTuple):
-    """What a check found, before it is known in which row of the table the check stands."""
-
-    text: str
-    remedy: str = ""
-    severity: Literal["error", "warning", "note"] = "error"
 
 
 class Check(NamedTuple):
@@ -204,36 +193,6 @@ def _check_training(p: Probe) -> Iterator[Fact]:
         yield Fact(*split_remedy(str(p.training_error)))
 
 
-def _check_data(p: Probe) -> Iterator[Fact]:
-    for split in p.data:
-        if split.error:
-            yield Fact(*split_remedy(split.error))
-
-
-def _check_range(p: Probe) -> Iterator[Fact]:
-    known = [(split.name, i, _range(x)) for split in p.data for i, x in enumerate(split.inputs) if x.is_floating_point() and x.numel()]
-    for name, i, (low, high, whole) in known:
-        other, _, (least, most, _) = next(row for row in known if row[1] == i)
-        sizes = sorted((max(abs(low), abs(high)), max(abs(least), abs(most))))
-        if sizes[1] > MAX_RANGE_RATIO * sizes[0] > 0:
-            ranges = f"{other} gives {least:g} … {most:g}, {name} {low:g} … {high:g}"
-            yield Fact(f"the data have different ranges: {ranges}", "scale them alike, as the network was trained", "warning")
-            return
-        if whole and low >= 0 and MIN_BYTE_MAXIMUM <= high <= BYTE_RANGE:
-            remedy = "divide them by 255 where the network was trained on 0 … 1"
-            yield Fact(f"{name} gives whole numbers from {low:g} to {high:g}, as pixels before scaling", remedy, "warning")
-            return
-
-
-def _check_labels(p: Probe) -> Iterator[Fact]:
-    for split in p.data:
-        labels = split.labels
-        if labels is not None and split.classes and len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= split.classes):
-            found = f"labels from {int(labels.min())} to {int(labels.max())}, the output has {split.classes} classes"
-            yield Fact(f"{split.name}: {found}", f"number the classes from 0 to {split.classes - 1}")
-            return
-
-
 STATIC: Final = ("module", "device", "number format", "finite weights")
 RUNS: Final = (*STATIC, "example")
 ONE_BY_ONE: Final = (*RUNS, "batch axis")
@@ -252,9 +211,10 @@ CHECKS: Final = {
     "names": Check(_check_second_names, needs=STATIC),
     "frozen weights": Check(_check_frozen, needs=STATIC),
     "training mode": Check(_check_training, blocks="finetune", error=UnsupportedError, needs=(*ONE_BY_ONE, "repeatable", "batch")),
-    "data": Check(_check_data, blocks="plan", needs=ONE_BY_ONE, names_subject=True),
-    "data range": Check(_check_range, blocks="plan", needs=ONE_BY_ONE),
-    "labels": Check(_check_labels, blocks="plan", needs=(*ONE_BY_ONE, "export")),
+    "data": Check(check_data, blocks="plan", needs=ONE_BY_ONE, names_subject=True),
+    "data range": Check(check_range, blocks="plan", needs=ONE_BY_ONE),
+    "data statistics": Check(check_statistics, blocks="plan", needs=ONE_BY_ONE),
+    "labels": Check(check_labels, blocks="plan", needs=(*ONE_BY_ONE, "export")),
 }
 
 
@@ -323,9 +283,3 @@ def _list_names(names: list[str]) -> str:
 
 def _list_shapes(outputs: batches.Batch) -> str:
     return ", ".join(str(tuple(y.shape)) for y in outputs)
-
-
-def _range(x: Tensor) -> tuple[float, float, bool]:
-    """Return the least and the largest value, and whether all values are whole numbers."""
-    low, high = float(x.min()), float(x.max())
-    return low, high, math.isfinite(low) and math.isfinite(high) and bool((x == x.round()).all())

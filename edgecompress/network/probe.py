@@ -5,11 +5,12 @@ Every run is on the processor, without gradients, and leaves the network as it w
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgecompress.errors import EdgeCompressError
 from edgecompress.network import batches
@@ -19,6 +20,14 @@ from edgecompress.network.modes import needs_leaves
 
 FLOAT_TOLERANCE: Final = 1e-3  # of the largest output: kernels of other batch sizes differ by 1e-6, a coupled batch by far more
 INTEGER_TOLERANCE: Final = 0.05  # fraction of integers that may differ: an argmax of two nearly equal scores does
+
+
+class Fact(NamedTuple):
+    """What a check found, before it is known in which row of the table the check stands."""
+
+    text: str
+    remedy: str = ""
+    severity: Literal["error", "warning", "note"] = "error"
 
 
 class Attempt(NamedTuple):
@@ -119,6 +128,34 @@ class Probe:
         except EdgeCompressError as error:
             return error
         return None
+
+    @cached_property
+    def batchnorm_ratio(self) -> tuple[str, float]:
+        """The first BatchNorm that was trained, and the mean square of what it reads of the data over that of its statistics.
+
+        1 where no BatchNorm was trained, or without data.
+        """
+        known = [
+            (name, m)
+            for name, m in self.model.named_modules()
+            if isinstance(m, _BatchNorm) and m.running_mean is not None and m.num_batches_tracked is not None and m.num_batches_tracked > 0
+        ]
+        read: list[tuple[str, float]] = []
+
+        def compare(name: str, layer: _BatchNorm, x: Tensor) -> None:
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            expected = float((layer.running_var + layer.running_mean.square()).mean())
+            read.append((name, float(x.square().mean()) / expected if expected > 0 else 1.0))
+
+        handles = [m.register_forward_pre_hook(lambda m, args, name=name: compare(name, m, args[0])) for name, m in known]
+        try:
+            if self.real_pair is not None:
+                attempt(self.model, self.real_pair)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return read[0] if read else ("", 1.0)
 
     @cached_property
     def program(self) -> ExportedProgram | EdgeCompressError | None:

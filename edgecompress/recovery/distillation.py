@@ -16,7 +16,7 @@ from edgecompress.progress import Track
 from edgecompress.records import Epoch
 from edgecompress.records.metrics import TOP1
 from edgecompress.recovery.checkpoint import copy_state
-from edgecompress.recovery.evaluation import EVAL_BATCH, Evaluator
+from edgecompress.recovery.evaluation import Evaluator, choose_eval_batch
 from edgecompress.recovery.learning_rate import find_learning_rate
 from edgecompress.recovery.loop import Assessment, LoopOptions, TrainingTask
 from edgecompress.recovery.schedule import epoch_seed, shuffled_batches
@@ -135,7 +135,7 @@ class Distillation(TrainingTask):
         return measured._replace(top1=metrics.get(TOP1.name), metrics=metrics)
 
     def _draw_inputs(self, samples: int) -> Iterator[Batch]:
-        order = shuffled_batches(self.indices, samples, EVAL_BATCH)
+        order = shuffled_batches(self.indices, samples, choose_eval_batch(self.example))
         for indices in self.track(order, "re-estimating BatchNorm", len(order)):
             yield fetch_pairs(self.data, indices, example=self.example, with_targets=False)[0]
 

@@ -21,6 +21,8 @@ from edgecompress.records.metrics import TOP1, MetricSpec
 from edgecompress.recovery.schedule import chunks
 
 EVAL_BATCH: Final = 250  # without gradients, so many samples take no more memory than a training batch
+MIN_EVAL_BATCH: Final = 4  # statistics of a batch need several samples
+MAX_EVAL_BYTES: Final = 16_000_000  # of inputs: the feature maps of many networks are 20 times as large, of which a few live at once
 MAX_COMPARED: Final = 1000  # evaluation samples that are compared with the dense network's outputs where there is no metric
 DIVERGENCE: Final = MetricSpec(name="divergence", higher_is_better=False, is_accuracy=False)
 
@@ -73,8 +75,14 @@ class Evaluator:
             found = measure_top1(model, self.data, self.track, example_inputs=self.example, specs=self.specs)
             return {} if found is None else {TOP1.name: found}
         with torch.inference_mode():
-            run = partial(batches.run_model, model.eval())
+            run = partial(forward, model.eval())
             return evaluate_metric(self.metric, run, self.data, structure=self.structure, example=self.example)
+
+
+def choose_eval_batch(example: Batch) -> int:
+    """Return how many samples to run at once without gradients, so that memory has a bound at any size of the inputs."""
+    size = sum(x[0].numel() * x.element_size() for x in example)
+    return max(MIN_EVAL_BATCH, min(EVAL_BATCH, MAX_EVAL_BYTES // max(1, size)))
 
 
 @torch.inference_mode()
@@ -89,7 +97,7 @@ def measure_top1(
     """Return the top-1 accuracy of `model` on labelled data as a fraction; None without labels, or without one output of class scores."""
     model.eval()
     right = total = 0
-    order = chunks(range(count_items(data)), EVAL_BATCH)
+    order = chunks(range(count_items(data)), choose_eval_batch(example_inputs or ()))
     for indices in track(order, "evaluating", len(order)):
         x, targets = fetch_pairs(data, indices, example=example_inputs)
         scores = scores_of(batches.run_model(model, x), specs)

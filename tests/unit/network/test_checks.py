@@ -247,3 +247,14 @@ def test_every_check_needs_earlier_ones_alone():
     names = list(CHECKS)
     assert all(names.index(other) < i for i, check in enumerate(CHECKS.values()) for other in check.needs)
     assert {check.error for check in CHECKS.values()} == {ConfigError, UnsupportedError}
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (255.0, True), (1 / 255, True)])
+def test_data_that_batchnorm_was_not_trained_on_are_found(scale, warned):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, momentum=1.0))
+    net(torch.rand(16, 3, 8, 8))
+    pair = (torch.rand(2, 3, 8, 8) * scale,)
+    found = check(net.eval(), pair=pair).findings
+    assert [(finding.kind, finding.severity) for finding in found] == ([("data statistics", "warning")] if warned else [])
+    assert not warned or found[0].text.startswith("the BatchNorm 1 reads values with ")

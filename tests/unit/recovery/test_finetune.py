@@ -18,7 +18,7 @@ from edgecompress.network.batchnorm import record_statistics, reestimate_batchno
 from edgecompress.network.weights import fingerprint
 from edgecompress.planning.plan import plan
 from edgecompress.progress import track_silently
-from edgecompress.recovery.evaluation import measure_top1
+from edgecompress.recovery.evaluation import choose_eval_batch, measure_top1
 from edgecompress.recovery.finetune import FinetuneOptions, finetune
 from edgecompress.recovery.schedule import learning_rate_fraction
 
@@ -304,3 +304,19 @@ def test_inputs_unlike_the_training_data_correct_the_shift_of_replaced_layers(de
     torch.testing.assert_close(dense.state_dict(), state, rtol=0, atol=0)
     found = {name: measure_top1(model, digits()[1]) for name, model in (("as it is", hurt), ("plainly", plainly), ("moved", moved))}
     assert found["moved"] > max(found["as it is"], found["plainly"]) + 0.05, found
+
+
+def test_frozen_parameters_are_trained_in_the_copy():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).requires_grad_(False)
+    data = Samples(torch.rand(32, 4), torch.arange(32) % 2, source="drawn")
+    tuned, _ = finetune(net, data, teacher=net, options=FinetuneOptions(epochs=1, batch_size=8))
+    assert all(p.requires_grad for p in tuned.parameters())
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_memory_bounds_the_samples_of_an_evaluation():
+    assert choose_eval_batch((torch.zeros(1, 3, 32, 32),)) == 250
+    assert choose_eval_batch((torch.zeros(1, 3, 256, 256),)) == 20
+    assert choose_eval_batch((torch.zeros(1, 3, 2048, 2048),)) == 4
+    assert choose_eval_batch(()) == 250
