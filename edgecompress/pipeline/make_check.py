@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from edgecompress.network.exported import example_outputs
 from edgecompress.network.outputs import scores_of
 from edgecompress.network.probe import Probe, SplitSamples
 from edgecompress.pipeline.context import RunContext
-from edgecompress.records import CheckResult
+from edgecompress.records import CheckResult, Finding
 
 SPLIT_NAMES: Final = {"train": "the training data", "eval": "the evaluation data", "calibration": "the calibration data"}
 MAX_SAMPLES: Final = 8  # show the range of the inputs; images of many megapixels are read in a second
@@ -29,7 +30,15 @@ def make_check(context: RunContext) -> CheckResult:
     probe = Probe(
         context.dense, recipe.example_inputs, rows=recipe.example_rows, pair=pair, export=lambda: context.network.program, data=data
     )
-    return find_all(probe, recipe.name)
+    return _add_notes(find_all(probe, recipe.name), context)
+
+
+def _add_notes(found: CheckResult, context: RunContext) -> CheckResult:
+    """Return the findings with how the checkpoint and the data were read."""
+    checkpoint = ("checkpoint",) if context.options.weights else ()
+    notes = {"checkpoint": context.network.notes, "data": context.data.notes}
+    findings = tuple(Finding(kind=kind, severity="note", text=text) for kind, texts in notes.items() for text in texts)
+    return msgspec.structs.replace(found, checks=(*checkpoint, *found.checks), findings=(*findings, *found.findings))
 
 
 def _fetch_split(context: RunContext, split: str, classes: int) -> SplitSamples:

@@ -80,6 +80,11 @@ class RunData:
         """
         for split in ("train", "eval") if self.path else ():
             self.dataset(split)
+        return self.notes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the datasets made so far were read, where that needs saying; each text once."""
         return tuple(dict.fromkeys(note for found in self._datasets.values() for note in getattr(found, "notes", ())))
 
     def sample_targets(self) -> Targets | None:

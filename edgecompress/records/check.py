@@ -11,7 +11,8 @@ class Finding(Record, frozen=True, kw_only=True):
     """One fact about a network or its data that a user should know.
 
     Attributes:
-        kind: The check that found it, a key of `edgecompress.network.checks.CHECKS`; "recipe" where the recipe could not be read.
+        kind: The check that found it, a key of `edgecompress.network.checks.CHECKS`; "recipe" where the recipe could not be read,
+            "checkpoint" for how the weights were read.
         severity: An error stops the command; a warning does not; a note says what is done about the fact.
         text: The fact.
         remedy: One way to change it; "" where nothing need be done.

@@ -63,9 +63,8 @@ def tabulate_stats(record: ModelStats) -> Table:
     return make_table(("layer", "kind", "weight", "output", "params", "MACs", "share", "activations", "ms"), rows, text_columns=2)
 
 
-def explain_analysis(record: ModelStats) -> Iterator[str]:
-    """Yield how the checkpoint and the data were read, and the kind of each output, by which it is judged and trained."""
-    yield from (f"note: {note}" for note in record.notes)
+def list_outputs(record: ModelStats) -> Iterator[str]:
+    """Yield the kind of each output, by which it is judged and trained, and where that was read; its notes stand below the probe."""
     for spec in record.outputs:
         yield f"output {spec.name}: {spec.kind}{f' ({spec.source})' if spec.source else ''}"
 
@@ -281,7 +280,7 @@ class StepView(NamedTuple):
 
 
 STEP_VIEWS: Final = {
-    "analyze": StepView(tabulate_stats, _summarize_analysis, explain_analysis),
+    "analyze": StepView(tabulate_stats, _summarize_analysis, list_outputs),
     "plan": StepView(tabulate_plan, _summarize_plan, list_plan_notes),
     "decompose": StepView(tabulate_errors, _summarize_decomposition, lambda record: record.notes),
     "finetune": StepView(tabulate_epochs, _summarize_finetuning),

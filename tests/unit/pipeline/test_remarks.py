@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgecompress.cli.views.steps import STEP_VIEWS
+from edgecompress.cli.views.check import list_findings
 from edgecompress.data import Samples
 from edgecompress.data.recipe import recipe_from_model
 from edgecompress.errors import ConfigError
 from edgecompress.options import Options
 from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.runner import run as run_steps
-from edgecompress.records import ModelStats
+from edgecompress.records import CheckResult, ModelStats, read_record
 from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.make_report import collect_notes
 from edgecompress.runs import open_run
@@ -43,7 +43,7 @@ def test_remarks_are_told_in_the_terminal_and_in_the_report(tmp_path):
     folder = write_numbered(tmp_path / "data")
     (folder / "Train" / "3" / "5.png").write_bytes(b"<html>")
     torch.save({"model": {f"module.{key}": value for key, value in network().state_dict().items()}}, tmp_path / "best.pth")
-    stats, _ = analyze(tmp_path, options=Options(data=str(folder), weights=str(tmp_path / "best.pth")))
+    stats, context = analyze(tmp_path, options=Options(data=str(folder), weights=str(tmp_path / "best.pth")))
     expected = (
         "best.pth: weights taken from 'model'; prefix 'module.' removed",
         f"1 unreadable images in {folder / 'Train'} were left out: 3/5.png",
@@ -51,7 +51,9 @@ def test_remarks_are_told_in_the_terminal_and_in_the_report(tmp_path):
     )
     assert isinstance(stats, ModelStats)
     assert stats.notes == expected
-    assert list(STEP_VIEWS["analyze"].explain(stats))[:3] == [f"note: {note}" for note in expected]
+    found = read_record(context.path("check.json"), CheckResult)
+    assert list(list_findings(found))[:3] == [f"note: {note}" for note in expected]
+    assert found.checks[:2] == ("checkpoint", "module")
     told = collect_notes(RunRecords(stats=stats))
     assert [(note.source, note.text) for note in told] == [("analyze", note) for note in expected]
 
