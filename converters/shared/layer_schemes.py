@@ -1,6 +1,8 @@
 """Find the layer of a node in an exported program, and the scheme of a layer (mixed precision)."""
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgecompress.errors import ConfigError, UnsupportedError
@@ -15,9 +17,18 @@ def layer_of(node: Any) -> str:
 
 
 def name_layer(nodes: Iterable[Any], op: str) -> str:
-    """Return `LAYER: ` for the first node that computes the aten op, as a prefix for error messages; "" where the layer is unknown."""
-    layer = next((layer_of(node) for node in nodes if f"{node.target}.".startswith(f"{op}.")), "")
-    return f"{layer}: " if layer else ""
+    """Return `LAYER: ` for the first node that computes the aten op, as a prefix for error messages.
+
+    Outside of layers it is the line of the network's source, `FILE:LINE: `; "" where neither is known.
+    """
+    node = next((node for node in nodes if f"{node.target}.".startswith(f"{op}.")), None)
+    place = "" if node is None else layer_of(node) or _source_line(node)
+    return f"{place}: " if place else ""
+
+
+def _source_line(node: Any) -> str:
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{Path(lines[-1][0]).name}:{lines[-1][1]}" if lines else ""
 
 
 def scheme_of(inside: Sequence[str], request: ConversionRequest) -> str:

@@ -61,9 +61,13 @@ def check_real(program: Any, format: str) -> None:  # noqa: A002
     Raises:
         UnsupportedError: Names the op and its layer.
     """
+    computed = {node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs}
     for node in program.graph.nodes:
         value = node.meta.get("val")
-        if node.op == "call_function" and isinstance(value, Tensor) and value.is_complex():
+        if computed.isdisjoint(node.all_input_nodes):  # of constants, which are folded
+            continue
+        computed.add(node)
+        if isinstance(value, Tensor) and value.is_complex():
             op = str(node.target).removesuffix(".default")
             remedy = CAUSES["complex numbers"].remedy
             raise UnsupportedError(f"{format}: {name_layer([node], op)}{op} makes complex numbers, which the format lacks; {remedy}")
