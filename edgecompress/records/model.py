@@ -236,17 +236,17 @@ class FinetuneResult(Record, frozen=True, kw_only=True):
         return None if spec is None else metrics.get(spec.name, top1 if spec.name == TOP1.name else None)
 
     @property
-    def dense(self) -> float | None:
+    def dense_value(self) -> float | None:
         """The headline of the dense network."""
         return self.select_value(self.dense_metrics, self.dense_top1)
 
     @property
-    def before(self) -> float | None:
+    def start_value(self) -> float | None:
         """The headline after BatchNorm re-estimation, before training."""
         return self.select_value(self.before_metrics, self.before_top1)
 
     @property
-    def after(self) -> float | None:
+    def kept_value(self) -> float | None:
         """The headline of the network that is kept."""
         return self.select_value(self.metrics, self.top1)
 

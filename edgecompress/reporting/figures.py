@@ -89,15 +89,21 @@ def _make_network_figure(records: RunRecords, spec: MetricSpec | None) -> Figure
 def _make_training_figure(finetuned: FinetuneResult | None, spec: MetricSpec | None) -> Figure | None:
     """Return the figure of the evaluation after training; None where another metric or none was measured."""
     headline = finetuned.headline if finetuned else None
-    if finetuned is None or headline is None or finetuned.dense is None or finetuned.after is None or spec not in {None, headline}:
+    if (
+        finetuned is None
+        or headline is None
+        or finetuned.dense_value is None
+        or finetuned.kept_value is None
+        or spec not in {None, headline}
+    ):
         return None
-    change = -metric_loss(headline, {headline.name: finetuned.dense}, {headline.name: finetuned.after})
+    change = -metric_loss(headline, {headline.name: finetuned.dense_value}, {headline.name: finetuned.kept_value})
     return Figure(
         kind="metric",
         name=headline.name,
         metric=headline,
-        before=finetuned.dense,
-        after=finetuned.after,
+        before=finetuned.dense_value,
+        after=finetuned.kept_value,
         change=change,
         reason=OF_THE_NETWORK,
     )

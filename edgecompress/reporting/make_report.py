@@ -70,9 +70,9 @@ def make_training(finetuned: FinetuneResult | None) -> Training | None:
     )
     return Training(
         metric=finetuned.headline,
-        dense=finetuned.dense,
-        before=finetuned.before,
-        after=finetuned.after,
+        dense=finetuned.dense_value,
+        before=finetuned.start_value,
+        after=finetuned.kept_value,
         epochs=points,
         train_samples=finetuned.train_samples,
         eval_samples=finetuned.eval_samples,

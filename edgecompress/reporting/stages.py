@@ -21,8 +21,8 @@ def _make_row(number: int, plan: CompressionPlan, decomposed: DecomposeResult, f
         layers=len(plan.layers),
         changed=sum(error > 0 for error in decomposed.relative_errors.values()),
         metric=finetuned.headline,
-        before=finetuned.before,
-        after=finetuned.after,
+        before=finetuned.start_value,
+        after=finetuned.kept_value,
         epochs=len(finetuned.epochs) - 1,
         seconds=sum(epoch.seconds for epoch in finetuned.epochs),
     )

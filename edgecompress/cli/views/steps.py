@@ -220,8 +220,10 @@ def _summarize_finetuning(result: FinetuneResult) -> str:
     trained = len(result.epochs) - 1
     kept = f", epoch {result.best_epoch} is kept" if result.best_epoch and result.best_epoch < trained else ""
     kept += f"; {result.note}" if result.note else ""
-    if (spec := result.headline) is not None and result.after is not None:
-        before, after, dense = (format_metric(v, is_accuracy=spec.is_accuracy) for v in (result.before, result.after, result.dense))
+    if (spec := result.headline) is not None and result.kept_value is not None:
+        before, after, dense = (
+            format_metric(v, is_accuracy=spec.is_accuracy) for v in (result.start_value, result.kept_value, result.dense_value)
+        )
     elif (name := _name_headline(result)) in result.metrics:
         before, after, dense = (format_significant(m.get(name)) for m in (result.before_metrics, result.metrics, result.dense_metrics))
     else:
