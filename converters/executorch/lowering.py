@@ -4,6 +4,7 @@ import logging
 import operator
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -68,7 +69,7 @@ def lower_program(program: Any, metadata: dict[str, Any]) -> tuple[bytes, dict[s
     if ops[WEIGHTS] < sum(_op_name(node) == WEIGHTS for node in program.graph.nodes):
         raise ToolchainError("executorch: lowering lost the quantization of weights; choose fp32 or format tflite")
     plan = next(method for method in made.executorch_program.execution_plan if method.name == "forward")
-    _check_kernels(plan, outside)
+    _check_kernels(plan, (*program.graph.nodes, *outside))
     return made.buffer, dict(sorted(ops.items())), undelegated, sum(plan.non_const_buffer_sizes)
 
 
@@ -87,11 +88,11 @@ def _list_undelegated(outside: list[fx.Node], reasons: dict[str, str]) -> tuple[
     return tuple(UndelegatedOp(op=op, count=count, reason=reason) for (op, reason), count in sorted(found.items()))
 
 
-def _check_kernels(plan: Any, outside: list[fx.Node]) -> None:
+def _check_kernels(plan: Any, nodes: Sequence[fx.Node]) -> None:
     known = Runtime.get().operator_registry.operator_names
     for op in plan.operators:
         name = f"{op.name}.{op.overload}" if op.overload else op.name
         if name in known:
             continue
         base = op.name.replace("::", ".")
-        raise UnsupportedError(f"executorch: {layer_schemes.name_layer(outside, base)}there is no kernel for {base}; replace that op")
+        raise UnsupportedError(f"executorch: {layer_schemes.name_layer(nodes, base)}there is no kernel for {base}; replace that op")
