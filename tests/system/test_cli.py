@@ -122,7 +122,7 @@ def test_steps_are_made_one_at_a_time_each_with_what_is_missing_before_it(digits
     for verb, *options in (["analyze"], ["decompose"], ["quantize", "--calibration-samples", "32", "--scheme", "int8-static"]):
         answer = edgecompress(verb, digits_recipe, "--run", "alone", *options, *(["--json"] if verb == "decompose" else []))
         assert answer.code == 0, answer.err
-        made.append(list(read_run(tmp_path / "alone").steps))
+        made.append([step for step in read_run(tmp_path / "alone").steps if step != "check"])
     assert made == [["analyze"], ["analyze", "plan", "decompose"], ["analyze", "plan", "decompose", "finetune", "quantize"]]
 
 

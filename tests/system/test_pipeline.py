@@ -115,7 +115,9 @@ def test_a_model_that_cannot_be_exported_is_refused_before_it_is_planned(recipe,
     assert answer.code == 3
     assert re.search(r"digits: torch.export cannot take it: .+; ", complaint(answer))
     assert not (tmp_path / "r" / "plan.json").exists()
-    assert steps(edgecompress("analyze", "r"), reused=True) == ["analyze"]
+    answer = edgecompress("analyze", "r")
+    assert answer.code == 0, answer.err
+    assert steps(answer, reused=False) == ["analyze"]
 
 
 # A run that ends before its time
@@ -180,9 +182,10 @@ def test_ctrl_c_in_an_early_step_keeps_those_before(digits_recipe, edgecompress,
         said(process, line)
         interrupt(process)
     done = list(read_run(tmp_path / "r").steps) if (tmp_path / "r" / "run.json").exists() else []
+    done = [step for step in done if step != "check"]
     assert done[: len(finished)] == finished  # on a busy machine the next step may end before the signal is there
     left = {Path(name).name for name in contents(tmp_path / "r")}
-    assert left <= {"run.json", *(FILES[step] for step in done)}
+    assert left <= {"run.json", "check.json", *(FILES[step] for step in done)}
     assert steps(edgecompress("plan", digits_recipe, "--run", "r"), reused=True) == done
 
 

@@ -148,7 +148,7 @@ def test_a_search_goes_on_with_what_its_study_has_and_shows_the_front(search, di
         assert [figure for figure in figures if figure not in row] == []
     assert f"{len(found.front)} of 2 trials of <bdi>digits</bdi> are on the Pareto front" in (search / "search.html").read_text()
     first, second = (read_run(search / f"trials/000{n}").steps for n in range(2))
-    assert {name for name in first if first[name] == second[name]} == {"analyze", f"artifacts/{DENSE}"}
+    assert {name for name in first if first[name] == second[name]} == {"check", "analyze", f"artifacts/{DENSE}"}
     answer = edgecompress("export", search / "trials/0001")
     assert answer.code == 0, answer.err
     assert read_run(search / "trials/0001").steps == second
