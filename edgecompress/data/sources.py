@@ -149,7 +149,7 @@ def _describe_package(
         side = resolution or size[-1]
         return colours and Preprocessing(mean=colours.mean, std=colours.std, resize=round(side * colours.ratio), crop=side)
 
-    functions = {"model": partial(_seeded, make, target), "example_inputs": example_inputs, "labels": lambda: labels}
+    functions = {"model": partial(_make_seeded_network, make, target), "example_inputs": example_inputs, "labels": lambda: labels}
     text = f"{package}:{name}{'@' + shapes if shapes else ''}"
     version = importlib.import_module(package).__version__
     digest = hashlib.sha256(f"{text} {version}".encode()).hexdigest()
@@ -205,7 +205,7 @@ def _make_inputs(shapes: str) -> tuple[Tensor, ...]:
     return tuple(torch.zeros([int(size) for size in shape.split("x")]) for shape in shapes.split(","))
 
 
-def _seeded(make: Callable[[], nn.Module], target: str) -> nn.Module:
+def _make_seeded_network(make: Callable[[], nn.Module], target: str) -> nn.Module:
     """Return a network whose random weights are the same in every process, so that a run can be gone on with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
