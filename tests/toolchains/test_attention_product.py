@@ -159,7 +159,7 @@ def test_a_checkpoint_has_the_names_of_the_users_model_and_what_a_run_keeps_thos
     with open_vision(untrained, tmp_path / "run", lambda name, _r, _s, was_reused: reused.append((name, was_reused))) as again:
         run_steps(again, "finetune")
         assert torch.equal(forward(load_compressed(again), images)[0], first[0])
-        assert reused == [(name, True) for name in ("analyze", "plan", "decompose", "finetune")]
+        assert reused == [(name, True) for name in ("check", "analyze", "plan", "decompose", "finetune")]
     opened_names = unfuse_attention(vision).state_dict()
     save_state(opened_names, tmp_path / "opened.safetensors")
     with (
