@@ -264,8 +264,16 @@ def select_outputs(options: Options) -> tuple[tuple[str, str], ...]:
 
 def budget_of(options: Options) -> Budget:
     """Return the budget of the compressed network: the given limits, or the default fraction of MACs where none is given."""
-    budget = Budget(**{name: getattr(options, name) for name in Budget.__struct_fields__})
-    return budget if budget != Budget() else Budget(macs_ratio=DEFAULT_MACS_RATIO)
+    return Budget(macs_ratio=DEFAULT_MACS_RATIO) if has_default_budget(options) else _asked_budget(options)
+
+
+def has_default_budget(options: Options) -> bool:
+    """Whether no limit of the compressed network is given."""
+    return _asked_budget(options) == Budget()
+
+
+def _asked_budget(options: Options) -> Budget:
+    return Budget(**{name: getattr(options, name) for name in Budget.__struct_fields__})
 
 
 def cost_scheme_of(options: Options) -> str:

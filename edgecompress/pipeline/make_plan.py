@@ -1,5 +1,7 @@
 """The step `plan`: a form for each layer of the network that the present stage starts from."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -9,16 +11,18 @@ from edgecompress.errors import ConfigError
 from edgecompress.network.attention import find_unsupported_attention
 from edgecompress.network.batches import Batch
 from edgecompress.network.surgery import forward
-from edgecompress.options import budget_of, cost_scheme_of, parse_fixed_layers, parse_method
+from edgecompress.options import budget_of, cost_scheme_of, has_default_budget, parse_fixed_layers, parse_method
 from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import open_costs
 from edgecompress.pipeline.networks import load_stage
 from edgecompress.planning import stages
 from edgecompress.planning.accuracy_bounds import Judged
+from edgecompress.planning.constraints import UnreachableError
 from edgecompress.planning.plan import plan
-from edgecompress.records import CompressionPlan, LayerPlan, ModelStats
+from edgecompress.records import Budget, CompressionPlan, LayerPlan, ModelStats
 from edgecompress.targets import TARGETS
 
+MIN_SAVING: Final = 0.05  # of the MACs; less is not worth what it costs
 JUDGED_SAMPLES: Final = 2000  # The standard error of a top-1 of 90% is then 0.7 points.
 
 
@@ -31,10 +35,10 @@ def make_plan(context: RunContext) -> CompressionPlan:
     metrics = context.check_judging()
     o, stats, before = context.options, context.read(ModelStats), layers_before(context)
     form = parse_method(o)
-    made = plan(
+    plan_for = partial(
+        plan,
         stages.restore_dense(load_stage(context, context.stage - 1), context.dense, before),
         stats,
-        budget=budget_of(o),
         costs=open_costs(context, stats),
         scheme=cost_scheme_of(o),
         allocator=o.allocator,
@@ -52,12 +56,34 @@ def make_plan(context: RunContext) -> CompressionPlan:
         stage=stages.Stage(stages.remaining_fraction(context.stage, o.stages, o.weakening), stages.current_forms(before)),
         track=context.track,
     )
+    made = _plan_within(budget_of(o), plan_for, is_default=has_default_budget(o))
     notes = [f"{name}: {reason}; its projections stay as they are" for name, reason in find_unsupported_attention(context.dense).items()]
     if assumed := [f"{'higher' if spec.higher_is_better else 'lower'} {spec.name}" for spec in metrics if spec.assumed]:
         notes.append(f"a {' and a '.join(assumed)} is taken to be better, by the name; say higher_is_better in the recipe")
     if context.stage > 1:
         notes.append(f"stage {context.stage}: errors and losses are against the network fine-tuned in stage {context.stage - 1}")
     return msgspec.structs.replace(made, notes=(*notes, *made.notes), outputs=context.output_specs)
+
+
+def _plan_within(budget: Budget, plan_for: Callable[..., CompressionPlan], *, is_default: bool) -> CompressionPlan:
+    """Return the plan for a budget; where nobody asked for the default one and it cannot be reached, that for half of what can be saved.
+
+    The lowest ratio that a network reaches has every layer at its lowest rank, which leaves nothing of the network.
+
+    Raises:
+        ConfigError: A budget that was asked for cannot be reached.
+    """
+    try:
+        return plan_for(budget=budget)
+    except UnreachableError as error:
+        if not is_default or error.lowest_ratio is None:
+            raise
+        lowest = error.lowest_ratio
+        half = (1 + lowest) / 2
+        taken = 1.0 if half > 1 - MIN_SAVING else round(half, 2)
+        made = plan_for(budget=Budget(macs_ratio=taken))
+        note = f"the default, {budget.macs_ratio:g} of the MACs, cannot be reached, {lowest:.2f} at the least; {taken:.2f} was taken"
+        return msgspec.structs.replace(made, notes=(*made.notes, note))
 
 
 def layers_before(context: RunContext) -> tuple[LayerPlan, ...]:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgecompress.errors import ConfigError
 from edgecompress.planning.allocators import Allocator, Offer
 from edgecompress.planning.candidates import DENSE, Candidate
 from edgecompress.planning.latencies import Latencies
@@ -215,6 +216,23 @@ def _total_loss(losses: Sequence[Values], picked: Sequence[int]) -> float:
     return float(sum(row[j] for row, j in zip(losses, picked, strict=True)))
 
 
+class UnreachableError(ConfigError):
+    """No choice of candidates keeps within a budget.
+
+    Attributes:
+        lowest_ratio: The lowest fraction of the MACs that the network reaches, rounded up to hundredths; None for other budgets.
+    """
+
+    def __init__(self, message: str, lowest_ratio: float | None = None) -> None:
+        super().__init__(message)
+        self.lowest_ratio = lowest_ratio
+
+
+def find_lowest_ratio(constraints: Sequence[Constraint]) -> float | None:
+    """Return the lowest MACs ratio that a network reaches, rounded up to hundredths; None where the MACs have no constraint."""
+    return next((_round_ratio(each) for each in constraints if each.field == "macs_ratio"), None)
+
+
 def describe_unreachable(constraints: Sequence[Constraint]) -> str:
     """Return a message that names the constraint out of reach and the nearest value that can be reached."""
     for each in constraints:
@@ -238,7 +256,11 @@ def _suggest_value(constraint: Constraint) -> str:
         value = minimum if constraint.unit == "ms" else minimum / MB
         digits = 2 - math.floor(math.log10(value))
         return f"ask for at least {math.ceil(value * 10**digits) / 10**digits:g}"
-    return f"ask for at least {min(1.0, math.ceil(100 * minimum / max(1, constraint.dense)) / 100):.2f}"
+    return f"ask for at least {_round_ratio(constraint):.2f}"
+
+
+def _round_ratio(constraint: Constraint) -> float:
+    return min(1.0, math.ceil(100 * constraint.minimum / max(1, constraint.dense)) / 100)
 
 
 def _latency_constraint(

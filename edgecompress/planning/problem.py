@@ -7,11 +7,10 @@ from typing import Final, NamedTuple
 import msgspec
 from torch import nn
 
-from edgecompress.errors import ConfigError
 from edgecompress.planning import constraints, stages
 from edgecompress.planning.allocators import Allocator, Offer, latency, vbmf
 from edgecompress.planning.candidates import Candidate
-from edgecompress.planning.constraints import Constraint
+from edgecompress.planning.constraints import Constraint, UnreachableError
 from edgecompress.planning.explain import Candidates, assemble_plan, infeasible_reason
 from edgecompress.planning.fitted_candidates import FittedCandidates
 from edgecompress.planning.latencies import Latencies, drop_slow_candidates
@@ -70,7 +69,7 @@ class Solution(NamedTuple):
             kept: For each layer, the indices of the candidates that may be chosen; None for all.
 
         Raises:
-            ConfigError: No choice of candidates keeps within the constraints; the message names the nearest reachable value.
+            UnreachableError: No choice of candidates keeps within the constraints; the message names the nearest reachable value.
         """
         p, limits = self.problem, [each.at_fraction(fraction) for each in self.constraints]
         if kept is None:
@@ -79,7 +78,8 @@ class Solution(NamedTuple):
             picked = constraints.allocate_subset(p.chooser, self.offers, limits, kept)
         if picked is None:
             asked = constraints.describe_budget(p.budget)
-            raise ConfigError(infeasible_reason(self.candidates, asked) or constraints.describe_unreachable(self.constraints))
+            reason = infeasible_reason(self.candidates, asked) or constraints.describe_unreachable(self.constraints)
+            raise UnreachableError(reason, constraints.find_lowest_ratio(self.constraints))
         return assemble_plan(self.candidates, picked, p.budget, p.scheme if self.candidates.latencies else "", p.notes)
 
     def stage_plan(self, final: CompressionPlan, remaining: float) -> CompressionPlan:
