@@ -98,5 +98,6 @@ def test_an_installed_wheel_does_the_main_job(installed, digits_recipe, tmp_path
     assert json.loads(run(command, "inspect", files[1], "--json", cwd=tmp_path))["format"] == "tflite"
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_analyzes_its_own_example(installed, tmp_path):
     assert json.loads(run(installed / "edgecompress", "analyze", "--run", "example", "--json", cwd=tmp_path))["layers"]
