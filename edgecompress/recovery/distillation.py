@@ -23,7 +23,6 @@ from edgecompress.recovery.schedule import epoch_seed, shuffled_batches
 from edgecompress.recovery.validation import Validation
 
 BATCHNORM_SAMPLES: Final = 2048  # bounds the time of a pass; statistics of more samples hardly differ
-EPOCH_SAMPLES: Final = 1024  # after an epoch, whose own running averages follow some 600 samples
 TEST_SAMPLES: Final = 512  # for the statistics after a short test of a learning rate
 
 
@@ -111,7 +110,7 @@ class Distillation(TrainingTask):
         measured = self._validate()
         if self.repairs:  # running averages follow the last few batches
             state = copy_state(self.model)
-            reestimate_batchnorm(self.model, self._draw_inputs(EPOCH_SAMPLES))
+            reestimate_batchnorm(self.model, self._draw_inputs(BATCHNORM_SAMPLES))
             repaired = self._validate()
             if self.chooser.is_worse(repaired, measured):
                 self.model.load_state_dict(state)

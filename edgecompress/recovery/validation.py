@@ -22,7 +22,7 @@ from edgecompress.records.metrics import MetricSpec
 
 HELD_OUT_FRACTION: Final = 0.05  # the divergence from the dense network tells epochs apart on few samples; training needs the others
 MIN_HELD_OUT: Final = 50
-MAX_HELD_OUT: Final = 500  # they are measured twice after every epoch
+MAX_HELD_OUT: Final = 1000  # takes seconds
 MAX_FRACTION: Final = 0.2  # of a few samples, most are needed for training
 TOO_FEW: Final = 8  # fewer held-out samples choose by chance
 MAX_BYTES: Final = 256_000_000  # of the inputs and outputs that are kept in memory
