@@ -27,6 +27,14 @@ pytest_plugins = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Let a test draw the same numbers whatever ran before it in its worker."""
+    import torch  # after OMP_NUM_THREADS is set
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Keep this user's locks, caches and devices out of the tests, and each worker's apart from the others'."""

@@ -133,9 +133,10 @@ def alive(path):
 
 def descendants(pid):
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in alive(task).split():
-            found += [int(child), *descendants(child)]
+    with suppress(FileNotFoundError):  # the process ends while it is looked at
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in alive(task).split():
+                found += [int(child), *descendants(child)]
     return found
 
 

@@ -184,7 +184,7 @@ def test_agreement_is_of_the_scores_that_agree_least_and_accuracy_of_the_only_on
 
 
 def test_the_loss_is_the_sum_over_the_outputs():
-    a, b = torch.randn(5, 3), torch.randn(5, 2, 2)
+    a, b = torch.randn(5, 3), torch.tensor([-1.0, 1.0]).repeat(5, 2, 1)
     whole = divergence((a + 1e-1 * a**2, b * 1.1), (a, b))
     assert whole == divergence((a + 1e-1 * a**2,), (a,)) + divergence((b * 1.1,), (b,))
     assert divergence((b * 1.1,), (b,)) == pytest.approx(0.01, rel=1e-4)
