@@ -13,8 +13,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from converters.shared.constant_folding import add_constant, fold_constants
 from edgecompress.errors import ToolchainError, first_line
 from edgecompress.faults.remedies import find_toolchain_remedy
+from edgecompress.network.constants import get_constant
 from edgecompress.network.folding import remove_unused_constants
 
 aten = torch.ops.aten
@@ -50,8 +52,10 @@ def quantize(
         is_quantized: Whether a node may be quantized.
     """
     module = program.module(check_guards=False)
+    fold_constants(module)  # PT2E makes integers of a constant weight alone, not of one that the graph computes
     _rewrite_clamps(module)
     _hide_batch_norms(module)
+    _unshare_biases(module)
     layers = sum(node.target in LAYERS for node in module.graph.nodes)
     quantizer = _Quantizer(dynamic, is_quantized)
     try:
@@ -135,6 +139,24 @@ def _unshare_quantized_inputs(module: fx.GraphModule) -> None:
                 again = graph.create_node("call_function", quantize.target, (quantize.args[0], *own, *quantize.args[3:]), quantize.kwargs)
                 read = graph.create_node("call_function", node.target, (again, *own, *node.args[3:]), node.kwargs)
             user.replace_input_with(node, read)
+    module.recompile()
+
+
+def _unshare_biases(module: fx.GraphModule) -> None:
+    """Give each call of a layer a bias of its own.
+
+    XNNPACK stores a bias once, as float or as integers in the scale of the input of one call; it refuses the file where calls differ.
+    """
+    seen: set[str] = set()
+    for node in module.graph.nodes:
+        bias = node.args[2] if node.target in LAYERS and len(node.args) > 2 else None
+        if not isinstance(bias, fx.Node) or bias.op != "get_attr":
+            continue
+        if bias.target in seen:
+            with module.graph.inserting_before(node):
+                own = add_constant(module, f"{node.name}_bias", get_constant(module, str(bias.target)))
+            node.update_arg(2, own)
+        seen.add(str(bias.target))
     module.recompile()
 
 
