@@ -16,6 +16,7 @@ from support.processes import with_us
 DRIVER: Final = Path(__file__).with_name("conversion_driver.py")
 TIMEOUT_S: Final = 600.0  # a conversion takes seconds; the machine may be busy, and the first one loads TensorFlow
 MAX_ALIVE: Final = 2  # each process holds about a gigabyte
+END_S: Final = 20.0
 
 
 class ConverterSession:
@@ -56,8 +57,12 @@ class ConverterSession:
         raise getattr(errors, kind)(message)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        """Let the process end by itself, so that whoever measures coverage sees its lines too."""
+        try:
+            self.process.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
 
 
 class ConverterSessions:
