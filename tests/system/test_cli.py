@@ -251,6 +251,7 @@ def test_the_options_of_the_first_command_are_those_of_the_next(exported):
     assert Path(read_run(exported[0]).recipe).name == "recipe.py"
 
 
+@pytest.mark.slow
 def test_qat_alone_trains_the_usual_epochs_and_a_later_export_uses_the_weights(run, edgecompress):
     """Of the artifacts the int8-static one is made anew, from the trained weights."""
 

@@ -37,8 +37,7 @@ def covered(tmp_path_factory):
 
 
 def marked(cell):
-    quick_toolchain = cell.output.format == "torchscript" or cell.output.route == "litert-torch"
-    marks = [] if quick_toolchain else [pytest.mark.slow]  # the others take minutes, and tests of their converters are quick
+    marks = [] if cell.output.format == "torchscript" else [pytest.mark.slow]  # quick tests of the other converters are their own
     return pytest.param(cell, marks=marks, id="-".join(filter(None, (*cell[:2], *cell.output))))
 
 

@@ -94,7 +94,7 @@ def converted_files(tmp_path_factory):
 
 CONVERTED = [
     ("plain", "tucker2", (4, 4)),
-    ("linear", "svd", (4,)),
+    pytest.param(("linear", "svd", (4,)), marks=pytest.mark.slow),
     pytest.param(("strided", "cp3", (6,)), marks=pytest.mark.slow),
     pytest.param(("strided-odd", "dense", ()), marks=pytest.mark.slow),
 ]
