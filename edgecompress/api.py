@@ -105,7 +105,7 @@ def profile(
         EdgeCompressError: One of errors.py, as the command would print it.
     """
     with _open_context(recipe_from_model(model, example_inputs, name=name), run, options, track) as context:
-        run_steps(context, "analyze")
+        run_steps(context, "analyze", before="plan")
         return profile_network(context, context.read(ModelStats), tuple(schemes), refresh=refresh, noisy=noisy).table
 
 

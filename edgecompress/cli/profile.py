@@ -39,7 +39,7 @@ def run_profile(
         from edgecompress.pipeline.latencies import profile_network
         from edgecompress.pipeline.runner import run as run_steps
 
-        run_steps(context, "analyze")
+        run_steps(context, "analyze", before="plan")
         stats = context.read(ModelStats)
         found, path = profile_network(context, stats, schemes, refresh=refresh, noisy=noisy)
     if json:

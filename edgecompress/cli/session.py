@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgecompress import toolchains
-from edgecompress.cli.views.check import list_findings
+from edgecompress.cli.views.check import list_errors, list_findings
 from edgecompress.cli.views.steps import STEP_VIEWS
 from edgecompress.errors import ConfigError
 from edgecompress.options import DEFAULTS, Options, parse_fixed_layers, parse_method, select_outputs, update_options
@@ -110,11 +110,16 @@ def open_target(
         missing = {name: value for name, value in defaults.items() if getattr(before, name) == getattr(DEFAULTS, name)}
         stack.enter_context(use_options(opened, update_options(before, missing | given)))
 
+        survived: list[str] = []  # errors of the probe, which are told when a step runs in spite of them
+
         def report_step(name: str, record: Record, seconds: float, reused: bool) -> None:
             if isinstance(record, CheckResult):
                 for line in list_findings(record) if shows_findings else ():
                     notes.print(f"  {line}", soft_wrap=True)
+                survived.extend(list_errors(record))
                 return
+            while survived:
+                notes.print(f"  {survived.pop(0)}", soft_wrap=True)
             spent = "reused" if reused else f"{format_seconds(seconds)} s"
             stage, _, step = name.rpartition("/")
             label = " ".join((step, stage.removeprefix("stages/")))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-from edgecompress.data import idx, imagefolder, npz, webdataset
+from edgecompress.data import arrow, idx, imagefolder, npz, webdataset
 from edgecompress.data.images import open_image, preprocess_image
 from edgecompress.data.samples import (
     Samples,
@@ -56,11 +56,11 @@ class Loader(Protocol):
         """Return one split of the data at `path`."""
 
 
-ARROW_FILES: Final = ("dataset_dict.json", "dataset_info.json")  # written by `save_to_disk`
 LOADERS: Final[dict[str, Loader]] = {
     "an .npz": npz,
     "idx files": idx,
     "WebDataset shards": webdataset,
+    "a Hugging Face dataset": arrow,
     "an ImageFolder": imagefolder,
 }
 
@@ -81,9 +81,6 @@ def load_data(path: Path, split: Split, *, preprocessing: Preprocessing | None, 
         raise ConfigError(f"{path}: no such file or folder; data are {', '.join(LOADERS)}")
     if path.is_dir() and not any(path.iterdir()):
         raise ConfigError(f"{path}: an empty folder; data are {', '.join(LOADERS)}")
-    if path.is_dir() and any((path / name).is_file() for name in ARROW_FILES):
-        remedy = "return load_from_disk(…)['train'].with_format('torch') in train_data() of the recipe"
-        raise ConfigError(f"{path}: a dataset of Hugging Face's library, which is not read here; {remedy}")
     for loader in LOADERS.values():
         if loader.can_load(path):
             return loader.load_split(path, split, preprocessing=preprocessing, example=example)

@@ -19,7 +19,9 @@ from edgecompress.devices.manifests import read_manifest
 from edgecompress.errors import ConfigError
 from edgecompress.faults.user_code import call_user_function
 from edgecompress.network.batches import Batch, Structure, structure_of, structure_of_names
+from edgecompress.network.checks import check_runs
 from edgecompress.network.output_kinds import KINDS, class_axis, guess_specs
+from edgecompress.network.surgery import unwrap_model
 from edgecompress.records import Artifact, OutputSpec, TensorSpec
 from edgecompress.runs import is_run, read_run
 from edgecompress.targets import SUFFIXES
@@ -114,8 +116,9 @@ def _find_structure(specs: tuple[OutputSpec, ...], recipe: Recipe | None) -> Str
     """Return the structure in which the recipe's network returns its outputs; without a recipe that which their names tell."""
     if recipe is None:
         return structure_of_names([spec.name for spec in specs])
-    network: nn.Module = call_user_function(recipe.model, "model()", recipe.source)
-    return structure_of(network.eval(), recipe.example_inputs)
+    network: nn.Module = unwrap_model(call_user_function(recipe.model, "model()", recipe.source))
+    check_runs(network, recipe.example_inputs, recipe.example_rows, subject=recipe.source)
+    return structure_of(network, recipe.example_inputs)
 
 
 def _explain_no_metric(

@@ -83,7 +83,9 @@ def call_network(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         if _is_raised_by_hook(error):
             raise
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        what = f"forward() of {find_failed_module(model, error)} for {'inputs' if len(inputs) > 1 else 'an input'} of shape {shapes}"
+        mode = " in training mode" if model.training else ""
+        given = f"{'inputs' if len(inputs) > 1 else 'an input'} of shape {shapes}"
+        what = f"forward() of {find_failed_module(model, error)}{mode} for {given}"
         raise describe_user_error(error, what, find_first_line(type(model).forward) if _is_written_by_user(model) else "") from error
 
 

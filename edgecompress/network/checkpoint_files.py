@@ -19,6 +19,13 @@ MAX_CLASSES: Final = 500  # a pickled network names some dozens of classes; a fi
 HOSTILE_MODULES: Final = {"ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "socket", "subprocess", "sys", "webbrowser"}
 HOSTILE_BUILTINS: Final = {"eval", "exec", "compile", "open", "__import__", "input", "breakpoint"}
 GIVE: Final = "give a .safetensors or .pt file"
+# How a file begins that was put in the place of a checkpoint, what it is, and how to get the checkpoint.
+SUBSTITUTES: Final = {
+    b"version https://git-lfs": "a pointer of Git LFS in place of the file; fetch it, git lfs pull",
+    b"<!doctype": "a web page in place of the file; download it again",
+    b"<html": "a web page in place of the file; download it again",
+    b"\x89hdf": "an HDF5 file, as Keras writes them; give the weights of a PyTorch network",
+}
 
 
 class Unread:
@@ -55,6 +62,10 @@ def read_checkpoint(path: Path) -> object:
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint; {GIVE}")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if known := next((what for start, what in SUBSTITUTES.items() if head.startswith(start)), ""):
+        raise ConfigError(f"{path}: {known}")
     if path.suffix == ".json":
         return _read_shards(path)
     return read_state(path) if path.suffix == ".safetensors" else _read_pickle(path)

@@ -1,17 +1,26 @@
 """The checks of a network and its data that take seconds, as a table: a new check is one row and one pure function of a probe."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
-from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError
-from edgecompress.network import batches
+from edgecompress.errors import ConfigError, EdgeCompressError, UnsupportedError, first_line
+from edgecompress.network.batches import Batch
 from edgecompress.network.data_checks import check_data, check_labels, check_range, check_statistics
 from edgecompress.network.factors import Factors
-from edgecompress.network.probe import Fact, Probe, differs, find_departing_module, split_remedy
+from edgecompress.network.probe import Fact, Probe, split_remedy
+from edgecompress.network.run_checks import (
+    check_batch,
+    check_batch_axis,
+    check_repeatable,
+    check_run,
+    check_training_mode,
+    check_training_run,
+)
 from edgecompress.network.surgery import find_hidden_layers, find_second_names
 from edgecompress.network.weights import nonfinite_tensors
 from edgecompress.records.check import CheckResult, Finding
@@ -50,6 +59,8 @@ def _check_module(p: Probe) -> Iterator[Fact]:
         if isinstance(module, Factors):
             yield Fact(f"{name} is already decomposed", "give the dense model")
             return
+    if lazy := [name for name, x in _tensors(model) if is_lazy(x)]:
+        yield Fact(f"{lazy[0]} has no shape yet, a lazy layer's", "run the network once in model(), before its weights are loaded")
 
 
 def _check_devices(p: Probe) -> Iterator[Fact]:
@@ -57,6 +68,17 @@ def _check_devices(p: Probe) -> Iterator[Fact]:
         yield Fact(f"{empty[0]} is on the meta device, without values", "load the weights in model()")
     elif moved := [name for name, x in _tensors(p.model) if x.device.type != "cpu"]:
         yield Fact(f"{_list_names(moved)} on another device; the copy that is compressed is on the CPU", severity="note")
+
+
+def _check_copy(p: Probe) -> Iterator[Fact]:
+    try:
+        copy.deepcopy(p.model)
+    except Exception as error:  # of whatever its modules hold
+        if "graph leaves" in str(error):
+            remedy = "let model() make plain weights of them, by torch.nn.utils.prune.remove or remove_weight_norm"
+            yield Fact("it cannot be copied: weights are computed by hooks, as those of pruning and of the old weight_norm are", remedy)
+        else:
+            yield Fact(f"it cannot be copied: {first_line(error)}", "keep locks, files and other handles out of its modules")
 
 
 def _check_dtypes(p: Probe) -> Iterator[Fact]:
@@ -74,75 +96,6 @@ def _check_values(p: Probe) -> Iterator[Fact]:
     for name in nonfinite_tensors(p.model):
         yield Fact(f"weight {name} holds NaN or infinity", "retrain or repair the checkpoint")
         return
-
-
-def _check_run(p: Probe) -> Iterator[Fact]:
-    if p.first.outputs is None:
-        if len(p.rows[0]) == 1 or p.by_rows[0].outputs is None:  # otherwise the next row says why
-            yield Fact(*split_remedy(str(p.first.error)))
-    elif real := [run for run in p.alone if run.outputs is None and p.real_pair is not None]:
-        yield Fact(*split_remedy(str(real[0].error)))
-
-
-def _check_batch_axis(p: Probe) -> Iterator[Fact]:
-    n = len(p.rows[0])
-    if all(len(x) == 1 for x in p.rows):
-        return
-    shapes = ", ".join(str(tuple(x.shape)) for x in p.rows)
-    remedy = "make the batch the first axis of every input and output, as batch_first=True does, and give an example of one sample"
-    if any(len(x) != n for x in p.rows):
-        yield Fact(f"the example inputs {shapes} differ in their first axis, which is the batch", remedy)
-        return
-    whole, rows = p.by_rows
-    if whole.outputs is None or any(row.outputs is None for row in rows):
-        reason = next(run.reason for run in (whole, *rows) if run.outputs is None)
-        yield Fact(f"the first axis of the example inputs {shapes} is no batch: {reason}", remedy)
-    elif any(y.ndim == 0 or len(y) != n for y in whole.outputs):
-        yield Fact(f"the first axis of the example inputs {shapes} is no batch: an output is {_list_shapes(whole.outputs)}", remedy)
-    elif any(differs(batches.take_samples(whole.outputs, slice(i, i + 1)), row.outputs or ()) for i, row in enumerate(rows)):
-        yield Fact(f"the first axis of the example inputs {shapes} is no batch: an output depends on several of its {n} entries", remedy)
-    else:
-        yield Fact(f"the example has {n} samples; files take one", severity="note")
-
-
-def _check_random(p: Probe) -> Iterator[Fact]:
-    one, again = p.alone[0].outputs, p.again.outputs
-    if one is not None and again is not None and differs(one, again):
-        x = batches.take_samples(p.pair, slice(1))
-        place = find_departing_module(p.model, lambda: p.model(*x), lambda: p.model(*x))
-        where = f", first in {place}" if place else ""
-        yield Fact(
-            f"two runs on one sample in eval mode differ{where}; it draws random numbers",
-            "draw none where self.training is False, e.g. F.dropout(x, training=self.training)",
-        )
-
-
-def _check_batch(p: Probe) -> Iterator[Fact]:
-    if any(run.outputs is None for run in p.alone):
-        return  # drawn samples that it does not take show nothing
-    if p.together.outputs is None:
-        remedy = "let forward take any number of samples, e.g. reshape(len(x), …)"
-        yield Fact(f"takes one sample at a time; on two it fails: {p.together.reason}", remedy)
-        return
-    whole = p.together.outputs
-    parts = [run.outputs or () for run in p.alone]
-    if any(differs(batches.take_samples(whole, slice(i, i + 1)), part) for i, part in enumerate(parts)):
-        yield _explain_coupling(p)
-
-
-def _explain_coupling(p: Probe) -> Fact:
-    alone = batches.take_samples(p.pair, slice(1))
-    place = find_departing_module(p.model, lambda: p.model(*alone), lambda: p.model(*p.pair))
-    module = p.model.get_submodule(place) if place else None
-    remedy = "let each output depend on its own sample alone"
-    if isinstance(module, _NormBase) and module.running_mean is None and not hasattr(module, "groups"):
-        place += f", a {type(module).__name__} without running statistics"
-        remedy = "train it with track_running_stats=True, or use GroupNorm"
-    elif isinstance(module, nn.RNNBase) and not module.batch_first:
-        place += f", a {type(module).__name__} whose second axis is the batch"
-        remedy = "build it with batch_first=True, or transpose in forward so that the first axis of inputs and outputs is the batch"
-    where = f", first in {place}" if place else ""
-    return Fact(f"two samples at once give other outputs than one by one{where}", remedy)
 
 
 def _check_export(p: Probe) -> Iterator[Fact]:
@@ -188,33 +141,40 @@ def _check_frozen(p: Probe) -> Iterator[Fact]:
         yield Fact(f"{len(frozen)} of {total} parameters are frozen ({_list_names(frozen)}); they are trained in a copy", severity="note")
 
 
-def _check_training(p: Probe) -> Iterator[Fact]:
-    if not any(run.outputs is None for run in (*p.alone, p.together)) and p.training_error is not None:
-        yield Fact(*split_remedy(str(p.training_error)))
+def _check_judging(p: Probe) -> Iterator[Fact]:
+    try:
+        if p.judge is not None:
+            p.judge()
+    except EdgeCompressError as error:
+        yield Fact(*split_remedy(str(error)))
 
 
-STATIC: Final = ("module", "device", "number format", "finite weights")
+STATIC: Final = ("module", "device", "number format", "finite weights", "copy")
 RUNS: Final = (*STATIC, "example")
 ONE_BY_ONE: Final = (*RUNS, "batch axis")
+SAMPLES_ALONE: Final = (*ONE_BY_ONE, "repeatable", "export", "batch")
 CHECKS: Final = {
     "module": Check(_check_module),
     "device": Check(_check_devices, needs=STATIC[:1]),
     "number format": Check(_check_dtypes, needs=STATIC[:2]),
     "finite weights": Check(_check_values, needs=STATIC[:2]),
-    "example": Check(_check_run, needs=STATIC, names_subject=True),
-    "batch axis": Check(_check_batch_axis, needs=RUNS),
-    "repeatable": Check(_check_random, needs=ONE_BY_ONE),
-    "export": Check(_check_export, blocks="plan", error=UnsupportedError, needs=ONE_BY_ONE),
-    "batch": Check(_check_batch, needs=(*ONE_BY_ONE, "repeatable", "export")),
+    "copy": Check(_check_copy, needs=STATIC[:2]),
+    "example": Check(check_run, needs=STATIC, names_subject=True),
+    "batch axis": Check(check_batch_axis, needs=RUNS),
+    "repeatable": Check(check_repeatable, needs=ONE_BY_ONE),
+    "export": Check(_check_export, blocks="plan", error=UnsupportedError, needs=(*ONE_BY_ONE, "repeatable")),
+    "batch": Check(check_batch, needs=(*ONE_BY_ONE, "repeatable", "export")),
     "registered layers": Check(_check_hidden_layers, needs=ONE_BY_ONE),
     "counted weights": Check(_check_macs, needs=ONE_BY_ONE),
     "names": Check(_check_second_names, needs=STATIC),
     "frozen weights": Check(_check_frozen, needs=STATIC),
-    "training mode": Check(_check_training, blocks="finetune", error=UnsupportedError, needs=(*ONE_BY_ONE, "repeatable", "batch")),
+    "training run": Check(check_training_run, blocks="finetune", needs=SAMPLES_ALONE, names_subject=True),
+    "training mode": Check(check_training_mode, blocks="finetune", error=UnsupportedError, needs=(*SAMPLES_ALONE, "training run")),
     "data": Check(check_data, blocks="plan", needs=ONE_BY_ONE, names_subject=True),
     "data range": Check(check_range, blocks="plan", needs=ONE_BY_ONE),
     "data statistics": Check(check_statistics, blocks="plan", needs=ONE_BY_ONE),
     "labels": Check(check_labels, blocks="plan", needs=(*ONE_BY_ONE, "export")),
+    "metric and loss": Check(_check_judging, blocks="plan", needs=(*ONE_BY_ONE, "data"), names_subject=True),
 }
 
 
@@ -234,11 +194,26 @@ def find_all(probe: Probe, name: str, kinds: Iterable[str] = tuple(CHECKS)) -> C
     return CheckResult(model=name, checks=tuple(done), findings=tuple(findings), macs=macs, other_macs=other)
 
 
+def check_runs(model: nn.Module, example: Batch, rows: Batch, *, subject: str) -> None:
+    """Check that a network runs on its example, one sample of each input along their first axes.
+
+    Args:
+        rows: The example as the user gave it, with any number of rows.
+
+    Raises:
+        ConfigError: See `check_dense`; or it does not run, or the first axis is no batch.
+    """
+    check_dense(model, subject=subject)
+    for finding in find_all(Probe(model.eval(), example, rows=rows), subject, ONE_BY_ONE).errors:
+        raise as_error(finding, subject)
+
+
 def check_dense(model: nn.Module, *, subject: str) -> None:
     """Check that a run can start from `model`, without running it.
 
     Raises:
-        ConfigError: The model is no module, is already decomposed, holds no values, is not float32, or has a weight that is not finite.
+        ConfigError: The model is no module, is already decomposed, holds no values, is not float32, has a weight that is not finite, or
+            cannot be copied.
     """
     for finding in find_all(Probe(model, ()), subject, STATIC).errors:
         raise as_error(finding, subject)
@@ -279,7 +254,3 @@ def _name_dtype(x: Tensor) -> str:
 def _list_names(names: list[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
-
-
-def _list_shapes(outputs: batches.Batch) -> str:
-    return ", ".join(str(tuple(y.shape)) for y in outputs)

@@ -16,9 +16,8 @@ MAX_STATISTICS_RATIO: Final = 300.0  # 0 … 255 for 0 … 1 is 65,000 times the
 
 def check_data(p: Probe) -> Iterator[Fact]:
     """Find splits that cannot be read, or whose samples the network does not take."""
-    for split in p.data:
-        if split.error:
-            yield Fact(*split_remedy(split.error))
+    for error in dict.fromkeys(split.error for split in p.data if split.error):
+        yield Fact(*split_remedy(error))
 
 
 def check_range(p: Probe) -> Iterator[Fact]:

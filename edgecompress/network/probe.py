@@ -16,7 +16,7 @@ from edgecompress.errors import EdgeCompressError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.counting import count_weight_macs, record_layer_costs
-from edgecompress.network.modes import needs_leaves
+from edgecompress.network.modes import TrainingMode, choose_training_mode
 
 FLOAT_TOLERANCE: Final = 1e-3  # of the largest output: kernels of other batch sizes differ by 1e-6, a coupled batch by far more
 INTEGER_TOLERANCE: Final = 0.05  # fraction of integers that may differ: an argmax of two nearly equal scores does
@@ -35,6 +35,7 @@ class Attempt(NamedTuple):
 
     outputs: Batch | None
     error: EdgeCompressError | None = None
+    has_changed_inputs: bool = False
 
     @property
     def reason(self) -> str:
@@ -69,6 +70,7 @@ class Probe:
         rows: The example as the user gave it, with any number of rows.
         pair: Two different samples, `(2, …)`; None draws them.
         export: Returns the network's program; it may raise any error.
+        judge: Tries the user's metric and loss on a few samples, and raises what is wrong with them.
         data: Samples of each split.
     """
 
@@ -80,6 +82,7 @@ class Probe:
         rows: Batch = (),
         pair: Batch | None = None,
         export: Callable[[], ExportedProgram] | None = None,
+        judge: Callable[[], object] | None = None,
         data: tuple[SplitSamples, ...] = (),
     ) -> None:
         self.model = model
@@ -87,6 +90,7 @@ class Probe:
         self.rows = rows or example
         self.real_pair = pair
         self.export = export
+        self.judge = judge
         self.data = data
 
     @cached_property
@@ -121,13 +125,18 @@ class Probe:
         return attempt(self.model, drawn, counted=False), tuple(attempt(self.model, x) for x in list(batches.split_samples(drawn, 1))[:2])
 
     @cached_property
-    def training_error(self) -> EdgeCompressError | None:
-        """The error of a network that cannot be trained on what it returns in eval mode."""
+    def other_batch_axis(self) -> int:
+        """The axis of all inputs, other than the first, that is a batch of one sample in the user's example; 0 for none."""
+        axes = range(1, min(x.ndim for x in self.rows))
+        return next((i for i in axes if all(x.shape[i] == 1 for x in self.rows) and _is_batch_axis(self.model, self.rows, i)), 0)
+
+    @cached_property
+    def training(self) -> TrainingMode | EdgeCompressError:
+        """How the network can be trained on what it returns in eval mode, or why it cannot."""
         try:
-            needs_leaves(self.model, self.pair)
+            return choose_training_mode(self.model, self.pair)
         except EdgeCompressError as error:
             return error
-        return None
 
     @cached_property
     def batchnorm_ratio(self) -> tuple[str, float]:
@@ -185,14 +194,29 @@ def attempt(model: nn.Module, inputs: Batch, *, counted: bool = True) -> Attempt
     Args:
         counted: Whether every output must have one row per sample.
     """
+    given = tuple(x.clone() for x in inputs)
     with torch.inference_mode():
         try:
             if counted:
-                return Attempt(batches.run_model(model, inputs))
-            outputs = batches.flatten_structure(batches.call_network(model, inputs))
-            return Attempt(tuple(y for y in outputs if isinstance(y, Tensor)))
+                outputs = batches.run_model(model, given)
+            else:
+                outputs = tuple(y for y in batches.flatten_structure(batches.call_network(model, given)) if isinstance(y, Tensor))
         except EdgeCompressError as error:
             return Attempt(None, error)
+        return Attempt(outputs, has_changed_inputs=not all(map(torch.equal, given, inputs)))
+
+
+def _is_batch_axis(model: nn.Module, rows: Batch, axis: int) -> bool:
+    """Whether two samples along an axis give what each of them gives alone, along some axis of each output."""
+    drawn = draw_rows(tuple(torch.cat([x, x], axis) for x in rows), 0)
+    runs = [attempt(model, tuple(x.narrow(axis, i, n) for x in drawn), counted=False).outputs for i, n in ((0, 2), (0, 1), (1, 1))]
+    whole, first, second = (run or () for run in runs)
+    if not len(whole) == len(first) == len(second) > 0:
+        return False
+    return all(
+        any(not differs((y,), (torch.cat([a, b], k),)) for k in range(y.ndim) if a.shape == b.shape and a.shape[k] == 1)
+        for y, a, b in zip(whole, first, second, strict=True)
+    )
 
 
 def split_remedy(message: str) -> tuple[str, str]:

@@ -1,11 +1,15 @@
 """Replace and inspect the modules of a network, and run it on many inputs."""
 
+from typing import Any, Final
+
 import torch
 from torch import nn
 
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
 from edgecompress.network.factors import Factors
+
+WRAPPERS: Final = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -16,6 +20,13 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
             if held is before:
                 setattr(holder, child, module)
     return before
+
+
+def unwrap_model(model: Any) -> Any:
+    """Return the network within torch's wrappers for several devices and for compilation; anything else as it is."""
+    while name := WRAPPERS.get(type(model).__name__ if isinstance(model, nn.Module) else ""):
+        model = getattr(model, name)
+    return model
 
 
 def find_second_names(model: nn.Module) -> dict[str, str]:

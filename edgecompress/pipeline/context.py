@@ -27,7 +27,7 @@ from edgecompress.network.checks import check_dense
 from edgecompress.network.exported import example_outputs, to_program
 from edgecompress.network.output_reading import read_specs
 from edgecompress.network.outputs import scores_of
-from edgecompress.network.surgery import forward
+from edgecompress.network.surgery import forward, unwrap_model
 from edgecompress.network.weights import fingerprint
 from edgecompress.options import Options
 from edgecompress.pipeline.run_data import RunData
@@ -71,7 +71,7 @@ class DenseNetwork:
         Raises:
             ConfigError: The recipe fails, the checkpoint does not fit, or the weights are not finite float32 numbers.
         """
-        model = call_user_function(self.recipe.model, "model()", self.recipe.source)
+        model = unwrap_model(call_user_function(self.recipe.model, "model()", self.recipe.source))
         check_dense(model, subject=self.recipe.source)
         if self.weights:
             path = Path(self.weights)

@@ -28,7 +28,13 @@ def make_check(context: RunContext) -> CheckResult:
     data = tuple(_fetch_split(context, split, classes) for split in SPLIT_NAMES if context.data.has_split(split))
     pair = next((take_samples(split.inputs, slice(2)) for split in data if split.inputs and len(split.inputs[0]) > 1), None)
     probe = Probe(
-        context.dense, recipe.example_inputs, rows=recipe.example_rows, pair=pair, export=lambda: context.network.program, data=data
+        context.dense,
+        recipe.example_inputs,
+        rows=recipe.example_rows,
+        pair=pair,
+        export=lambda: context.network.program,
+        judge=context.check_judging,
+        data=data,
     )
     return _add_notes(find_all(probe, recipe.name), context)
 

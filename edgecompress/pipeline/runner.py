@@ -13,16 +13,19 @@ from edgecompress.records import CheckResult, Record, read_record, to_json
 from edgecompress.runs import stopwatch
 
 
-def run(context: RunContext, last: str) -> Record:
+def run(context: RunContext, last: str, *, before: str = "") -> Record:
     """Run a step and all that it needs, each on the files that those before it left in the run folder; return its record.
 
     The probe precedes them all. Planning, decomposing and fine-tuning are repeated for each stage that the options ask for.
+
+    Args:
+        before: A later step that the caller does something like: what the probe found against it is refused too.
 
     Raises:
         EdgeCompressError: A step failed; those before it are kept.
     """
     _check_options(context, STEPS[last])
-    refuse_findings(run_check(context), context, last)
+    refuse_findings(run_check(context), context, before or last)
     record: Record | None = None
     for step, stage in _order_steps(context, last):
         record = run_step(context.at_stage(stage), step)

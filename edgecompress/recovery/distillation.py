@@ -44,7 +44,7 @@ class Distillation(TrainingTask):
         model: Trained in place.
         usual_rate: The highest learning rate where the options give none.
         repairs: Whether BatchNorm statistics are re-estimated, because layers were replaced.
-        trains_leaves: Whether the network returns other outputs in training mode; see `modes.needs_leaves`.
+        trains_leaves: Whether the network returns other outputs in training mode; see `modes.choose_training_mode`.
     """
 
     name = "fine-tuning"

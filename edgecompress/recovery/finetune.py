@@ -21,7 +21,7 @@ from edgecompress.data.metrics import Metric, choose_metric
 from edgecompress.errors import ConfigError
 from edgecompress.network.batches import Batch, structure_of, take_samples
 from edgecompress.network.batchnorm import has_batchnorm
-from edgecompress.network.modes import needs_leaves
+from edgecompress.network.modes import choose_training_mode
 from edgecompress.network.output_kinds import KINDS, guess_specs
 from edgecompress.network.outputs import Specs
 from edgecompress.network.surgery import forward, is_decomposed, set_memory_format
@@ -202,7 +202,7 @@ def _make_task(
         usual_rate=USUAL_RATE[options.optimizer],
         options=options,
         repairs=repairs,
-        trains_leaves=options.epochs > 0 and needs_leaves(model, take_samples(validation.inputs, slice(2))),
+        trains_leaves=options.epochs > 0 and choose_training_mode(model, take_samples(validation.inputs, slice(2))).leaves_alone,
         track=track,
     )
     task.indices, task.example, task.specs, task.target_loss = indices, example, specs, target_loss

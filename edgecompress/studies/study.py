@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import msgspec
@@ -14,15 +15,15 @@ from edgecompress.devices.statistics import kind_of_device
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError
 from edgecompress.files import stamp_files, write_atomically
 from edgecompress.options import Options, update_options
-from edgecompress.pipeline.context import DenseNetwork
+from edgecompress.pipeline.context import open_context
 from edgecompress.pipeline.latencies import LOCAL
-from edgecompress.pipeline.run_data import RunData
+from edgecompress.pipeline.runner import refuse_findings, run_check
 from edgecompress.progress import Track, track_silently
 from edgecompress.records import Axis, FailedTrial, SearchPoint, SearchResult, SearchSpec, to_json
 from edgecompress.records.fields import check_choice
 from edgecompress.records.search import Value
 from edgecompress.reporting.search import render_search
-from edgecompress.runs import hash_values
+from edgecompress.runs import hash_values, open_run
 from edgecompress.studies.drift import correct_drift
 from edgecompress.studies.pareto_front import pareto_front
 from edgecompress.studies.space import DEFAULT_TRIALS, apply_choice, build_space
@@ -159,16 +160,19 @@ def _build_spec(
 
 
 def _hash_network(recipe: Recipe, options: Options) -> str:
-    """Check the network once, before any trial, and return a hash of it that is the same on every host.
+    """Probe the network and its data once, before any trial, and return a hash of both that is the same on every host.
 
     Raises:
-        ConfigError: It cannot be built.
+        EdgeCompressError: The probe found what stops an export.
     """
-    network = DenseNetwork(recipe_at_resolution(recipe, options.resolution), weights=options.weights)
-    shapes = [(tuple(x.shape), str(x.dtype)) for x in network.recipe.example_inputs]
-    files = [(name, size) for name, size, _ in stamp_files(Path(options.data))] if options.data else []
-    targets = [RunData(network.recipe, path=options.data).digest(split, with_inputs=False) for split in ("train", "eval")]
-    return hash_values(recipe.sources_sha256, network.fingerprint, shapes, files, targets)
+    with TemporaryDirectory(prefix="edgecompress-") as folder, open_run(Path(folder), name=recipe.name, recipe=recipe.source) as run:
+        run.set_options(options)
+        context = open_context(run, recipe)
+        refuse_findings(run_check(context), context, "export")
+        shapes = [(tuple(x.shape), str(x.dtype)) for x in context.recipe.example_inputs]
+        files = [(name, size) for name, size, _ in stamp_files(Path(options.data))] if options.data else []
+        targets = [context.data.digest(split, with_inputs=False) for split in ("train", "eval")]
+        return hash_values(recipe.sources_sha256, context.network.fingerprint, shapes, files, targets)
 
 
 def _check_space(recipe: Recipe, space: dict[str, Axis]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from edgecompress.cli.views.tables import make_table
-from edgecompress.records import CheckResult
+from edgecompress.records import CheckResult, Finding
 
 
 def tabulate_check(found: CheckResult) -> Table:
@@ -26,7 +26,14 @@ def describe_check(found: CheckResult) -> str:
 
 
 def list_findings(found: CheckResult) -> Iterator[str]:
-    """Yield a line for each warning and note, for commands that go on."""
-    for finding in found.findings:
-        if finding.severity != "error":
-            yield f"{finding.severity}: {finding.text}{f'; {finding.remedy}' if finding.remedy else ''}"
+    """Yield a line for each warning and note."""
+    yield from (_describe_finding(finding) for finding in found.findings if finding.severity != "error")
+
+
+def list_errors(found: CheckResult) -> Iterator[str]:
+    """Yield a line for each error, for commands that go on: it stops a later step."""
+    yield from map(_describe_finding, found.errors)
+
+
+def _describe_finding(finding: Finding) -> str:
+    return f"{finding.severity}: {finding.text}{f'; {finding.remedy}' if finding.remedy else ''}"

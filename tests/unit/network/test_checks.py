@@ -51,7 +51,7 @@ FAULTS = {
     "meta": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), (), "device", "0.weight is on the meta device", "load the weights"),
     "not a module": (lambda: conv, (), "module", "model() returned function", "return a torch.nn.Module"),
     "does not run": (
-        lambda: nn.Sequential(nn.Linear(3, 4)),
+        lambda: nn.Sequential(nn.Linear(3, 4)).eval(),
         (),
         "example",
         "forward() of Linear 0 for an input of shape (1, 3, 8, 8) fails with RuntimeError: mat1",
