@@ -19,7 +19,7 @@ from edgecompress.network.batches import Batch
 from edgecompress.records import Preprocessing
 
 DICT, INFO, STATE = "dataset_dict.json", "dataset_info.json", "state.json"  # the last two lie in the folder of each split
-AGAIN: Final = "write it again by save_to_disk"
+REWRITE: Final = "write it again by save_to_disk"
 
 
 class ArrowImages:
@@ -42,7 +42,7 @@ class ArrowImages:
         subject = f"{self.subject}: row {self.rows[index]}"
         cell = self.cells[self.rows[index]].as_py() or {}
         if cell.get("bytes") is None and not cell.get("path"):
-            raise ConfigError(f"{subject}: no image; filter such rows out and {AGAIN}")
+            raise ConfigError(f"{subject}: no image; filter such rows out and {REWRITE}")
         file = Path(cell["path"]) if cell.get("bytes") is None else io.BytesIO(cell["bytes"])
         return preprocess_image(open_image(file, subject=subject), self.preprocessing, self.input_shape, subject=subject)
 
@@ -64,7 +64,9 @@ class ArrowNumbers:
         except ValueError:  # lists of several lengths
             numbers = np.asarray(None)
         if numbers.dtype.kind not in "fiub":
-            raise ConfigError(f"{self.subject}: row {self.rows[index]} is no array of numbers; tokenize or convert the column and {AGAIN}")
+            raise ConfigError(
+                f"{self.subject}: row {self.rows[index]} is no array of numbers; tokenize or convert the column and {REWRITE}"
+            )
         return torch.from_numpy(numbers.astype(np.float32 if numbers.dtype.kind == "f" else np.int64))
 
 
@@ -113,7 +115,7 @@ def _import_pyarrow(path: Path) -> Any:
 
 def _describe_damage(folder: Path, error: Exception) -> ConfigError:
     reason = f"{type(error).__name__}: {first_line(error)}"
-    return ConfigError(f"{folder}: a dataset of Hugging Face's library that cannot be read ({reason}); {AGAIN}")
+    return ConfigError(f"{folder}: a dataset of Hugging Face's library that cannot be read ({reason}); {REWRITE}")
 
 
 def _choose_folder(path: Path, split: str) -> tuple[Path, bool]:
@@ -128,7 +130,7 @@ def _choose_folder(path: Path, split: str) -> tuple[Path, bool]:
     folders = {each: [path / name for _, found, name in known if found == each] for each in HELD_OUT}
     if not folders["train"]:
         if len(names) != 1:
-            raise ConfigError(f"{path}: its splits are {', '.join(names) or 'none'}; name one of them train and {AGAIN}")
+            raise ConfigError(f"{path}: its splits are {', '.join(names) or 'none'}; name one of them train and {REWRITE}")
         return path / names[0], True
     return (folders[split] or folders["train"])[0], not folders["eval"]
 
@@ -138,7 +140,7 @@ def _choose_label(kinds: dict[str, str], folder: Path) -> str:
     usual = [name for name in TARGET_KEYS if name in kinds]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if len(classes) > 1 and not usual:
-        raise ConfigError(f"{folder}: the columns {', '.join(classes)} are classes; rename one of them to label and {AGAIN}")
+        raise ConfigError(f"{folder}: the columns {', '.join(classes)} are classes; rename one of them to label and {REWRITE}")
     return next(iter((*usual, *classes)), "")
 
 
@@ -149,7 +151,7 @@ def _choose_inputs(kinds: dict[str, str], label: str, count: int, folder: Path) 
     chosen = images if len(images) == count else others
     if len(chosen) != count:
         found = ", ".join(kinds) or "none"
-        raise ConfigError(f"{folder}: its columns are {found}, the model takes {count} inputs; keep these and label and {AGAIN}")
+        raise ConfigError(f"{folder}: its columns are {found}, the model takes {count} inputs; keep these and label and {REWRITE}")
     return chosen
 
 
@@ -161,4 +163,4 @@ def _convert_labels(cells: Any, rows: Sequence[int], subject: str) -> Tensor | N
     try:
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{subject}: no numbers of one shape; make it one of classes by class_encode_column and {AGAIN}") from error
+        raise ConfigError(f"{subject}: no numbers of one shape; make it one of classes by class_encode_column and {REWRITE}") from error

@@ -71,6 +71,9 @@ def _find_departure(model: nn.Module, inputs: Batch, wanted: Batch) -> str:
         raise
     if not batches.has_same_shapes(outputs, wanted):
         return "returns other outputs"
+    if not any(y.is_floating_point() for y in outputs):
+        remedy = "return the scores that they come from, or give --epochs 0"
+        raise UnsupportedError(f"fine-tuning: all outputs are integers, which have no gradients; {remedy}")
     if any(x.requires_grad for x in model.parameters()) and not any(y.requires_grad for y in outputs):
         raise UnsupportedError("fine-tuning: no output has a gradient; leave torch.no_grad(), inference_mode() and detach() out of forward")
     return ""

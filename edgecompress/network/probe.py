@@ -72,6 +72,7 @@ class Probe:
         export: Returns the network's program; it may raise any error.
         judge: Tries the user's metric and loss on a few samples, and raises what is wrong with them.
         data: Samples of each split.
+        is_trained: Whether there are data to train the network on.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Probe:
         export: Callable[[], ExportedProgram] | None = None,
         judge: Callable[[], object] | None = None,
         data: tuple[SplitSamples, ...] = (),
+        is_trained: bool = True,
     ) -> None:
         self.model = model
         self.example = example
@@ -92,6 +94,7 @@ class Probe:
         self.export = export
         self.judge = judge
         self.data = data
+        self.is_trained = is_trained
 
     @cached_property
     def first(self) -> Attempt:

@@ -118,13 +118,13 @@ def _explain_coupling(p: Probe) -> Fact:
 
 def check_training_run(p: Probe) -> Iterator[Fact]:
     """Find a network that fails in training mode, for another reason than the lack of targets."""
-    if _runs_in_batches(p) and isinstance(p.training, Exception) and not isinstance(p.training, UnsupportedError):
+    if _is_trainable(p) and isinstance(p.training, Exception) and not isinstance(p.training, UnsupportedError):
         yield Fact(*split_remedy(str(p.training)))
 
 
 def check_training_mode(p: Probe) -> Iterator[Fact]:
     """Find a network that cannot be trained on what it returns in eval mode, or only with its leaves in training mode."""
-    if not _runs_in_batches(p):
+    if not _is_trainable(p):
         return
     if isinstance(p.training, TrainingMode):
         if p.training.leaves_alone:
@@ -134,8 +134,8 @@ def check_training_mode(p: Probe) -> Iterator[Fact]:
         yield Fact(*split_remedy(str(p.training)))
 
 
-def _runs_in_batches(p: Probe) -> bool:
-    return not any(run.outputs is None for run in (*p.alone, p.together))
+def _is_trainable(p: Probe) -> bool:
+    return p.is_trained and not any(run.outputs is None for run in (*p.alone, p.together))
 
 
 def _list_shapes(outputs: batches.Batch) -> str:

@@ -35,6 +35,7 @@ def make_check(context: RunContext) -> CheckResult:
         export=lambda: context.network.program,
         judge=context.check_judging,
         data=data,
+        is_trained=context.data.can_train,
     )
     return _add_notes(find_all(probe, recipe.name), context)
 

@@ -116,11 +116,12 @@ NETWORKS = {
         write(
             "assert targets is not None or not self.training\n        return self.fc(self.conv(x).mean((2, 3)))",
             more_inputs=", targets=None",
+            more=LABELLED,
         ),
         r"note: in training mode it asks for targets \(AssertionError\) and returns no outputs: it is trained on what it returns in eval",
     ),
     "losses in training": Network(
-        write('y = self.fc(self.conv(x).mean((2, 3)))\n        return {"loss": y.sum()} if self.training else y'),
+        write('y = self.fc(self.conv(x).mean((2, 3)))\n        return {"loss": y.sum()} if self.training else y', more=LABELLED),
         "note: in training mode it returns other outputs",
     ),
     "a dropout that is never trained": Network(stack(f"{CONV}, nn.Dropout()")),
@@ -240,17 +241,23 @@ NETWORKS = {
         True,
     ),
     "a fault of training mode": Network(
-        write('y = self.conv(x)\n        return y + {}["aux"] if self.training else y'),
+        write('y = self.conv(x)\n        return y + {}["aux"] if self.training else y', more=LABELLED),
         r"error: .*recipe\.py:\d+: forward\(\) of Net in training mode .* fails with KeyError: 'aux'; mend it",
         True,
     ),
+    "answers without scores": Network(
+        write("return self.conv(x).argmax(1)", more=LABELLED),
+        "error: .*all outputs are integers, which have no gradients; return the scores that they come from, or give --epochs 0",
+        True,
+    ),
+    "answers, and nothing to train on": Network(write("return self.conv(x).argmax(1)")),
     "no gradients": Network(
-        write("with torch.no_grad():\n            return self.conv(x)"),
+        write("with torch.no_grad():\n            return self.conv(x)", more=LABELLED),
         r"error: .*no output has a gradient; leave torch\.no_grad\(\)",
         True,
     ),
     "other outputs whatever the mode": Network(
-        write("y = self.conv(x)\n        return (y, y) if self.conv.training else y"),
+        write("y = self.conv(x)\n        return (y, y) if self.conv.training else y", more=LABELLED),
         "error: .*the network returns other outputs in training mode; let forward return those of eval mode",
         True,
     ),

@@ -134,12 +134,15 @@ READ = {  # in every command that plans
     "metric": "metric()",
     "loss": "loss()",
 }
+PROBED = {name: called for name, called in READ.items() if not name.endswith("sample")}  # by the probe, which reads few samples
+TRAINED = {"forward in training": "forward() of Net in training mode for an input of shape (2, 12)"}  # in every command that trains
 QUICK = {(command, "model") for command in COMMANDS} | {("export", name) for name in ("forward", "train sample", "metric")}
 
 
 def rows():
     for command in COMMANDS:
-        needed = LOADED if command in ("analyze", "profile") else LOADED | READ
+        needed = LOADED | {"analyze": {}, "profile": PROBED}.get(command, READ)
+        needed |= TRAINED if command in ("finetune", "qat", "export") else {}
         for function, called in needed.items():
             quick = command == "plan" or (command, function) in QUICK
             yield pytest.param(command, function, called, id=f"{command} {function}", marks=() if quick else pytest.mark.slow)

@@ -24,8 +24,20 @@ def in_time():
     assert time.perf_counter() - started < LIMIT_S
 
 
+# Much like another row, so that the quick tests need not take their seconds.
+SIBLINGS = {
+    "parametrized", "an optional input", "an example that is no tuple", "a dropout that is never trained", "losses in training",
+    "a DataLoader", "answers, and nothing to train on", "samples of NaN", "a metric that raises", "bfloat16", "frozen", "recurrent",
+    "time in the place of the batch", "an example of five", "a metric without targets", "a loss of many numbers",
+}  # fmt: skip
+
+
+def mark_slow(names, slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", mark_slow(NETWORKS, SIBLINGS))
 def test_a_network_passes_or_is_refused_with_its_cause_and_a_remedy(edgecompress, tmp_path, name):
     network = NETWORKS[name]
     recipe = write_recipe(tmp_path / "net", network.text)
@@ -98,7 +110,7 @@ BROKEN = {
 MORE = {"finetune": ("--epochs", "1"), "export": ("--epochs", "1"), "search": ("--trials", "1")}
 
 
-@pytest.mark.parametrize("command", BROKEN)
+@pytest.mark.parametrize("command", mark_slow(BROKEN, {"decompose", "finetune", "quantize"}))
 def test_every_command_that_takes_a_network_begins_with_the_probe(edgecompress, tmp_path, command):
     network = NETWORKS[BROKEN[command]]
     text = network.text if "train_data" in network.text else network.text + LABELLED
@@ -118,7 +130,9 @@ def test_analyze_goes_on_and_tells_what_later_commands_would_refuse(edgecompress
     assert re.search(network.says, answer.err)
 
 
-@pytest.mark.parametrize("name", ["a state dict", "half precision", "time first", "an example of another shape"])
+@pytest.mark.parametrize(
+    "name", mark_slow(["a state dict", "half precision", "time first", "too few inputs"], {"half precision", "too few inputs"})
+)
 def test_evaluate_begins_with_the_probe_of_the_recipe_that_is_its_data(edgecompress, tmp_path, tiny, name):
     metric = "\n\ndef metric(outputs, targets):\n    return {'right': 1.0}\n"
     data = LABELLED.replace("3, 8, 8", "1, 8, 8")
