@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from edgecompress.artifacts.converter_process import answer_request
+from edgecompress.artifacts.serving import answer_requests
 from edgecompress.errors import ConfigError
 from edgecompress.records import Inspection, InspectionRequest
 
@@ -84,4 +84,4 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_request("inspect_file.py", inspect, InspectionRequest, extra=lambda request: READERS[request.format].extra))
+    sys.exit(answer_requests("inspect_file.py", inspect, InspectionRequest, extra=lambda request: READERS[request.format].extra))

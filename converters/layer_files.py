@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
-from edgecompress.artifacts.converter_process import answer_request
+from edgecompress.artifacts.serving import answer_requests
 from edgecompress.errors import EdgeCompressError, UnsupportedError
 from edgecompress.records import ConversionRequest, LayerFile, LayerForm, LayersReply, LayersRequest
 from edgecompress.targets import FLOAT32, FORMATS, SCHEMES
@@ -87,4 +87,4 @@ def _quantize(content: bytes, file: LayerFile) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_request("layer_files.py", write_files, LayersRequest, extra=lambda _: "tflite"))
+    sys.exit(answer_requests("layer_files.py", write_files, LayersRequest, extra=lambda _: "tflite"))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from converters.shared.requests import check_no_bytecode, check_schemes, check_single_route, metadata_texts, package_versions
-from edgecompress.artifacts.converter_process import serve_conversion
+from edgecompress.artifacts.serving import serve_conversion
 from edgecompress.errors import ToolchainError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 from edgecompress.targets import FLOAT_TAIL

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from converters.shared.requests import check_schemes, package_versions
-from edgecompress.artifacts.converter_process import serve_conversion
+from edgecompress.artifacts.serving import serve_conversion
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.records import ConversionReply, ConversionRequest
 from edgecompress.targets import FLOAT_TAIL, SCHEMES

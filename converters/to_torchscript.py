@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from converters.shared.requests import check_schemes, check_single_route
-from edgecompress.artifacts.converter_process import serve_conversion
+from edgecompress.artifacts.serving import serve_conversion
 from edgecompress.errors import ConfigError, ToolchainError
 from edgecompress.records import ConversionReply, ConversionRequest, TensorSpec
 
@@ -36,10 +36,12 @@ def convert(request: ConversionRequest) -> tuple[bytes, ConversionReply]:
     from converters.shared.layer_schemes import scheme_of
     from converters.shared.programs import input_specs, output_specs, prepare_program
     from converters.torchscript.quantization import choose_engine, quantize, to_functional_module
+    from converters.torchscript.renewal import renew_names
     from edgecompress.errors import first_line
     from edgecompress.network.exported import example_inputs, example_outputs
     from edgecompress.network.subgraph import enclosing_modules
 
+    renew_names()
     prepared = prepare_program(request, "torchscript")
     program, scheme = prepared.program, prepared.scheme
     toolchain, notes = {"torch": str(torch.__version__)}, []

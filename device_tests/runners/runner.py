@@ -1,4 +1,4 @@
-"""Run model files on this device: `python runner.py request.json`.
+"""Run model files on this device: `python runner.py request.json`, or `python runner.py -` for requests from standard input.
 
 It needs Python 3.9 or newer, numpy, one runtime, and `runner_backends.py` and `runner_machine.py` beside it. README.md describes the
 protocol. Paths in a request are relative to the request's folder. The reply is written as a temporary file and renamed, also when
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from datetime import datetime, timezone
@@ -196,11 +197,8 @@ def hash_file(path):
     return digest.hexdigest()
 
 
-def main(argv):
-    if len(argv) != 2:
-        print("usage: runner.py request.json", file=sys.stderr)  # noqa: T201
-        return 2
-    path = Path(argv[1])
+def carry_out(path):
+    """Carry out the request in a file, leave the reply beside it, and return the exit status."""
     request = json.loads(path.read_text(encoding="utf-8"))
     folder = path.resolve().parent
     try:
@@ -216,6 +214,27 @@ def main(argv):
     temporary.write_text(json.dumps(reply), encoding="utf-8")
     temporary.replace(folder / request["reply"])
     return ERROR_EXIT if "error" in reply else 0
+
+
+def serve():
+    """Carry out the requests whose paths are lines of standard input; print a 0 after each, and end after one that failed."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # runtimes print
+    code = 0
+    for line in iter(sys.stdin.readline, ""):
+        code = carry_out(Path(line.rstrip("\n")))
+        if code:
+            break
+        answers.write("0\n")
+        answers.flush()
+    return code
+
+
+def main(argv):
+    if len(argv) != 2:
+        print("usage: runner.py request.json", file=sys.stderr)  # noqa: T201
+        return 2
+    return serve() if argv[1] == "-" else carry_out(Path(argv[1]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from edgecompress.devices import open_device
 from edgecompress.devices.layouts import to_artifact_layout, to_model_layout
 from edgecompress.devices.runners.execute import compute_outputs
 from edgecompress.devices.runners.protocol import RunnerReply
+from edgecompress.devices.runners.runner_process import RunnerProcess
 from edgecompress.errors import ConfigError, DeviceError, ToolchainError
 from edgecompress.network.batches import Batch
 from edgecompress.records import TensorSpec
@@ -20,6 +21,7 @@ def run_artifact(
     threads: int = 2,
     timeout_s: float = 600.0,
     python: str | None = None,
+    process: RunnerProcess | None = None,
 ) -> tuple[Batch, str]:
     """Return the artifact's outputs on `batch`, each `(n, …)` in the model's layout, and the name of the runtime.
 
@@ -27,6 +29,7 @@ def run_artifact(
         inputs, outputs: The manifest's tensors; () stands for outputs that are no images.
         batch: Inputs in the model's layout.
         python: Interpreter that has the runtime; None for this one.
+        process: A runner that runs already, by this interpreter; None starts one.
 
     Raises:
         ConfigError: The runtime refuses the file, or the inputs do not fit it.
@@ -44,6 +47,7 @@ def run_artifact(
                 timeout_s=timeout_s,
                 python=python,
                 on_reply=told.append,
+                process=process,
             )
     except (ConfigError, DeviceError) as error:  # users do not know this machine as a device
         kind = ToolchainError if isinstance(error, DeviceError) else ConfigError

@@ -21,8 +21,8 @@ from edgecompress.artifacts.bisection import (
     largest_layer_size,
     worst_samples,
 )
-from edgecompress.artifacts.converter_process import run_converter
 from edgecompress.artifacts.execution import require_interpreter, run_artifact
+from edgecompress.artifacts.format_session import FormatSession
 from edgecompress.errors import ConfigError, ParityError, ToolchainError
 from edgecompress.network import batches
 from edgecompress.network.batches import Batch
@@ -30,7 +30,6 @@ from edgecompress.network.exported import write_program
 from edgecompress.network.outputs import Specs
 from edgecompress.network.parity import describe_shortfalls, measure_parity, relax_gate, worst_sqnr_db
 from edgecompress.network.subgraph import enclosing_modules
-from edgecompress.options import DEFAULTS
 from edgecompress.progress import Track, track_silently
 from edgecompress.quantization.calibration import save_calibration
 from edgecompress.quantization.simulation import Simulation, can_simulate
@@ -58,16 +57,18 @@ class ConversionSetup(msgspec.Struct, frozen=True, kw_only=True):
     """The conversion that made a file, with all that is needed to convert parts of its program in the same way.
 
     Attributes:
+        session: The processes that convert and run files.
         calibration: `(samples, …)` for each input, in the model's layout; None without calibration.
     """
 
     program: ExportedProgram
-    format: str
+    session: FormatSession
     request: ConversionRequest
     calibration: Batch | None
-    python: str
-    timeout_s: float = DEFAULTS.convert_timeout_s
-    memory_gb: float = DEFAULTS.convert_memory_gb
+
+    @property
+    def format(self) -> str:
+        return self.session.format
 
 
 class ArtifactCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +148,7 @@ def check_artifact(
     if made.calibration is not None and calibration_reference is not None:
         every = _concatenate(inputs, batches.take_samples(made.calibration, slice(batches.count_samples(calibration_reference))))
         wanted = _concatenate(reference, calibration_reference)
-    outputs, _ = run_artifact(path, reply.inputs, reply.outputs, every)
+    outputs = made.session.run_artifact(path, reply.inputs, reply.outputs, every)
     simulation = _make_simulation(made)
     parity = simulated = None
     notes: tuple[str, ...] = ()
@@ -317,10 +318,9 @@ def _make_cut_converter(made: ConversionSetup, batch: Batch) -> ConvertCut:
                 preprocessing=None,
                 labels=(),
             )
-            limit_s = min(timeout_s, made.timeout_s)
-            reply = run_converter(made.format, request, timeout_s=limit_s, memory_gb=made.memory_gb, python=made.python)
+            reply = made.session.convert(request, timeout_s=min(timeout_s, made.session.timeout_s))
             part = tuple(batch[i] for i in taken)
-            return run_artifact(Path(request.output), reply.inputs, reply.outputs, part, timeout_s=timeout_s)[0]
+            return made.session.run_artifact(Path(request.output), reply.inputs, reply.outputs, part, timeout_s=timeout_s)
 
     return convert_cut
 

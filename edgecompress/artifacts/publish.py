@@ -2,16 +2,18 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgecompress.artifacts.converter_process import start_converter
 from edgecompress.artifacts.execution import require_interpreter
+from edgecompress.artifacts.format_session import FormatSession
 from edgecompress.artifacts.gate import CALIBRATION_SAMPLES, ArtifactCheck, ConversionSetup, check_artifact
 from edgecompress.artifacts.judge import DenseComparison, Judge
 from edgecompress.data.targets import Targets
@@ -94,6 +96,7 @@ def export_artifact(
     calibration: Batch | None = None,
     options: ConversionOptions | None = None,
     remedy: str = "keep layers in float with --mixed-precision",
+    session: FormatSession | None = None,
     track: Track = track_silently,
 ) -> Artifact:
     """Write `folder/NAME-SCHEME.SUFFIX` and its manifest; return the manifest.
@@ -105,6 +108,7 @@ def export_artifact(
         reference: The outputs of `model` on the evidence; computed where it is None.
         calibration: Calibration inputs, each `(samples, …)` in the model's layout.
         remedy: What to ask for instead of a file that loses too much.
+        session: Processes of the format that run already, with limits of their own; None starts some for this file.
 
     Raises:
         UnsupportedError: The format lacks an op of the model, or the scheme.
@@ -118,12 +122,11 @@ def export_artifact(
     path = folder / artifact_name(about.name, about.variant, format, quant.scheme)
     rejected = path.with_name(f"{path.name}.rejected")
     log_name = f"{path.name}{'.' if options.route else ''}{options.route}.log"  # a second route leaves the log of the first
-    within: dict[str, Any] = {"timeout_s": options.timeout_s, "memory_gb": options.memory_gb, "python": options.python}
-    with (
-        tempfile.TemporaryDirectory(prefix="edgecompress-") as work,
-        replace_atomically(path) as made,
-        start_converter(format, ahead=options.route, log=folder / "logs" / log_name, **within) as convert,
-    ):
+    with ExitStack() as stack:
+        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecompress-"))
+        made = stack.enter_context(replace_atomically(path))
+        session = session or stack.enter_context(closing(open_session(format, options)))
+        session.start(options.route)
         request = _make_request(Path(work), made, quant, about, options, calibrated=calibration is not None)
         if program is None:
             program = to_program(model, example_inputs, name=about.name)
@@ -132,11 +135,11 @@ def export_artifact(
         write_program(program, Path(request.program))
         if calibration is not None:
             save_calibration(calibration, Path(request.calibration))
-        reply = convert(request)
+        reply = session.convert(request, log=folder / "logs" / log_name)
         reply = msgspec.structs.replace(reply, notes=(*filter(None, (tail,)), *reply.notes))
         checked = check_artifact(
             made,
-            ConversionSetup(program=program, format=format, request=request, calibration=calibration, **within),
+            ConversionSetup(program=program, session=session, request=request, calibration=calibration),
             reply,
             subject=path.name,
             limits=limits,
@@ -164,6 +167,18 @@ def export_artifact(
     write_atomically(manifest_path(path), to_json(manifest))
     remove_artifact(rejected)
     return manifest
+
+
+def open_session(
+    format: str,  # noqa: A002
+    options: ConversionOptions,
+    *,
+    while_waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> FormatSession:
+    """Return a session of a format with the limits and the interpreter of some options."""
+    return FormatSession(
+        format, timeout_s=options.timeout_s, memory_gb=options.memory_gb, python=options.python, while_waiting=while_waiting
+    )
 
 
 def _make_request(

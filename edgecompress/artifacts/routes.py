@@ -28,6 +28,11 @@ def is_second_installed() -> bool:
     return all(find_spec(package) is not None for package in ("onnx2tf", "tensorflow"))
 
 
+def first_route(route: str) -> str:
+    """Return the toolchain that `export_by_route` tries first."""
+    return FIRST if route in ("auto", "fastest") else route
+
+
 def export_by_route(route: str, make: ExportBy, *, folder: Path, medians: MeasureMedians, second: bool | None = None) -> Artifact:
     """Return the artifact that `make` publishes in `folder` by the chosen toolchain.
 

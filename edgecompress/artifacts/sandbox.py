@@ -1,6 +1,6 @@
 """Run a program in a process group of its own, within limits of time and memory; none of its processes outlives the call.
 
-The memory of a group is its pages that the system cannot drop: anonymous, shared and swapped ones, counted ten times a second. RLIMIT_AS
+The memory of a group is its pages that the system cannot drop: anonymous, shared and swapped ones, counted twenty times a second. RLIMIT_AS
 would not do, since TensorFlow and XLA reserve tens of gigabytes of addresses that they never use. Neither would a cgroup, since users and
 containers rarely have the right to make one.
 """
@@ -18,7 +18,7 @@ from edgecompress.errors import ToolchainError
 
 # A machine with less memory than the limit keeps a tenth for the processes that were there before.
 MAX_MACHINE_FRACTION: Final = 0.9
-POLL_S: Final = 0.1
+POLL_S: Final = 0.05
 UNDROPPABLE: Final = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 
@@ -26,7 +26,61 @@ class LimitReached(ToolchainError):
     """The program was stopped at its time or memory limit."""
 
 
-Finish = Callable[[bytes, float], int]
+class TimeLimitReached(LimitReached):
+    """The program was stopped at its time limit."""
+
+
+class LimitedProcess:
+    """A program in a process group of its own, whose memory is limited while it is waited for. Use `start_process`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str, memory_gb: float) -> None:
+        self._process = process
+        self._name = name
+        self._memory_gb = memory_gb
+
+    def exchange(self, message: bytes, timeout_s: float, *, is_answered: Callable[[], bool] | None = None) -> int | None:
+        """Send a message to the program's standard input and wait for its answer.
+
+        Args:
+            is_answered: Whether the program has answered; None closes its standard input and waits for its end.
+
+        Returns:
+            The exit status of a program that has ended, negative after death by a signal; None for one that has answered and lives.
+
+        Raises:
+            LimitReached: The program reached its limit of time or memory, and must be stopped.
+        """
+        end, unsent = time.monotonic() + timeout_s, memoryview(message)
+        allowed_gb = min(self._memory_gb, MAX_MACHINE_FRACTION * physical_memory_bytes() / 1e9)
+        while True:
+            unsent = self._send_some(unsent, is_last=is_answered is None)
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
+            if is_answered is not None and is_answered():
+                return None
+            if (held_gb := group_memory_bytes(self._process.pid) / 1e9) > allowed_gb:
+                machine = "" if allowed_gb == self._memory_gb else " on this machine"
+                raise LimitReached(f"{self._name}: held {held_gb:.3g} GB of memory, {allowed_gb:.3g} GB allowed{machine}, and was stopped")
+            if time.monotonic() >= end:
+                raise TimeLimitReached(f"{self._name}: not finished after {timeout_s:g} s and was stopped")
+
+    def kill(self) -> None:
+        """Kill the program and all processes that it started; whoever waits for it is told. Any thread may call this."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _send_some(self, unsent: memoryview, *, is_last: bool) -> memoryview:
+        """Write as much as the pipe takes and return the rest; close the pipe after the last message, or where the program closed it."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            while unsent and (count := stdin.write(unsent)):
+                unsent = unsent[count:]
+        except BrokenPipeError:
+            unsent, is_last = unsent[:0], True
+        if not unsent and is_last:
+            stdin.close()
+        return unsent
 
 
 @contextmanager
@@ -39,11 +93,8 @@ def start_process(
     cwd: Path,
     environment: Mapping[str, str],
     memory_gb: float,
-) -> Iterator[Finish]:
-    """Start a program; yield the function that sends it a message and waits for its end.
-
-    That function takes the message for standard input and a time limit in seconds, and returns the exit status, which is negative after
-    death by a signal. It raises LimitReached. When the context ends, the program and all processes that it started are killed.
+) -> Iterator[LimitedProcess]:
+    """Start a program and yield it; when the context ends, the program and all processes that it started are killed.
 
     Args:
         argv: The command line; no shell reads it.
@@ -52,7 +103,6 @@ def start_process(
 
     Raises:
         ToolchainError: The program cannot be started.
-        LimitReached: The program was stopped at its limit of time or memory.
     """
     try:
         process = subprocess.Popen(
@@ -62,54 +112,27 @@ def start_process(
         raise ToolchainError(f"{argv[0]}: cannot be started ({error.strerror}); give the path of a Python 3.11 or newer") from error
     assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)  # writing a long message must not block the watch on the limits
-
-    def finish(message: bytes, timeout_s: float) -> int:
-        _wait_within_limits(process, memoryview(message), name, timeout_s=timeout_s, memory_gb=memory_gb)
-        return process.returncode
-
+    limited = LimitedProcess(process, name, memory_gb)
     try:
-        yield finish
+        yield limited
     finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        limited.kill()
         process.stdin.close()
         process.wait()
-
-
-def _wait_within_limits(process: subprocess.Popen[bytes], unsent: memoryview, name: str, *, timeout_s: float, memory_gb: float) -> None:
-    end = time.monotonic() + timeout_s
-    allowed_gb = min(memory_gb, MAX_MACHINE_FRACTION * physical_memory_bytes() / 1e9)
-    while True:
-        unsent = _send_some(process, unsent)
-        try:
-            process.wait(timeout=max(0.0, min(POLL_S, end - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            pass
-        else:
-            return
-        if (held_gb := group_memory_bytes(process.pid) / 1e9) > allowed_gb:
-            machine = "" if allowed_gb == memory_gb else " on this machine"
-            raise LimitReached(f"{name}: held {held_gb:.3g} GB of memory, {allowed_gb:.3g} GB allowed{machine}, and was stopped")
-        if time.monotonic() >= end:
-            raise LimitReached(f"{name}: not finished after {timeout_s:g} s and was stopped")
-
-
-def _send_some(process: subprocess.Popen[bytes], unsent: memoryview) -> memoryview:
-    """Write as much as the pipe takes and return the rest; close the pipe after the last byte, or where the program has closed it."""
-    assert process.stdin is not None
-    try:
-        while unsent and (count := process.stdin.write(unsent)):
-            unsent = unsent[count:]
-    except BrokenPipeError:
-        unsent = unsent[:0]
-    if not unsent:
-        process.stdin.close()
-    return unsent
 
 
 def physical_memory_bytes() -> int:
     """Return the physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int:
+    """Return the memory of this machine that new programs can have; all of it where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # macOS
+        return physical_memory_bytes()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), physical_memory_bytes())
 
 
 def group_memory_bytes(group: int) -> int:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -15,8 +16,10 @@ import pytest
 
 from edgecompress import toolchains
 from edgecompress.devices import open_device
+from edgecompress.devices.device import CommandTimeout
 from edgecompress.devices.runners.execute import compute_outputs, measure_latencies
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest, parse_reply
+from edgecompress.devices.runners.runner_process import RunnerProcess
 from edgecompress.errors import ConfigError, DeviceError, EdgeCompressError
 from edgecompress.files import hash_file
 from edgecompress.records import BenchmarkOptions, to_json
@@ -339,3 +342,33 @@ def test_a_user_supplied_runner_obeys_the_same_protocol(local, tiny, tmp_path):
 
 def test_requests_are_plain_json():
     assert json.loads(to_json(REQUEST))["artifacts"][0]["format"] == "tflite"
+
+
+def test_a_runner_that_stays_gives_the_outputs_of_one_that_does_not(local, tiny, tiny_samples):
+    inputs, _ = tiny_samples
+    with closing(RunnerProcess()) as process:
+        for name in ("tiny.tflite", "tiny-int8.tflite", "tiny.tflite"):
+            (found,), (expected,) = (compute_outputs(local, tiny / name, [inputs], process=each) for each in (process, None))
+            assert np.array_equal(found, expected)
+            assert process.is_alive
+
+
+@pytest.mark.parametrize("content", [b"not a model", None], ids=["refused", "killed"])
+def test_a_runner_that_stays_ends_with_the_first_failure(local, tiny, tiny_samples, tmp_path, content):
+    inputs, _ = tiny_samples
+    path = tmp_path / "file.tflite"
+    path.write_bytes(content or (tiny / "tiny.tflite").read_bytes())
+    with closing(RunnerProcess()) as process:
+        if content is None:
+            process.kill()
+        with pytest.raises(EdgeCompressError, match=r"refused it|was killed \(SIGKILL\)") as caught:
+            compute_outputs(local, path, [inputs], process=process)
+        assert isinstance(caught.value, DeviceError if content is None else ConfigError)
+        assert not process.is_alive
+
+
+def test_a_runner_that_stays_is_stopped_when_its_time_is_up(local, tiny, tiny_samples):
+    with closing(RunnerProcess()) as process:
+        with pytest.raises(CommandTimeout, match=r"did not finish within 0\.01 s"):
+            compute_outputs(local, tiny / "tiny.tflite", [tiny_samples[0]], process=process, timeout_s=0.01)
+        assert not process.is_alive

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgecompress import toolchains
-from edgecompress.artifacts import converter_process, sandbox
+from edgecompress.artifacts import converter_process, sandbox, serving
 from edgecompress.artifacts.converter_process import run_converter, run_program, start_converter
 from edgecompress.errors import ConfigError, EdgeCompressError, ToolchainError, UnsupportedError
 from edgecompress.records import (
@@ -264,7 +265,7 @@ def test_a_missing_interpreter_is_named(start: Start) -> None:
 
 SERVE = """
 import os, sys
-from edgecompress.artifacts.converter_process import serve_conversion
+from edgecompress.artifacts.serving import serve_conversion
 from edgecompress.errors import UnsupportedError
 from edgecompress.records import ConversionReply
 def handle(request):
@@ -279,7 +280,7 @@ sys.exit(serve_conversion("to_fake.py", handle, extra=lambda request: "tflite", 
 
 
 def served(scheme: str, output: Path, message: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    request = message if message is not None else to_json(ConversionRequest(program="", output=str(output), scheme=scheme))
+    request = message or msgspec.json.encode(ConversionRequest(program="", output=str(output), scheme=scheme))
     return subprocess.run([sys.executable, "-c", SERVE], input=request, capture_output=True, check=False, timeout=300)
 
 
@@ -295,11 +296,11 @@ def test_a_program_keeps_standard_output_for_the_reply(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheme", "message", "code", "said"),
     [
-        ("missing", None, converter_process.MISSING_PACKAGE, b"package_that_is_not_there"),
+        ("missing", None, serving.MISSING_PACKAGE, b"package_that_is_not_there"),
         ("unsupported", None, UnsupportedError.exit_code, b"aten.foo: no kernel"),
         ("fp32", b"not json", ConfigError.exit_code, b"to_fake.py: standard input: not a ConversionRequest"),
         ("fp32", b'{"program": "", "output": "", "scheme": "", "sudo": true}', ConfigError.exit_code, b"sudo"),
-        ("fp32", b"", ConfigError.exit_code, b"not a ConversionRequest"),
+        ("fp32", b"\n", ConfigError.exit_code, b"not a ConversionRequest"),
     ],
 )
 def test_a_program_reports_errors_by_its_exit_status(tmp_path: Path, scheme: str, message: bytes | None, code: int, said: bytes) -> None:

@@ -1,17 +1,18 @@
 """Defects planted into real files are caught for every kind of output, in each format, as float32 and int8; undamaged files pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec import structs
 from support.converter_session import ConverterSessions
 from support.many_outputs import DECLARED, KINDS, clear_inputs, draw_scenes, trained_network, with_stale_statistics
 from torch import Tensor
 
 from edgecompress.artifacts import gate, publish
 from edgecompress.artifacts.execution import run_artifact
+from edgecompress.artifacts.format_session import FormatSession
 from edgecompress.artifacts.gate import Divergence, gate_failure
 from edgecompress.artifacts.judge import Judge
 from edgecompress.artifacts.publish import Description, Evidence, export_artifact
@@ -113,21 +114,22 @@ def exports(tmp_path_factory: pytest.TempPathFactory, converter_sessions: Conver
     folder, scratch = tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("conversions")
     count = 0
 
-    @contextmanager
-    def start_converter(form: str, **_: object) -> Iterator[Any]:
-        def convert(request: Any) -> Any:
+    class Session(FormatSession):
+        """The same converters, in processes that stay."""
+
+        def start(self, route: str) -> None:
+            pass
+
+        def convert(self, request: Any, **_: object) -> Any:
             nonlocal count
             count += 1
             output = scratch / f"{count}.file"
-            changed = type(request)(**{name: getattr(request, name) for name in request.__struct_fields__} | {"output": str(output)})
-            reply = converter_sessions.convert(form, changed)
+            reply = converter_sessions.convert(self.format, structs.replace(request, output=str(output)))
             Path(request.output).write_bytes(output.read_bytes())
             return reply
 
-        yield convert
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "start_converter", start_converter)  # the same converters, in processes that stay
+        patch.setattr(publish, "FormatSession", Session)
         patch.setattr(gate, "find_first_departure", lambda *_, **__: None)  # the place of a defect takes a conversion a layer
         yield Exports(folder)
 

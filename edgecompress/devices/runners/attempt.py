@@ -22,6 +22,7 @@ from edgecompress.devices.runners import third_party
 from edgecompress.devices.runners.exit_status import explain_exit, read_elf_machine
 from edgecompress.devices.runners.file_store import send_files
 from edgecompress.devices.runners.protocol import MAX_REPLY_BYTES, RunnerReply, RunnerRequest, parse_reply
+from edgecompress.devices.runners.runner_process import RunnerProcess
 from edgecompress.devices.text import join_last_lines
 from edgecompress.errors import DeviceError, EdgeCompressError
 from edgecompress.records import DeviceInfo, to_json
@@ -34,13 +35,19 @@ MAX_OUTPUTS_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class RunnerInvocation:
-    """The device, the program and the time limit of one run. `runner` is None for our runner in Python."""
+    """The device, the program and the time limit of one run.
+
+    Attributes:
+        runner: None for our runner in Python.
+        process: A runner that runs already on this machine; None starts one.
+    """
 
     device: Device
     info: DeviceInfo
     python: str
     runner: Path | None
     timeout_s: float
+    process: RunnerProcess | None = None
 
 
 def invoke_runner(
@@ -66,7 +73,10 @@ def _invoke_once(
             extra = {"run.sh": here / "run.sh", **extra}
             extra["run.sh"].write_text(third_party.build_script(program, request), encoding="utf-8", newline="\n")
         send_files(run.device, work, {**kept, "request.json": here / "request.json", **extra}, keep=kept)
-        done = run.device.run(_build_command(run, request, work, program), timeout_s=run.timeout_s)
+        if run.process is not None:
+            done = run.process.run(Path(work) / "request.json", timeout_s=run.timeout_s)
+        else:
+            done = run.device.run(_build_command(run, request, work, program), timeout_s=run.timeout_s)
         has_reply = _file_exists(run.device, work / request.reply)
         data = b""
         if has_reply:

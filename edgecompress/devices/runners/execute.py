@@ -19,6 +19,7 @@ from edgecompress.devices.retry import probe_if_reachable, retry_once
 from edgecompress.devices.runners.attempt import RunnerInvocation, invoke_runner
 from edgecompress.devices.runners.protocol import FileRequest, RunnerReply, RunnerRequest
 from edgecompress.devices.runners.results import list_known_defects, make_benchmark_result, read_outputs
+from edgecompress.devices.runners.runner_process import RunnerProcess
 from edgecompress.errors import ConfigError
 from edgecompress.files import explain_write_error as explain_write
 from edgecompress.files import hash_file
@@ -91,6 +92,7 @@ def compute_outputs(
     runner: Path | None = None,
     wait_s: float = 600.0,
     on_reply: Callable[[RunnerReply], None] | None = None,
+    process: RunnerProcess | None = None,
 ) -> tuple[npt.NDArray[np.float32], ...]:
     """Compute the outputs of `file` on `device`, sample by sample with batch 1.
 
@@ -98,6 +100,7 @@ def compute_outputs(
         inputs: One array per model input, `(n, …)` in the artifact's layout; floats are quantized there where the artifact takes integers,
             integers go in as they are; outputs are dequantized.
         on_reply: Called with the runner's reply once it is checked.
+        process: A runner that runs already, for `local://`; None starts one.
 
     Returns:
         One array per output, `(n, …)`, float32.
@@ -128,7 +131,9 @@ def compute_outputs(
             np.savez(sent, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
         except OSError as error:
             raise explain_write(error, sent) from error
-        run = RunnerInvocation(device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s)
+        run = RunnerInvocation(
+            device, DeviceInfo(url=device.url, serial=device.serial), python or device.python, runner, timeout_s, process
+        )
         reply = invoke_runner(run, request, (file,), {"inputs.npz": sent}, received)
         if on_reply is not None:
             on_reply(reply)
