@@ -194,6 +194,16 @@ class Options(Record, frozen=True, kw_only=True):
     convert_timeout_s: Annotated[Positive, Option("Seconds after which a converter is stopped", rare=True)] = 900.0
     # Converting a ResNet-18 takes 2 to 4 GB.
     convert_memory_gb: Annotated[Positive, Option("Memory at which a converter is stopped, in GB", rare=True)] = 16.0
+    jobs: Annotated[
+        int,
+        Limits(at_least=0),
+        Option(
+            "Formats exported at the same time",
+            "Fewer where memory is short. The files are the same for any number.",
+            usual="the number of cores",
+            rare=True,
+        ),
+    ] = 0
     weights: Annotated[str, Option("Checkpoint: .safetensors, .pt, or a folder of shards", metavar="FILE")] = ""
     data: Annotated[str, Option("Data in place of the recipe's: images, .npz, idx, .tar", metavar="PATH")] = ""
     resolution: Annotated[

@@ -1,16 +1,29 @@
 """The step `export`: every artifact of the target, converted, checked against the network and published with its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Final
 
+import joblib
 import msgspec
 from torch.export import ExportedProgram
 
+from edgecompress.artifacts.format_session import FormatSession
 from edgecompress.artifacts.gate import Divergence
-from edgecompress.artifacts.publish import ConversionOptions, Description, artifact_name, export_artifact, remove_artifact
-from edgecompress.artifacts.routes import export_by_route
+from edgecompress.artifacts.publish import (
+    ConversionOptions,
+    Description,
+    artifact_name,
+    export_artifact,
+    open_session,
+    remove_artifact,
+)
+from edgecompress.artifacts.routes import export_by_route, first_route
+from edgecompress.artifacts.sandbox import available_memory_bytes
 from edgecompress.devices.bench import bench
 from edgecompress.devices.manifests import manifest_path
 from edgecompress.errors import EdgeCompressError, FidelityError, ParityError, ToolchainError, UnsupportedError
@@ -21,6 +34,7 @@ from edgecompress.network.surgery import forward
 from edgecompress.network.weights import fingerprint
 from edgecompress.options import gate_of, select_outputs
 from edgecompress.pipeline.context import RunContext
+from edgecompress.pipeline.lanes import Lane, Turn, run_lanes
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.make_calibration import CALIBRATION, schemes_of_layers
 from edgecompress.pipeline.networks import export_compressed, export_trained, load_compressed, trains
@@ -32,6 +46,11 @@ from edgecompress.records.artifact import CompressionCost
 from edgecompress.runs import hash_values, stopwatch
 from edgecompress.targets import FLOAT32, SCHEMES
 
+Job = tuple[str, str, str]  # the variant of the network, the format and the scheme of one artifact
+TOOLCHAIN_BYTES: Final = 2_000_000_000  # a toolchain and a runtime, loaded
+COPIES_OF_WEIGHTS: Final = 40  # converting a ResNet-18 of 47 MB takes 2 to 4 GB
+COPIES_OF_EVIDENCE: Final = 4  # in the file's layout, on disk and in the runner too
+
 
 def make_artifacts(context: RunContext) -> ExportResult:
     """Publish every artifact of the target, and the dense network to compare with: in fp32 in each format, and in the preferred scheme.
@@ -40,29 +59,72 @@ def make_artifacts(context: RunContext) -> ExportResult:
     its error is in the result. Where the compressed network itself loses too much, one file of it is made, to be kept aside, and no other.
     Artifacts are reused one by one.
     """
-    lost, aside = _find_loss(context), _choose_file_to_keep_aside(select_outputs(context.options))
-    jobs = [*_list_dense_jobs(context), *(("compressed", *output) for output in select_outputs(context.options))]
-    made: list[Artifact] = []
-    refused: list[RefusedArtifact] = []
-    for variant, format_name, scheme in context.track(jobs, "exporting", len(jobs)):
-        try:
-            if lost and variant == "compressed" and (format_name, scheme) != aside:
-                remove_artifact(context.run.path("artifacts") / artifact_name(context.recipe.name, variant, format_name, scheme))
-                raise FidelityError(f"not made, since the compressed network itself loses too much: {lost}")
-            made.append(_make_artifact(context, variant, format_name, scheme))
-        except (ParityError, FidelityError, UnsupportedError, ToolchainError) as error:
-            path = artifact_name(context.recipe.name, variant, format_name, scheme)
-            refused.append(_describe_refusal(path, error, for_comparison=variant == "dense" and scheme != FLOAT32))
+    jobs = list_jobs(context)
+    due = dict.fromkeys(job[1] for job in jobs if not _is_made(context, *job))
+    turn, at_once = Turn(), _choose_lanes(context)
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(closing(_open_session(context, name, turn))) for name in dict.fromkeys(job[1] for job in jobs)
+        }
+        for name in list(due)[:at_once]:
+            sessions[name].start(first_route(_choose_conversion(context, name, FLOAT32).route))  # loads while the lines below compute
+        lost, aside = _find_loss(context), _choose_file_to_keep_aside(select_outputs(context.options))
+
+        def export_format(name: str) -> Iterator[tuple[int, Artifact | RefusedArtifact]]:
+            with closing(sessions[name]) as session:
+                for i, job in enumerate(jobs):
+                    if job[1] == name:
+                        yield i, _export_job(context, session, job, lost if job[0] == "compressed" and job[1:] != aside else "")
+
+        lanes = [Lane(partial(export_format, name), session.interrupt) for name, session in sessions.items()]
+        results = stack.enter_context(run_lanes(lanes, turn, at_once=at_once))
+        made = [result for _, result in sorted(context.track(results, "exporting", len(jobs)), key=itemgetter(0))]
     models = {"dense": context.dense, "compressed": load_compressed(context)}
     write_reference(context.run.path("artifacts"), context.evidence.inputs, models)
-    return ExportResult(artifacts=tuple(made), refused=tuple(refused), compression=_measure_compression(context))
+    return ExportResult(
+        artifacts=tuple(result for result in made if isinstance(result, Artifact)),
+        refused=tuple(result for result in made if isinstance(result, RefusedArtifact)),
+        compression=_measure_compression(context),
+    )
 
 
-def _list_dense_jobs(context: RunContext) -> list[tuple[str, str, str]]:
-    """Return the dense files: fp32 in each format, and the first integer scheme of the first format."""
+def _choose_lanes(context: RunContext) -> int:
+    """Return how many formats are exported at the same time: as many as were asked for, or cores, and as memory holds."""
+    o = context.options
+    if o.tflite_route == "fastest":  # measures latencies
+        return 1
+    weights_bytes = sum(4 * p.numel() for p in context.dense.parameters())
+    evidence_bytes = sum(x.numel() * x.element_size() for x in context.evidence.inputs)
+    lane_bytes = TOOLCHAIN_BYTES + COPIES_OF_WEIGHTS * weights_bytes + COPIES_OF_EVIDENCE * evidence_bytes
+    return max(1, min(o.jobs or joblib.cpu_count(), available_memory_bytes() // lane_bytes))
+
+
+def _open_session(context: RunContext, format_name: str, turn: Turn) -> FormatSession:
+    return open_session(format_name, _choose_conversion(context, format_name, FLOAT32), while_waiting=turn.pass_on)
+
+
+def _export_job(context: RunContext, session: FormatSession, job: Job, lost: str) -> Artifact | RefusedArtifact:
+    """Publish one artifact, or return why it is refused.
+
+    Args:
+        lost: Why the file is not made; "" where it is.
+    """
+    path = context.run.path("artifacts") / artifact_name(context.recipe.name, *job)
+    try:
+        if lost:
+            remove_artifact(path)
+            raise FidelityError(f"not made, since the compressed network itself loses too much: {lost}")
+        return _make_artifact(context, session, *job)
+    except (ParityError, FidelityError, UnsupportedError, ToolchainError) as error:
+        return _describe_refusal(path.name, error, for_comparison=job[0] == "dense" and job[2] != FLOAT32)
+
+
+def list_jobs(context: RunContext) -> list[Job]:
+    """Return the dense files, fp32 in each format and the first integer scheme of the first format, and those of the compressed network."""
     outputs = select_outputs(context.options)
     floats = [("dense", name, FLOAT32) for name in dict.fromkeys(name for name, _ in outputs)]
-    return floats + [("dense", name, scheme) for name, scheme in outputs if SCHEMES[scheme].is_int8][:1]
+    integers = [("dense", name, scheme) for name, scheme in outputs if SCHEMES[scheme].is_int8][:1]
+    return [*floats, *integers, *(("compressed", *output) for output in outputs)]
 
 
 def _find_loss(context: RunContext) -> str:
@@ -103,7 +165,7 @@ def _measure_compression(context: RunContext) -> CompressionCost:
     )
 
 
-def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: str) -> Artifact:
+def _make_artifact(context: RunContext, session: FormatSession, variant: str, format_name: str, scheme: str) -> Artifact:
     """Publish one artifact, unless its key and its files are unchanged; return its manifest.
 
     Raises:
@@ -111,11 +173,10 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
     """
     folder = context.run.path("artifacts")
     path = folder / artifact_name(context.recipe.name, variant, format_name, scheme)
+    if _is_made(context, variant, format_name, scheme):
+        return read_record(manifest_path(path), Artifact)
     layers = {} if variant == "dense" else schemes_of_layers(context, scheme)
     how = _choose_conversion(context, format_name, scheme)
-    step, made_from = f"artifacts/{path.name}", _hash_artifact(context, variant, format_name, scheme, layers, how)
-    if context.run.is_done(step, made_from):
-        return read_record(manifest_path(path), Artifact)
     with stopwatch() as spent:
         calibration = load_calibration(context.run.path(CALIBRATION)) if SCHEMES[scheme].calibrated else None
         model = context.dense if variant == "dense" else load_compressed(context)
@@ -133,6 +194,7 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             reference=_reference_outputs(context, variant),
             calibration=calibration,
             remedy=_suggest_remedy(context, variant),
+            session=session,
             track=context.track,
         )
         made = export_by_route(
@@ -141,12 +203,21 @@ def _make_artifact(context: RunContext, variant: str, format_name: str, scheme: 
             folder=folder,
             medians=partial(_measure_medians, context),
         )
-    context.run.finish(step, made_from, (step, f"{step}.json"), spent[0])
+    step = f"artifacts/{path.name}"
+    context.run.finish(step, _hash_artifact(context, variant, format_name, scheme), (step, f"{step}.json"), spent[0])
     return made
 
 
-def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: str, layers: dict[str, str], how: ConversionOptions) -> str:
+def _is_made(context: RunContext, variant: str, format_name: str, scheme: str) -> bool:
+    """Whether an artifact is there, with an unchanged key and unchanged files."""
+    name = artifact_name(context.recipe.name, variant, format_name, scheme)
+    return context.run.is_done(f"artifacts/{name}", _hash_artifact(context, variant, format_name, scheme))
+
+
+def _hash_artifact(context: RunContext, variant: str, format_name: str, scheme: str) -> str:
     """Return the key of an artifact. The toolchain's place and its limits are left out, since they change no file."""
+    layers = {} if variant == "dense" else schemes_of_layers(context, scheme)
+    how = _choose_conversion(context, format_name, scheme)
     lasting = msgspec.structs.replace(how, python="", timeout_s=0.0, memory_gb=0.0)
     told = (context.recipe.preprocessing, context.recipe.labels)
     o = context.options

@@ -135,7 +135,7 @@ _ROWS: Final = (
         options=(
             "target", "format", "scheme", "layer_scheme", "tflite_route", "layout", "io", "bytecode_version", "verify_samples", "max_rel",
             "min_int8_agreement", "max_loss", "min_fidelity",
-            "also_python", "convert_timeout_s", "convert_memory_gb", "threads", "repetitions",
+            "also_python", "convert_timeout_s", "convert_memory_gb", "jobs", "threads", "repetitions",
         ),
         files=("export.json",),
         make=_import_when_called("make_artifacts"),
