@@ -28,7 +28,7 @@ OTHER = {
     "stages": 2, "weakening": 0.5, "epochs": 3, "epoch_samples": 50, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.5,
     "calibration_samples": 7, "mixed_precision": True, "layer_scheme": ("0=fp32",), "qat_epochs": 1, "tflite_route": "onnx2tf",
     "layout": "NCHW", "io": "int8", "verify_samples": 9, "max_rel": 0.5, "min_int8_agreement": 0.5, "convert_timeout_s": 5.0,
-    "convert_memory_gb": 2.0, "bytecode_version": 5, "also_python": sys.executable, "threads": 2, "repetitions": 3, "seed": 1,
+    "convert_memory_gb": 2.0, "jobs": 2, "bytecode_version": 5, "also_python": sys.executable, "threads": 2, "repetitions": 3, "seed": 1,
 }  # fmt: skip
 # Options that another option switches off, as `_without_effect` has them: they change no key beside the defaults.
 SILENT = {

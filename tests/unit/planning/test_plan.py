@@ -82,6 +82,12 @@ def test_a_macs_ratio_of_1_leaves_all_layers_dense(net, stats, inputs, with_data
     assert (made.layers, made.macs) == ((), made.macs_before)
 
 
+def test_a_budget_that_asks_for_nothing_measures_nothing(net, stats, inputs):
+    said: list[str] = []
+    plan(net, stats, macs_ratio=1.0, inputs=inputs, track=lambda items, what, total: said.append(what) or items)
+    assert "measuring sensitivity" not in said
+
+
 def test_a_plan_without_data_says_so(net, stats):
     assert plan(net, stats, macs_ratio=0.5).notes == ("no data: sensitivities are squared relative errors, every layer weighed the same",)
 
