@@ -1,7 +1,8 @@
 """After the last step: the artifacts of a run measured, and its report written."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edgecompress import errors
 from edgecompress.devices.bench import bench
@@ -10,11 +11,14 @@ from edgecompress.pipeline.context import RunContext
 from edgecompress.pipeline.latencies import LOCAL
 from edgecompress.pipeline.run_records import read_run_records
 from edgecompress.pipeline.runner import run
-from edgecompress.records import Artifact, BenchmarkResult, ExportResult, RefusedArtifact, read_record
+from edgecompress.pipeline.steps import STEPS
+from edgecompress.records import Artifact, BenchmarkResult, ExportResult, Record, RefusedArtifact, read_record
 from edgecompress.records.artifact import Refusal, group_refusals
 from edgecompress.reporting.document import Verdict
 from edgecompress.reporting.report import report
 from edgecompress.runs import hash_values, stopwatch, store_result
+
+REPORTED: Final = ("plan", "finetune", "export")  # the steps that others may take hours after
 
 
 class Publication(NamedTuple):
@@ -26,15 +30,28 @@ class Publication(NamedTuple):
 
 
 def publish(context: RunContext) -> Publication:
-    """Run every missing step, measure the artifacts on this machine and write the report.
+    """Run every missing step, measure the artifacts on this machine and write the report, which can be read from the first plan on.
 
     Refused artifacts are in the result; `check_refusals` makes an error of them.
     """
-    run(context, "export")
+
+    def report_step(name: str, record: Record, seconds: float, reused: bool) -> None:
+        context.on_step(name, record, seconds, reused)
+        if not reused and _is_worth_reporting(context, name):
+            report(context.run.folder, read_run_records(context.run.folder))
+
+    run(dataclasses.replace(context, on_step=report_step), "export")
     exported = context.read(ExportResult)
     measured = measure_artifacts(context, exported.artifacts) if exported.artifacts else ()
     found = report(context.run.folder, read_run_records(context.run.folder))
     return Publication(exported, measured, found.verdict)
+
+
+def _is_worth_reporting(context: RunContext, name: str) -> bool:
+    """Whether a finished step has something new for readers, and no step behind it has a record of an earlier run."""
+    steps = list(STEPS)
+    later = steps[steps.index(name) + 1 :] if name in REPORTED else ()
+    return name in REPORTED and not any(context.run.path(STEPS[step].files[0]).exists() for step in later)
 
 
 def check_refusals(exported: ExportResult) -> None:

@@ -1,11 +1,13 @@
 """ONNX and ExecuTorch files from export to accuracy: converted, checked, measured and scored as the formats of the targets are."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from support.networks import Net, digits, trained
 
+from edgecompress.artifacts.format_session import FormatSession
 from edgecompress.artifacts.publish import Description, Evidence, export_artifact
 from edgecompress.devices.bench import bench
 from edgecompress.devices.evaluate import evaluate
@@ -37,20 +39,22 @@ def test_a_missing_toolchain_leaves_only_its_log(tmp_path: Path, monkeypatch: py
 def test_every_scheme_is_checked_measured_and_scored(form: str, tmp_path: Path) -> None:
     net, (train, test) = trained(Net()), digits()
     evidence = Evidence(inputs=(test.inputs,), labels=test.labels, data="digits")
-    manifests = [
-        export_artifact(
-            net,
-            (torch.zeros(1, 1, 8, 8),),
-            folder=tmp_path,
-            about=Description(name="net", variant="compressed", labels=tuple("0123456789")),
-            format=form,
-            quant=QuantSpec(scheme=scheme, calibration_samples=100),
-            limits=SCHEMES[scheme].gate,
-            evidence=evidence,
-            calibration=(train.inputs[:100],),
-        )
-        for scheme in FORMATS[form].schemes
-    ]
+    with closing(FormatSession(form)) as session:
+        manifests = [
+            export_artifact(
+                net,
+                (torch.zeros(1, 1, 8, 8),),
+                folder=tmp_path,
+                about=Description(name="net", variant="compressed", labels=tuple("0123456789")),
+                format=form,
+                quant=QuantSpec(scheme=scheme, calibration_samples=100),
+                limits=SCHEMES[scheme].gate,
+                evidence=evidence,
+                calibration=(train.inputs[:100],),
+                session=session,
+            )
+            for scheme in FORMATS[form].schemes
+        ]
     files = [tmp_path / manifest.path for manifest in manifests]
     assert [path.name for path in files] == [f"net-{scheme}{FORMATS[form].suffix}" for scheme in FORMATS[form].schemes]
     assert all(manifest.inputs[0].layout == "NCHW" and manifest.parity is not None for manifest in manifests)
