@@ -11,6 +11,7 @@ import copy
 import difflib
 import hashlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from functools import partial
@@ -99,7 +100,8 @@ def _load_torchvision(target: str, name: str, shapes: str | None) -> Source:
         raise ConfigError(f"{target}: torchvision has no {name}{_suggest(name, known)}")
     weights: Any = next(iter(models.get_model_weights(name)), None)
     way: Any = weights.transforms() if weights is not None else None
-    make = partial(models.get_model, name, weights=None)
+    parts = {part: None for part in inspect.signature(models.get_model_builder(name)).parameters if part.startswith("weights")}
+    make = partial(models.get_model, name, **parts)  # a detector fetches weights of its backbone unless told not to
     if len(getattr(way, "crop_size", ())) != 1:  # of videos, of boxes, or without weights
         return _describe_package(target, "torchvision", name, shapes, make, size=(3, DEFAULT_SIDE, DEFAULT_SIDE))
     side, ratio = way.crop_size[0], way.resize_size[0] / way.crop_size[0]
@@ -115,7 +117,8 @@ def _load_timm(target: str, name: str, shapes: str | None) -> Source:
         raise ConfigError(f"{target}: timm has no {name}{_suggest(name, timm.list_models())}")
     given = timm.get_pretrained_cfg(name)
     colours = Colours(tuple(given.mean), tuple(given.std), 1 / given.crop_pct)
-    make = partial(timm.create_model, name, pretrained=False)
+    fixed = {"img_size": _make_inputs(shapes)[0].shape[2:]} if shapes and getattr(given, "fixed_input_size", False) else {}
+    make = partial(timm.create_model, name, pretrained=False, **fixed)  # position embeddings have the size of the input
     return _describe_package(target, "timm", name, shapes, make, size=tuple(given.input_size), colours=colours)
 
 

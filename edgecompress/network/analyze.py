@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.network.batches import call_network
+from edgecompress.network.containers import find_irreplaceable_layers
 from edgecompress.network.counting import params_of, record_layer_costs
 from edgecompress.network.threads import use_threads
 from edgecompress.progress import Track, track_silently
@@ -32,6 +33,7 @@ def analyze(
         with use_threads(1):
             with record_layer_costs(model, len(example_inputs[0])) as seen:
                 call_network(model, example_inputs)
+            irreplaceable = find_irreplaceable_layers(model, example_inputs, list(seen))
             times, total = _time_layers(model, example_inputs, track) if measure else ({}, None)
     finally:
         for module, mode in training.items():
@@ -49,6 +51,7 @@ def analyze(
             calls=one.calls,
             activation_bytes=one.activation_bytes,
             latency_ms=times.get(layer),
+            irreplaceable=irreplaceable.get(layer, ""),
         )
         for layer, one in seen.items()
     )

@@ -13,8 +13,13 @@ WRAPPERS: Final = {"DataParallel": "module", "DistributedDataParallel": "module"
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Replace the submodule `name` by `module`, in place and under every name that it has; return the replaced one."""
+    """Replace the submodule `name` by `module`, in place and under every name that it has; return the replaced one.
+
+    Factors answer from then on for the attributes of the layer that they replace.
+    """
     before = model.get_submodule(name)
+    if isinstance(module, Factors):
+        module.adopt_attributes(before)
     for holder in list(model.modules()):
         for child, held in list(holder._modules.items()):
             if held is before:

@@ -117,7 +117,7 @@ def _layer_candidates(
     """Return the unfitted candidates of a dense layer: the choice fixed by hand, or all that are worthwhile."""
     if choice is not None and choice.method == DENSE:
         return LayerCandidates(layer, module, [], "kept dense as asked")
-    reason = "it is the whole model; wrap it in a module" if not layer.name else ""
+    reason = layer.irreplaceable if layer.name else "it is the whole model; wrap it in a module"
     if layer.name in tied:
         reason = f"its weight is shared with {tied[layer.name]}"
     if choice is None:

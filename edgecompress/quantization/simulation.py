@@ -250,6 +250,8 @@ class RangeObserver(RecordingInterpreter):
     """Runs a graph and records the least and greatest value of some nodes."""
 
     def record(self, n: fx.Node, value: Any) -> Any:
+        if not value.numel():  # e.g. a slice of no channels, which is joined to others
+            return value.new_zeros(()), value.new_zeros(())
         masked = masked_positions(n, value)
         value = value if masked is None else value.masked_fill(masked, 0.0)  # every range includes 0
         return value.amin(), value.amax()

@@ -20,6 +20,7 @@ class LayerStats(Record, frozen=True, kw_only=True):
         calls: Number of calls in one forward pass; `macs` and `latency_ms` are totals over the calls.
         activation_bytes: fp32 bytes of inputs and outputs.
         latency_ms: Median eager time; None when not measured.
+        irreplaceable: Why the network needs the layer as it is, e.g. since it reads its weight itself; "" where it does not.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LayerStats(Record, frozen=True, kw_only=True):
     calls: int
     activation_bytes: int
     latency_ms: float | None = None
+    irreplaceable: str = ""
 
 
 class ModelStats(Record, frozen=True, kw_only=True):

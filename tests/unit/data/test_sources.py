@@ -133,6 +133,7 @@ def packages(monkeypatch):
     weights = SimpleNamespace(transforms=lambda: way, meta={"categories": ["cat", "dog"]})
     plant(monkeypatch, "torchvision", __version__="0.28")
     listed = {"list_models": lambda: ["small"], "get_model_weights": lambda _: [weights], "get_model": make_net}
+    listed["get_model_builder"] = lambda _: lambda *, weights=None, progress=True, weights_backbone="fetched": None
     plant(monkeypatch, "torchvision.models", **listed)
     configuration = SimpleNamespace(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=32 / 36)
     known = {"is_model": "small".__eq__, "list_models": lambda: ["small"], "get_pretrained_cfg": lambda _: configuration}
@@ -151,6 +152,23 @@ def test_a_network_of_a_package_has_the_shape_and_preprocessing_of_its_weights(p
     larger = recipe_at_resolution(recipe, 64)
     assert (larger.example_inputs[0].shape, larger.preprocessing.resize, larger.preprocessing.crop) == ((1, 3, 64, 64), 72, 64)
     assert load_recipe(f"{target}@1x3x16x16").preprocessing.crop == 16
+
+
+def test_no_weights_are_fetched_for_the_backbone_either(packages, monkeypatch):
+    given = {}
+    monkeypatch.setattr(sys.modules["torchvision.models"], "get_model", lambda _, **options: given.update(options) or nn.Linear(1, 1))
+    load_recipe("torchvision:small").model()
+    assert given == {"weights": None, "weights_backbone": None}
+
+
+@pytest.mark.parametrize(("fixed", "expected"), [(True, {"pretrained": False, "img_size": (16, 24)}), (False, {"pretrained": False})])
+def test_a_network_of_timm_whose_input_has_a_fixed_size_is_made_for_that_of_the_target(packages, monkeypatch, fixed, expected):
+    given = {}
+    timm = sys.modules["timm"]
+    monkeypatch.setattr(timm, "create_model", lambda _, **options: given.update(options) or nn.Linear(1, 1))
+    timm.get_pretrained_cfg("small").fixed_input_size = fixed
+    load_recipe("timm:small@1x3x16x24").model()
+    assert given == expected
 
 
 @pytest.mark.parametrize("package", ["torchvision", "timm"])

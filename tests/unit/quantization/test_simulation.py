@@ -181,3 +181,25 @@ def test_masked_scores_do_not_widen_the_range_of_the_others(kind):
     (reference,) = run_graph(graph_of(program), data)
     (found,) = Simulation(program, QuantSpec(scheme="int8-static"), data, format="tflite").run(data)
     assert sqnr_db(found, reference) > 22
+
+
+class Joined(nn.Module):
+    """Joins a slice without channels to others, as networks do whose width is divided into parts of which some are empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        y = torch.cat([y[:, :0] * 2.0, y + 1.0], 1)
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
+def test_a_tensor_without_elements_has_no_range(scheme):
+    program, data = program_of(Joined(), (3, 6, 6))
+    (reference,) = run_graph(graph_of(program), data)
+    (found,) = Simulation(program, QuantSpec(scheme=scheme), data, format="tflite").run(data)
+    assert sqnr_db(found, reference) > 25
