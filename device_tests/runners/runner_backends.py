@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections import defaultdict
 
-from runner_machine import int8_sums_may_overflow
+from runner_machine import int8_sums_overflow
 
 
 class RunnerError(Exception):
@@ -154,8 +154,8 @@ class OnnxModel:
             except Exception as error:  # its errors have no common class
                 refusals.append(error)
                 continue
-            if refusals and not profile and int8_sums_may_overflow():
-                self.notes.append("no VNNI here, and onnxruntime refused to run this file without it precisely: int8 sums may overflow")
+            if refusals and not profile and int8_sums_overflow(self.onnxruntime):
+                self.notes.append("onnxruntime adds int8 products in 16 bits here, and refused to run this file precisely: int8 sums may overflow")
             return session
         raise RunnerError("artifact", f"{self.path.name}: {self.backend} refused it: {first_line(refusals[-1])}") from refusals[-1]
 

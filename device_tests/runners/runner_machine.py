@@ -11,6 +11,11 @@ from pathlib import Path
 
 PI_THROTTLED_NOW = 0xF  # under-voltage, frequency capped, throttled, soft temperature limit
 PI_FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+# An ONNX file with one node: y = MatMulInteger(a, b) for a uint8 (1, 64), b int8 (64, 64) and y int32 (1, 64).
+INT8_PRODUCTS = (
+    b"\x08\x08B\x04\n\x00\x10\x11:\\\n\x18\n\x01a\n\x01b\x12\x01y\"\rMatMulInteger\x12\x01gZ\x13\n\x01a\x12\x0e\n\x0c\x08\x02\x12\x08\n\x02\x08\x01\n\x02"
+    b"\x08@Z\x13\n\x01b\x12\x0e\n\x0c\x08\x03\x12\x08\n\x02\x08@\n\x02\x08@b\x13\n\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08@"
+)
 
 
 def read_text(path):
@@ -102,10 +107,16 @@ def read_busy_seconds(root=Path("/")):
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def int8_sums_may_overflow():
-    """Tell whether this is an x86 processor that adds products of int8 pairs in int16: one with AVX2 and without VNNI."""
-    flags = read_text("/proc/cpuinfo")
-    return "avx2" in flags and "vnni" not in flags
+def int8_sums_overflow(onnxruntime):
+    """Tell whether this onnxruntime adds products of uint8 and int8 in int16 on this processor, as its kernel for x86 without VNNI does.
+
+    /proc/cpuinfo does not decide: a virtual machine may hide a feature there that the processor has, and only the runtime knows its kernel.
+    """
+    import numpy as np
+
+    largest = {"a": np.full((1, 64), 255, np.uint8), "b": np.full((64, 64), 127, np.int8)}
+    session = onnxruntime.InferenceSession(INT8_PRODUCTS, providers=["CPUExecutionProvider"])
+    return bool((session.run(None, largest)[0] != 64 * 255 * 127).any())
 
 
 def read_load_average():
