@@ -190,7 +190,7 @@ def measure_on_devices(rows: Rows, folder: Path, *, pushes: int, jobs: int, job_
     """Start an adb device end and an sshd with homes of their own, and measure on both."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        ssh = stack.enter_context(running_sshd(folder))
+        ssh = stack.enter_context(running_sshd(folder, "Subsystem sftp internal-sftp"))  # for the peer, scp
         ssh.known_hosts.write_text(ssh.known_line())
         for name, value in stack.enter_context(running_adb_server(require("adb", "adb"), ssh.home)).items():
             patch.setenv(name, value)

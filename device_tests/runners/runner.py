@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import sys
 import time
 from datetime import datetime, timezone
@@ -21,9 +22,13 @@ from runner_backends import BACKENDS, RunnerError, first_line  # noqa: E402
 from runner_machine import compare_snapshots, describe_machine, pin_to_processors, read_peak_rss_bytes, set_thread_variables, take_snapshot  # noqa: E402
 
 SCHEMA = 1
-NAME = "edgecompress-runner 2"
+NAME = "edgecompress-runner 3"
 ERROR_EXIT = 10
 PROFILED_RUNS = 10
+SLOW_MS = 10_000.0  # An inference of this length spends little of it on what a runtime does once: the first is its warm-up.
+MAX_ROUNDS = 10_000  # More change a median or an interval by nothing that could be seen.
+MAX_TIMES = 400_000  # Of all artifacts together: a reply of 5 MB.
+MAX_WARMUPS = 100
 
 
 def load_artifacts(request, folder):
@@ -48,8 +53,30 @@ def open_model(request, artifact, folder):
     )
 
 
+class RoundSample:
+    """A sample of a stream of rounds, in their order and evenly spread: all of them, or one of each `stride` neighbours at random."""
+
+    def __init__(self, most):
+        self.most = max(2, most - most % 2)
+        self.rounds, self.count, self.stride = [], 0, 1
+        self.random = random.Random(0)
+        self.picked = 0
+
+    def add(self, times):
+        """Take the times of a further round, one of each artifact."""
+        place = self.count % self.stride
+        if place == 0:
+            if len(self.rounds) == self.most:
+                self.rounds = [self.random.choice(self.rounds[i : i + 2]) for i in range(0, self.most, 2)]
+                self.stride *= 2
+            self.picked = self.random.randrange(self.stride)
+        if place == self.picked:
+            self.rounds.append(times)
+        self.count += 1
+
+
 def measure_artifacts(request, folder, loaded):
-    """Time every artifact in turn, A B A B, so that a disturbance meets all of them; keep each raw latency in milliseconds.
+    """Time every artifact in turn, A B A B, so that a disturbance meets all of them; keep raw latencies in milliseconds, whole rounds.
 
     The rounds are shared among `loads` loadings: the place of a model in memory makes it faster or slower while it is loaded, which
     no number of repetitions shows. Each loading has its own order of artifacts, since each model runs with the caches as its predecessor
@@ -58,14 +85,14 @@ def measure_artifacts(request, folder, loaded):
     models, results = [model for model, _ in loaded], [result for _, result in loaded]
     samples = [random_inputs(model) for model in models]
     before = take_snapshot()  # before the warm-up: the timed inferences of a small file may end before the clock of other programs ticks
-    for model, result, sample in zip(models, results, samples):
+    warm = [RoundSample(MAX_WARMUPS) for _ in models]
+    for model, result, sample, times in zip(models, results, samples, warm):
         model.prepare(sample)
-        result["first_ms"] = time_inference(model)
-        result["warmup_ms"] = []
         start = time.perf_counter()
-        while not result["warmup_ms"] or time.perf_counter() - start < request["warmup_s"]:
-            result["warmup_ms"].append(time_inference(model))
-        result["latency_ms"], result["rounds"] = [], []
+        result["first_ms"] = time_inference(model)
+        while result["first_ms"] < SLOW_MS and (not times.count or time.perf_counter() - start < request["warmup_s"]):
+            times.add([time_inference(model)])
+        result["latency_ms"], result["rounds"], result["latency_count"] = [], [], 0
     order = list(range(len(models)))
     start = time.perf_counter()
     loads = max(1, min(request.get("loads", 1), request["repetitions"]))
@@ -77,17 +104,22 @@ def measure_artifacts(request, folder, loaded):
                 models[i] = open_model(request, request["artifacts"][i], folder)
                 models[i].prepare(samples[i])
             for i in order:
-                results[i]["warmup_ms"] += [time_inference(models[i]), time_inference(models[i])]
+                for _ in range(2 if results[i]["first_ms"] < SLOW_MS else 0):
+                    warm[i].add([time_inference(models[i])])
         share = request["repetitions"] * (k + 1) // loads - request["repetitions"] * k // loads
-        done = run_rounds(models, results, order, share, start + request["time_limit_s"])
-        for result in results:
-            result["rounds"].append(done)
+        sample = RoundSample(min(MAX_ROUNDS, MAX_TIMES // len(models)) // loads)
+        run_rounds(models, order, share, start + request["time_limit_s"], sample)
+        for i, result in enumerate(results):
+            result["latency_ms"] += [times[i] for times in sample.rounds]
+            result["rounds"].append(len(sample.rounds))
+            result["latency_count"] += sample.count
         if time.perf_counter() - start > request["time_limit_s"]:
             break
     told = compare_snapshots(before, take_snapshot())
-    if request.get("profile"):
-        for model, result in zip(models, results):
-            result["profile"] = model.profile(PROFILED_RUNS)
+    for model, result, times in zip(models, results, warm):
+        result["warmup_ms"], result["warmup_count"] = [ms for (ms,) in times.rounds], times.count
+        if request.get("profile"):
+            result["profile"] = model.profile(max(1, min(PROFILED_RUNS, int(SLOW_MS / max(result["latency_ms"][-1], 1e-6)))))
             result["notes"] = model.notes
     return {"results": results, **told}
 
@@ -98,16 +130,17 @@ def rotate_order(k, n):
     return order[::-1] if k % 2 else order
 
 
-def run_rounds(models, results, order, most, end):
-    """Time each model once a round, in this order, until the time is up; return the number of rounds, at least one."""
+def run_rounds(models, order, most, end, sample):
+    """Time each model once a round, in this order, until the time is up, at least one round; give each round to `sample`."""
     done = 0
     while done < most:
+        times = [0.0] * len(models)
         for i in order:
-            results[i]["latency_ms"].append(time_inference(models[i]))
+            times[i] = time_inference(models[i])
+        sample.add(times)
         done += 1
         if time.perf_counter() > end:
             break
-    return done
 
 
 def random_inputs(model):
@@ -179,7 +212,7 @@ def answer_request(request, folder):
 def time_inference(model):
     start = time.perf_counter()
     model.invoke()
-    return milliseconds_since(start)
+    return round(milliseconds_since(start), 6)
 
 
 def milliseconds_since(start):

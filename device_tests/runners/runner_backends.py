@@ -155,7 +155,9 @@ class OnnxModel:
                 refusals.append(error)
                 continue
             if refusals and not profile and int8_sums_overflow(self.onnxruntime):
-                self.notes.append("onnxruntime adds int8 products in 16 bits here, and refused to run this file precisely: int8 sums may overflow")
+                self.notes.append(
+                    "onnxruntime adds int8 products in 16 bits here, and refused to run this file precisely: int8 sums may overflow"
+                )
             return session
         raise RunnerError("artifact", f"{self.path.name}: {self.backend} refused it: {first_line(refusals[-1])}") from refusals[-1]
 

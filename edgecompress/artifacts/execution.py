@@ -1,6 +1,7 @@
 """Run an artifact in its own runtime on this machine."""
 
 from pathlib import Path
+from typing import Final
 
 from edgecompress.devices import open_device
 from edgecompress.devices.layouts import to_artifact_layout, to_model_layout
@@ -11,6 +12,9 @@ from edgecompress.errors import ConfigError, DeviceError, ToolchainError
 from edgecompress.network.batches import Batch
 from edgecompress.records import TensorSpec
 
+START_TIMEOUT_S: Final = 600.0
+SAMPLE_TIMEOUT_S: Final = 60.0  # A network of this machine's memory takes no longer in a runtime that works.
+
 
 def run_artifact(
     path: Path,
@@ -19,7 +23,7 @@ def run_artifact(
     batch: Batch,
     *,
     threads: int = 2,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = None,
     python: str | None = None,
     process: RunnerProcess | None = None,
 ) -> tuple[Batch, str]:
@@ -28,6 +32,7 @@ def run_artifact(
     Args:
         inputs, outputs: The manifest's tensors; () stands for outputs that are no images.
         batch: Inputs in the model's layout.
+        timeout_s: Limit of the whole run; None allows ten minutes, and a minute more for each sample.
         python: Interpreter that has the runtime; None for this one.
         process: A runner that runs already, by this interpreter; None starts one.
 
@@ -36,6 +41,7 @@ def run_artifact(
         ToolchainError: The runtime is missing, died or took too long.
     """
     arrays = to_artifact_layout(batch, inputs)
+    limit_s = START_TIMEOUT_S + SAMPLE_TIMEOUT_S * len(arrays[0]) if timeout_s is None else timeout_s
     told: list[RunnerReply] = []
     try:
         with open_device("local://") as device:
@@ -44,7 +50,7 @@ def run_artifact(
                 path,
                 arrays,
                 threads=threads,
-                timeout_s=timeout_s,
+                timeout_s=limit_s,
                 python=python,
                 on_reply=told.append,
                 process=process,

@@ -1,5 +1,6 @@
 """Make text that came from a device safe to show and short enough for a message."""
 
+import re
 from typing import Final
 
 MAX_OUTPUT_BYTES: Final = 4 << 20
@@ -8,8 +9,10 @@ MAX_OUTPUT_BYTES: Final = 4 << 20
 def sanitize(text: str, *, limit: int = MAX_OUTPUT_BYTES) -> str:
     """Return `text` without control, escape and bidirectional characters: a device must not draw on the user's terminal.
 
-    Newlines and tabs are kept; everything else unprintable becomes "?"; at most `limit` characters.
+    Newlines and tabs are kept, also where a terminal there writes them as CR LF; everything else unprintable becomes "?"; at most `limit`
+    characters.
     """
+    text = re.sub(r"\r+\n", "\n", text)
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text[:limit])
 
 

@@ -38,7 +38,7 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
 
 Threads = Annotated[Count, Option("CPU threads of a measured run")]
 Repetitions = Annotated[Count, Option("Timed inferences of each artifact", "Fewer are made when the time limit is reached.")]
-RunTimeout = Annotated[Positive, Option("Seconds after which a run is stopped on the device", rare=True)]
+RunTimeout = Annotated[Positive, Option("Seconds an artifact may take before its run is stopped on the device", rare=True)]
 DevicePython = Annotated[str, Option("Interpreter on the device that has the runtime", FROM_INVENTORY, metavar="PATH", rare=True)]
 DeviceRunner = Annotated[
     str,
@@ -79,13 +79,14 @@ class OpTime(Record, frozen=True, kw_only=True):
 
 
 class BenchmarkResult(Record, frozen=True, kw_only=True):
-    """Latencies of one artifact on one device: every raw value and the conditions; statistics are computed when needed.
+    """Latencies of one artifact on one device: raw values and the conditions; statistics are computed when needed.
 
     Attributes:
         session: Shared by all artifacts that were measured interleaved in one run; see `statistics.comparable`.
         backend: Runtime and version, e.g. `ai-edge-litert 2.3.0`.
-        latency_ms: Every timed inference, in order.
-        rounds: Number of rounds in each loading of the files; a round is one inference of each file.
+        latency_ms: Timed inferences, in order: every one, or of very many a sample that is spread evenly over them.
+        latency_count, warmup_count: How many inferences were timed, and before them for warm-up; 0 in records of older versions.
+        rounds: Number of rounds in each loading of the files that `latency_ms` holds; a round is one inference of each file.
         load_average: One-minute load of the device (before, after).
         temperature_c, frequencies_mhz, governors: Temperature of the device, frequency and governor of its processors (before, after the
             timed inferences).
@@ -116,6 +117,8 @@ class BenchmarkResult(Record, frozen=True, kw_only=True):
     temperature_c: tuple[float | None, float | None] = (None, None)
     load_average: tuple[float | None, float | None] = (None, None)
     rounds: tuple[int, ...] = ()
+    latency_count: int = 0
+    warmup_count: int = 0
     runner_sha256: str = ""
     cpu_mask: str = ""
     frequencies_mhz: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())

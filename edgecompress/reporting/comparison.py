@@ -57,7 +57,8 @@ def summarize_latency(result: BenchmarkResult) -> Latency:
         samples_ms=samples,
         load_ms=result.load_ms,
         first_ms=result.first_ms,
-        warmups=len(result.warmup_ms),
+        warmups=result.warmup_count or len(result.warmup_ms),
+        inferences=max(result.latency_count, len(samples)),
         peak_rss_bytes=result.peak_rss_bytes,
         noisy=result.noisy,
     )

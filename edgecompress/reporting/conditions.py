@@ -79,7 +79,7 @@ def describe_place(group: Group) -> Entries:
         ("Temperature before → after", format_before_after(group.temperature_c, " °C")),
         *group.told,
         ("Noise", "; ".join(dict.fromkeys(why for row in group.rows if row.latency for why in row.latency.noisy))),
-        ("Samples", ", ".join(f"{row.artifact} {len(row.latency.samples_ms)}" for row in group.rows if row.latency)),
+        ("Samples", ", ".join(f"{row.artifact} {row.latency.inferences}" for row in group.rows if row.latency)),
         ("Session", group.session),
         ("Started", group.started_at),
     )

@@ -62,7 +62,7 @@ class Verdict(Record, frozen=True, kw_only=True):
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Statistics and raw values of one benchmark result, in ms."""
+    """Statistics and raw values of one benchmark result, in ms; of very many inferences the values are a sample."""
 
     median_ms: float
     p10_ms: float
@@ -70,6 +70,7 @@ class Latency(Record, frozen=True, kw_only=True):
     min_ms: float
     max_ms: float
     samples_ms: tuple[float, ...]
+    inferences: int
     load_ms: float
     first_ms: float
     warmups: int

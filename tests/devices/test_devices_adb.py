@@ -9,6 +9,7 @@ from support.adb_server import adb
 
 from edgecompress.devices import open_device
 from edgecompress.devices.runners.execute import measure_latencies
+from edgecompress.devices.runners.file_store import send_files
 from edgecompress.devices.transports import adb as adb_module
 from edgecompress.errors import DeviceError
 from edgecompress.records import BenchmarkOptions
@@ -147,3 +148,33 @@ def test_the_bundled_adb_works_too(adb_end, monkeypatch, tmp_path):
             open_device("adb://127.0.0.1:1")
     finally:
         subprocess.run([tmp_path / "adb", "kill-server"], check=False, capture_output=True, timeout=300)
+
+
+def test_android_6_ends_lines_with_cr_lf_and_tells_no_status(adb_end):
+    end = adb_end(options=("--old",))
+    bare = [adb_module.find_adb(), "-s", end.serial, "shell", "echo hello; exit 7"]
+    assert subprocess.run(bare, capture_output=True, check=True, timeout=60).stdout == b"hello\r\n"
+    with open_device(end.url) as device:
+        done = device.run(["sh", "-c", "echo one; echo two; exit 7"], timeout_s=10)
+        assert (done.returncode, done.stdout) == (7, "one\ntwo\n")
+        assert device.run(["sh", "-c", "echo why >&2; exit 1"], timeout_s=10).stdout == "why\n"  # the outputs are one there
+        with pytest.raises(DeviceError, match=r"did not finish within 0.2 s"):
+            device.run(["sleep", "60"], timeout_s=0.2)
+        info = device.info()
+    assert info.abi
+    assert not info.os.endswith("?")
+
+
+@pytest.mark.slow
+def test_android_6_takes_commands_longer_than_a_message(adb_end, tmp_path):
+    end = adb_end(options=("--old",))
+    (tmp_path / "sent").write_bytes(b"a line\r\n")
+    with open_device(end.url) as device:
+        work = device.base / "work"
+        assert send_files(device, work, {"file": tmp_path / "sent"}, keep=()).pushed_bytes == 8
+        device.pull(work / "file", tmp_path / "back", max_bytes=100)
+        assert (tmp_path / "back").read_bytes() == b"a line\r\n"
+        words = [f"{work}/a 'word' of {i}" for i in range(200)]
+        done = device.run(["sh", "-c", 'for word; do echo "$word"; done; rm -r "$0"; exit 7', str(work), *words], timeout_s=20)
+        assert (done.returncode, len(done.stdout.splitlines())) == (7, 200)
+    assert end.left_behind() == []

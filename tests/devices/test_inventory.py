@@ -278,7 +278,8 @@ def test_a_runner_needs_no_interpreter(ssh_server):
 
 
 def test_silent_hosts_are_asked_at_once_and_given_up(silent_host, monkeypatch):
-    monkeypatch.setattr("edgecompress.devices.transports.ssh.CONNECT_TIMEOUT_S", 4.0)
+    for module in ("ssh", "ssh_connection"):
+        monkeypatch.setattr(f"edgecompress.devices.transports.{module}.CONNECT_TIMEOUT_S", 4.0)
     port = silent_host.getsockname()[1]
     entries = [InventoryEntry(url=f"ssh://user{i}@127.0.0.1:{port}") for i in range(8)]
     started = time.monotonic()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -163,8 +162,8 @@ def test_the_kernel_in_use_is_asked_and_not_the_name_of_the_processor():
     if platform.machine() != "x86_64":
         pytest.skip("x86 alone adds int8 products in 16 bits")
     pytest.importorskip("onnxruntime")
-    folder = toolchains.runner().parent
-    ask = f"import sys; sys.path.insert(0, {str(folder)!r}); import onnxruntime, runner_machine as m; print(m.int8_sums_overflow(onnxruntime))"
+    folder = str(toolchains.runner().parent)
+    ask = f"import sys; sys.path.insert(0, {folder!r}); import onnxruntime, runner_machine as r; print(r.int8_sums_overflow(onnxruntime))"
     emulator = [require("qemu-x86_64-static", "qemu-user-static"), "-cpu", "Haswell"]
     done = subprocess.run([*emulator, sys.executable, "-c", ask], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "True"
@@ -231,6 +230,8 @@ def test_conditions_are_before_and_after_and_processors_in_order(tmp_path):
     [
         ({"results": [{**RESULT, "rounds": [2]}]}, "rounds are not those"),
         ({"results": [{**RESULT, "rounds": [2, -1]}]}, "rounds are not those"),
+        ({"results": [{**RESULT, "latency_ms": [1.0, 1.0], "latency_count": 1}]}, "counts fewer inferences"),
+        ({"results": [{**RESULT, "warmup_count": -1}]}, "counts fewer inferences"),
         ({"results": [{**RESULT, "profile": [{"name": "x", "calls": 1, "ms": 1e12}]}]}, "impossible conditions"),
         ({"temperature_c": [1e12, None]}, "impossible conditions"),
         ({"frequencies_mhz": [[-1e9], []]}, "impossible conditions"),

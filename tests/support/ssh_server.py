@@ -60,8 +60,11 @@ def sshd(tmp_path_factory):
 
 
 @contextmanager
-def running_sshd(folder):
-    """Run a server in whose sessions python3 is the one that runs the tests, whatever ~/.bashrc says."""
+def running_sshd(folder, *more):
+    """Run a server with `more` lines of configuration, without SFTP unless they say so.
+
+    python3 in its sessions is the one that runs the tests, whatever ~/.bashrc says.
+    """
     program = require("sshd", "openssh-server")
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
@@ -75,7 +78,7 @@ def running_sshd(folder):
     (folder / "config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host_key'}\nAuthorizedKeysFile {folder / 'authorized_keys'}\n"
         f"PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        f"Subsystem sftp internal-sftp\nSetEnv PATH={path} HOME={folder}\n"
+        f"SetEnv PATH={path} HOME={folder}\n{chr(10).join(more)}\n"
     )
     log = folder / "log"
     with log.open("wb") as file:

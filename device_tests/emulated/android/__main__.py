@@ -41,6 +41,9 @@ def main(argv: list[str]) -> int:
         help="the programs that run on the device; auto is arm64 where possible",
     )
     parser.add_argument("--fault", default="none", help="the fault in force at first; README.md lists them")
+    parser.add_argument(
+        "--old", action="store_true", help="speak as Android 6 does: messages of 4 KB, CR LF, error output in the output, no exit status"
+    )
     parser.add_argument("--storage-mib", type=int, default=512, help="arm64: size of /data, which is a file system in memory")
     parser.add_argument("--cache", type=Path, default=CACHE, help="arm64: where the root file system is kept")
     parser.add_argument("--mirror", default=MIRROR, help="arm64: a Debian mirror")
@@ -106,6 +109,7 @@ async def serve_device(options: argparse.Namespace) -> None:
         device = Phone(faults, mark=str(options.root))
     else:
         device = Folder(options.root, faults, python=options.python, mark=str(options.root))
+    device.is_old = options.old
     serial = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     kind = "arm64" if options.system else "host"
     print_description({"url": f"adb://{serial}", "serial": serial, "userland": kind, "storage": str(device.storage)})

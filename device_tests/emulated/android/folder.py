@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import stat
 from pathlib import Path
@@ -41,7 +42,9 @@ class Folder:
         """Do nothing; each fault is looked up at the operation that it concerns."""
 
     def process_arguments(self, line):
-        """Return the argument list and the options of the process that a shell command becomes."""
+        """Return the argument list and the options of the process that a shell command becomes; its paths become those of the folder."""
+        if (script := re.fullmatch(rf"sh ({REMOTE}/\S+\.sh)", line)) and (path := self.local_path(script[1])).is_file():
+            path.write_text(path.read_text().replace(REMOTE, str(self.storage)))
         environment = {
             "PATH": f"{self.root / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(self.storage), "TMPDIR": str(self.storage),
             "LANG": "C.UTF-8", "EDGECOMPRESS_END": self.mark,

@@ -10,11 +10,12 @@ import struct
 
 from services import SERVICES, Dropped
 
-VERSION = 0x01000001
-MAX_DATA = 256 * 1024
+VERSION, MAX_DATA = 0x01000001, 256 * 1024
+OLD_VERSION, OLD_MAX_DATA = 0x01000000, 4096  # of Android 6 and older
 HEADER = struct.Struct("<6I")
 AUTH_TOKEN, AUTH_SIGNATURE = 1, 2
-BANNER = b"device::ro.product.name=edge;ro.product.model=Emulated_end;ro.product.device=edge;features=shell_v2,cmd"
+BANNER = b"device::ro.product.name=edge;ro.product.model=Emulated_end;ro.product.device=edge;"
+FEATURES = b"features=shell_v2,cmd"
 
 
 class Stream:
@@ -27,9 +28,9 @@ class Stream:
         self.closed = asyncio.Event()
 
     async def write(self, data):
-        for start in range(0, len(data), MAX_DATA):
+        for start in range(0, len(data), self.link.max_data):
             self.ready.clear()
-            self.link.send(b"WRTE", self.local, self.remote, data[start : start + MAX_DATA])
+            self.link.send(b"WRTE", self.local, self.remote, data[start : start + self.link.max_data])
             await self.ready.wait()
 
     def close(self):
@@ -46,6 +47,7 @@ class Link:
         self.streams, self.tasks = {}, set()
         self.last_id = 0
         self.frozen = False
+        self.max_data = OLD_MAX_DATA if device.is_old else MAX_DATA
 
     def send(self, command, arg0, arg1, data=b""):
         if self.frozen or self.writer.is_closing():
@@ -61,6 +63,8 @@ class Link:
             while True:
                 header = await self.reader.readexactly(HEADER.size)
                 word, arg0, arg1, length, _, _ = HEADER.unpack(header)
+                if length > self.max_data:
+                    return  # adbd drops the link
                 data = await self.reader.readexactly(length)
                 if self.frozen:
                     continue
@@ -113,7 +117,10 @@ class Link:
     def authenticate(self, kind):
         """Accept any signature as that of a known computer; under the fault "unauthorized" accept none."""
         if not self.device.faults.is_on("unauthorized"):
-            self.send(b"CNXN", VERSION, MAX_DATA, BANNER)
+            if self.device.is_old:
+                self.send(b"CNXN", OLD_VERSION, OLD_MAX_DATA, BANNER)
+            else:
+                self.send(b"CNXN", VERSION, MAX_DATA, BANNER + FEATURES)
         elif kind == AUTH_SIGNATURE:
             self.send(b"AUTH", AUTH_TOKEN, 0, os.urandom(20))
 

@@ -35,7 +35,8 @@ async def serve_shell(device, stream, command, options):
             raise Dropped
         breaking = asyncio.create_task(break_link_later(device, stream.link)) if runner and device.faults.delayed_fault() else None
         pipes = [(SHELL_STDOUT, process.stdout), (SHELL_STDERR, process.stderr)]
-        copies = asyncio.gather(*(copy_output(pipe, stream, kind if packets else None) for kind, pipe in pipes if pipe))
+        line_end = b"\r\n" if device.is_old else b"\n"  # an old device runs each command in a terminal
+        copies = asyncio.gather(*(copy_output(pipe, stream, kind if packets else None, line_end) for kind, pipe in pipes if pipe))
         gone = asyncio.create_task(stream.closed.wait())
         await asyncio.wait({copies, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
@@ -133,8 +134,9 @@ async def send_file(device, stream, name):
     await stream.write(HEAD.pack(b"DONE", 0))
 
 
-async def copy_output(pipe, stream, kind):
+async def copy_output(pipe, stream, kind, line_end):
     while data := await pipe.read(65536):
+        data = data.replace(b"\n", line_end)
         await stream.write(data if kind is None else struct.pack("<BI", kind, len(data)) + data)
 
 

@@ -24,7 +24,7 @@ typedef struct {
     Model *model;
     float **values; /* random inputs, one array for each */
     double load_ms, first_ms, *warmup_ms, *latency_ms;
-    size_t warmups, latencies, op_count;
+    size_t warmups, latencies, warmup_count, latency_count, op_count; /* the counts are of all inferences, the times may be a sample */
     Op *ops;
 } Artifact;
 
@@ -35,8 +35,8 @@ void prepare(Artifact *artifact);
 
 /* Time every artifact in turn, A B A B, so that a disturbance meets all of them; write to `told` what changed of the machine meanwhile.
 
-   The rounds are shared among `asked.loads` loadings, `loads` of which there was time for, with `done` rounds in each: where in memory a model
-   lies makes it faster or slower for as long as it lies there, which no number of repetitions shows. */
+   The rounds are shared among `asked.loads` loadings, `loads` of which there was time for, with the times of `done` rounds kept in each: where in
+   memory a model lies makes it faster or slower for as long as it lies there, which no number of repetitions shows. */
 void measure(FILE *told, double **done, size_t *loads, Artifact *artifacts, size_t count);
 
 /* Time the ops apart from the rest, with models of its own: those that can be profiled may be slower. */

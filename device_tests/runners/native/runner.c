@@ -19,7 +19,7 @@
 #include "run.h"
 #include "sha256.h"
 
-#define NAME "edgecompress-native 1 (generic-linux-arm64)"
+#define NAME "edgecompress-native 2 (generic-linux-arm64)"
 enum { SCHEMA = 1, ERROR_EXIT = 10, MAX_ARTIFACTS = 64, MAX_REPETITIONS = 1000000 };
 
 Request asked;
@@ -145,7 +145,7 @@ static void put_result(FILE *file, const Artifact *artifact, const double *done,
     put_numbers(file, artifact->latency_ms, artifact->latencies);
     fputs(",\"rounds\":", file);
     put_numbers(file, done, loads);
-    fputs(",\"profile\":[", file);
+    fprintf(file, ",\"warmup_count\":%zu,\"latency_count\":%zu,\"profile\":[", artifact->warmup_count, artifact->latency_count);
     for (size_t i = 0; i < artifact->op_count; ++i) {
         fputs(i ? ",{\"name\":" : "{\"name\":", file);
         put_text(file, artifact->ops[i].name);

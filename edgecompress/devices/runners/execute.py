@@ -70,7 +70,7 @@ def measure_latencies(
     with hold_lease(lease_name(device), wait_s=wait_s):
         info = retry_once(device, device.info)
         cpu_mask.check_mask_online(device, mask)
-        run = RunnerInvocation(device, info, options.python or device.python, runner, options.timeout_s)
+        run = RunnerInvocation(device, info, options.python or device.python, runner, options.timeout_s * len(files))
         reply = invoke_runner(run, request, files, {}, None)
         after = probe_if_reachable(device) if runner else info
     ran = _hash_runner(runner)

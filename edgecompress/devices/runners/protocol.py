@@ -40,7 +40,10 @@ class RunnerRequest(Record, frozen=True, kw_only=True):
 
 
 class FileResult(Record, frozen=True, kw_only=True):
-    """The result of one artifact; `sha256` is computed on the device from the bytes that were run."""
+    """The result of one artifact; `sha256` is computed on the device from the bytes that were run.
+
+    `latency_ms` and `warmup_ms` are all times, or a sample of them where `latency_count` or `warmup_count` is larger.
+    """
 
     sha256: str
     backend: str
@@ -49,6 +52,8 @@ class FileResult(Record, frozen=True, kw_only=True):
     warmup_ms: tuple[float, ...] = ()
     latency_ms: tuple[float, ...] = ()
     rounds: tuple[int, ...] = ()
+    warmup_count: int = 0
+    latency_count: int = 0
     profile: tuple[OpTime, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -153,6 +158,9 @@ def _check_reply(reply: RunnerReply, request: RunnerRequest, subject: str) -> No
         for result in reply.results
     ):
         raise DeviceError(f"{subject}: the runner's rounds are not those of its times; mend the runner")
+    counts = [(r.warmup_count, r.warmup_ms) for r in reply.results] + [(r.latency_count, r.latency_ms) for r in reply.results]
+    if any(count and not len(times) <= count < 1e12 for count, times in counts):
+        raise DeviceError(f"{subject}: the runner counts fewer inferences than it tells times of; mend the runner")
     told = [op.ms for result in reply.results for op in result.profile]
     told += [value for value in (*reply.temperature_c, *reply.load_average, reply.busy_elsewhere) if value is not None]
     if any(not -300 < value < 1e9 for value in (*told, *reply.frequencies_mhz[0], *reply.frequencies_mhz[1])):

@@ -47,6 +47,8 @@ def make_benchmark_result(
         started_at=sanitize(reply.started_at, limit=40),
         temperature_c=reply.temperature_c if reply.temperature_c != (None, None) else (info.temperature_c, after.temperature_c),
         rounds=result.rounds or (len(result.latency_ms),),
+        warmup_count=result.warmup_count or len(result.warmup_ms),
+        latency_count=result.latency_count or len(result.latency_ms),
         runner_sha256=runner_sha256,
         cpu_mask=cpu_mask,
         frequencies_mhz=(reply.frequencies_mhz[0][:1024], reply.frequencies_mhz[1][:1024]),

@@ -21,6 +21,7 @@ from edgecompress.errors import ConfigError, DeviceError
 from edgecompress.records import SCHEMA, OpTime
 
 END_MARK: Final = "end"
+MAX_PROCESSES: Final = 3000  # Each prints up to 3 kB, and the log of all must be read.
 
 
 class ThirdPartyRunner(Protocol):
@@ -143,9 +144,11 @@ def parse_log(name: str, data: bytes, request: RunnerRequest, *, subject: str) -
 def _plan_processes(name: str, request: RunnerRequest) -> Iterator[_ProcessRun]:
     """Yield the processes of a request in their order: loading by loading for every artifact, then those for profiles."""
     module = THIRD_PARTY_RUNNERS[name]
-    loadings = max(request.loads, -(-request.repetitions // module.TIMED_PER_PROCESS))
+    most = max(1, MAX_PROCESSES // len(request.artifacts))
+    loadings = min(most, max(request.loads, -(-request.repetitions // module.TIMED_PER_PROCESS)))
+    repetitions = min(request.repetitions, loadings * module.TIMED_PER_PROCESS)
     for k in range(loadings):
-        timed = request.repetitions * (k + 1) // loadings - request.repetitions * k // loadings
+        timed = repetitions * (k + 1) // loadings - repetitions * k // loadings
         order = range(len(request.artifacts))
         for i in order if k % 2 == 0 else reversed(order):  # each file follows and precedes the others equally often
             argv = module.build_arguments(

@@ -1,26 +1,33 @@
 """Android by adb, `adb://SERIAL`: the `adb` program, always with a serial and a hard timeout.
 
 adb's own exit status is not trusted: adb 29 exits with 0 and without a message when the link drops in the middle of a command. Each command
-prints a random mark with its status at its end, and a command without the mark was cut off.
+prints a random mark with its status at its end, and a command without the mark was cut off. Android 6 and older tell no status at all, end
+lines with CR LF, mix error output into the output, and take commands of less than 4 KB only; longer ones are sent as a file.
 """
 
 import os
 import re
 import secrets
+import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from edgecompress.devices.device import (
+    FIND_TIMEOUT_SCRIPT,
     LINK_MARGIN_S,
     CommandTimeout,
     CompletedCommand,
     DeviceBase,
     LinkLost,
-    build_remote_command,
+    find_refusal_remedy,
+    is_late,
+    limit_command,
     oversize_error,
+    parse_timeout_form,
     timeout_error,
     transfer_timeout_s,
 )
@@ -35,6 +42,7 @@ RECONNECT_TIMEOUT_S = 15.0  # a device that went away may take this long to come
 RECONNECT_PAUSES_S = (0.0, 0.2, 0.5)  # adb reconnects by itself too, and its attempt and ours can break each other
 ADDRESS = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 MIN_BYTES_PER_S = 500_000  # even a bad USB cable carries this much
+MAX_OLD_COMMAND = 3800  # The first version of the protocol has messages of 4096 bytes.
 
 STATE_REMEDIES = {
     "unauthorized": "is unauthorized; unlock it and accept this computer's key, or run `adb kill-server` and plug it in again",
@@ -46,12 +54,6 @@ STATE_REMEDIES = {
     "sideload": "is in sideload mode; start Android on it",
     "bootloader": "is in its bootloader; start Android on it",
     "host": "is not ready; start Android on it",
-}
-
-REFUSAL_REMEDIES = {
-    "No space left": "free some space there (`adb shell df /data`) and run it again",
-    "Read-only file system": "the storage there is mounted read-only; restart the device, and look for a disk error if it stays so",
-    "Permission denied": "the shell user may not write there; remove what an earlier run as root left, or restart the device",
 }
 
 
@@ -97,6 +99,8 @@ class AdbDevice(DeviceBase):
         self.python = "python3"
         self.base = PurePosixPath("/data/local/tmp")  # /sdcard is mounted noexec
         self._adb = adb
+        self._timeout_form: tuple[str, ...] | None = None  # found out at the first command
+        self._is_old: bool | None = None
 
     def info(self) -> DeviceInfo:
         return probe_device(self)
@@ -124,19 +128,50 @@ class AdbDevice(DeviceBase):
             raise self._explain_failure(f"cannot read {remote}", done)
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
-        mark = f"edgecompress:{secrets.token_hex(8)}:"
-        print_mark = f"printf '\\n%s%d\\n' {mark} $?"
+        if self._timeout_form is None:
+            self._timeout_form = parse_timeout_form(
+                self._run_marked(shlex.join(["sh", "-c", FIND_TIMEOUT_SCRIPT]), COMMAND_TIMEOUT_S).stdout
+            )
+        mark = _make_mark()
         # The mark is also printed inside of `timeout`: that of toybox 0.8.9 exits with 127 when the command ends very soon.
-        command = build_remote_command(["sh", "-c", f'"$@"; {print_mark}', "sh", *argv], timeout_s=timeout_s)
-        done = self._run_adb(["shell", f"{command} </dev/null; {print_mark}"], timeout_s=timeout_s + LINK_MARGIN_S)
-        stdout, found, status = done.stdout.rpartition(f"\n{mark}")
-        if not found or not re.fullmatch(r"\d{1,3}", status.strip()):
-            raise LinkLost(str(self._explain_failure(f"the connection was lost while running {argv[0]}", done)))
-        if (inside := stdout.rpartition(f"\n{mark}"))[1] and re.fullmatch(r"\d{1,3}", inside[2].strip()):
-            stdout, _, status = inside
-        if int(status) == 124:
+        limited = limit_command(["sh", "-c", f'"$@"; {_print_status(mark)}', "sh", *argv], timeout_s=timeout_s, form=self._timeout_form)
+        began = time.monotonic()
+        done = self._run_marked(shlex.join(limited), timeout_s, argv[0])
+        returncode, stdout = done.returncode, done.stdout
+        if (inside := _split_status(stdout, mark)) is not None:
+            stdout, returncode = inside
+        if is_late(returncode, time.monotonic() - began, timeout_s):
             raise timeout_error(self.url, argv, timeout_s)
-        return CompletedCommand(tuple(argv), int(status), stdout, done.stderr)
+        return CompletedCommand(tuple(argv), returncode, stdout, done.stderr)
+
+    def _run_marked(self, command: str, timeout_s: float, name: str = "sh") -> CompletedCommand:
+        """Run a line of shell; its status is the one that the line's own shell printed behind it."""
+        mark = _make_mark()
+        line = f"{command} </dev/null; {_print_status(mark)}"
+        if len(line) > MAX_OLD_COMMAND and self._has_old_protocol():
+            line = self._push_line(line)
+        done = self._run_adb(["shell", line], timeout_s=timeout_s + LINK_MARGIN_S)
+        found = _split_status(done.stdout, mark)
+        if found is None:
+            raise LinkLost(str(self._explain_failure(f"the connection was lost while running {name}", done)))
+        return CompletedCommand((name,), found[1], found[0], done.stderr)
+
+    def _has_old_protocol(self) -> bool:
+        if self._is_old is None:
+            told = self._run_adb(["features"], timeout_s=COMMAND_TIMEOUT_S)
+            self._is_old = told.returncode == 0 and "shell_v2" not in told.stdout
+        return self._is_old
+
+    def _push_line(self, line: str) -> str:
+        """Send a line of shell as a file; return a short line that runs the file and removes it."""
+        remote = self.base / f"edgecompress-{secrets.token_hex(8)}.sh"
+        with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+            script = Path(folder) / "line"
+            script.write_text(f"rm -f {remote}\n{line}\n", encoding="utf-8", newline="\n")
+            done = self._run_adb(["push", str(script), str(remote)], timeout_s=transfer_timeout_s(len(line), MIN_BYTES_PER_S))
+        if done.returncode != 0:
+            raise self._explain_failure(f"cannot write {remote}", done)
+        return f"sh {remote}"
 
     def reconnect(self) -> None:
         """Connect anew; where the device does not come back, raise an error with its state."""
@@ -170,11 +205,26 @@ class AdbDevice(DeviceBase):
         if state != "device":
             return LinkLost(f"{self.url}: {what}: {_describe_state(self.serial, state)}")
         said = join_last_lines(done.stderr or done.stdout) or "adb said nothing"
-        if remedy := next((remedy for sign, remedy in REFUSAL_REMEDIES.items() if sign in said), None):
+        if remedy := find_refusal_remedy(said):
             return DeviceError(f"{self.url}: {what}: {said}; {remedy}")
         # The status of a command came from the device, and adb writes "remote …" before a refusal of it. All else is the link's.
         kind = DeviceError if done.argv[0] != self._adb or "remote " in said else LinkLost
         return kind(f"{self.url}: {what}: {said}; check the cable, then run it again")
+
+
+def _make_mark() -> str:
+    return f"edgecompress:{secrets.token_hex(8)}:"
+
+
+def _print_status(mark: str) -> str:
+    """Return the shell commands that print a mark and the status of the command before, on a line of their own."""
+    return f"status=$?; echo; echo {mark}$status"
+
+
+def _split_status(stdout: str, mark: str) -> tuple[str, int] | None:
+    """Return (output, status) of a command that printed the mark behind its output; None where the mark or the status is not there."""
+    output, found, status = stdout.rpartition(f"\n{mark}")
+    return (output, int(status)) if found and re.fullmatch(r"\d{1,3}", status := status.strip()) else None
 
 
 def _read_states(adb: str) -> dict[str, str]:

@@ -22,9 +22,16 @@ def parse_ssh_address(rest: str) -> SshAddress:
         raise ValueError("a password stands in the address; use a key (ssh-copy-id), passwords are never used")
     try:
         parts = urlsplit(f"ssh://{rest}")
-        host, port, user = parts.hostname, parts.port, parts.username
+        port, user = parts.port, parts.username
+        host = _keep_case(parts.netloc, parts.hostname or "")
     except ValueError as error:
         raise ValueError(f"{error}; write ssh://user@host:port") from error
     if not host or parts.path.strip("/") or parts.query or parts.fragment or host.startswith("-"):
         raise ValueError("no host, or something behind it; write ssh://user@host:port")
     return SshAddress(unquote(user) if user else None, host, port)
+
+
+def _keep_case(netloc: str, lowered: str) -> str:
+    """Return the host as it was written, since ~/.ssh/config tells `Board` from `board`; urlsplit lowers it."""
+    start = netloc.lower().rfind(lowered)
+    return netloc[start : start + len(lowered)]
