@@ -129,6 +129,8 @@ class SshDevice(DeviceBase):
 
     async def _run_command(self, argv: Sequence[str], timeout_s: float) -> CompletedCommand:
         status, stdout, stderr = await self._run_limited(argv, timeout_s)
+        if len(stdout) > MAX_OUTPUT_BYTES:
+            raise _too_much_output(self.url)
         return CompletedCommand(tuple(argv), status, sanitize(stdout.decode(errors="replace")), stderr)
 
     async def _run_limited(
@@ -202,8 +204,12 @@ async def _read_stream(stream: "asyncssh.SSHReader[bytes]", url: str, max_bytes:
     while chunk := await stream.read(CHUNK_BYTES):
         data += chunk
         if len(data) > max_bytes + MAX_OUTPUT_BYTES:
-            raise DeviceError(f"{url}: the command printed more than {MAX_OUTPUT_BYTES >> 20} MiB; is it the right program?")
+            raise _too_much_output(url)
     return bytes(data)
+
+
+def _too_much_output(url: str) -> DeviceError:
+    return DeviceError(f"{url}: the command printed more than {MAX_OUTPUT_BYTES >> 20} MiB; is it the right program?")
 
 
 def open_ssh(rest: str) -> SshDevice:
