@@ -1,0 +1,48 @@
+"""Architectures that people put on phones go the whole way to the program that files are made from, or are refused by name."""
+
+import re
+from importlib.util import find_spec
+
+import pytest
+from support.architectures import ARCHITECTURES, MACS_RATIO, REFUSED, load_network, run_architecture
+
+from edgecompress.errors import EdgeCompressError
+
+
+def require(source):
+    """Skip where the package that makes an architecture is not installed."""
+    if not all(find_spec(package) for package in {"torchvision", source.partition(":")[0]}):  # timm needs torchvision
+        pytest.skip(f"{source}: its package is not installed; pip install timm torchvision")
+
+
+def check(source, formats, folder):
+    require(source)
+    result = run_architecture(source, formats, folder)
+    assert not result.refusal
+    assert (result.factorized > 0, result.macs_ratio <= MACS_RATIO) == (True, True)
+    assert [(file.format, file.scheme, file.reason) for file in result.files if file.outcome not in ("passed", "scheme")] == []
+    assert [file.outcome for file in result.files if file.scheme == "fp32"] == ["passed"] * len(formats)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [source for source in ARCHITECTURES if source not in REFUSED])
+def test_an_architecture_is_planned_decomposed_and_exported_as_a_program(source, tmp_path):
+    check(source, (), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_small_architecture_becomes_files(tmp_path):
+    check("torchvision:squeezenet1_1@1x3x32x32", ("torchscript",), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "text"), REFUSED.items())
+def test_an_architecture_that_no_file_can_hold_is_refused_by_its_cause(source, text):
+    require(source)
+    with pytest.raises(EdgeCompressError, match=re.escape(text)):
+        load_network(source)
+
+
+def test_refused_architectures_are_listed():
+    assert set(REFUSED) < set(ARCHITECTURES)
+    assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)
