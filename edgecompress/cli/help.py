@@ -11,6 +11,10 @@ class CommandHelp(NamedTuple):
 
 
 COMMAND_HELP: Final = {
+    "init": CommandHelp(
+        "Write the recipe of a network, and check it. Without NETWORK it asks, where a terminal is.",
+        "edgecompress init net.py:make --shape 1x3x224x224 --data images",
+    ),
     "check": CommandHelp(
         "Say in seconds what a run would stumble over. The network is run a few times on its example and its data, and exported once.",
         "edgecompress check examples/resnet20_fashion_mnist",

@@ -14,6 +14,7 @@ from edgecompress.cli.artifacts import run_bench, run_devices, run_report, run_t
 from edgecompress.cli.check import run_check
 from edgecompress.cli.evaluate import run_evaluate
 from edgecompress.cli.help import COMMAND_HELP
+from edgecompress.cli.init import run_init
 from edgecompress.cli.inspect import run_inspect
 from edgecompress.cli.profile import run_profile
 from edgecompress.cli.search import run_search
@@ -69,6 +70,7 @@ app = typer.Typer(
     epilog="TARGET is a recipe (a Python file, its folder, or a module) or a run folder; without one the embedded example is used.",
 )
 COMMANDS: Final = {
+    "init": run_init,
     "check": run_check,
     **STEP_COMMANDS,
     "profile": run_profile,

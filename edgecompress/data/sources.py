@@ -4,7 +4,9 @@ recipe.py, its folder, or package.module    a recipe
 net.py:make@1x3x32x32                       a function or class of a file that returns the network, and the shape of its input
 torchvision:mobilenet_v3_small              a network of torchvision, with random weights until --weights gives others
 timm:mobilenetv4_conv_small@1x3x160x160     a network of timm, here with another shape of its input
+hf:my/folder@1x128                          a folder that `save_pretrained` of transformers wrote
 net.onnx                                    an ONNX file, read by onnx2torch
+net.pt2                                     a program that torch.export.save wrote
 """
 
 import copy
@@ -22,15 +24,21 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edgecompress.data.program_files import load_program
 from edgecompress.data.recipe_files import hash_sources, import_file, import_module
+from edgecompress.data.shapes import SHAPES, UnknownShapeError, read_sizes
+from edgecompress.data.transformers_folder import read_folder
 from edgecompress.errors import ConfigError, UnsupportedError, first_line
 from edgecompress.faults.user_code import call_user_function, user_code
+from edgecompress.network.program_layers import list_input_sizes, make_network
 from edgecompress.records import Preprocessing
 
-SHAPES: Final = r"(?:@(?P<shapes>\d+(?:x\d+)*(?:,\d+(?:x\d+)*)*))?"  # of the inputs, batch axis included
 MISSING_OP: Final = re.compile(r"operation_type='(\w+)', version=(\d+)")
 DEFAULT_SIDE: Final = 224  # of networks of torchvision that have no weights to tell
-FORMS: Final = "give a Python file, a folder with recipe.py, a module name, FILE.py:FUNCTION, torchvision:NAME, timm:NAME or FILE.onnx"
+FORMS: Final = (
+    "give a Python file, a folder with recipe.py, a module name, FILE.py:FUNCTION, torchvision:NAME, timm:NAME, hf:FOLDER, "
+    "FILE.onnx or FILE.pt2"
+)
 
 
 class Source(NamedTuple):
@@ -85,7 +93,7 @@ def _load_function(target: str, path: str, function: str, shapes: str | None) ->
     if not callable(make := getattr(module, function, None)):
         raise ConfigError(f"{target}: {path} has no function {function}{_suggest(function, vars(module))}")
     if shapes is None and not hasattr(module, "example_inputs"):
-        raise ConfigError(f"{target}: the shape of the input is not known; add it, e.g. {target}@1x3x224x224")
+        raise UnknownShapeError(target)
     functions: dict[str, Any] = {**vars(module), "model": make}
     if shapes is not None:
         functions["example_inputs"] = partial(_make_inputs, shapes)
@@ -182,19 +190,52 @@ def _load_onnx(target: str, path: str, shapes: str | None) -> Source:
     return Source(_make_module("onnx", functions), file.stem, f"{file}@{shapes}", digest)
 
 
-def _refuse_program(target: str, **_: object) -> Source:
-    raise UnsupportedError(
-        f"{target}: an exported program holds operations for one batch size and no layers, so nothing in it can be compressed; "
-        "give the function that makes the network, FILE.py:FUNCTION@SHAPE"
-    )
+def _load_transformers(target: str, path: str, shapes: str | None) -> Source:
+    """Return the network of a folder in the layout of transformers, with its weights."""
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{target}: {path} is no folder, and nothing is fetched; give a folder that save_pretrained wrote")
+    transformers = _import_package("transformers", target)
+    found = read_folder(transformers, folder, read_sizes(shapes), target)
+    functions = {
+        "model": found.make,
+        "example_inputs": lambda: found.example,
+        "preprocessing": lambda: found.preprocessing,
+        "labels": lambda: found.labels,
+    }
+    text = f"hf:{folder}{'@' + shapes if shapes else ''}"
+    described = [(folder / name).read_bytes() for name in ("config.json", "preprocessor_config.json") if (folder / name).is_file()]
+    digest = hashlib.sha256(b"\0".join((text.encode(), str(transformers.__version__).encode(), *described))).hexdigest()
+    return Source(_make_module("transformers_folder", functions), folder.name, text, digest)
+
+
+def _load_program(target: str, path: str, shapes: str | None) -> Source:
+    """Return the network of an exported program, with its weights; a batch that the program leaves open is 1."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"{target}: {path} is no file; {FORMS}")
+    program = load_program(file, target)
+    inputs = list_input_sizes(program)
+    network = make_network(program, name=target)
+    sizes = read_sizes(shapes) or tuple((size[0] or 1, *(n or 0 for n in size[1:])) for size, _ in inputs)
+    if len(sizes) != len(inputs):
+        raise ConfigError(f"{target}: {len(sizes)} shapes are given, the program takes {len(inputs)} inputs; give a shape for each")
+    if not shapes and any(0 in size for size in sizes):
+        raise UnknownShapeError(target)
+    example = tuple(torch.zeros(size, dtype=dtype) for size, (_, dtype) in zip(sizes, inputs, strict=True))
+    functions = {"model": lambda: copy.deepcopy(network), "example_inputs": lambda: example}
+    text = f"{file}{'@' + shapes if shapes else ''}"
+    digest = hashlib.sha256(file.read_bytes() + text.encode()).hexdigest()
+    return Source(_make_module("program", functions), file.stem, text, digest)
 
 
 LOADERS: Final[dict[str, Callable[..., Source]]] = {
     rf"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*){SHAPES}": _load_function,
     rf"torchvision:(?P<name>\w+){SHAPES}": _load_torchvision,
     rf"timm:(?P<name>[\w.]+){SHAPES}": _load_timm,
+    rf"hf:(?P<path>.+?){SHAPES}": _load_transformers,
     rf"(?P<path>.+\.onnx){SHAPES}": _load_onnx,
-    r"(?P<path>.+\.pt2)": _refuse_program,
+    rf"(?P<path>.+\.pt2){SHAPES}": _load_program,
 }
 
 
@@ -205,7 +246,7 @@ def _make_module(name: str, functions: dict[str, Any]) -> ModuleType:
 
 
 def _make_inputs(shapes: str) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros([int(size) for size in shape.split("x")]) for shape in shapes.split(","))
+    return tuple(torch.zeros(size) for size in read_sizes(shapes))
 
 
 def _make_seeded_network(make: Callable[[], nn.Module], target: str) -> nn.Module:

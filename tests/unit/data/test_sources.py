@@ -85,6 +85,7 @@ def test_a_function_or_class_of_a_file_is_a_network(tmp_path, monkeypatch):
         ("nets.py:make", "the shape of the input is not known; add it, e.g. nets.py:make@1x3x224x224"),
         ("gone.py:make@1x6", "gone.py is no file"),
         ("gone.onnx", "gone.onnx is no file"),
+        ("gone.pt2", "gone.pt2 is no file"),
         ("nets.py:make@1xx6", "no such recipe; give a Python file"),
         ("keras:resnet", "no such recipe; give a Python file"),
     ],
@@ -96,11 +97,6 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch, target, message):
         load_recipe(target)
     assert str(caught.value).startswith(f"{target}: ")
     assert message in str(caught.value)
-
-
-def test_an_exported_program_is_refused_with_what_to_give(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"net\.pt2: an exported program holds .* no layers.*; give the function that makes"):
-        load_recipe(str(tmp_path / "net.pt2"))
 
 
 @pytest.mark.parametrize(("target", "module", "package"), [
