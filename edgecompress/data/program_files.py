@@ -46,7 +46,7 @@ FILE_OPERATIONS: Final = {"from_file", "_print"}  # open or write something
 STRUCTURES: Final = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 OBJECTS: Final = {"as_operator", "as_custom_obj", "custom_obj", "token"}
 INSTEAD: Final = "give the function that makes the network, FILE.py:FUNCTION@SHAPE"
-AGAIN: Final = "save it again with torch.export.save of torch 2.9 or later"
+SAVE_AGAIN: Final = "save it again with torch.export.save of torch 2.9 or later"
 
 
 def load_program(path: Path, subject: str) -> ExportedProgram:
@@ -64,7 +64,9 @@ def load_program(path: Path, subject: str) -> ExportedProgram:
         program = _check_program(json.loads(members[MODEL]), subject)
         payloads = {name: _check_payloads(json.loads(members[name]), kind, subject) for name, kind in PAYLOADS.items()}
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{subject}: not a readable exported program ({type(error).__name__}: {first_line(error)}); {AGAIN}") from error
+        raise ConfigError(
+            f"{subject}: not a readable exported program ({type(error).__name__}: {first_line(error)}); {SAVE_AGAIN}"
+        ) from error
     described = {name: json.dumps(value).encode() for name, value in {MODEL: program, **payloads}.items()}
     return _load_archive({**members, **described, SAMPLES: b""}, subject)
 
@@ -77,7 +79,7 @@ def _read_members(path: Path, subject: str) -> dict[str, bytes]:
             raise UnsupportedError(f"{subject}: holds libraries compiled for one machine, which would run when loaded; {INSTEAD}")
         wanted = {short: name for short, name in names.items() if MEMBERS.fullmatch(short) or short in {MODEL, *PAYLOADS}}
         if any(archive.getinfo(name).compress_type != zipfile.ZIP_STORED for name in wanted.values()):
-            raise ConfigError(f"{subject}: is compressed, torch.export.save compresses nothing; {AGAIN}")
+            raise ConfigError(f"{subject}: is compressed, torch.export.save compresses nothing; {SAVE_AGAIN}")
         return {short: archive.read(name) for short, name in wanted.items()}
 
 

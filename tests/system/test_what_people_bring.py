@@ -71,7 +71,7 @@ SOURCES = {
     "net.py:Net@1x3x8x8": "",
     "net.py:Nat@1x3x8x8": "net.py has no function Nat; did you mean Net",
     "net.py:Net": "the shape of the input is not known; add it, e.g. net.py:Net@1x3x224x224",
-    "net.pt2": "an exported program holds operations for one batch size and no layers, .*; give the function",
+    "net.pt2": "net.pt2 is no file; give",
     "gone.onnx": "gone.onnx is no file; give",
     "gone.py": "gone.py: no such recipe; give",
     "recipe.py": "",

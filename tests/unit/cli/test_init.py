@@ -47,7 +47,8 @@ SHAPE = ("--shape", "1x3x8x8")
 def net(tmp_path):
     path = tmp_path / "net.py"
     path.write_text(NET)
-    return path
+    yield path
+    sys.modules.pop("net", None)
 
 
 def make_images(folder):
