@@ -47,7 +47,9 @@ SHAPE = ("--shape", "1x3x8x8")
 def net(tmp_path):
     path = tmp_path / "net.py"
     path.write_text(NET)
+    before = list(sys.path)  # a recipe elsewhere adds the folder of net.py
     yield path
+    sys.path[:] = before
     sys.modules.pop("net", None)
 
 
