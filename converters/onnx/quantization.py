@@ -96,6 +96,7 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, kept: Collection[str], *, dyn
     """
     tempfile.tempdir = str(Path.cwd())  # the working directory is ours and removed afterwards, whatever happens to this process
     before, after = Path("float.onnx"), Path("quantized.onnx")
+    _unshare_biases(model)
     onnx.save(model, before)
     try:
         if not dynamic:
@@ -117,6 +118,21 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, kept: Collection[str], *, dyn
     made = onnx.load(after)
     _unshare_constants(made)
     return made, _note_float_layers(made)
+
+
+def _unshare_biases(model: onnx.ModelProto) -> None:
+    """Give each reader of a vector a copy of its own.
+
+    onnxruntime would copy a shared bias itself, under a name that another value may have: the second copy of `val_17` is `val_172`.
+    """
+    vectors = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    read: set[str] = set()
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in vectors and name in read:
+                node.input[i] = f"{node.name}/{i}/vector"
+                model.graph.initializer.append(_copy_renamed(vectors[name], node.input[i]))
+            read.add(name)
 
 
 def _unshare_constants(model: onnx.ModelProto) -> None:

@@ -1,12 +1,13 @@
 """ONNX files compute in onnxruntime what the model computes, in every scheme, and their replies and metadata are true."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from support.conversions import NETS, Case, Conversions, Converted
 from support.converter_session import ConverterSessions
 
@@ -154,3 +155,32 @@ def test_a_missing_package_comes_with_its_remedy(made: Conversions, tmp_path: Pa
     with pytest.raises(ToolchainError, match=r"onnxslim is not installed for .*; pip install 'edgecompress\[onnx\]'"):
         run_converter("onnx", made.request(CASES["sound-fp32"], "never"))
     assert not (made.folder / "never").exists()
+
+
+def test_copies_of_a_shared_bias_take_no_name_of_another_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converters.onnx.quantization import quantize
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    draw = np.random.default_rng(0)
+    weights = {"weight": draw.normal(size=(4, 4, 3)), "bias": draw.normal(size=4)}
+    nodes = [
+        node
+        for i in range(4)
+        for node in (
+            helper.make_node("Conv", [f"x{i}", "weight", "bias"], [f"y{i}"], name=f"conv{i}", pads=[1, 1]),
+            helper.make_node("Sigmoid", [f"y{i}"], [f"bias{i}"], name=f"gate{i}"),
+            helper.make_node("Mul", [f"y{i}", f"bias{i}"], [f"x{i + 1}"], name=f"mul{i}"),
+        )
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8]) for name in ("x0", "x4")]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "shared", ends[:1], ends[1:], constants), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    feeds = [{"x0": draw.normal(size=(1, 4, 8)).astype(np.float32)} for _ in range(4)]
+    made, _ = quantize(model, feeds, (), dynamic=False)
+    onnx.checker.check_model(made, full_check=True)
+    constant = {tensor.name for tensor in made.graph.initializer}
+    gates = [node for node in made.graph.node if node.op_type == "DequantizeLinear" and node.output[0].startswith("bias")]
+    assert len([node for node in gates if node.input[0] not in constant]) == 4
