@@ -10,6 +10,7 @@ from edgecompress.reporting.numbers import format_ratio, format_whole
 OF_THE_FILE = "of the file itself"
 OF_THE_NETWORK = "of the PyTorch model before export"
 NOT_EXPORTED = "nothing exported yet"
+NOISY = ", by noisy times"
 
 
 def make_size_figure(row: ArtifactRow | None, *, reason: str = NOT_EXPORTED) -> Figure:
@@ -26,9 +27,14 @@ def make_speed_figure(row: ArtifactRow | None, group: Group | None, *, reason: s
     if row.latency is None or group is None:
         return Figure(kind="speed", reason="not measured on any device")
     before = row.speed_up * row.latency.median_ms if row.speed_up is not None else None
-    return Figure(
-        kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or describe_group(group)
-    )
+    told = f"{describe_group(group)}{NOISY if has_noisy_times(row, group) else ''}"
+    return Figure(kind="speed", before=before, after=row.latency.median_ms, change=row.speed_up, reason=row.speed_reason or told)
+
+
+def has_noisy_times(row: ArtifactRow, group: Group) -> bool:
+    """Whether the times of a file, or of a dense one that it is compared with, should not be relied on."""
+    compared = {row.artifact, row.speed_baseline, row.int8_baseline}
+    return any(other.latency is not None and bool(other.latency.noisy) for other in group.rows if other.artifact in compared)
 
 
 def make_int8_figure(row: ArtifactRow | None, group: Group | None) -> Figure | None:
@@ -46,7 +52,7 @@ def make_int8_figure(row: ArtifactRow | None, group: Group | None) -> Figure | N
         before=before,
         after=row.latency.median_ms,
         change=row.int8_speed_up,
-        reason=f"{row.artifact} against {row.int8_baseline}",
+        reason=f"{row.artifact} against {row.int8_baseline}{NOISY if has_noisy_times(row, group) else ''}",
     )
 
 

@@ -8,8 +8,10 @@ from edgecompress.records.run_records import RunRecords
 from edgecompress.reporting.comparison import is_faster
 from edgecompress.reporting.document import ArtifactRow, Figure, Group, LayerTable, Verdict
 from edgecompress.reporting.figures import (
+    NOISY,
     NOT_EXPORTED,
     describe_group,
+    has_noisy_times,
     make_int8_figure,
     make_macs_figure,
     make_quality_figure,
@@ -121,7 +123,7 @@ def make_verdict(
 def write_sentence(found: Headline, size: Figure, speed: Figure, int8: Figure | None, quality: Figure, macs: Figure) -> str:
     """Return the result of a run as one sentence, or as two where the dense file in integers is recommended."""
     row, group = found.row, found.group
-    place = f" on {describe_group(group)}" if group else ""
+    place = f" on {describe_group(group)}{NOISY if has_noisy_times(row, group) else ''}" if group else ""
     changes = [describe_factor(size.change, "smaller", "larger"), describe_factor(speed.change, "faster", "slower")]
     said = " and ".join(change for change in changes if change)
     text = f"{row.artifact} is {said} than the dense fp32 file" if said else f"{row.artifact} takes {format_size(row.size_bytes)}"
@@ -152,7 +154,7 @@ def _scheme_of(artifact: str, group: Group | None) -> str:
 def describe_quality(quality: Figure) -> str:
     """Return what is left of the network as given, as a clause: the change of the metric, or what the outputs keep."""
     if quality.kind == "kept" and quality.after is not None:
-        return f"of the network as given it keeps {format_share(quality.after)} of {quality.name}"
+        return f"of the network as given it keeps {format_share(quality.after)} of {quality.name}, and no metric has judged it"
     spec = quality.metric
     if spec is None or quality.change is None:
         return "what it keeps of the network as given is not known"

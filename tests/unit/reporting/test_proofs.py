@@ -34,6 +34,15 @@ def test_the_headline_says_what_factorizing_adds_to_quantization() -> None:
     assert "4.0× faster than the dense fp32 file, and 2.0× faster than the dense int8-static file" in verdict.sentence
 
 
+def test_a_factor_of_noisy_times_says_so() -> None:
+    noisy = replace(run.result(DENSE, 4.0), noisy=("times spread by 57% (MAD over median)",))
+    found = report_of(artifacts=(DENSE, INT8), results=(noisy, run.result(INT8, 1.0)))
+    assert "4.0× faster than the dense fp32 file on " in found.verdict.sentence
+    assert ", by noisy times; " in found.verdict.sentence
+    assert any(figure.kind == "speed" and figure.reason.endswith(", by noisy times") for figure in found.verdict.figures)
+    assert "noisy" not in measured((DENSE, 4.0), (INT8, 1.0)).verdict.sentence
+
+
 @pytest.mark.parametrize("compressed_ms", [1.01, 1.0, 2.0])
 def test_the_dense_int8_file_is_recommended_by_name_where_the_compressed_one_is_not_faster(compressed_ms: float) -> None:
     found = measured((DENSE, 4.0), (DENSE_INT8, 1.0), (INT8, compressed_ms))
@@ -85,7 +94,7 @@ def test_without_a_metric_the_headline_is_what_the_worst_output_keeps_and_names_
     kept = run.fidelity(0.931, kind="values", min_kept=0.9, agreement=None, sqnr_db=23.2, channel=3, channel_axis=1)
     files = [run.without_metric(a, f) for a, f in ((DENSE, run.fidelity(1.0)), (DENSE_INT8, kept), (INT8, kept))]
     found = measured(*zip(files, (4.0, 2.0, 1.0), strict=True))
-    assert "; of the network as given it keeps 93.1% of output_0" in found.verdict.sentence
+    assert "; of the network as given it keeps 93.1% of output_0, and no metric has judged it" in found.verdict.sentence
     assert "(values, 23.2 dB in channel 3 of axis 1)" in found.verdict.proofs[1]
     page = text_of(found)
     assert "23.2 dB in channel 3 of axis 1" in page
