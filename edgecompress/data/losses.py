@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgecompress.data.targets import Targets
+from edgecompress.data.targets import Targets, advise_shapes
 from edgecompress.errors import ConfigError
 from edgecompress.faults.user_code import describe_place, split_place, takes_arguments, user_code
 from edgecompress.network.batches import Batch, Structure, restore_structure
@@ -30,7 +30,7 @@ class Loss:
         Raises:
             ConfigError: The function raises, or returns anything but one number as a tensor.
         """
-        with user_code(*split_place(self.place)):
+        with user_code(*split_place(self.place), shapes_remedy=advise_shapes(outputs, targets)):
             value = self.function(restore_structure(outputs, structure), targets)
         if not isinstance(value, Tensor):
             raise ConfigError(f"{self.place}: returns {type(value).__name__}; return a scalar tensor, computed from the outputs")

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from edgecompress.data.builtin_metrics import METRICS
 from edgecompress.data.samples import choose_indices, describe_dataset, fetch_pairs
-from edgecompress.data.targets import Targets, is_class_index, take_targets
+from edgecompress.data.targets import Targets, advise_shapes, is_class_index, take_targets
 from edgecompress.errors import ConfigError
 from edgecompress.faults.user_code import describe_place, split_place, takes_arguments, user_code
 from edgecompress.network import batches
@@ -213,7 +213,7 @@ def _accumulate(metric: Metric, parts: Iterator[tuple[Batch, Targets]], structur
     accumulator = metric.start()
     for outputs, targets in parts:
         copies = tuple(y.clone() for y in outputs)  # the metric may change them; those of inference mode could not be changed at all
-        with torch.no_grad(), user_code(*split_place(metric.place)):
+        with torch.no_grad(), user_code(*split_place(metric.place), shapes_remedy=advise_shapes(outputs, targets)):
             accumulator.update(batches.restore_structure(copies, structure), targets)
     with torch.no_grad(), user_code(*split_place(metric.place)):
         found = accumulator.compute()

@@ -1,15 +1,27 @@
 """Targets of samples: class indices, masks, boxes, numbers, dicts and tuples of these, gathered from items into batches."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from edgecompress.errors import ConfigError
 
+MAX_SHAPES: Final = 4  # in a message; a batch may have a tensor for each sample
 Targets = Any  # what the user's metric takes: see `collate_targets`
+
+
+def advise_shapes(outputs: Any, targets: Targets) -> str:
+    """Return the remedy for outputs and targets that a metric or a loss cannot compare, with the shapes of both."""
+    return f"make the targets fit the outputs: {_list_shapes(targets)} against {_list_shapes(outputs)}"
+
+
+def _list_shapes(value: Any) -> str:
+    found = [str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
+    return ", ".join(found[:MAX_SHAPES]) + (", …" if len(found) > MAX_SHAPES else "")
 
 
 def collate_targets(items: Sequence[Any], subject: str) -> Targets:

@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from edgecompress.errors import ConfigError, EdgeCompressError, first_line
-from edgecompress.faults.remedies import find_remedy
+from edgecompress.faults.remedies import CAUSES, find_remedy
 
 OURS: Final = f"{Path(__file__).resolve().parents[1]}/"
 REMEDY: Final = "mend it"
@@ -26,12 +26,13 @@ class UserCodeError(ConfigError):
 
 
 @contextmanager
-def user_code(what: str, origin: str = "") -> Iterator[None]:
+def user_code(what: str, origin: str = "", *, shapes_remedy: str = "") -> Iterator[None]:
     """Turn whatever the user's code in the block raises into one line. Ctrl-C and the end of memory are no faults of it and pass.
 
     Args:
         what: What is called, e.g. `model()` or `sample 3 of train_data()`.
         origin: Where it comes from, for errors that passed no line of the user's, as those of an installed package.
+        shapes_remedy: The remedy where shapes do not fit each other and it is not the network that is called.
 
     Raises:
         UserCodeError: The code raised; the message begins with the last line of the user's that the error passed.
@@ -41,7 +42,7 @@ def user_code(what: str, origin: str = "") -> Iterator[None]:
     except (EdgeCompressError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise describe_user_error(error, what, origin) from error
+        raise describe_user_error(error, what, origin, shapes_remedy=shapes_remedy) from error
 
 
 def call_user_function(function: Callable[[], Any], what: str, origin: str) -> Any:
@@ -54,11 +55,14 @@ def call_user_function(function: Callable[[], Any], what: str, origin: str) -> A
         return function()
 
 
-def describe_user_error(error: BaseException, what: str, origin: str = "") -> UserCodeError:
+def describe_user_error(error: BaseException, what: str, origin: str = "", *, shapes_remedy: str = "") -> UserCodeError:
     """Return the error that says in one line what code of the user raised."""
     place = find_user_line(error) or origin
     subject = f"{place}: {what}" if place else what
-    return UserCodeError(f"{subject} fails with {type(error).__name__}: {first_line(error)}; {find_remedy(error) or REMEDY}")
+    remedy = find_remedy(error) or REMEDY
+    if shapes_remedy and remedy == CAUSES["shapes"].remedy:
+        remedy = shapes_remedy
+    return UserCodeError(f"{subject} fails with {type(error).__name__}: {first_line(error)}; {remedy}")
 
 
 def find_user_line(error: BaseException) -> str:

@@ -141,10 +141,18 @@ def _check_frozen(p: Probe) -> Iterator[Fact]:
         yield Fact(f"{len(frozen)} of {total} parameters are frozen ({_list_names(frozen)}); they are trained in a copy", severity="note")
 
 
+def _check_outputs(p: Probe) -> Iterator[Fact]:
+    yield from _try_call(p.read_outputs)
+
+
 def _check_judging(p: Probe) -> Iterator[Fact]:
+    yield from _try_call(p.judge)
+
+
+def _try_call(function: Callable[[], object] | None) -> Iterator[Fact]:
     try:
-        if p.judge is not None:
-            p.judge()
+        if function is not None:
+            function()
     except EdgeCompressError as error:
         yield Fact(*split_remedy(str(error)))
 
@@ -174,7 +182,8 @@ CHECKS: Final = {
     "data range": Check(check_range, blocks="plan", needs=ONE_BY_ONE),
     "data statistics": Check(check_statistics, blocks="plan", needs=ONE_BY_ONE),
     "labels": Check(check_labels, blocks="plan", needs=(*ONE_BY_ONE, "export")),
-    "metric and loss": Check(_check_judging, blocks="plan", needs=(*ONE_BY_ONE, "data"), names_subject=True),
+    "outputs": Check(_check_outputs, blocks="plan", needs=(*ONE_BY_ONE, "repeatable", "export", "data"), names_subject=True),
+    "metric and loss": Check(_check_judging, blocks="plan", needs=(*ONE_BY_ONE, "data", "outputs"), names_subject=True),
 }
 
 

@@ -70,6 +70,7 @@ class Probe:
         rows: The example as the user gave it, with any number of rows.
         pair: Two different samples, `(2, …)`; None draws them.
         export: Returns the network's program; it may raise any error.
+        read_outputs: Reads the kinds of the outputs, and raises what is wrong with those that the user said.
         judge: Tries the user's metric and loss on a few samples, and raises what is wrong with them.
         data: Samples of each split.
         is_trained: Whether there are data to train the network on.
@@ -83,6 +84,7 @@ class Probe:
         rows: Batch = (),
         pair: Batch | None = None,
         export: Callable[[], ExportedProgram] | None = None,
+        read_outputs: Callable[[], object] | None = None,
         judge: Callable[[], object] | None = None,
         data: tuple[SplitSamples, ...] = (),
         is_trained: bool = True,
@@ -92,6 +94,7 @@ class Probe:
         self.rows = rows or example
         self.real_pair = pair
         self.export = export
+        self.read_outputs = read_outputs
         self.judge = judge
         self.data = data
         self.is_trained = is_trained

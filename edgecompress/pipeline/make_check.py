@@ -33,6 +33,7 @@ def make_check(context: RunContext) -> CheckResult:
         rows=recipe.example_rows,
         pair=pair,
         export=lambda: context.network.program,
+        read_outputs=lambda: context.output_specs,
         judge=context.check_judging,
         data=data,
         is_trained=context.data.can_train,

@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 def test_a_network_is_told_with_the_module_and_the_shapes():
-    model = nn.Sequential(nn.Identity(), nn.Sequential(Block(ValueError("no"))))
+    model = nn.Sequential(nn.Identity(), nn.Sequential(Block(ValueError("no")))).eval()
     with pytest.raises(
         ConfigError, match=r"test_user_code\.py:\d+: forward\(\) of Block 1\.0 for an input of shape \(2, 3\) fails"
     ) as caught:
@@ -80,11 +80,11 @@ def test_a_network_is_told_with_the_module_and_the_shapes():
     with pytest.raises(
         ConfigError, match=r"for inputs of shape \(2, 3\), \(2,\) fails with TypeError: .*; give example_inputs\(\) and the"
     ):
-        call_network(Block(ValueError()), (torch.zeros(2, 3), torch.zeros(2)))
+        call_network(Block(ValueError()).eval(), (torch.zeros(2, 3), torch.zeros(2)))
 
 
 def test_a_network_of_packages_alone_is_told_by_its_module():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)).eval()
     with pytest.raises(ConfigError, match=r"^forward\(\) of Linear 1 for an input of shape \(2, 3\) fails with RuntimeError: mat1"):
         call_network(model, (torch.zeros(2, 3),))
 
