@@ -55,6 +55,7 @@ CHUNK_BYTES = 1 << 16
 # Prints a mark on both outputs before the command's own: what stands before it was printed by the start-up files of the login shell.
 MARKED_SCRIPT = 'printf %s "$0"; printf %s "$0" >&2; exec "$@"'
 WRITE_SCRIPT = 'cat >"$1" && chmod 755 "$1"'
+SIZE_SCRIPT = '[ -f "$1" ] && exec wc -c <"$1"'  # a link to /dev/zero would be counted for ever
 
 
 class SshDevice(DeviceBase):
@@ -113,7 +114,7 @@ class SshDevice(DeviceBase):
             raise DeviceError(f"{self.url}: cannot write {remote}: {said}; {find_refusal_remedy(said) or 'check the disk there'}")
 
     async def _pull_file(self, remote: PurePosixPath, local: Path, max_bytes: int, timeout_s: float) -> None:
-        told = await self._run_command(["sh", "-c", 'wc -c <"$1"', "sh", str(remote)], COMMAND_TIMEOUT_S)
+        told = await self._run_command(["sh", "-c", SIZE_SCRIPT, "sh", str(remote)], COMMAND_TIMEOUT_S)
         text = told.stdout.strip()
         size = int(text) if told.returncode == 0 and text.isdecimal() and len(text) < 16 else 0
         if size > max_bytes:
