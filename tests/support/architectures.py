@@ -51,11 +51,8 @@ TIMM: Final = (
 )  # fmt: skip
 TORCHVISION: Final = (
     "shufflenet_v2_x0_5@1x3x96x96", "lraspp_mobilenet_v3_large@1x3x96x96", "deeplabv3_mobilenet_v3_large@1x3x96x96",
-    "ssdlite320_mobilenet_v3_large@1x3x320x320",
 )  # fmt: skip
 ARCHITECTURES: Final = (*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION))
-# What no file can hold, with a part of the message that says so.
-REFUSED: Final = {"torchvision:ssdlite320_mobilenet_v3_large@1x3x320x320": "SSD"}
 
 SCHEMES: Final = (FLOAT32, "int8-static")
 MACS_RATIO: Final = 0.7

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
 ]
-QUICK = {("tflite", "cat"), ("tflite", "scale"), ("onnx", "cat"), ("torchscript", "cat")}
+QUICK = {("tflite", "cat"), ("onnx", "cat")}
 CASES = [
     pytest.param(form, join, marks=() if (form, join) in QUICK else pytest.mark.slow)
     for form in ("tflite", "onnx", "executorch", "torchscript")
