@@ -22,7 +22,7 @@ from edgecompress.targets import FORMATS
 
 # Fewer epochs of fine-tuning than the default, so that the benchmark takes minutes; fewer samples and inferences of the quick form.
 FULL = {"format": ("tflite",), "epochs": 4}
-QUICK = {"format": ("onnx",), "epochs": 1, "epoch_samples": 400, "scheme": ("int8-static",), "calibration_samples": 100, "repetitions": 10}
+QUICK = {"format": ("onnx",), "epochs": 1, "epoch_samples": 200, "scheme": ("int8-static",), "calibration_samples": 50, "repetitions": 5}
 
 
 def export(task: Task, name: str, model: nn.Module, data: Data, folder: Path, *, quick: bool) -> dict[str, Any]:
