@@ -10,6 +10,7 @@ from torch import nn
 
 import edgecompress
 from edgecompress import errors
+from edgecompress.data.targets import advise_shapes
 from edgecompress.errors import ConfigError, UnsupportedError
 from edgecompress.faults.user_code import UserCodeError, call_user_function, find_user_line, is_user_fault, is_user_file, user_code
 from edgecompress.network.batches import call_network
@@ -97,3 +98,12 @@ def test_a_hook_of_edgecompress_that_fails_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError) as caught:
         call_network(model, (torch.zeros(2, 3),))
     assert not is_user_fault(caught.value)
+
+
+def test_shapes_that_a_metric_cannot_compare_are_told():
+    outputs, targets = torch.zeros(4, 12), torch.zeros(4, 11)
+    with (
+        pytest.raises(ConfigError, match=r"; make the targets fit the outputs: \(4, 11\) against \(4, 12\)$"),
+        user_code("metric()", shapes_remedy=advise_shapes((outputs,), targets)),
+    ):
+        outputs - targets

@@ -258,3 +258,15 @@ def test_data_that_batchnorm_was_not_trained_on_are_found(scale, warned):
     found = check(net.eval(), pair=pair).findings
     assert [(finding.kind, finding.severity) for finding in found] == ([("data statistics", "warning")] if warned else [])
     assert not warned or found[0].text.startswith("the BatchNorm 1 reads values with ")
+
+
+def test_outputs_that_the_user_describes_wrongly_are_found():
+    def read():
+        raise ConfigError("recipe.py:5: outputs(): no output is named 'tags'; the network returns output_0")
+
+    net = make(lambda net, x: net.head(x.flatten(1)), head=nn.Linear(192, 2))
+    example = (torch.zeros(1, 3, 8, 8),)
+    found = find_all(Probe(net, example, export=lambda: to_program(net, example, name="net"), read_outputs=read), "net")
+    (finding,) = found.errors
+    assert (finding.kind, finding.remedy) == ("outputs", "the network returns output_0")
+    assert "metric and loss" not in found.checks
