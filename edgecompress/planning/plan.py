@@ -112,11 +112,12 @@ def plan(
         notes=() if inputs is not None else ("no data: sensitivities are squared relative errors, every layer weighed the same",),
     )
     asked = constraints.describe_budget(budget)
-    by_errors = solve(problem, latencies)
-    if budget.max_drop is None and not joint and not (dense := by_errors.plan_at(1.0)).layers:
-        return dense  # the budget asks for nothing, so no loss needs to be measured
-    if guard is not None and (least := guard.refuses_everything(by_errors.plan_at)) is not None:
-        return guard.refuse(least, by_errors.plan_at, asked=asked)
+    if budget.max_drop is None:
+        by_errors = solve(problem, latencies)
+        if not joint and not (dense := by_errors.plan_at(1.0)).layers:
+            return dense  # the budget asks for nothing, so no loss needs to be measured
+        if guard is not None and (least := guard.refuses_everything(by_errors.plan_at)) is not None:
+            return guard.refuse(least, by_errors.plan_at, asked=asked)
     if inputs is not None:
         affordable = sensitivity.affordable_samples(fitted.candidates, stats.macs)
         few = batches.take_samples(batches.check_batch(inputs, "planning inputs"), slice(affordable))
